@@ -1,0 +1,195 @@
+"""The narrow waist: what a view has to say, as structure and not as pixels, for any sink to show its own way."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Union
+
+import torch
+from torch import Tensor
+
+__all__ = ["Curve", "Gallery", "Item", "Number", "Picture", "Report", "Row", "Scalar", "Series", "Step", "Table", "Tile"]
+
+Number = Union[int, float, str]
+"""A figure that stands beside a picture: an activation, an index, a class name."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """When a look was taken.
+
+    Attributes:
+        epoch: Number of training epochs that were complete, so 1 after the first epoch and 0 before training.
+        global_step: Number of optimizer steps taken.
+        stage: `"fit"`, `"validate"` or `"test"`.
+    """
+
+    epoch: int
+    global_step: int
+    stage: str = "fit"
+
+
+@dataclass(frozen=True, eq=False)
+class Tile:
+    """One small picture of a gallery.
+
+    Attributes:
+        pixels: `(3, H, W)` uint8.
+        caption: One short line, shown under the tile when there is room.
+        numbers: Figures of this tile by name, in the order in which they are to be read.
+    """
+
+    pixels: Tensor
+    caption: str = ""
+    numbers: Mapping[str, Number] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _check_pixels(self.pixels, "a Tile")
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """One row of a gallery: for example a feature map and its nine patches, strongest first."""
+
+    caption: str
+    tiles: tuple[Tile, ...]
+    numbers: Mapping[str, Number] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """One picture.
+
+    Attributes:
+        name: What it shows, unique in its report; with the view's name it makes the key `<view>/<name>`.
+        pixels: `(3, H, W)` uint8.
+        caption: One line that says what is to be seen.
+    """
+
+    name: str
+    pixels: Tensor
+    caption: str = ""
+
+    def __post_init__(self) -> None:
+        _check_pixels(self.pixels, f"Picture '{self.name}'")
+
+
+@dataclass(frozen=True, eq=False)
+class Gallery:
+    """Rows of tiles, all of one size.
+
+    Attributes:
+        name: What it shows, unique in its report; with the view's name it makes the key `<view>/<name>`.
+        rows: The rows; may be of different lengths, and may be none.
+        caption: One line that says what is to be seen.
+        numbers: Figures of the whole gallery, for example of the layer.
+        enlarge: Whether tiles are pixel-exact crops that keep their hard pixel edges when shown larger.
+    """
+
+    name: str
+    rows: tuple[Row, ...]
+    caption: str = ""
+    numbers: Mapping[str, Number] = field(default_factory=dict)
+    enlarge: bool = True
+
+    def __post_init__(self) -> None:
+        sizes = {tuple(tile.pixels.shape) for row in self.rows for tile in row.tiles}
+        if len(sizes) > 1:
+            raise ValueError(f"the tiles of Gallery '{self.name}' have sizes {sorted(sizes)}; a gallery has one size")
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line of a curve; `low` and `high`, where given, bound its error band."""
+
+    name: str
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+    low: tuple[float, ...] | None = None
+    high: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        lengths = {len(values) for values in (self.x, self.y, self.low, self.high) if values is not None}
+        if len(lengths) != 1 or (self.low is None) != (self.high is None):
+            raise ValueError(f"Series '{self.name}': x, y, low and high must be equally long, low and high come together")
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Lines over a common axis, labels with their units."""
+
+    name: str
+    series: tuple[Series, ...]
+    x_label: str
+    y_label: str
+    caption: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """Rows of cells; a column holds one type: int, float, str or a `Tile`."""
+
+    name: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Number | Tile | None, ...], ...]
+    caption: str = ""
+
+    def __post_init__(self) -> None:
+        wrong = next((row for row in self.rows if len(row) != len(self.columns)), None)
+        if wrong is not None:
+            raise ValueError(f"Table '{self.name}' has {len(self.columns)} columns, but a row of {len(wrong)} cells")
+
+
+@dataclass(frozen=True)
+class Scalar:
+    """One number to follow over time, under `<view>_stats/<name>`; NaN where it could not be measured."""
+
+    name: str
+    value: float
+
+    @property
+    def measured(self) -> bool:
+        """Whether there is a value."""
+        return not math.isnan(self.value)
+
+
+Item = Union[Picture, Gallery, Curve, Table, Scalar]
+
+
+@dataclass(frozen=True, eq=False)
+class Report:
+    """Everything one look of one view has to say.
+
+    Attributes:
+        view: The view's stem, for example `"top_patches"`; the first part of every key.
+        title: What a person reads above it.
+        items: In the order in which they are to be read; names are unique within a kind.
+        notes: Sentences a reader needs to understand the pictures, for example how inputs were normalised.
+
+    Raises:
+        ValueError: Two items of one kind share a name.
+    """
+
+    view: str
+    title: str
+    items: tuple[Item, ...]
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        seen: set[tuple[type, str]] = set()
+        for item in self.items:
+            key = (type(item), item.name)
+            if key in seen:
+                raise ValueError(f"report '{self.view}' has two items {type(item).__name__} '{item.name}'")
+            seen.add(key)
+
+    def key(self, item: Item) -> str:
+        """The name under which a sink files an item: the same at every look."""
+        return f"{self.view}_stats/{item.name}" if isinstance(item, Scalar) else f"{self.view}/{item.name}"
+
+
+def _check_pixels(pixels: Tensor, what: str) -> None:
+    if pixels.dtype != torch.uint8 or pixels.ndim != 3 or pixels.shape[0] != 3:
+        raise ValueError(f"{what} needs uint8 pixels of shape (3, H, W), not {pixels.dtype} {tuple(pixels.shape)}")
