@@ -1,0 +1,182 @@
+"""What is in a batch, and which image of the data set each of its images is."""
+
+from __future__ import annotations
+
+import copy
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, SequentialSampler
+
+__all__ = ["BatchFn", "IndexReader", "indexed_batches", "read_batch"]
+
+BatchFn = Callable[[Any], Any]
+"""Takes a batch as the loader gives it and returns the images, or `(images, labels)`."""
+
+_IMAGE_NAMES = ("image", "images", "pixel_values", "x", "input", "inputs", "img", "imgs", "data")
+_LABEL_NAMES = ("label", "labels", "y", "target", "targets")
+
+
+def read_batch(batch: Any, batch_fn: BatchFn | None = None) -> tuple[Tensor, Tensor | None]:
+    """Return the images `(N, C, H, W)` of a batch and their labels `(N,)` int64, None where there are none.
+
+    A batch is a tensor, `(x, y)`, or a mapping with usual names (`image`, `pixel_values`, ..., `label`, ...). Labels
+    that are not one whole number an image (boxes, masks, soft labels) count as none.
+
+    Raises:
+        TypeError: The batch is of another form, or its images are no float or uint8 tensor of four dimensions.
+    """
+    found = batch if batch_fn is None else batch_fn(batch)
+    labels: Any = None
+    if isinstance(found, Mapping):
+        images = next((found[name] for name in _IMAGE_NAMES if name in found), None)
+        labels = next((found[name] for name in _LABEL_NAMES if name in found), None)
+    elif isinstance(found, (list, tuple)) and found:
+        images, labels = found[0], found[1] if len(found) > 1 else None
+    else:
+        images = found
+    if not isinstance(images, Tensor):
+        raise TypeError(
+            f"no images found in a batch of form {_form(found)}: it takes a tensor, (images, labels), or a mapping "
+            f"with one of {', '.join(_IMAGE_NAMES[:4])}, ...; give batch_fn=... that returns (images, labels)"
+        )
+    if images.ndim != 4 or not (images.is_floating_point() or images.dtype == torch.uint8):
+        raise TypeError(
+            f"the batch's input is {images.dtype} of shape {tuple(images.shape)}; images are float or uint8 tensors "
+            "(N, C, H, W); give batch_fn=... that returns (images, labels)"
+        )
+    return images, _class_labels(labels, len(images))
+
+
+def _class_labels(labels: Any, count: int) -> Tensor | None:
+    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.is_complex():
+        return None
+    if labels.dtype == torch.bool or labels.numel() != count or labels.shape[:1] != (count,):
+        return None
+    return labels.reshape(count).to(torch.int64)
+
+
+def _form(batch: Any) -> str:
+    if isinstance(batch, Mapping):
+        return "{" + ", ".join(f"{key!r}: {type(value).__name__}" for key, value in list(batch.items())[:6]) + "}"
+    if isinstance(batch, (list, tuple)):
+        return type(batch).__name__ + "(" + ", ".join(type(value).__name__ for value in batch[:6]) + ")"
+    return type(batch).__name__
+
+
+class IndexReader:
+    """Tells the data-set index of each image that a loader gives, without touching the loader.
+
+    Sequential and distributed samplers (shuffled or not, padded or not) tell it. For any other order, images are
+    numbered as they arrive, and `known` is False.
+
+    Attributes:
+        known: Whether the numbers are indices of the data set.
+    """
+
+    def __init__(self, loader: Any, rank: int = 0, world_size: int = 1) -> None:
+        self._rank, self._world_size = rank, world_size
+        self._arrived = 0
+        order = _known_order(loader)
+        self.known = order is not None
+        self._order = iter(order) if order is not None else None
+
+    def take(self, count: int) -> Tensor:
+        """Return the indices `(count,)` int64 of the next `count` images."""
+        numbers: list[int] = []
+        if self._order is not None:
+            numbers = [number for number, _ in zip(self._order, range(count), strict=False)]
+        if len(numbers) < count:
+            # The loader gave more than its sampler has: number these, and all that follow, as they arrive.
+            self.known, self._order = False, None
+            start = self._arrived
+            numbers = [(start + i) * self._world_size + self._rank for i in range(count)]
+        self._arrived += count
+        return torch.tensor(numbers, dtype=torch.int64)
+
+
+def _known_order(loader: Any) -> Iterable[int] | None:
+    if isinstance(loader, (list, tuple)):
+        return _count()
+    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+        return None
+    # A batch sampler of the user's own may do anything; torch's, and Lightning's around it, keep the sampler's order.
+    sampler = getattr(loader.batch_sampler, "sampler", None) if loader.batch_sampler is not None else loader.sampler
+    if not getattr(loader, "in_order", True):
+        return None
+    if isinstance(sampler, SequentialSampler):
+        return _count()
+    if isinstance(sampler, DistributedSampler):
+        inner = getattr(sampler.dataset, "_sampler", None)
+        if inner is not None and not isinstance(inner, SequentialSampler):
+            return None  # Lightning's wrapper around a sampler that only it can ask
+        # Its order comes from a generator of its own, seeded by seed and epoch: asking twice gives the same.
+        return DistributedSampler.__iter__(sampler)
+    return None
+
+
+def _count() -> Iterator[int]:
+    number = 0
+    while True:
+        yield number
+        number += 1
+
+
+class _Recorder:
+    """A sampler, or batch sampler, that remembers what it gave until it is asked."""
+
+    def __init__(self, sampler: Any) -> None:
+        self._sampler = sampler
+        self.given: deque[Any] = deque()
+
+    def __iter__(self) -> Iterator[Any]:
+        for item in self._sampler:
+            self.given.append(item)
+            yield item
+
+    def __len__(self) -> int:
+        return len(self._sampler)
+
+
+def indexed_batches(loader: Iterable[Any]) -> Iterator[tuple[Any, Tensor | None]]:
+    """Iterate a loader in any order, with the data-set indices of each batch; None where it has no map-style data set.
+
+    The loader itself is left as it is, with the state of its generators.
+    """
+    recording = _recording(loader)
+    if recording is None:
+        yield from ((batch, None) for batch in loader)
+        return
+    clone, recorder = recording
+    states = [(generator, generator.get_state()) for generator in _generators(loader)]
+    try:
+        for batch in clone:
+            given = recorder.given.popleft()
+            numbers = [given] if isinstance(given, int) else [int(number) for number in given]
+            yield batch, torch.tensor(numbers, dtype=torch.int64)
+    finally:
+        for generator, state in states:
+            generator.set_state(state)
+
+
+def _recording(loader: Any) -> tuple[DataLoader[Any], _Recorder] | None:
+    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+        return None
+    if not getattr(loader, "in_order", True):
+        return None
+    clone = copy.copy(loader)
+    place = "sampler" if loader.batch_sampler is None else "batch_sampler"
+    recorder = _Recorder(getattr(loader, place))
+    # DataLoader forbids assigning these, since its own iterators may be alive; the clone has none yet.
+    clone.__dict__[place] = recorder
+    clone.__dict__["_iterator"] = None
+    return clone, recorder
+
+
+def _generators(loader: Any) -> list[torch.Generator]:
+    holders = (loader, loader.sampler, loader.batch_sampler, getattr(loader.batch_sampler, "sampler", None))
+    found = {id(held): held for holder in holders if (held := getattr(holder, "generator", None)) is not None}
+    return list(found.values())

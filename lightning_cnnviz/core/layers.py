@@ -1,0 +1,160 @@
+"""Which layers a user means: a keyword, a name, a glob or a type, and the closest names where nothing matches."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Union
+
+from torch import nn
+
+__all__ = [
+    "FeatureSpec",
+    "LayerNotFoundError",
+    "LayerSpec",
+    "SelectedLayer",
+    "resolve_features",
+    "select_layers",
+]
+
+LayerSpec = Union[str, type[nn.Module], Sequence[Union[str, type[nn.Module]]]]
+"""A keyword ("conv", "relu", "pool", "linear"), a layer's name, a glob, a module type, or several of these."""
+
+FeatureSpec = Union[int, Sequence[int], Mapping[str, Union[int, Sequence[int]]], None]
+"""Feature maps: the first n of each layer, a list for each layer, either of them by layer, or None for all."""
+
+_KEYWORDS: dict[str, tuple[type[nn.Module], ...]] = {
+    "conv": (nn.Conv2d,),
+    "linear": (nn.Linear,),
+    "pool": (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d),
+    "relu": (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.GELU, nn.SiLU, nn.Hardswish, nn.ELU),
+}
+_COMPILED_PREFIX = "_orig_mod."
+
+
+class LayerNotFoundError(ValueError):
+    """No layer of the network is what was asked for."""
+
+
+@dataclass(frozen=True)
+class SelectedLayer:
+    """One chosen layer.
+
+    Attributes:
+        name: Its name in `named_modules()`, without the prefix that `torch.compile` adds.
+        module: The module itself.
+        literal: Whether the user wrote its name (or a glob). A convolution that was chosen by kind is read after the
+            BatchNorm that directly follows it; one that was named is read as it is.
+    """
+
+    name: str
+    module: nn.Module
+    literal: bool
+
+
+def select_layers(model: nn.Module, layers: LayerSpec = "conv") -> list[SelectedLayer]:
+    """Return the layers that `layers` means, in the order of `named_modules()`, each once.
+
+    Args:
+        model: The network.
+        layers: A keyword (`"conv"`, `"relu"`, `"pool"`, `"linear"`), a name, a glob such as `"features.*"`, a module
+            type, or a sequence of these.
+
+    Raises:
+        LayerNotFoundError: A part of `layers` matches nothing.
+        TypeError: `layers` is neither text, a module type nor a sequence of these.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3))
+        >>> [layer.name for layer in select_layers(model, "conv")]
+        ['0', '2']
+    """
+    parts = [layers] if isinstance(layers, (str, type)) else layers
+    if not isinstance(parts, Iterable):
+        raise TypeError(f"layers={layers!r} is a {type(layers).__name__}; give a name, a glob, a module type or a list")
+    parts = list(parts)
+    if not parts:
+        raise LayerNotFoundError('layers=[] chooses no layer; leave it out for every convolution ("conv")')
+    # Every name counts, also the second name of a module that is used in two places.
+    named = {_plain(name): module for name, module in model.named_modules(remove_duplicate=False) if name}
+    chosen: dict[int, SelectedLayer] = {}
+    for part in parts:
+        for layer in _match(model, named, part):
+            kept = chosen.setdefault(id(layer.module), layer)
+            if layer.literal and not kept.literal:
+                chosen[id(layer.module)] = layer
+    order = {name: position for position, name in enumerate(named)}
+    return sorted(chosen.values(), key=lambda layer: order[layer.name])
+
+
+def resolve_features(layer: str, channels: int, features: FeatureSpec) -> tuple[int, ...]:
+    """Return which feature maps of a layer with `channels` of them are meant, ascending.
+
+    Raises:
+        ValueError: One is out of range, or none is asked for.
+    """
+    chosen = features.get(layer, 0) if isinstance(features, Mapping) else features
+    if chosen is None:
+        return tuple(range(channels))
+    if isinstance(chosen, int):
+        if chosen < 0 or (chosen == 0 and not isinstance(features, Mapping)):
+            raise ValueError(f"features={chosen}: at least one feature map is shown of each layer; None for all")
+        return tuple(range(min(chosen, channels)))
+    wrong = [feature for feature in chosen if not 0 <= feature < channels]
+    if wrong:
+        raise ValueError(
+            f"features={wrong} asked for, but layer '{layer}' has {channels} feature maps (0 to {channels - 1}); "
+            "features={'layer': [...]} chooses them layer by layer"
+        )
+    return tuple(sorted(set(chosen)))
+
+
+def _plain(name: str) -> str:
+    return name.replace(_COMPILED_PREFIX, "")
+
+
+def _match(model: nn.Module, named: dict[str, nn.Module], part: object) -> list[SelectedLayer]:
+    if isinstance(part, type) and issubclass(part, nn.Module):
+        found = [SelectedLayer(name, module, False) for name, module in named.items() if isinstance(module, part)]
+        if not found:
+            raise LayerNotFoundError(f"{_who(model)} has no {part.__name__}; {_kinds(named)}")
+        return found
+    if not isinstance(part, str):
+        raise TypeError(f"a layer is chosen by a name, a glob or a module type, not by {part!r}")
+    if part in named:
+        return [SelectedLayer(part, named[part], True)]
+    if part in _KEYWORDS:
+        types = _KEYWORDS[part]
+        found = [SelectedLayer(name, module, False) for name, module in named.items() if isinstance(module, types)]
+        if not found:
+            kinds = " or ".join(kind.__name__ for kind in types)
+            raise LayerNotFoundError(f'layers="{part}": {_who(model)} has no {kinds}; {_kinds(named)}')
+        return found
+    matched = [name for name in named if fnmatchcase(name, part)]
+    if not matched:
+        raise LayerNotFoundError(f"no layer of {_who(model)} matches '{part}'. {_suggest(part, list(named))}")
+    return [SelectedLayer(name, named[name], True) for name in matched]
+
+
+def _who(model: nn.Module) -> str:
+    return type(model).__name__
+
+
+def _suggest(asked: str, names: list[str]) -> str:
+    close = difflib.get_close_matches(asked, names, n=3, cutoff=0.5)
+    # A name that lacks its prefix ("features.0" for "net.features.0") is far by letters and near in meaning.
+    close += [name for name in names if name.endswith(f".{asked}") and name not in close][:3]
+    if close:
+        return "Did you mean " + " or ".join(f"'{name}'" for name in close[:4]) + "?"
+    shown = ", ".join(f"'{name}'" for name in names[:8])
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    return f"Its layers are {shown}{more}; keywords are " + ", ".join(f'"{word}"' for word in _KEYWORDS)
+
+
+def _kinds(named: dict[str, nn.Module]) -> str:
+    kinds = sorted({type(module).__name__ for module in named.values() if not list(module.children())})
+    if not kinds:
+        return "it has no layers at all"
+    return "it is made of " + ", ".join(kinds)

@@ -1,0 +1,332 @@
+"use strict";
+const byId = (id) => document.getElementById(id);
+const views = JSON.parse(byId("data-views").textContent);
+const pictures = JSON.parse(byId("data-pictures").textContent);
+const phone = matchMedia("(max-width: 720px)");
+// `look` null means the newest, so that a reload during training moves on; what a person chose stays.
+const state = { view: null, layer: null, look: null, feature: null, filter: "" };
+
+// --- the document ---
+function h(tag, attributes, ...children) {
+  const node = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes ?? {})) {
+    if (name === "onclick" || name === "oninput") node[name] = value;
+    else if (value !== null && value !== undefined && value !== false) node.setAttribute(name, value);
+  }
+  node.append(...children.filter((child) => child !== null));
+  return node;
+}
+function fill(node, ...children) {
+  // A redrawn control keeps the focus, else the keyboard would be back at the top after each key.
+  const focus = node.contains(document.activeElement) ? document.activeElement.dataset.testid : undefined;
+  node.replaceChildren(...children.filter((child) => child !== null));
+  if (focus) node.querySelector(`[data-testid="${CSS.escape(focus)}"]`)?.focus({ preventScroll: true });
+}
+function show(value) {
+  if (value === null) return "–";
+  return typeof value === "number" && !Number.isInteger(value) ? String(Number(value.toPrecision(4))) : String(value);
+}
+const words = (name) => name.replaceAll("_", " ");
+const facts = (numbers) => numbers.length
+  ? h("span", { class: "facts" }, ...numbers.map(([name, value]) => h("span", {}, words(name), " ", h("b", {}, show(value)))))
+  : null;
+const asText = (caption, numbers) =>
+  [caption, ...numbers.map(([name, value]) => `${words(name)} ${show(value)}`)].filter(Boolean).join("\n");
+const empty = (text) => h("p", { class: "empty" }, text);
+
+function picture(name, [width, height], scale, attributes) {
+  const image = h("img", { src: pictures[name], alt: "", decoding: "sync", ...attributes });
+  image.width = Math.max(1, Math.round(width * scale));
+  image.height = Math.max(1, Math.round(height * scale));
+  return image;
+}
+// Hard pixel edges need a whole number of screen pixels for each.
+function scaleTo(goal, [width, height], hard) {
+  const scale = goal / Math.max(width, height, 1);
+  return hard && scale > 1 ? Math.round(scale) : scale;
+}
+
+// --- what the reports say ---
+const keyOf = (look) => `${look.epoch}-${look.step}-${look.stage}`;
+const labelOf = (look) => `epoch ${look.epoch} · step ${look.step}` + (look.stage === "fit" ? "" : ` · ${look.stage}`);
+const itemsOf = (look, kind) => look.items.filter((item) => item.kind === kind);
+const galleryOf = (look, name) => itemsOf(look, "Gallery").find((gallery) => gallery.name === name);
+const rowKey = (row, index) => row.caption || `#${index}`;
+const rowOf = (gallery, key) => gallery?.rows.find((row, index) => rowKey(row, index) === key);
+const viewNow = () => views.find((view) => view.view === state.view) ?? views[0];
+function lookAt(view) {
+  const index = view.looks.findIndex((look) => keyOf(look) === state.look);
+  return index < 0 ? view.looks.length - 1 : index;
+}
+function layersOf(view) {
+  return [...new Set(view.looks.toReversed().flatMap((look) => itemsOf(look, "Gallery").map((item) => item.name)))];
+}
+// The gallery an item belongs to by its name, "" for the overview.
+function ownerOf(name, layers) {
+  const fits = layers.filter((layer) => name === layer || name.startsWith(layer + "/"));
+  return fits.reduce((best, layer) => (layer.length > best.length ? layer : best), "");
+}
+function statsOf(view, look, layers, layer) {
+  return itemsOf(look, "Scalar").filter((item) => ownerOf(item.name, layers) === layer).map((item) => ({
+    name: words(layer ? item.name.slice(layer.length + 1) || item.name : item.name),
+    value: item.value,
+    trend: view.looks.map((each) => itemsOf(each, "Scalar").find((other) => other.name === item.name)?.value ?? null),
+  }));
+}
+function layerNow(view, look, layers) {
+  if (state.layer !== null && (state.layer === "" || layers.includes(state.layer))) return state.layer;
+  const first = look.items.find((item) => item.kind !== "Scalar" || !layers.length);
+  return first ? ownerOf(first.name, layers) : layers[0] ?? "";
+}
+
+// --- parts ---
+function sparkline(trend, now) {
+  const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+  svg.setAttribute("class", "spark");
+  svg.setAttribute("aria-hidden", "true");
+  const known = trend.filter((value) => value !== null);
+  const low = Math.min(...known), range = Math.max(...known) - low || 1;
+  const x = (index) => 2 + (52 * index) / Math.max(trend.length - 1, 1), y = (value) => 14 - (12 * (value - low)) / range;
+  const draw = (tag, attributes) => {
+    const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
+    for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
+    svg.append(node);
+  };
+  let line = [];
+  [...trend, null].forEach((value, index) => {
+    if (value !== null) return line.push(`${x(index)},${y(value)}`);
+    if (line.length) draw("polyline", { points: line.join(" ") });
+    line = [];
+  });
+  if (trend[now] !== null) draw("circle", { cx: x(now), cy: y(trend[now]), r: 2.2 });
+  return svg;
+}
+const statLine = (stat, now) =>
+  h("span", { class: "stat" }, h("span", {}, stat.name), sparkline(stat.trend, now), h("b", {}, show(stat.value)));
+
+function drawLooks(node, view, now, testid) {
+  // Built once and then only set: a slider that is replaced while it is dragged lets go.
+  if (!node.firstChild) {
+    const move = (by) => () => choose({ look: lookAt(viewNow()) + by });
+    node.append(
+      h("button", { "aria-label": "Previous look", onclick: move(-1) }, "‹"),
+      h("input", { type: "range", min: 0, step: 1, "aria-label": "Look", "data-testid": testid,
+        oninput: (event) => choose({ look: Number(event.target.value) }) }),
+      h("button", { "aria-label": "Next look", onclick: move(1) }, "›"),
+      h("output", {}), h("span", { class: "soft" }));
+  }
+  const [back, slider, forth, label, rest] = node.children;
+  const last = view.looks.length - 1;
+  slider.max = last;
+  slider.value = now;
+  slider.hidden = back.hidden = forth.hidden = last === 0;
+  back.disabled = now === 0;
+  forth.disabled = now === last;
+  label.textContent = labelOf(view.looks[now]);
+  slider.setAttribute("aria-valuetext", label.textContent);
+  const left = view.left_out ? ` · ${view.left_out} ${view.left_out > 1 ? "looks" : "look"} left out to keep this page small` : "";
+  rest.textContent = `look ${now + 1} of ${last + 1}${left}`;
+}
+
+function drawLayers(view, look, now, layers, layer) {
+  const loose = look.items.some((item) => ownerOf(item.name, layers) === "");
+  const names = [...(loose || !layers.length ? [""] : []), ...layers];
+  byId("layers").hidden = names.length < 2 && !layers.length;
+  fill(byId("layers"), ...names.map((name) => {
+    const gallery = galleryOf(look, name);
+    const stats = name ? statsOf(view, look, layers, name) : [];
+    return h("button", { "data-testid": `layer-${name || "overview"}`, "aria-current": name === layer ? "true" : null,
+      onclick: () => choose({ layer: name, filter: "" }) },
+      h("strong", {}, name || "Overview"), gallery ? facts(gallery.numbers) : null, ...stats.map((stat) => statLine(stat, now)));
+  }));
+  // Bring the chosen one into sight, without moving the page as scrollIntoView would.
+  const box = byId("layers"), mark = box.querySelector("[aria-current]");
+  const hidden = (start, size, from, room) => start < from || start + size > from + room;
+  if (mark && hidden(mark.offsetTop, mark.offsetHeight, box.scrollTop, box.clientHeight)) box.scrollTop = mark.offsetTop - 8;
+  if (mark && hidden(mark.offsetLeft, mark.offsetWidth, box.scrollLeft, box.clientWidth)) box.scrollLeft = mark.offsetLeft - 8;
+}
+
+// Small pictures in a tight block; hard pixel edges only where a pixel is large enough not to come out uneven.
+const tight = (gallery, row, scale) => h("span", { class: "tiles" }, ...row.tiles.map(([name, caption, numbers]) =>
+  picture(name, gallery.size, scale, { class: gallery.enlarge && scale >= 2 ? "pixels" : null, title: asText(caption, numbers) })));
+function featureBlock(gallery, row, index, scale) {
+  return h("button", { class: "feature", "data-testid": `feature-${index}`, "aria-label": asText(row.caption, row.numbers),
+    onclick: () => choose({ feature: rowKey(row, index) }) },
+    tight(gallery, row, scale), row.caption ? h("strong", {}, row.caption) : null, facts(row.numbers));
+}
+const columnsFor = (tiles) => Math.min(Math.ceil(Math.sqrt(Math.max(tiles, 1))), 8);
+function drawGallery(gallery) {
+  if (!gallery.rows.length) return [empty("This gallery has no rows at this look.")];
+  const most = Math.max(...gallery.rows.map((row) => row.tiles.length));
+  const columns = columnsFor(most);
+  const goal = [112, 80, phone.matches ? 48 : 64][columns - 1] ?? 40;
+  const scale = scaleTo(goal, gallery.size, false);
+  const wide = Math.max(columns * (gallery.size[0] * scale + 2) - 2, 110);
+  const blocks = h("div", { class: "features" }, ...gallery.rows.map((row, i) => featureBlock(gallery, row, i, scale)));
+  blocks.style.setProperty("--columns", columns);
+  blocks.style.setProperty("--block", `${wide + (phone.matches ? 14 : 18)}px`);
+  return [blocks];
+}
+function applyFilter() {
+  const wanted = state.filter.toLowerCase();
+  const gallery = byId("main").querySelector(".features");
+  let shown = 0;
+  for (const block of gallery?.children ?? []) {
+    const text = [block.getAttribute("aria-label"), ...[...block.querySelectorAll("img")].map((image) => image.title)].join("\n");
+    block.hidden = !text.toLowerCase().includes(wanted);
+    shown += block.hidden ? 0 : 1;
+  }
+  const count = byId("main").querySelector("[data-testid=count]");
+  if (count) count.textContent = `${shown} of ${gallery.children.length} features`;
+}
+
+function drawTable(item) {
+  const number = (column) => item.rows.every((row) => row[column] === null || typeof row[column] === "number");
+  const cell = (value, column) => value !== null && typeof value === "object"
+    ? h("td", {}, picture(value.picture, value.size, Math.min(scaleTo(64, value.size, true), 4), { class: "pixels", alt: value.caption, title: value.caption }))
+    : h("td", { class: number(column) ? "number" : null }, show(value));
+  return h("figure", { class: "figure table" },
+    h("figcaption", {}, h("strong", {}, item.name), " ", h("span", { class: "soft" }, item.caption)),
+    item.rows.length ? h("table", {},
+      h("thead", {}, h("tr", {}, ...item.columns.map((name, i) => h("th", { scope: "col", class: number(i) ? "number" : null }, words(name))))),
+      h("tbody", {}, ...item.rows.map((row) => h("tr", {}, ...row.map(cell))))) : empty("This table has no rows."),
+    item.total > item.rows.length ? h("p", { class: "soft" }, `The first ${item.rows.length} of ${item.total} rows.`) : null);
+}
+function drawFigure(item) {
+  if (item.kind === "Table") return drawTable(item);
+  if (item.kind === "Curve") // The chart carries its own title.
+    return h("figure", { class: "figure chart" }, h("img", { src: pictures[item.picture], alt: `${item.name}: ${item.caption}` }));
+  const scale = Math.max(scaleTo(320, item.size, true), 1);
+  return h("figure", { class: "figure" },
+    h("figcaption", {}, h("strong", {}, item.name), " ", h("span", { class: "soft" }, item.caption)),
+    picture(item.picture, item.size, scale, { class: scale > 1 ? "pixels" : null, alt: `${item.name}: ${item.caption}` }));
+}
+
+function drawMain(view, look, now, layers, layer) {
+  const gallery = galleryOf(look, layer);
+  const others = look.items.filter((item) => !["Gallery", "Scalar"].includes(item.kind) && ownerOf(item.name, layers) === layer);
+  const stats = layer ? [] : statsOf(view, look, layers, "");
+  const many = gallery && gallery.rows.length > 24;
+  const search = many ? h("input", { type: "search", placeholder: "Filter features", "aria-label": "Filter features", "data-testid": "filter",
+    oninput: (event) => { state.filter = event.target.value; applyFilter(); } }) : null;
+  if (search) search.value = state.filter;
+  fill(byId("main"),
+    layer ? h("div", { class: "head" }, h("h2", {}, layer), gallery ? facts(gallery.numbers) : null,
+      many ? h("span", { class: "soft", "data-testid": "count" }) : null, search, gallery?.caption ? h("p", { class: "soft" }, gallery.caption) : null,
+      h("div", { class: "narrow" }, ...statsOf(view, look, layers, layer).map((stat) => statLine(stat, now)))) : null,
+    ...(gallery ? drawGallery(gallery) : []),
+    others.length ? h("div", { class: "figures" }, ...others.map(drawFigure)) : null,
+    stats.length ? h("div", { class: "figure stats" }, ...stats.map((stat) => statLine(stat, now))) : null,
+    gallery || others.length || stats.length ? null : empty(layer ? "No pictures of this layer at this look." : "This look has nothing to show."));
+  if (many) applyFilter();
+}
+
+function patches(gallery, row) {
+  const goal = row.tiles.length === 1 ? 320 : row.tiles.length <= 4 ? 220 : 140;
+  const scale = gallery.size[0] < goal * 0.75 ? scaleTo(goal, gallery.size, gallery.enlarge) : 1;
+  const all = h("div", { class: "patches" }, ...row.tiles.map(([name, caption, numbers], index) => {
+    const image = picture(name, gallery.size, scale, { class: gallery.enlarge && scale > 1 ? "pixels" : null, alt: caption || `Tile ${index + 1}` });
+    const list = h("dl", {}, ...numbers.map(([key, value]) => h("div", {}, h("dt", {}, words(key)), h("dd", {}, show(value)))));
+    return h("figure", { "data-testid": `patch-${index}` }, image, h("figcaption", {}, caption ? h("strong", {}, caption) : null, list));
+  }));
+  return [all, columnsFor(row.tiles.length) * (gallery.size[0] * scale + 14)];
+}
+function block(gallery, row, width) {
+  const columns = columnsFor(row.tiles.length), tiles = tight(gallery, row, scaleTo(width / columns, gallery.size, false));
+  tiles.style.setProperty("--columns", columns);
+  return tiles;
+}
+function drawStrip(view, now, layer) {
+  if (view.looks.length < 2) return null;
+  const looks = view.looks.map((look, index) => {
+    const gallery = galleryOf(look, layer), row = rowOf(gallery, state.feature);
+    return h("button", { "data-testid": `strip-${index}`, "aria-current": index === now ? "true" : null, onclick: () => choose({ look: index }) },
+      row?.tiles.length ? block(gallery, row, 108) : h("span", { class: "none" }, "–"), labelOf(look).replace(" · ", "\n"));
+  });
+  return h("section", {}, h("h3", {}, "Look by look"), h("div", { class: "strip" }, ...looks));
+}
+function elsewhere(view, look, layer) {
+  return views.filter((other) => other !== view).flatMap((other) => {
+    const gallery = galleryOf(other.looks.find((each) => keyOf(each) === keyOf(look)) ?? { items: [] }, layer);
+    const row = rowOf(gallery, state.feature);
+    return row?.tiles.length ? [h("section", { "data-testid": `same-${other.view}` }, h("h3", {}, other.title), block(gallery, row, 400))] : [];
+  });
+}
+function drawDialog(view, look, now, layer) {
+  const dialog = byId("dialog");
+  if (state.feature === null) return dialog.open && dialog.close();
+  const gallery = galleryOf(look, layer);
+  const keys = gallery ? gallery.rows.map(rowKey) : [];
+  const place = keys.indexOf(state.feature), row = gallery?.rows[place];
+  byId("dialog-title").textContent = `${layer} · ${state.feature}`;
+  fill(byId("dialog-facts"), row ? facts(row.numbers) : null);
+  byId("previous").disabled = place <= 0;
+  byId("next").disabled = place < 0 || place === keys.length - 1;
+  drawLooks(byId("dialog-looks"), view, now, "dialog-epoch-slider");
+  const scrolled = byId("side").querySelector(".strip")?.scrollTop ?? 0;
+  fill(byId("side"), ...elsewhere(view, look, layer), drawStrip(view, now, layer));
+  const [all, width] = row?.tiles.length ? patches(gallery, row) : [empty("This feature is not shown at this look."), 500];
+  if (byId("side").firstChild) all.style.setProperty("max-width", `${width}px`); // as a square block, with room beside it
+  fill(byId("patches"), all);
+  if (!dialog.open) {
+    dialog.showModal();
+    dialog.focus(); // itself, or its first button would be marked
+  }
+  const strip = byId("side").querySelector(".strip");
+  if (strip) strip.scrollTop = scrolled;
+}
+
+// --- choosing ---
+function draw() {
+  const view = viewNow(), now = lookAt(view), look = view.looks[now];
+  const layers = layersOf(view), layer = layerNow(view, look, layers);
+  document.title = `${view.title} · cnnviz`;
+  byId("title").textContent = view.title;
+  byId("notes").textContent = look.notes.join(" ");
+  byId("views").hidden = views.length < 2;
+  fill(byId("views"), ...views.map((each) => h("button", { "data-testid": `view-${each.view}`, "aria-current": each === view ? "true" : null,
+    onclick: () => choose({ view: each.view }) }, words(each.view))));
+  drawLooks(byId("looks"), view, now, "epoch-slider");
+  drawLayers(view, look, now, layers, layer);
+  drawMain(view, look, now, layers, layer);
+  drawDialog(view, look, now, layer);
+}
+function choose(change) {
+  if ("look" in change) {
+    const looks = viewNow().looks, index = Math.max(0, Math.min(change.look, looks.length - 1));
+    change = { ...change, look: index === looks.length - 1 ? null : keyOf(looks[index]) };
+  }
+  Object.assign(state, change);
+  const place = new URLSearchParams(["view", "layer", "look", "feature"].filter((key) => state[key] !== null).map((key) => [key, state[key]]));
+  history.replaceState(null, "", `#${place}`);
+  draw();
+}
+function step(by) {
+  const view = viewNow(), look = view.looks[lookAt(view)];
+  const keys = (galleryOf(look, layerNow(view, look, layersOf(view)))?.rows ?? []).map(rowKey);
+  const key = keys[keys.indexOf(state.feature) + by];
+  if (key !== undefined && keys.includes(state.feature)) choose({ feature: key });
+}
+function recall() {
+  const place = new URLSearchParams(location.hash.slice(1));
+  for (const key of ["view", "layer", "look", "feature"]) state[key] = place.get(key);
+  draw();
+}
+addEventListener("hashchange", recall);
+phone.addEventListener("change", draw);
+addEventListener("keydown", (event) => {
+  if (event.target.matches("input") || event.altKey || event.ctrlKey || event.metaKey) return;
+  const by = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -1, ArrowDown: 1 }[event.key];
+  if (by === undefined) return;
+  const sideways = event.key === "ArrowLeft" || event.key === "ArrowRight";
+  if (sideways) choose({ look: lookAt(viewNow()) + by });
+  else if (byId("dialog").open) step(by);
+  else return;
+  event.preventDefault();
+});
+byId("previous").onclick = () => step(-1);
+byId("next").onclick = () => step(1);
+byId("close").onclick = () => byId("dialog").close();
+byId("dialog").addEventListener("close", () => { if (state.feature !== null) choose({ feature: null }); });
+byId("dialog").addEventListener("click", (event) => { if (event.target === byId("dialog")) byId("dialog").close(); });
+recall();

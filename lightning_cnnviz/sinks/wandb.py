@@ -1,0 +1,127 @@
+"""Reports to Weights & Biases, through the trainer's own WandbLoggers; the only room that knows wandb."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from PIL import Image
+
+from lightning_cnnviz.render.charts import draw_curve
+from lightning_cnnviz.render.image import draw_sheet, to_image
+from lightning_cnnviz.report import Curve, Gallery, Item, Number, Report, Scalar, Step, Table, Tile
+from lightning_cnnviz.sinks.base import Sink
+
+__all__ = ["WandbSink"]
+
+_MOST_ROWS = 200_000
+"""W&B cuts longer tables in silence."""
+
+_Content: TypeAlias = "Image.Image | Table | float"
+
+
+class WandbSink(Sink):
+    """Logs every report to the runs of the trainer's WandbLoggers, of `lightning` or of `pytorch_lightning`.
+
+    A gallery becomes one JPEG sheet with its labels on it, a curve a figure, a table a `wandb.Table`, a scalar a
+    number: under `<view>/<name>`, one row a report, with `epoch` and `trainer/global_step`.
+
+    Example:
+        >>> from pathlib import Path
+        >>> WandbSink().open([], Path("logs"))
+        Traceback (most recent call last):
+        ValueError: WandbSink found no WandbLogger among the trainer's loggers (none): add one with \
+Trainer(logger=WandbLogger(project=...)), or write elsewhere, for example with sinks=[PageSink()]
+    """
+
+    def __init__(self) -> None:
+        self._loggers: list[Any] = []
+
+    def open(self, loggers: Sequence[Any], folder: Path) -> None:
+        """Find the trainer's WandbLoggers.
+
+        Raises:
+            ValueError: There is none. The DummyLogger of `fast_dev_run` is excused: it stands for any logger.
+        """
+        self._loggers = [logger for logger in loggers if _is_a(logger, "WandbLogger")]
+        if not self._loggers and not any(_is_a(logger, "DummyLogger") for logger in loggers):
+            found = ", ".join(type(logger).__name__ for logger in loggers) or "none"
+            raise ValueError(
+                f"WandbSink found no WandbLogger among the trainer's loggers ({found}): add one with "
+                "Trainer(logger=WandbLogger(project=...)), or write elsewhere, for example with sinks=[PageSink()]"
+            )
+
+    def write(self, report: Report, step: Step) -> None:
+        """Log one report as one row of each run."""
+        # The WandbLoggers of one process usually share a run, which must not get everything twice.
+        runs = {id(run): run for run in (logger.experiment for logger in self._loggers)}
+        contents = dict(_contents(report, step)) if runs else {}
+        for run in runs.values() if contents else ():
+            # Made anew for each run: a media object belongs to the first one that it is logged to.
+            media = {key: _media(content, caption) for key, (content, caption) in contents.items()}
+            # Never `step=`: wandb drops rows below its own count of log calls, and Lightning's calls raise that too.
+            run.log({"epoch": step.epoch, "trainer/global_step": step.global_step, **media})
+
+
+def _is_a(logger: object, name: str) -> bool:
+    """Whether a class of this name is among its classes: `lightning` and `pytorch_lightning` have one each."""
+    return any(base.__name__ == name for base in type(logger).__mro__)
+
+
+def _contents(report: Report, step: Step) -> Iterator[tuple[str, tuple[_Content, str]]]:
+    """Draw what needs drawing: keys, each with a content and its caption."""
+    taken: set[str] = set()
+    for item in report.items:
+        if isinstance(item, Scalar):
+            if item.measured:
+                yield report.key(item), (item.value, "")
+            continue
+        key = report.key(item)
+        if key in taken:  # names are unique within a kind only: a curve may be called like a gallery
+            key = f"{key}_{type(item).__name__.lower()}"
+        taken.add(key)
+        yield key, (_draw(item, f"{report.title} · {item.name} · epoch {step.epoch}"), _caption(item, report))
+
+
+def _draw(item: Item, title: str) -> _Content:
+    if isinstance(item, Gallery):
+        return to_image(draw_sheet(item, title=title))
+    if isinstance(item, Curve):
+        return to_image(draw_curve(item))
+    if isinstance(item, Table):
+        return _cut(item)
+    return item.value if isinstance(item, Scalar) else to_image(item.pixels)
+
+
+def _caption(item: Item, report: Report) -> str:
+    return " ".join(text for text in (getattr(item, "caption", ""), *report.notes) if text)
+
+
+def _cut(table: Table) -> Table:
+    if len(table.rows) <= _MOST_ROWS:
+        return table
+    warnings.warn(
+        f"Table '{table.name}' has {len(table.rows):,} rows; W&B keeps the first {_MOST_ROWS:,} of a table, so only "
+        "these are logged",
+        stacklevel=2,
+    )
+    return Table(table.name, table.columns, table.rows[:_MOST_ROWS], table.caption)
+
+
+def _media(content: _Content, caption: str) -> Any:
+    import wandb
+
+    if isinstance(content, Image.Image):
+        # An 8-bit PIL image: of arrays, wandb blackens float ones and drops sides of length 1. JPEG, since a PNG
+        # costs a third of a second a megapixel.
+        return wandb.Image(content, caption=caption or None, file_type="jpg")
+    if isinstance(content, Table):
+        # A fresh table each time: logged again, the same one keeps its first file.
+        return wandb.Table(columns=list(content.columns), data=[[_cell(cell) for cell in row] for row in content.rows])
+    return content
+
+
+def _cell(cell: Number | Tile | None) -> Any:
+    return _media(to_image(cell.pixels), cell.caption) if isinstance(cell, Tile) else cell
