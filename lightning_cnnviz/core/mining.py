@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,14 +13,12 @@ from torch import Tensor, nn
 from lightning_cnnviz.core.capture import FeatureMaps, hooked, trace_feature_maps
 from lightning_cnnviz.core.layers import FeatureSpec, SelectedLayer, resolve_features
 from lightning_cnnviz.core.patches import PatchStore, collective_device, gathered
-from lightning_cnnviz.core.top_k import NO_LABEL, TopK, pack, unpack
+from lightning_cnnviz.core.top_k import NO_LABEL, TopK, pack, strongest_units, unpack
 
 __all__ = ["LayerTopPatches", "PatchMiner", "TopPatches"]
 
 # Feature maps are copied to look for positions in pieces of this many elements.
 _CHUNK = 2**24
-
-_Locate = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,17 +95,26 @@ class TopPatches:
 
 @dataclass
 class _Batch:
-    """The batch that is under way."""
+    """The batch that is under way.
+
+    Attributes:
+        order: Places of its images in the order of their indices, so that ties fall as they must; an image that comes
+            twice is there once.
+        done: Layers whose feature maps have been read.
+        waiting: Of layers that are ranked at the batch's end: which images have nonfinite activations `(N,)`, and of
+            each feature map the strongest units' values and positions, `(N * C, units)` each.
+        error: What went wrong inside a hook: it must not pass through the user's own forward pass.
+    """
 
     images: Tensor
     indices: Tensor
     labels: Tensor | None
     done: set[str] = field(default_factory=set)
     waiting: dict[str, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)
+    error: Exception | None = None
 
     def __post_init__(self) -> None:
-        self.size = (int(self.images.shape[-2]), int(self.images.shape[-1]))
-        # In the order of their indices, so that ties fall as they must; an image that comes twice counts once.
+        self.size = _size(self.images)
         order = self.indices.sort(stable=True).indices
         ordered = self.indices[order]
         fresh = torch.ones_like(ordered, dtype=torch.bool)
@@ -115,10 +122,39 @@ class _Batch:
         self.order = order[fresh]
 
 
+class _Lists:
+    """The running lists of all feature maps, with the patches of those that are shown; those of one look."""
+
+    def __init__(self, traced: Sequence[FeatureMaps], k: int, features: FeatureSpec, units: int | None, wide: bool):
+        self.first: dict[str, int] = {}
+        self.channels = {maps.layer: maps.shape[0] for maps in traced}
+        self.shown = {maps.layer: resolve_features(maps.layer, maps.shape[0], features) for maps in traced}
+        total = 0
+        for layer, channels in self.channels.items():
+            self.first[layer] = total
+            total += channels
+        lines = [self.first[layer] + feature for layer, shown in self.shown.items() for feature in shown]
+        self.top = TopK(total, k, per_image=units, dtype=torch.float64 if wide else torch.float32)
+        self.store = PatchStore(torch.tensor(lines, dtype=torch.int64))
+        self.nonfinite: dict[str, int] = {}
+
+    def note_nonfinite(self, layer: str, indices: Tensor) -> None:
+        if len(indices):
+            lowest = int(indices.min())
+            self.nonfinite[layer] = min(lowest, self.nonfinite.get(layer, lowest))
+
+    def lowest_nonfinite(self) -> dict[str, int | None]:
+        """The lowest image with nonfinite activations, of all ranks'."""
+        none = torch.iinfo(torch.int64).max
+        own = torch.tensor([self.nonfinite.get(layer, none) for layer in self.first])
+        lowest = torch.stack(gathered(own)).amin(0).tolist()
+        return {layer: None if image == none else image for layer, image in zip(self.first, lowest, strict=True)}
+
+
 class PatchMiner:
     """Mines top-k patches from forward passes that somebody else makes: hooks that read, and a running top-k.
 
-    Use it as a context (hooks live inside it), and say before and after each batch what it is:
+    Say before and after each batch what it is; the hooks live from the first batch to `close`:
 
         with miner:
             for images, indices, labels in batches:
@@ -141,6 +177,9 @@ class PatchMiner:
 
     Attributes:
         indices_known: Whether the indices given to `start_batch` are those of the data set.
+
+    Raises:
+        ValueError: k, per_image or features are out of range.
     """
 
     def __init__(
@@ -154,24 +193,15 @@ class PatchMiner:
         at_once: bool | None = None,
     ) -> None:
         TopK(0, k, per_image=per_image)  # refuses wrong numbers before anything runs
+        _check_features(layers, features)
         self._model, self._layers, self._k, self._features = model, layers, k, features
         self._per_image, self._at_once = per_image, at_once
-        self._check_features()
+        self._units = k if per_image is None else min(per_image, k)
         self._traced: dict[tuple[int, int], dict[str, FeatureMaps]] = {}
+        self._lists: _Lists | None = None
         self._batch: _Batch | None = None
         self._hooks = ExitStack()
         self.indices_known = True
-
-    def _check_features(self) -> None:
-        for layer in self._layers:
-            channels = getattr(layer.module, "out_channels", None)
-            if isinstance(channels, int) and channels > 0:
-                resolve_features(layer.name, channels, self._features)
-        if isinstance(self._features, Mapping):
-            names = [layer.name for layer in self._layers]
-            strange = [name for name in self._features if name not in names]
-            if strange:
-                raise ValueError(f"features names the layers {strange}, which are not among those chosen: {names}")
 
     def __enter__(self) -> PatchMiner:
         return self
@@ -180,15 +210,16 @@ class PatchMiner:
         self.close()
 
     def close(self) -> None:
-        """Remove the hooks and forget the current batch; what was found stays."""
-        self._batch = None
+        """Remove the hooks and forget everything but the traced receptive fields: ready for another look."""
         self._hooks.close()
+        self._batch = None
+        self._lists = None
 
     def start_batch(self, images: Tensor, indices: Tensor, labels: Tensor | None = None) -> None:
         """Announce the batch that the network is about to be given.
 
         Args:
-            images: `(N, C, H, W)`.
+            images: `(N, C, H, W)`, at least one.
             indices: `(N,)` int64, each image's index in the data set.
             labels: `(N,)` int64, or None.
 
@@ -196,58 +227,33 @@ class PatchMiner:
             LayerNotFoundError: At the first batch: a named layer does not run exactly once in a pass.
             ValueError: At the first batch: a feature index is out of range.
         """
-        size = (int(images.shape[-2]), int(images.shape[-1]))
-        if len(images) == 0:
-            self._batch = None
-            return
+        self._batch = None
+        size = _size(images)
         if size not in self._traced:
             traced = trace_feature_maps(self._model, images[:1], self._layers)
             self._traced[size] = {maps.layer: maps for maps in traced}
-            if len(self._traced) == 1:
-                self._prepare(traced)
+        if self._lists is None:
+            all_maps = list(self._traced[size].values())
+            wide = any(parameter.dtype == torch.float64 for parameter in self._model.parameters())
+            with torch.inference_mode(False):  # tensors made in inference mode could not be written to later
+                self._lists = _Lists(all_maps, self._k, self._features, self._per_image, wide)
+            self._hooks.enter_context(hooked({maps.layer: maps.site for maps in all_maps}, self._observe))
         self._batch = _Batch(images, indices.cpu(), None if labels is None else labels.cpu())
 
-    def _prepare(self, traced: list[FeatureMaps]) -> None:
-        self._first: dict[str, int] = {}
-        shown: list[int] = []
-        self._shown: dict[str, tuple[int, ...]] = {}
-        self._channels = {maps.layer: maps.shape[0] for maps in traced}
-        total = 0
-        for maps in traced:
-            self._first[maps.layer] = total
-            self._shown[maps.layer] = resolve_features(maps.layer, maps.shape[0], self._features)
-            shown += [total + feature for feature in self._shown[maps.layer]]
-            total += maps.shape[0]
-        wide = any(parameter.dtype == torch.float64 for parameter in self._model.parameters())
-        dtype = torch.float64 if wide else torch.float32
-        self._top = TopK(total, self._k, per_image=self._per_image, dtype=dtype)
-        self._store = PatchStore(torch.tensor(shown, dtype=torch.int64))
-        self._nonfinite: dict[str, int] = {}
-        self._hooks.enter_context(hooked({maps.layer: maps.site for maps in traced}, self._observe))
-
     def _observe(self, layer: str, maps: Any) -> None:
-        """Read one layer's feature maps, inside the network's own pass."""
+        """Take one layer's feature maps, inside the network's own pass."""
         batch = self._batch
-        if batch is None or layer in batch.done:
+        if batch is None or batch.error is not None or layer in batch.done:
             return  # our own tracing pass, or a second pass of the same step: the first one counts
-        with torch.inference_mode(False), torch.no_grad():
-            maps = self._checked(layer, maps, batch)
-            batch.done.add(layer)
-            peaks = maps.amax((2, 3))
-            if self._at_once is False or (self._at_once is None and peaks.device.type != "cpu"):
-                strange = ~torch.isfinite(peaks).all(1)
-                finite = torch.where(torch.isfinite(maps), maps, -torch.inf)
-                batch.waiting[layer] = (strange, *_strongest(finite.flatten(2).flatten(0, 1), self._top.per_image))
-                return
-            if not bool(torch.isfinite(peaks).all()):
-                self._note_nonfinite(layer, ~torch.isfinite(peaks).all(1), batch)
-                maps = torch.where(torch.isfinite(maps), maps, -torch.inf)
-                peaks = maps.amax((2, 3))
-            self._rank(layer, peaks, lambda n, c: _strongest_of(maps, n, c, self._top.per_image), batch)
+        batch.done.add(layer)
+        try:
+            with torch.inference_mode(False), torch.no_grad():
+                self._read(layer, self._checked(layer, maps, batch), batch)
+        except Exception as error:
+            batch.error = error
 
     def _checked(self, layer: str, maps: Any, batch: _Batch) -> Tensor:
-        channels, height, width = self._traced[batch.size][layer].shape
-        expected = (len(batch.images), channels, height, width)
+        expected = (len(batch.images), *self._traced[batch.size][layer].shape)
         if isinstance(maps, Tensor) and maps.ndim == 2:
             maps = maps[..., None, None]
         if not isinstance(maps, Tensor) or tuple(maps.shape) != expected:
@@ -258,54 +264,85 @@ class PatchMiner:
             )
         return maps.detach()
 
-    def _note_nonfinite(self, layer: str, strange: Tensor, batch: _Batch) -> None:
-        if bool(strange.any()):
-            lowest = int(batch.indices[strange].min())
-            self._nonfinite[layer] = min(lowest, self._nonfinite.get(layer, lowest))
+    def _read(self, layer: str, maps: Tensor, batch: _Batch) -> None:
+        assert self._lists is not None
+        if self._at_once is False or (self._at_once is None and maps.device.type != "cpu"):
+            finite = torch.isfinite(maps)
+            values, positions = strongest_units(torch.where(finite, maps, -torch.inf).flatten(0, 1), self._units)
+            batch.waiting[layer] = (~finite.flatten(1).all(1), values, positions)
+            return
+        peaks = maps.amax((2, 3))
+        finite = torch.isfinite(peaks)
+        if not bool(finite.all()):
+            self._lists.note_nonfinite(layer, batch.indices[~finite.all(1)])
+            maps = torch.where(torch.isfinite(maps), maps, -torch.inf)
+            peaks = maps.amax((2, 3))
+        images, channels = self._entering(layer, peaks, batch)
+        # Maps are copied to be searched, a piece at a time.
+        step = max(1, _CHUNK // (maps.shape[2] * maps.shape[3]))
+        for n, c in zip(images.split(step), channels.split(step), strict=True):
+            self._enter(layer, n, c, *strongest_units(maps[n, c], self._units), batch)
 
-    def _rank(self, layer: str, peaks: Tensor, locate: _Locate, batch: _Batch) -> None:
-        """Let the units that are strong enough enter the lists of their feature maps."""
-        first = self._first[layer]
+    def _entering(self, layer: str, peaks: Tensor, batch: _Batch) -> tuple[Tensor, Tensor]:
+        """Which images' feature maps `(N, C)` enter the lists: their places in the batch, and channels, ascending."""
+        assert self._lists is not None
         peaks = peaks[batch.order].T
-        enters = self._top.admits(first, peaks, batch.indices[batch.order]) & (peaks > -torch.inf)
+        enters = self._lists.top.admits(self._lists.first[layer], peaks, batch.indices[batch.order])
         if int(enters.sum()) > self._k * len(peaks):
             # While the lists fill up: no more than k of a batch can stay.
             strongest = peaks.masked_fill(~enters, -torch.inf).sort(dim=1, descending=True, stable=True).indices
             enters &= torch.zeros_like(enters).scatter_(1, strongest[:, : self._k], True)
-        channels, order = enters.nonzero(as_tuple=True)
-        if len(channels) == 0:
+        channels, places = enters.nonzero(as_tuple=True)
+        return batch.order[places], channels
+
+    def _enter(
+        self, layer: str, images: Tensor, channels: Tensor, values: Tensor, positions: Tensor, batch: _Batch
+    ) -> None:
+        """Let the units `(E, units)` of some feature maps enter."""
+        if len(images) == 0:
             return
-        images = batch.order[order]
-        values, positions = locate(images, channels)
+        assert self._lists is not None
         maps = self._traced[batch.size][layer]
         rows, columns = positions // maps.shape[2], positions % maps.shape[2]
         boxes = maps.field.box(channels[:, None].expand_as(rows), rows, columns)
         labels = batch.labels[images] if batch.labels is not None else torch.full_like(images, NO_LABEL)
-        details = [labels[:, None].expand_as(rows), pack(rows, columns)]
-        details += [pack(boxes[..., 0], boxes[..., 1]), pack(boxes[..., 2], boxes[..., 3])]
-        found = torch.stack([detail.to(torch.int32) for detail in details], dim=-1)
-        rows, *candidates = _by_feature(channels, values, batch.indices[images], found)
-        self._top.update(rows + first, *candidates)
+        details = torch.stack(
+            [
+                labels[:, None].expand_as(rows).to(torch.int32),
+                pack(rows, columns),
+                pack(boxes[..., 0], boxes[..., 1]),
+                pack(boxes[..., 2], boxes[..., 3]),
+            ],
+            dim=-1,
+        )
+        lines = channels + self._lists.first[layer]
+        indices = batch.indices[images][:, None].expand_as(rows)
+        self._lists.top.update(*_by_line(lines, values, indices, details))
 
     def end_batch(self) -> None:
         """Rank what the hooks have left to rank, and keep the images that have patches in the lists.
 
         Raises:
+            ValueError: The network was run on other images than the batch's.
             RuntimeError: A chosen layer has not run, for example in a network that was compiled before.
         """
         batch, self._batch = self._batch, None
-        if batch is None:
+        if batch is None or self._lists is None:
             return
-        missing = [layer for layer in self._first if layer not in batch.done]
+        if batch.error is not None:
+            raise batch.error
+        missing = [layer for layer in self._lists.first if layer not in batch.done]
         if missing:
             raise RuntimeError(self._never_ran(missing))
         with torch.inference_mode(False), torch.no_grad():
             for layer, waiting in batch.waiting.items():
-                strange, values, positions = (tensor.cpu() for tensor in waiting)
-                self._note_nonfinite(layer, strange, batch)
-                values, positions = (found.unflatten(0, (len(batch.images), -1)) for found in (values, positions))
-                self._rank(layer, values[..., 0], _look_up(values, positions), batch)
-            self._store.keep(self._top, batch.images, batch.indices)
+                strange, values, positions = (
+                    found.cpu().unflatten(0, (len(batch.images), -1)) for found in waiting
+                )
+                self._lists.note_nonfinite(layer, batch.indices[strange[:, 0]])
+                images, channels = self._entering(layer, values[..., 0], batch)
+                self._enter(layer, images, channels, values[images, channels], positions[images, channels], batch)
+            self._lists.store.keep(self._lists.top, batch.images, batch.indices)
 
     def _never_ran(self, missing: list[str]) -> str:
         names = ", ".join(f"'{name}'" for name in missing[:4]) + (", ..." if len(missing) > 4 else "")
@@ -325,87 +362,67 @@ class PatchMiner:
         )
 
     def compute(self) -> TopPatches:
-        """Return what was found, merged over all ranks (each of which calls this).
+        """Return what was found since the first batch, merged over all ranks (each of which calls this).
 
         Raises:
             ValueError: There was no image.
         """
-        if not self._traced:
+        lists = self._lists
+        if lists is None:
             raise ValueError("no image was seen")
-        if self._top.update_count == 0:
+        if lists.top.update_count == 0:
             # Nothing finite was seen; torchmetrics warns of a metric that was never updated.
-            self._top.update(*(torch.empty(0, *shape, dtype=dtype) for shape, dtype in _NO_CANDIDATES))
-        self._store.settle(self._top)
-        self._top.to(collective_device())
-        values, images, details = (state.cpu() for state in self._top.compute())
-        self._top.to("cpu")
-        patches = iter(self._store.collect(images, details))
-        strange = self._lowest_nonfinite()
+            lists.top.update(torch.empty(0, dtype=torch.int64), *_no_candidates(lists.top))
+        lists.store.settle(lists.top)
+        lists.top.to(collective_device())
+        values, images, details = (state.cpu() for state in lists.top.compute())
+        patches = iter(lists.store.collect(images, details))
+        strange = lists.lowest_nonfinite()
         found = []
-        for layer, first in self._first.items():
-            lines = slice(first, first + self._channels[layer])
-            shown = self._shown[layer]
+        for layer, first in lists.first.items():
+            lines = slice(first, first + lists.channels[layer])
+            shown = lists.shown[layer]
             kept = tuple(next(patches) for _ in shown)
             result = _layer_result(layer, values[lines], images[lines], details[lines], shown, kept, strange[layer])
             found.append(result)
         return TopPatches(tuple(found), self._k, self.indices_known)
 
-    def _lowest_nonfinite(self) -> dict[str, int | None]:
-        none = torch.iinfo(torch.int64).max
-        own = torch.tensor([self._nonfinite.get(layer, none) for layer in self._first])
-        lowest = torch.stack(gathered(own)).amin(0).tolist()
-        return {layer: None if image == none else image for layer, image in zip(self._first, lowest, strict=True)}
+
+def _check_features(layers: Sequence[SelectedLayer], features: FeatureSpec) -> None:
+    for layer in layers:
+        channels = getattr(layer.module, "out_channels", None)
+        if isinstance(channels, int) and channels > 0:
+            resolve_features(layer.name, channels, features)
+    if isinstance(features, Mapping):
+        names = [layer.name for layer in layers]
+        strange = [name for name in features if name not in names]
+        if strange:
+            raise ValueError(f"features names the layers {strange}, which are not among those chosen: {names}")
 
 
-_NO_CANDIDATES = (((), torch.int64), ((1,), torch.float32), ((1,), torch.int64), ((1, 4), torch.int32))
+def _size(images: Tensor) -> tuple[int, int]:
+    height, width = images.shape[-2:]
+    if max(height, width) >= 2**15:
+        raise ValueError(f"images of {height} x {width} px are too large: at most 32,767 px a side")
+    return height, width
 
 
-def _strongest(flat: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The strongest units `(E, count)` of feature maps `(E, H * W)`, and where; equal ones in order of position."""
-    if count == 1:
-        values, positions = flat.max(dim=1, keepdim=True)
-    else:
-        values, positions = flat.sort(dim=1, descending=True, stable=True)
-    return values[:, :count], positions[:, :count]
-
-
-def _strongest_of(maps: Tensor, images: Tensor, channels: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """`_strongest` of some of the maps `(N, C, H, W)`, copied piece by piece."""
-    step = max(1, _CHUNK // (maps.shape[2] * maps.shape[3]))
-    pieces = [
-        _strongest(maps[n, c].flatten(1), count)
-        for n, c in zip(images.split(step), channels.split(step), strict=True)
-    ]
-    return torch.cat([values for values, _ in pieces]), torch.cat([positions for _, positions in pieces])
-
-
-def _look_up(values: Tensor, positions: Tensor) -> _Locate:
-    return lambda images, channels: (values[images, channels], positions[images, channels])
-
-
-def _by_feature(
-    channels: Tensor, values: Tensor, images: Tensor, details: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Candidates (E, units) as one line for each feature map that has any, filled up with -inf.
-
-    `channels` is ascending.
-    """
-    units = values.shape[1]
-    rows, line, counts = channels.unique_consecutive(return_inverse=True, return_counts=True)
-    place = torch.arange(len(channels)) - (counts.cumsum(0) - counts)[line]
+def _by_line(lines: Tensor, values: Tensor, images: Tensor, details: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Candidates `(E, units)` as one row for each line that has any, filled up with -inf; `lines` is ascending."""
+    rows, row, counts = lines.unique_consecutive(return_inverse=True, return_counts=True)
+    place = torch.arange(len(lines)) - (counts.cumsum(0) - counts)[row]
     length = int(counts.max())
 
     def spread(found: Tensor, fill: float) -> Tensor:
-        lines = found.new_full((len(rows), length, *found.shape[1:]), fill)
-        lines[line, place] = found
-        return lines.flatten(1, 2)
+        filled = found.new_full((len(rows), length, *found.shape[1:]), fill)
+        filled[row, place] = found
+        return filled.flatten(1, 2)
 
-    return (
-        rows,
-        spread(values, -torch.inf),
-        spread(images[:, None].expand(-1, units), -1),
-        spread(details, 0),
-    )
+    return rows, spread(values, -torch.inf), spread(images, -1), spread(details, 0)
+
+
+def _no_candidates(top: TopK) -> tuple[Tensor, Tensor, Tensor]:
+    return top.values[:0], top.images[:0], top.details[:0]
 
 
 def _layer_result(

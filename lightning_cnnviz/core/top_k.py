@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-__all__ = ["NO_LABEL", "TopK", "pack", "unpack"]
+__all__ = ["NO_LABEL", "TopK", "pack", "strongest_units", "unpack"]
 
 NO_LABEL = -(2**31)
 """Stands for "no label" in the state."""
@@ -134,6 +134,18 @@ def _order(values: Tensor, images: Tensor, details: Tensor) -> Tensor:
     order = details[..., 1].sort(dim=1, stable=True).indices
     order = order.gather(1, images.gather(1, order).sort(dim=1, stable=True).indices)
     return order.gather(1, values.gather(1, order).sort(dim=1, descending=True, stable=True).indices)
+
+
+def strongest_units(maps: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return values and positions `(E, count)` of the strongest units of feature maps `(E, H, W)`.
+
+    Fewer where a map has fewer units; equal ones are in order of position (row by row).
+    """
+    flat = maps.flatten(1)
+    if count == 1:
+        return flat.max(dim=1, keepdim=True)
+    values, positions = flat.sort(dim=1, descending=True, stable=True)
+    return values[:, :count], positions[:, :count]
 
 
 def pack(high: Tensor, low: Tensor) -> Tensor:

@@ -84,6 +84,8 @@ def mine_top_patches(
         arrived = 0
         for batch, indices in progress(batches) if progress is not None else batches:
             images, labels = read_batch(batch, batch_fn)
+            if len(images) == 0:
+                continue
             if indices is None:
                 indices = torch.arange(arrived, arrived + len(images))
                 miner.indices_known = isinstance(loader, (list, tuple))

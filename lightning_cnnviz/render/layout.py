@@ -12,7 +12,7 @@ EDGE = 24
 _TILE_GAP = 2
 _BLOCK_GAP = 22
 _SMALLEST_WIDTH = 480  # room for a title
-_LARGEST_SIDE = 2280  # leaves room for a header below 2400
+_LARGEST_SIDE = 2250  # with the largest header, 2400
 _COMFORTABLE_SIDE = 1600  # what large tiles may fill; beyond it they shrink first
 _COMFORTABLE_TILE = 112
 _ASPECT = 1.2
@@ -149,7 +149,7 @@ def _ugliness(plan: SheetPlan) -> float:
     (width, height), rows = plan.block, math.ceil(plan.shown / plan.columns)
     aspect = (plan.columns * (width + _BLOCK_GAP)) / max(1, rows * (height + _BLOCK_GAP))
     empty = rows * plan.columns - plan.shown
-    return abs(math.log(aspect / _ASPECT)) + (0.25 + empty / plan.shown if empty else 0)
+    return abs(math.log(aspect / _ASPECT)) + (0.6 + empty / plan.shown if empty else 0)
 
 
 def _block_columns(tiles: int) -> int:

@@ -51,8 +51,16 @@ const keyOf = (look) => `${look.epoch}-${look.step}-${look.stage}`;
 const labelOf = (look) => `epoch ${look.epoch} · step ${look.step}` + (look.stage === "fit" ? "" : ` · ${look.stage}`);
 const itemsOf = (look, kind) => look.items.filter((item) => item.kind === kind);
 const galleryOf = (look, name) => itemsOf(look, "Gallery").find((gallery) => gallery.name === name);
-const rowKey = (row, index) => row.caption || `#${index}`;
-const rowOf = (gallery, key) => gallery?.rows.find((row, index) => rowKey(row, index) === key);
+// A feature is followed from look to look by its caption; the second of one name is "name #2".
+function keysOf(gallery) {
+  const seen = new Map();
+  return (gallery?.rows ?? []).map(({ caption }) => {
+    const count = (seen.get(caption) ?? 0) + 1;
+    seen.set(caption, count);
+    return caption && count === 1 ? caption : `${caption} #${count}`.trim();
+  });
+}
+const rowOf = (gallery, key) => gallery?.rows[keysOf(gallery).indexOf(key)];
 const viewNow = () => views.find((view) => view.view === state.view) ?? views[0];
 function lookAt(view) {
   const index = view.looks.findIndex((look) => keyOf(look) === state.look);
@@ -149,20 +157,20 @@ function drawLayers(view, look, now, layers, layer) {
 // Small pictures in a tight block; hard pixel edges only where a pixel is large enough not to come out uneven.
 const tight = (gallery, row, scale) => h("span", { class: "tiles" }, ...row.tiles.map(([name, caption, numbers]) =>
   picture(name, gallery.size, scale, { class: gallery.enlarge && scale >= 2 ? "pixels" : null, title: asText(caption, numbers) })));
-function featureBlock(gallery, row, index, scale) {
+function featureBlock(gallery, row, key, index, scale) {
   return h("button", { class: "feature", "data-testid": `feature-${index}`, "aria-label": asText(row.caption, row.numbers),
-    onclick: () => choose({ feature: rowKey(row, index) }) },
+    onclick: () => choose({ feature: key }) },
     tight(gallery, row, scale), row.caption ? h("strong", {}, row.caption) : null, facts(row.numbers));
 }
 const columnsFor = (tiles) => Math.min(Math.ceil(Math.sqrt(Math.max(tiles, 1))), 8);
 function drawGallery(gallery) {
   if (!gallery.rows.length) return [empty("This gallery has no rows at this look.")];
-  const most = Math.max(...gallery.rows.map((row) => row.tiles.length));
-  const columns = columnsFor(most);
+  const columns = columnsFor(Math.max(...gallery.rows.map((row) => row.tiles.length)));
   const goal = [112, 80, phone.matches ? 48 : 64][columns - 1] ?? 40;
   const scale = scaleTo(goal, gallery.size, false);
   const wide = Math.max(columns * (gallery.size[0] * scale + 2) - 2, 110);
-  const blocks = h("div", { class: "features" }, ...gallery.rows.map((row, i) => featureBlock(gallery, row, i, scale)));
+  const keys = keysOf(gallery);
+  const blocks = h("div", { class: "features" }, ...gallery.rows.map((row, i) => featureBlock(gallery, row, keys[i], i, scale)));
   blocks.style.setProperty("--columns", columns);
   blocks.style.setProperty("--block", `${wide + (phone.matches ? 14 : 18)}px`);
   return [blocks];
@@ -255,8 +263,7 @@ function elsewhere(view, look, layer) {
 function drawDialog(view, look, now, layer) {
   const dialog = byId("dialog");
   if (state.feature === null) return dialog.open && dialog.close();
-  const gallery = galleryOf(look, layer);
-  const keys = gallery ? gallery.rows.map(rowKey) : [];
+  const gallery = galleryOf(look, layer), keys = keysOf(gallery);
   const place = keys.indexOf(state.feature), row = gallery?.rows[place];
   byId("dialog-title").textContent = `${layer} · ${state.feature}`;
   fill(byId("dialog-facts"), row ? facts(row.numbers) : null);
@@ -285,7 +292,7 @@ function draw() {
   byId("notes").textContent = look.notes.join(" ");
   byId("views").hidden = views.length < 2;
   fill(byId("views"), ...views.map((each) => h("button", { "data-testid": `view-${each.view}`, "aria-current": each === view ? "true" : null,
-    onclick: () => choose({ view: each.view }) }, words(each.view))));
+    onclick: () => choose({ view: each.view, filter: "" }) }, words(each.view))));
   drawLooks(byId("looks"), view, now, "epoch-slider");
   drawLayers(view, look, now, layers, layer);
   drawMain(view, look, now, layers, layer);
@@ -301,11 +308,19 @@ function choose(change) {
   history.replaceState(null, "", `#${place}`);
   draw();
 }
-function step(by) {
+function keysNow() {
   const view = viewNow(), look = view.looks[lookAt(view)];
-  const keys = (galleryOf(look, layerNow(view, look, layersOf(view)))?.rows ?? []).map(rowKey);
-  const key = keys[keys.indexOf(state.feature) + by];
-  if (key !== undefined && keys.includes(state.feature)) choose({ feature: key });
+  return keysOf(galleryOf(look, layerNow(view, look, layersOf(view))));
+}
+function step(by) {
+  const keys = keysNow(), place = keys.indexOf(state.feature);
+  if (place >= 0 && keys[place + by] !== undefined) choose({ feature: keys[place + by] });
+}
+function closed() {
+  if (state.feature === null) return;
+  const place = keysNow().indexOf(state.feature);
+  choose({ feature: null });
+  document.querySelector(`[data-testid=feature-${place}]`)?.focus(); // where the reader was, and not at the top
 }
 function recall() {
   const place = new URLSearchParams(location.hash.slice(1));
@@ -327,6 +342,6 @@ addEventListener("keydown", (event) => {
 byId("previous").onclick = () => step(-1);
 byId("next").onclick = () => step(1);
 byId("close").onclick = () => byId("dialog").close();
-byId("dialog").addEventListener("close", () => { if (state.feature !== null) choose({ feature: null }); });
+byId("dialog").addEventListener("close", closed);
 byId("dialog").addEventListener("click", (event) => { if (event.target === byId("dialog")) byId("dialog").close(); });
 recall();

@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
@@ -25,13 +25,11 @@ from lightning_cnnviz.sinks.base import Sink
 __all__ = ["PageSink"]
 
 _TABLE_ROWS = 500
-"""A browser shows this many rows of a table without delay."""
+_Put = Callable[[Tensor | bytes], str]
 
 
 @dataclass(frozen=True)
 class _Item:
-    """An item as the page stores it, and the pictures that it refers to."""
-
     json: str
     pictures: frozenset[str]
 
@@ -111,14 +109,13 @@ class PageSink(Sink):
         look.notes = tuple(dict.fromkeys((*look.notes, *report.notes)))
         look.items.update(items)
         view.left_out.discard(step)
-        self._forget_unused()
         self._thin(keep=step)
-        _replace(path, _template().generate(views=self._views_json(), pictures=self._pictures_json()))
+        _replace(path, _template().generate(views=self._views_json(), pictures=self._pictures))
 
     def _store(self, item: Item) -> _Item:
         used: set[str] = set()
 
-        def put(content: Tensor | str) -> str:
+        def put(content: Tensor | bytes) -> str:
             name = _name_of(content)
             if name not in self._pictures:
                 self._pictures[name] = _data_uri(content)
@@ -129,7 +126,7 @@ class PageSink(Sink):
 
     def _thin(self, keep: Step) -> None:
         """Leave out looks until the data is small enough: inner ones first, then all but the newest."""
-        while self._size() > self._most_bytes:
+        while self._tidy() > self._most_bytes:
             inner = [(view, step) for view in self._views.values() for step in view.steps()[1:-1:2] if step != keep]
             older = [(view, step) for view in self._views.values() for step in view.steps()[:-1] if step != keep]
             if not older:
@@ -137,78 +134,66 @@ class PageSink(Sink):
             for view, step in inner or older:
                 del view.looks[step]
                 view.left_out.add(step)
-            self._forget_unused()
 
-    def _items(self) -> Iterator[_Item]:
-        return (item for view in self._views.values() for look in view.looks.values() for item in look.items.values())
-
-    def _forget_unused(self) -> None:
-        used = frozenset[str]().union(*(item.pictures for item in self._items()))
+    def _tidy(self) -> int:
+        """Forget pictures that no look shows any more, and count the bytes that are left."""
+        looks = [look for view in self._views.values() for look in view.looks.values()]
+        items = [item for look in looks for item in look.items.values()]
+        used = frozenset[str]().union(*(item.pictures for item in items))
         self._pictures = {name: uri for name, uri in self._pictures.items() if name in used}
+        return sum(map(len, self._pictures.values())) + sum(len(item.json) for item in items)
 
-    def _size(self) -> int:
-        return sum(map(len, self._pictures.values())) + sum(len(item.json) for item in self._items())
-
-    def _pictures_json(self) -> Iterator[str]:
-        """The pictures' JSON in pieces, so that the page is never in memory twice."""
-        yield "{"
-        for number, (name, uri) in enumerate(self._pictures.items()):
-            yield f'{"," if number else ""}\n"{name}":"{uri}"'
-        yield "}"
-
-    def _views_json(self) -> Iterator[str]:
-        """The views' JSON in pieces."""
-        for number, (name, view) in enumerate(self._views.items()):
-            head = _json({"view": name, "title": view.title, "left_out": len(view.left_out)})
-            yield f'{"," if number else "["}\n{head[:-1]},"looks":['
-            for place, step in enumerate(view.steps()):
+    def _views_json(self) -> str:
+        views = []
+        for name, view in self._views.items():
+            looks = []
+            for step in view.steps():
                 look = view.looks[step]
                 when = {"epoch": step.epoch, "step": step.global_step, "stage": step.stage, "notes": look.notes}
-                yield f'{"," if place else ""}\n{_json(when)[:-1]},"items":['
-                yield ",\n".join(item.json for item in look.items.values())
-                yield "]}"
-            yield "]}"
-        yield "]"
+                looks.append(_with_list(when, "items", (item.json for item in look.items.values())))
+            head = {"view": name, "title": view.title, "left_out": len(view.left_out)}
+            views.append(_with_list(head, "looks", looks))
+        return "[" + ",\n".join(views) + "]"
 
 
-def _describe(item: Item, put: Callable[[Tensor | str], str]) -> dict[str, Any]:
+def _describe(item: Item, put: _Put) -> dict[str, Any]:
     """Say what an item is in terms of JSON; `put` stores a picture and returns its name."""
-    head = {"kind": type(item).__name__, "name": item.name}
+    head: dict[str, Any] = {"kind": type(item).__name__, "name": item.name}
     if isinstance(item, Scalar):
         return head | {"value": _plain(item.value)}
     head["caption"] = item.caption
     if isinstance(item, Gallery):
-        size = next((_size_of(tile.pixels) for row in item.rows for tile in row.tiles), [0, 0])
+        size = next((_extent(tile) for row in item.rows for tile in row.tiles), (0, 0))
         rows = [_describe_row(row, put) for row in item.rows]
-        return head | {"numbers": _numbers(item.numbers.items()), "enlarge": item.enlarge, "size": size, "rows": rows}
+        return head | {"numbers": _numbers(item.numbers), "enlarge": item.enlarge, "size": size, "rows": rows}
     if isinstance(item, Picture):
-        return head | {"picture": put(item.pixels), "size": _size_of(item.pixels)}
+        return head | {"picture": put(item.pixels), "size": _extent(item)}
     if isinstance(item, Curve):
-        return head | {"picture": put(curve_svg(item))}
+        return head | {"picture": put(curve_svg(item).encode(errors="replace"))}
     if isinstance(item, Table):
-        shown = [[_describe_cell(cell, put) for cell in row] for row in item.rows[:_TABLE_ROWS]]
-        return head | {"columns": item.columns, "rows": shown, "total": len(item.rows)}
+        cells = [[_describe_cell(cell, put) for cell in row] for row in item.rows[:_TABLE_ROWS]]
+        return head | {"columns": item.columns, "rows": cells, "total": len(item.rows)}
     raise TypeError(f"a page cannot show a {type(item).__name__}")
 
 
-def _describe_row(row: Row, put: Callable[[Tensor | str], str]) -> dict[str, Any]:
-    tiles = [[put(tile.pixels), tile.caption, _numbers(tile.numbers.items())] for tile in row.tiles]
-    return {"caption": row.caption, "numbers": _numbers(row.numbers.items()), "tiles": tiles}
+def _describe_row(row: Row, put: _Put) -> dict[str, Any]:
+    tiles = [(put(tile.pixels), tile.caption, _numbers(tile.numbers)) for tile in row.tiles]
+    return {"caption": row.caption, "numbers": _numbers(row.numbers), "tiles": tiles}
 
 
-def _describe_cell(cell: Number | Tile | None, put: Callable[[Tensor | str], str]) -> Any:
-    if not isinstance(cell, Tile):
-        return _plain(cell)
-    return {"picture": put(cell.pixels), "size": _size_of(cell.pixels), "caption": cell.caption}
+def _describe_cell(cell: Number | Tile | None, put: _Put) -> Any:
+    if isinstance(cell, Tile):
+        return {"picture": put(cell.pixels), "size": _extent(cell), "caption": cell.caption}
+    return _plain(cell)
 
 
-def _size_of(pixels: Tensor) -> list[int]:
-    return [int(pixels.shape[2]), int(pixels.shape[1])]  # width, height
+def _extent(image: Tile | Picture) -> tuple[int, int]:
+    return image.pixels.shape[2], image.pixels.shape[1]  # width, height
 
 
-def _numbers(numbers: Iterable[tuple[str, Number]]) -> list[tuple[str, Number | None]]:
+def _numbers(numbers: Mapping[str, Number]) -> list[tuple[str, Number | None]]:
     """Keep the order in which they are to be read, which a JavaScript object would not for names like `7`."""
-    return [(name, _plain(value)) for name, value in numbers]
+    return [(name, _plain(value)) for name, value in numbers.items()]
 
 
 def _plain(value: Number | None) -> Number | None:
@@ -223,18 +208,20 @@ def _json(value: Any) -> str:
     return json.dumps(value, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
 
 
-def _name_of(content: Tensor | str) -> str:
+def _with_list(head: dict[str, Any], key: str, parts: Iterable[str]) -> str:
+    """Encode `head`, with a list of what is JSON already as its last member."""
+    return f'{_json(head)[:-1]},"{key}":[' + ",\n".join(parts) + "]}"
+
+
+def _name_of(content: Tensor | bytes) -> str:
     """Name a picture by its content; 72 bits do not meet by chance."""
-    if isinstance(content, str):
-        digest = hashlib.blake2b(content.encode(), digest_size=9)
-    else:
-        digest = hashlib.blake2b(repr(tuple(content.shape)).encode(), digest_size=9)
-        digest.update(content.contiguous().cpu().numpy())
-    return base64.urlsafe_b64encode(digest.digest()).decode()
+    if isinstance(content, Tensor):
+        content = repr(tuple(content.shape)).encode() + content.contiguous().cpu().numpy().tobytes()
+    return base64.urlsafe_b64encode(hashlib.blake2b(content, digest_size=9).digest()).decode()
 
 
-def _data_uri(content: Tensor | str) -> str:
-    media, data = ("image/svg+xml", content.encode()) if isinstance(content, str) else encode_tile(content)
+def _data_uri(content: Tensor | bytes) -> str:
+    media, data = encode_tile(content) if isinstance(content, Tensor) else ("image/svg+xml", content)
     return f"data:{media};base64,{base64.b64encode(data).decode()}"
 
 
@@ -255,7 +242,9 @@ def _replace(path: Path, pieces: Iterable[str]) -> None:
 @cache
 def _template() -> Template:
     loader = PackageLoader("lightning_cnnviz", "sinks")
-    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True
+    )
     environment.filters["sha256"] = lambda text: base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-    assets = {name: loader.get_source(environment, f"page.{kind}")[0] for name, kind in (("style", "css"), ("script", "js"))}
-    return environment.get_template("page.html.jinja", globals=assets)
+    style, script = (loader.get_source(environment, name)[0] for name in ("page.css", "page.js"))
+    return environment.get_template("page.html.jinja", globals={"style": style, "script": script})

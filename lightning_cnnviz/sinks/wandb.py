@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 from PIL import Image
 
 from lightning_cnnviz.render.charts import draw_curve
-from lightning_cnnviz.render.image import draw_sheet, to_image
+from lightning_cnnviz.render.image import LOSSLESS_SIDE, draw_sheet, to_image
 from lightning_cnnviz.report import Curve, Gallery, Item, Number, Report, Scalar, Step, Table, Tile
 from lightning_cnnviz.sinks.base import Sink
 
@@ -115,8 +115,10 @@ def _media(content: _Content, caption: str) -> Any:
 
     if isinstance(content, Image.Image):
         # An 8-bit PIL image: of arrays, wandb blackens float ones and drops sides of length 1. JPEG, since a PNG
-        # costs a third of a second a megapixel.
-        return wandb.Image(content, caption=caption or None, file_type="jpg")
+        # costs a third of a second a megapixel; but wandb's JPEG halves the color resolution, which a tiny filter
+        # does not survive.
+        file_type = "png" if max(content.size) <= LOSSLESS_SIDE else "jpg"
+        return wandb.Image(content, caption=caption or None, file_type=file_type)
     if isinstance(content, Table):
         # A fresh table each time: logged again, the same one keeps its first file.
         return wandb.Table(columns=list(content.columns), data=[[_cell(cell) for cell in row] for row in content.rows])

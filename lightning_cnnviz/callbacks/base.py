@@ -1,0 +1,452 @@
+"""When to look, on which data, and what to do with the result or a failure: everything monitors have in common."""
+
+from __future__ import annotations
+
+import logging
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, TypedDict, Union
+
+import lightning.pytorch as pl
+import pytorch_lightning
+import torch
+from torch import Tensor, nn
+
+from lightning_cnnviz.core.batches import BatchFn, IndexReader, indexed_batches, read_batch
+from lightning_cnnviz.core.capture import analysis_mode
+from lightning_cnnviz.report import Report, Step
+from lightning_cnnviz.sinks.base import Sink
+from lightning_cnnviz.sinks.page import PageSink
+from lightning_cnnviz.sinks.wandb import WandbSink
+
+__all__ = ["Monitor", "MonitorOptions"]
+
+log = logging.getLogger("lightning_cnnviz")
+
+_PACKAGES = ("lightning.", "pytorch_lightning.")
+
+
+class MonitorOptions(TypedDict, total=False):
+    """The options that every monitor takes."""
+
+    every_n_epochs: int
+    epochs: Union[list[int], Literal["last"], None]
+    data: Any
+    dataloader_idx: int
+    model: Union[str, None]
+    batch_fn: Union[BatchFn, None]
+    sinks: Union[list[Sink], None]
+    on_error: Literal["report", "raise"]
+
+
+class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[misc]
+    """Looks at a network while it trains, and shows what it sees; works in either package's Trainer.
+
+    By default it looks at every validation, at the forward passes that validation makes anyway. Training is not
+    disturbed: weights after any number of steps are bit-identical with and without it. Wrong arguments raise at set-up,
+    or when the first batch is seen before training. Later, a failure is reported once with its traceback, this monitor
+    is switched off, and the run goes on.
+
+    Args:
+        every_n_epochs: Look after every n-th epoch (at each validation that falls into it).
+        epochs: Look after these epochs instead, counted from 1; or `"last"`: once, when training has ended.
+        data: A loader to look at, in passes of our own, instead of the validation's.
+        dataloader_idx: Which of several validation (or test) loaders to look at.
+        model: Name of the submodule that is the network; by default the LightningModule itself where it defines
+            `forward`, else its only child module.
+        batch_fn: Takes a batch and returns `(images, labels)` or images, for batches of unusual form.
+        sinks: Where to show it; by default every WandbLogger of the trainer, and a page in its log folder.
+        on_error: `"report"`, or `"raise"` to let a failure stop the run.
+    """
+
+    def __init__(
+        self,
+        *,
+        every_n_epochs: int = 1,
+        epochs: list[int] | Literal["last"] | None = None,
+        data: Any = None,
+        dataloader_idx: int = 0,
+        model: str | None = None,
+        batch_fn: BatchFn | None = None,
+        sinks: list[Sink] | None = None,
+        on_error: Literal["report", "raise"] = "report",
+    ) -> None:
+        super().__init__()
+        if every_n_epochs < 1:
+            raise ValueError(f"every_n_epochs={every_n_epochs}: give 1 or more, or epochs=[...] for chosen epochs")
+        if epochs is not None and epochs != "last" and (not epochs or min(epochs) < 1):
+            raise ValueError(f'epochs={epochs}: give epochs counted from 1, for example [1, 2, 5, 10], or "last"')
+        if on_error not in ("report", "raise"):
+            raise ValueError(f'on_error={on_error!r}: give "report" or "raise"')
+        self.every_n_epochs, self.epochs, self.data = every_n_epochs, epochs, data
+        self.dataloader_idx, self.model, self.batch_fn = dataloader_idx, model, batch_fn
+        self.sinks, self.on_error = sinks, on_error
+        self._open_sinks: list[Sink] | None = None
+        self._failure: str | None = None
+        self._looking = False
+        self._looks = 0
+        self._step = Step(0, 0)
+        self._reader: IndexReader | None = None
+
+    # What a concrete monitor says.
+
+    @abstractmethod
+    def prepare(self, network: nn.Module) -> None:
+        """Resolve layers and check arguments, at set-up.
+
+        Raises:
+            ValueError: An argument is wrong; names what was asked, what there is and what would do.
+        """
+
+    @abstractmethod
+    def start_look(self) -> None:
+        """Begin a look: forget the last one's running state."""
+
+    @abstractmethod
+    def start_batch(self, images: Tensor, indices: Tensor, labels: Tensor | None) -> None:
+        """Get ready for a pass over `images`; `indices` are those of the data set, on the CPU."""
+
+    @abstractmethod
+    def end_batch(self) -> None:
+        """Take what the pass has shown."""
+
+    @abstractmethod
+    def finish_look(self, indices_known: bool) -> Any:
+        """Return the look's result; called on every rank, so that ranks can be merged."""
+
+    @abstractmethod
+    def render(self, result: Any, loader: Any) -> Report:
+        """Turn a result into a report; called on rank zero alone, with the loader that was looked at."""
+
+    @abstractmethod
+    def stop_look(self) -> None:
+        """Remove every hook; called after each look and after every failure."""
+
+    def last_report(self) -> Report | None:
+        """Return what is to be shown once at the end of the run, if anything."""
+        return None
+
+    # When: Lightning's hooks.
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Check everything that can be known before a batch is seen."""
+        if stage == "predict":
+            return
+        self._failure, self._looks = None, 0
+        self.prepare(self._network(pl_module))
+        self._check_data(trainer, stage)
+        folder = _log_folder(trainer)  # asks every rank
+        if trainer.is_global_zero:
+            self._open(trainer, folder)
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Refuse a validation that would give nothing."""
+        if self.data is None and not any(trainer.num_val_batches):
+            raise ValueError(
+                f"{self._who} looks at validation batches, but the validation loader is empty; give it data, or "
+                "data=<a loader>"
+            )
+
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        """Begin a look, where one is due and validation's own passes serve it."""
+        if self.data is None and self._due(trainer):
+            self._begin(trainer, trainer.val_dataloaders)
+
+    def on_validation_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Announce a batch."""
+        if self._looking and dataloader_idx == self.dataloader_idx:
+            with self._guard(trainer, rehearsal=batch_idx == 0):
+                images, labels = read_batch(batch, self.batch_fn)
+                assert self._reader is not None
+                self.start_batch(images, self._reader.take(len(images)), labels)
+
+    def on_validation_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Take what the batch has shown."""
+        if self._looking and dataloader_idx == self.dataloader_idx:
+            with self._guard(trainer, rehearsal=batch_idx == 0):
+                self.end_batch()
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        """Finish the look."""
+        if self._open_look and self.data is None:
+            self._end(trainer, trainer.val_dataloaders)
+        if self.data is not None and trainer.state.fn != "fit" and not trainer.sanity_checking:
+            self._look_at(trainer, pl_module, self.data)
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Look at data of our own, where it was given."""
+        if self.data is not None and self._due(trainer):
+            self._look_at(trainer, pl_module, self.data)
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Look once more where only the end was asked for."""
+        if self.epochs == "last":
+            loader = self.data if self.data is not None else _chosen(trainer.val_dataloaders, self.dataloader_idx)
+            self._look_at(trainer, pl_module, loader, within_epoch=False)
+
+    def on_test_start(self, trainer: Any, pl_module: Any) -> None:
+        """As for validation."""
+        if self.data is None:
+            self._begin(trainer, trainer.test_dataloaders)
+
+    def on_test_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """As for validation."""
+        self.on_validation_batch_start(trainer, pl_module, batch, batch_idx, dataloader_idx)
+
+    def on_test_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """As for validation."""
+        self.on_validation_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
+
+    def on_test_end(self, trainer: Any, pl_module: Any) -> None:
+        """As for validation."""
+        if self._open_look:
+            self._end(trainer, trainer.test_dataloaders)
+        if self.data is not None:
+            self._look_at(trainer, pl_module, self.data)
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Leave no hook behind."""
+        self._abandon()
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Show what belongs to the end, and name again what failed."""
+        self._abandon()
+        if stage == "predict":
+            return
+        if self._failure is not None:
+            log.warning("%s was switched off during the run: %s", self._who, self._failure)
+        elif self._looks == 0 and stage != "fit":
+            raise ValueError(f"{self._who} saw no batch: the loader of trainer.{stage}() is empty")
+        if self._open_sinks is not None and self._looks:
+            with self._guard(trainer):
+                report = self.last_report()
+                if report is not None:
+                    self._show(report, self._step)
+            for sink in self._open_sinks:
+                sink.close()
+        self._open_sinks = None
+        self._reader = None
+
+    # How: a look, its guard, its sinks.
+
+    @property
+    def _who(self) -> str:
+        return type(self).__name__
+
+    @property
+    def _open_look(self) -> bool:
+        return self._reader is not None
+
+    def _due(self, trainer: Any) -> bool:
+        if trainer.state.fn != "fit" or trainer.sanity_checking:
+            return True  # before training everything is tried once, and shown nowhere
+        done = trainer.current_epoch + 1
+        if self.epochs is None:
+            return bool(done % self.every_n_epochs == 0)
+        return self.epochs != "last" and done in self.epochs
+
+    def _begin(self, trainer: Any, loaders: Any) -> None:
+        # A rank that has failed must not leave the others waiting for it.
+        if not trainer.strategy.reduce_boolean_decision(self._failure is None, all=True):
+            self._failure = self._failure or "it failed on another rank"
+            return
+        with self._guard(trainer, rehearsal=True):
+            loader = _chosen(loaders, self.dataloader_idx)
+            self._reader = IndexReader(loader, trainer.global_rank, trainer.world_size)
+            self._looking = True
+            self.start_look()
+
+    def _end(self, trainer: Any, loaders: Any, *, within_epoch: bool = True) -> None:
+        known = self._reader is not None and self._reader.known
+        self._reader = None
+        rehearsal = trainer.sanity_checking
+        if rehearsal or not trainer.strategy.reduce_boolean_decision(self._looking, all=True):
+            self._abandon()
+            if not rehearsal:
+                self._failure = self._failure or "it failed on another rank"
+            return
+        self._looking = False
+        with self._guard(trainer):
+            result = self.finish_look(known)
+            self.stop_look()
+            self._looks += 1
+            self._step = _step(trainer, within_epoch=within_epoch)
+            if self._open_sinks:
+                self._show(self.render(result, _chosen(loaders, self.dataloader_idx)), self._step)
+
+    def _look_at(
+        self, trainer: Any, pl_module: Any, loader: Iterable[Any], *, within_epoch: bool = True
+    ) -> None:
+        """Look at a loader in a pass of our own; the ranks share each batch."""
+        network = self._network(pl_module)
+        shared = trainer.world_size > 1 and not isinstance(
+            getattr(loader, "sampler", None), torch.utils.data.DistributedSampler
+        )
+        rank, ranks = (trainer.global_rank, trainer.world_size) if shared else (0, 1)
+        self._begin(trainer, loader)
+        with self._guard(trainer), analysis_mode(network):
+            arrived = 0
+            for batch, indices in indexed_batches(loader):
+                if not self._looking:
+                    break
+                images, labels = read_batch(batch, self.batch_fn)
+                if indices is None:
+                    indices = torch.arange(arrived, arrived + len(images))
+                arrived += len(images)
+                images = pl_module.transfer_batch_to_device(images, pl_module.device, 0)
+                # A rank without a share repeats the first image: what comes twice counts once.
+                own = slice(rank, None, ranks) if rank < len(images) else slice(0, 1)
+                self.start_batch(images[own], indices[own], None if labels is None else labels[own])
+                with trainer.precision_plugin.forward_context():
+                    network(images[own])
+                self.end_batch()
+            if arrived == 0:
+                raise ValueError(f"data={type(loader).__name__} is empty: it gave no image")
+        if self._open_look:
+            self._end(trainer, loader, within_epoch=within_epoch)
+
+    @contextmanager
+    def _guard(self, trainer: Any, *, rehearsal: bool = False) -> Iterator[None]:
+        """Let a failure pass through before training and where the user asks; else report it once and switch off."""
+        before_training = rehearsal and (trainer.sanity_checking or trainer.state.fn != "fit")
+        try:
+            yield
+        except BaseException as error:
+            self._looking = False
+            self.stop_look()
+            if before_training or self.on_error == "raise" or not isinstance(error, Exception):
+                raise
+            self._failure = f"{type(error).__name__}: {error}"
+            log.error("%s has failed and is switched off; the run goes on", self._who, exc_info=True)
+
+    def _abandon(self) -> None:
+        self._looking, self._reader = False, None
+        self.stop_look()
+
+    def _show(self, report: Report, step: Step) -> None:
+        for sink in list(self._open_sinks or []):
+            try:
+                sink.write(report, step)
+            except Exception as error:
+                if self.on_error == "raise":
+                    raise
+                assert self._open_sinks is not None
+                self._open_sinks.remove(sink)
+                log.error(
+                    "%s: %s is given up, the run goes on: %s", self._who, type(sink).__name__, error, exc_info=True
+                )
+
+    def _open(self, trainer: Any, folder: Path) -> None:
+        if self.sinks is not None and not self.sinks:
+            raise ValueError(
+                f"{self._who}(sinks=[]) would show nothing anywhere: leave sinks out for the trainer's WandbLogger and "
+                "a local page, or give some of WandbSink(), PageSink(), MemorySink()"
+            )
+        # fast_dev_run is to leave nothing behind; the look itself is still tried.
+        default = [] if trainer.fast_dev_run else self._default_sinks(trainer, folder)
+        self._open_sinks = list(default if self.sinks is None else self.sinks)
+        for sink in self._open_sinks:
+            sink.open(trainer.loggers, folder)
+
+    def _default_sinks(self, trainer: Any, folder: Path) -> list[Sink]:
+        # All monitors of a trainer share one page.
+        others = [monitor for monitor in trainer.callbacks if isinstance(monitor, Monitor) and monitor is not self]
+        pages = [sink for other in others for sink in other._open_sinks or [] if type(sink) is PageSink]
+        sinks: list[Sink] = [pages[0] if pages else PageSink()]
+        try:
+            WandbSink().open(trainer.loggers, folder)
+        except ValueError:
+            return sinks  # there is no WandbLogger
+        return [WandbSink(), *sinks]
+
+    def _check_data(self, trainer: Any, stage: str) -> None:
+        if self.data is not None:
+            return
+        limit = trainer.limit_test_batches if stage == "test" else trainer.limit_val_batches
+        name = "limit_test_batches" if stage == "test" else "limit_val_batches"
+        if limit == 0:
+            raise ValueError(f"{self._who} looks at the {stage} batches, but {name}=0; raise it, or give data=<a loader>")
+        if stage != "fit":
+            return
+        if not trainer.enable_validation:
+            raise ValueError(
+                f"{self._who} looks at validation batches, but there is no validation: give the trainer a validation "
+                "loader and the LightningModule a validation_step, or give data=<a loader>"
+            )
+        every = trainer.check_val_every_n_epoch
+        if self.epochs not in (None, "last") and every and not any(epoch % every == 0 for epoch in self.epochs):
+            raise ValueError(
+                f"{self._who}(epochs={self.epochs}): validation runs every {every} epochs (check_val_every_n_epoch), "
+                "after none of these; change either, or give data=<a loader>"
+            )
+
+    def _network(self, pl_module: Any) -> nn.Module:
+        """The network of a LightningModule: the one that is named, itself where it has a forward, or its only child."""
+        if self.model is not None:
+            named = dict(pl_module.named_modules())
+            if self.model not in named:
+                raise ValueError(
+                    f'{self._who}(model="{self.model}"): {type(pl_module).__name__} has no such submodule; it has '
+                    + ", ".join(f'"{name}"' for name, _ in pl_module.named_children())
+                )
+            return named[self.model]
+        owner = next(kind for kind in type(pl_module).__mro__ if "forward" in vars(kind))
+        if not owner.__module__.startswith(_PACKAGES):
+            return pl_module  # type: ignore[no-any-return]
+        children = [
+            (name, child)
+            for name, child in pl_module.named_children()
+            if any(isinstance(module, nn.Conv2d) for module in child.modules())
+        ]
+        if len(children) == 1:
+            return children[0][1]  # type: ignore[no-any-return]
+        found = ", ".join(f'"{name}"' for name, _ in children or pl_module.named_children())
+        raise ValueError(
+            f"{self._who}: {type(pl_module).__name__} defines no forward, and "
+            + (f"several of its submodules may be the network: {found}" if children else "none of its submodules has a")
+            + ("" if children else f" convolution (Conv2d): {found or 'there is none'}")
+            + '; define forward, or give model="<name>"'
+        )
+
+
+def _chosen(loaders: Any, dataloader_idx: int) -> Any:
+    """One of several loaders, given as a loader, a list or a mapping of them."""
+    if isinstance(loaders, dict):
+        loaders = list(loaders.values())
+    if not isinstance(loaders, (list, tuple)):
+        return loaders
+    if loaders and not hasattr(loaders[0], "__iter__"):
+        return loaders
+    if dataloader_idx >= len(loaders):
+        raise ValueError(f"dataloader_idx={dataloader_idx}: there are {len(loaders)} loaders")
+    return loaders[dataloader_idx]
+
+
+def _step(trainer: Any, *, within_epoch: bool) -> Step:
+    stage = str(trainer.state.fn.value)
+    # Lightning counts an epoch as complete only after its last hook.
+    epoch = trainer.current_epoch + 1 if stage == "fit" and within_epoch else trainer.current_epoch
+    return Step(epoch, trainer.global_step, stage)
+
+
+def _log_folder(trainer: Any) -> Path:
+    """The folder of this run, beside its checkpoints."""
+    folder = Path(trainer.log_dir or os.getcwd())
+    loggers: Sequence[Any] = trainer.loggers
+    if loggers and str(loggers[0].log_dir) != str(folder):
+        # A logger without folders of its own (W&B): as ModelCheckpoint does, by project and run.
+        version = loggers[0].version
+        version = version if isinstance(version, str) else f"version_{version}"
+        folder = folder / str(loggers[0].name) / version
+    return folder

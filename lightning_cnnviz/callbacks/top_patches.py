@@ -1,0 +1,128 @@
+"""Top-k patches while training goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Union
+
+from torch import Tensor, nn
+from typing_extensions import Unpack
+
+from lightning_cnnviz.callbacks.base import Monitor, MonitorOptions
+from lightning_cnnviz.core.layers import select_layers
+from lightning_cnnviz.core.mining import PatchMiner
+from lightning_cnnviz.core.top_patches import TopPatches, diagnose
+from lightning_cnnviz.render.normalization import Normalization, find_normalization, normalization_from_range
+from lightning_cnnviz.render.views import top_patches_report, top_patches_table
+from lightning_cnnviz.report import Report
+
+__all__ = ["TopPatchesMonitor"]
+
+
+class TopPatchesMonitor(Monitor):
+    """Shows which parts of which images drive each feature map most (Zeiler & Fergus 2013, section 4 and Fig. 2).
+
+    For each feature map of each chosen layer, the k images with the strongest activation and the exact receptive field
+    of that unit in them: one sheet a layer under `top_patches/<layer>`, dead features, stability and label purity under
+    `top_patches_stats/<layer>/...`, and at the end of the run a table of all patches.
+
+    Args:
+        layers: `"conv"` for every convolution, or names, globs and keywords (see `core.layers.select_layers`).
+        k: Number of patches of each feature map.
+        features: Feature maps that are shown: the first n of each layer, a list of them, a list by layer, None for all.
+        per_image: Number of patches of one feature map that may come from one image; None for any number.
+        normalization: Mean and std to undo for display; by default found in the data set's transforms.
+        class_names: Names of the labels; by default the data set's `classes`.
+        options: See `Monitor`.
+
+    Raises:
+        ValueError: At set-up: no such layer (with the closest names), a feature index out of range, k < 1, no
+            validation data, or nowhere to show anything.
+    """
+
+    def __init__(
+        self,
+        layers: Union[str, list[str]] = "conv",
+        k: int = 9,
+        *,
+        features: Union[int, list[int], dict[str, list[int]], None] = 16,
+        per_image: Union[int, None] = 1,
+        normalization: Union[tuple[list[float], list[float]], None] = None,
+        class_names: Union[list[str], None] = None,
+        **options: Unpack[MonitorOptions],
+    ) -> None:
+        super().__init__(**options)
+        self.layers, self.k, self.features, self.per_image = layers, k, features, per_image
+        self.normalization, self.class_names = normalization, class_names
+        self._miner: PatchMiner | None = None
+        self._before: TopPatches | None = None
+        self._shown_as: Normalization | None = None
+        self._report: Report | None = None
+
+    def prepare(self, network: nn.Module) -> None:
+        """Choose the layers."""
+        chosen = select_layers(network, self.layers)
+        self._miner = PatchMiner(network, chosen, k=self.k, features=self.features, per_image=self.per_image)
+        self._before = self._shown_as = self._report = None
+
+    def start_look(self) -> None:
+        """Start with empty lists."""
+        self._mining.close()
+
+    def start_batch(self, images: Tensor, indices: Tensor, labels: Tensor | None) -> None:
+        """Let the hooks know what comes."""
+        self._mining.start_batch(images, indices, labels)
+
+    def end_batch(self) -> None:
+        """Rank what the hooks have seen."""
+        self._mining.end_batch()
+
+    def stop_look(self) -> None:
+        """Remove the hooks."""
+        if self._miner is not None:
+            self._miner.close()
+
+    def finish_look(self, indices_known: bool) -> TopPatches:
+        """Merge the ranks."""
+        self._mining.indices_known = indices_known
+        return self._mining.compute()
+
+    def render(self, result: TopPatches, loader: Any) -> Report:
+        """Draw the patches, and compare with the last look."""
+        dataset = getattr(loader, "dataset", None)
+        if self._shown_as is None:  # once, so that looks can be compared
+            patches = [patch for layer in result for line in layer.patches for patch in line]
+            self._shown_as = self._given() or find_normalization(dataset) or normalization_from_range(patches)
+        names = self.class_names or _class_names(dataset)
+        self._report = top_patches_report(result, diagnose(result, self._before), self._shown_as, class_names=names)
+        self._before = result
+        return self._report
+
+    def last_report(self) -> Report | None:
+        """Return the table of the last look's patches."""
+        if self._report is None:
+            return None
+        table = top_patches_table(self._report)
+        return Report(self._report.view, self._report.title, (table,), self._report.notes)
+
+    @property
+    def _mining(self) -> PatchMiner:
+        assert self._miner is not None, "setup comes first"
+        return self._miner
+
+    def _given(self) -> Normalization | None:
+        if self.normalization is None:
+            return None
+        mean, std = self.normalization
+        return Normalization(tuple(mean), tuple(std))
+
+
+def _class_names(dataset: Any) -> Sequence[str] | None:
+    while dataset is not None:
+        names = getattr(dataset, "classes", None)
+        if isinstance(names, Mapping):
+            names = list(names)
+        if isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names):
+            return names
+        dataset = getattr(dataset, "dataset", None)  # inside Subset
+    return None

@@ -1,0 +1,115 @@
+"""One function a result: what it has to say, as a report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_cnnviz.core.top_patches import Diagnostics, LayerTopPatches, TopPatches
+from lightning_cnnviz.render.normalization import Normalization
+from lightning_cnnviz.report import Gallery, Item, Number, Report, Row, Scalar, Table, Tile
+
+__all__ = ["top_patches_report", "top_patches_table"]
+
+# What lies outside the image, where a receptive field is cut at its border.
+_OUTSIDE = 232
+
+
+def top_patches_report(
+    found: TopPatches,
+    diagnostics: Sequence[Diagnostics],
+    normalization: Normalization,
+    *,
+    class_names: Sequence[str] | None = None,
+) -> Report:
+    """Draw the patches of each layer as a gallery, a row a feature map, and its diagnostics as scalars.
+
+    Patches of a layer share one scale: those cut off at the image's border keep their size, on the side where they lie.
+    """
+    items: list[Item] = []
+    for layer, summary in zip(found, diagnostics, strict=True):
+        items.append(_gallery(layer, summary, normalization, class_names))
+        for name in ("dead_features", "dead_fraction", "stability", "label_purity"):
+            items.append(Scalar(f"{layer.layer}/{name}", float(getattr(summary, name))))
+    notes = [normalization.sentence()]
+    if not found.indices_known:
+        notes.append("The loader does not tell which image is which: images are numbered as they arrived.")
+    strange = [f"{layer.layer} (image {layer.nonfinite})" for layer in found if layer.nonfinite is not None]
+    if strange:
+        notes.append("NaN or infinite activations, left out of the ranking, in " + ", ".join(strange) + ".")
+    return Report("top_patches", f"Top-{found.k} patches", tuple(items), tuple(notes))
+
+
+def top_patches_table(report: Report) -> Table:
+    """One line a patch, of all layers of a report that `top_patches_report` made."""
+    columns = ("layer", "feature", "rank", "activation", "dataset index", "label", "row", "column", "patch")
+    rows: list[tuple[Number | Tile | None, ...]] = []
+    for gallery in report.items:
+        if isinstance(gallery, Gallery):
+            for line in gallery.rows:
+                feature = line.numbers["feature"]
+                for tile in line.tiles:
+                    figures = [tile.numbers.get(name) for name in columns[2:-1]]
+                    rows.append((gallery.name, feature, *figures, tile))
+    return Table("table", columns, tuple(rows), f"{report.title}, at the end of the run")
+
+
+def _gallery(
+    found: LayerTopPatches, summary: Diagnostics, normalization: Normalization, class_names: Sequence[str] | None
+) -> Gallery:
+    sizes = [patch.shape[-2:] for patches in found.patches for patch in patches]
+    size = (max((s[0] for s in sizes), default=1) or 1, max((s[1] for s in sizes), default=1) or 1)
+    rows = []
+    for feature, patches in zip(found.features, found.patches, strict=True):
+        tiles = tuple(
+            Tile(
+                _placed(normalization.to_pixels(patch), found.boxes[feature, rank], size),
+                caption=f"{float(found.activations[feature, rank]):.3g}",
+                numbers=_figures(found, feature, rank, class_names),
+            )
+            for rank, patch in enumerate(patches)
+        )
+        strongest = float(found.activations[feature, 0])
+        rows.append(Row(f"feature {feature}", tiles, {"feature": feature, "max activation": strongest}))
+    channels = found.activations.shape[0]
+    numbers: dict[str, Number] = {"features": channels, "patch height": size[0], "patch width": size[1]}
+    numbers["dead features"] = summary.dead_features
+    if summary.stability == summary.stability:
+        numbers["stability"] = summary.stability
+    if summary.label_purity == summary.label_purity:
+        numbers["label purity"] = summary.label_purity
+    shown = f"{len(found.features)} of {channels}" if len(found.features) < channels else f"{channels}"
+    caption = f"{shown} feature maps, patches of {size[0]} x {size[1]} px, {summary.dead_features} dead"
+    return Gallery(found.layer, tuple(rows), caption, numbers)
+
+
+def _figures(
+    found: LayerTopPatches, feature: int, rank: int, class_names: Sequence[str] | None
+) -> dict[str, Number]:
+    figures: dict[str, Number] = {
+        "rank": rank + 1,
+        "activation": float(found.activations[feature, rank]),
+        "dataset index": int(found.images[feature, rank]),
+    }
+    if found.labels is not None:
+        label = int(found.labels[feature, rank])
+        named = class_names is not None and 0 <= label < len(class_names)
+        figures["label"] = str(class_names[label]) if named and class_names is not None else label
+    figures["row"] = int(found.rows[feature, rank])
+    figures["column"] = int(found.columns[feature, rank])
+    return figures
+
+
+def _placed(pixels: Tensor, box: Tensor, size: tuple[int, int]) -> Tensor:
+    """Put a patch that was cut at the image's border where it lies in a full one."""
+    height, width = pixels.shape[-2:]
+    if (height, width) == size:
+        return pixels
+    tile = torch.full((3, *size), _OUTSIDE, dtype=torch.uint8)
+    # A patch that begins at the image's border has lost its beginning.
+    top = size[0] - height if int(box[0]) == 0 else 0
+    left = size[1] - width if int(box[1]) == 0 else 0
+    tile[:, top : top + height, left : left + width] = pixels
+    return tile

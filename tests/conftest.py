@@ -1,0 +1,60 @@
+"""A browser that tells of everything it complains about or asks the network for."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+_FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-sync",
+    "--no-first-run",
+)
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    """A headless Chromium; its test is skipped where there is none."""
+    executable = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if executable is None:
+        pytest.skip("Chromium is not installed")
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=executable, args=list(_FLAGS))
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page_problems() -> list[str]:
+    """What went wrong in `browser_page` so far; clear it where a test provokes it on purpose."""
+    return []
+
+
+@pytest.fixture
+def browser_page(chromium: Any, page_problems: list[str]) -> Iterator[Any]:
+    """A fresh page; the test fails at its end if there was an error in it, or a request for more than a local page."""
+    context = chromium.new_context(viewport={"width": 1280, "height": 800})
+    page = context.new_page()
+    page.set_default_timeout(20_000)
+
+    def on_console(message: Any) -> None:
+        if message.type in ("error", "warning"):
+            page_problems.append(f"console: {message.text}")
+
+    def on_request(request: Any) -> None:
+        if not (request.is_navigation_request() and request.url.startswith("file://")):
+            page_problems.append(f"request: {request.url}")
+
+    page.on("console", on_console)
+    page.on("pageerror", lambda error: page_problems.append(f"error: {error}"))
+    page.on("request", on_request)
+    yield page
+    context.close()
+    assert page_problems == []

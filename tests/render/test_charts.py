@@ -1,0 +1,132 @@
+import math
+import re
+from xml.etree import ElementTree
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+
+from lightning_cnnviz.render.charts import curve_svg, draw_curve
+from lightning_cnnviz.report import Curve, Series
+
+NAN = math.nan
+COLORS = [(0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00), (0x00, 0x9E, 0x73)]
+
+
+def curve(count: int = 3, points: int = 50, band: bool = True) -> Curve:
+    x = tuple(map(float, range(points)))
+    made = []
+    for number in range(count):
+        y = np.asarray(x) * (number + 1)
+        low, high = (tuple((y - 2).tolist()), tuple((y + 2).tolist())) if band else (None, None)
+        made.append(Series(f"layer {number}", x, tuple(y.tolist()), low, high))
+    return Curve("features.0", tuple(made), "translation (pixels)", "distance", "Mean of 5 images.")
+
+
+def texts(svg: str) -> list[str]:
+    root = ElementTree.fromstring(svg)
+    return ["".join(element.itertext()) for element in root.iter("{http://www.w3.org/2000/svg}text")]
+
+
+def lines(svg: str, color: str) -> list[str]:
+    """The paths of the lines of one color that were drawn as data, the legend's left out."""
+    found = re.findall(r'<path d="([^"]*)"[^>]*style="fill: none; stroke: ([^;"]*)', svg)
+    return [path for path, stroke in found if stroke == color.lower() and path.count("L") > 1]
+
+
+def test_a_picture_shows_every_series_in_its_color() -> None:
+    pixels = draw_curve(curve())
+    assert pixels.dtype == torch.uint8
+    assert pixels.shape[0] == 3
+    assert tuple(pixels[:, 0, 0].tolist()) == (255, 255, 255)
+    for color in COLORS:
+        here = (pixels == torch.tensor(color, dtype=torch.uint8)[:, None, None]).all(0)
+        assert here.any(0).sum() > 300  # a line across the axes, not only its mark in the legend
+
+
+def test_a_chart_says_what_it_shows() -> None:
+    svg = curve_svg(curve())
+    expected = {"features.0", "Mean of 5 images.", "translation (pixels)", "distance", "layer 0", "layer 1", "layer 2"}
+    assert expected <= set(texts(svg))
+    assert 'aria-label="features.0: Mean of 5 images."' in svg
+
+
+def test_a_single_series_needs_no_legend() -> None:
+    assert "layer 0" not in texts(curve_svg(curve(1)))
+
+
+def test_bands_are_drawn_where_there_are_any() -> None:
+    assert curve_svg(curve(band=True)).count("fill-opacity: 0.18") == 3
+    assert curve_svg(curve(band=False)).count("fill-opacity: 0.18") == 0
+
+
+def test_nan_leaves_a_gap() -> None:
+    x = tuple(map(float, range(50)))
+    gap = tuple(NAN if 20 <= value < 30 else 1.0 for value in x)
+    (whole,) = lines(curve_svg(Curve("c", (Series("s", x, (1.0,) * 50),), "x", "y")), "#0072B2")
+    (broken,) = lines(curve_svg(Curve("c", (Series("s", x, gap, gap, gap),), "x", "y")), "#0072B2")
+    assert (whole.count("M"), broken.count("M")) == (1, 2)
+
+
+def test_a_point_between_two_gaps_is_marked() -> None:
+    y = (1.0,) * 40 + (NAN, 1.0, NAN) + (1.0,) * 7
+
+    def marks(values: tuple[float, ...]) -> int:
+        series = Series("s", tuple(map(float, range(50))), values)
+        return len(re.findall(r'<use [^>]*style="fill: #0072b2', curve_svg(Curve("c", (series,), "x", "y"))))
+
+    assert marks(y) == 1
+    assert marks((1.0,) * 50) == 0
+
+
+@pytest.mark.parametrize("series", [(), (Series("s", (1.0, 2.0), (NAN, NAN)),), (Series("s", (), ()),)])
+def test_nothing_measured_never_passes_for_an_empty_picture(series: tuple[Series, ...]) -> None:
+    assert "nothing measured" in texts(curve_svg(Curve("c", series, "x", "y")))
+    assert draw_curve(Curve("c", series, "x", "y")).shape[0] == 3
+
+
+def test_whole_numbers_get_whole_ticks() -> None:
+    epochs = Curve("c", (Series("s", (1, 2, 3), (0.1, 0.2, 0.3)),), "epoch", "accuracy")
+    below = [text for text in texts(curve_svg(epochs)) if re.fullmatch(r"[\d.]+", text)][:3]
+    assert below == ["1", "2", "3"]
+
+
+def test_the_same_curve_gives_the_same_drawing_in_any_style() -> None:
+    svg, pixels = curve_svg(curve()), draw_curve(curve())
+    with matplotlib.rc_context({"axes.facecolor": "black", "font.size": 30, "svg.hashsalt": "other"}):
+        assert curve_svg(curve()) == svg
+        assert torch.equal(draw_curve(curve()), pixels)
+
+
+def test_drawing_leaves_matplotlib_as_it_was() -> None:
+    before = dict(matplotlib.rcParams)
+    draw_curve(curve())
+    curve_svg(curve())
+    assert dict(matplotlib.rcParams) == before
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    assert pyplot.get_fignums() == []
+
+
+def test_an_svg_can_stand_in_a_page() -> None:
+    svg = curve_svg(curve())
+    assert svg.startswith("<svg ")
+    assert "<style" not in svg  # would hold for the page around it
+    assert "<metadata" not in svg
+    ElementTree.fromstring(svg)
+
+
+def test_odd_names_are_shown_as_they_are() -> None:
+    names = ('$a$ <b> & "c"', "_hidden", "50 %")
+    series = tuple(Series(name, (1.0, 2.0), (1.0, 2.0)) for name in names)
+    svg = curve_svg(Curve('<x> "y"', series, "$x$", "y & z", "$5 <-> $6"))
+    assert {*names, '<x> "y"', "$x$", "y & z", "$5 <-> $6"} <= set(texts(svg))
+
+
+def test_many_series_and_long_texts_stay_on_the_picture() -> None:
+    series = tuple(Series(f"backbone.{n}.a_rather_long_name_of_a_layer", (1.0, 2.0), (1.0, n)) for n in range(40))
+    crowd = Curve("name " * 50, series, "x " * 200, "y " * 200, "caption " * 200)
+    pixels = draw_curve(crowd)
+    edge = torch.cat([pixels[:, 0], pixels[:, -1], pixels[:, :, 0], pixels[:, :, -1]], dim=1)
+    assert (edge == 255).all()
+    assert "backbone.7.a_r…name_of_a_layer" in " ".join(texts(curve_svg(crowd)))

@@ -1,0 +1,243 @@
+import json
+import math
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
+
+import numpy as np
+import pytest
+import torch
+from offline_run import keep_wandb_inside, read_offline_artifacts, read_offline_run
+from PIL import Image
+
+from lightning_cnnviz.render.charts import draw_curve
+from lightning_cnnviz.render.image import draw_sheet
+from lightning_cnnviz.report import Curve, Gallery, Item, Picture, Report, Row, Scalar, Series, Step, Table, Tile
+from lightning_cnnviz.sinks import wandb as sink_module
+from lightning_cnnviz.sinks.wandb import WandbSink
+
+PACKAGES = ["lightning.pytorch.loggers", "pytorch_lightning.loggers"]
+
+
+def noise(height: int, width: int) -> torch.Tensor:
+    return torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+TILE = Tile(noise(11, 11), "tench")
+GALLERY = Gallery(
+    "features.3", (Row("channel 1", (TILE,) * 9), Row("channel 2", (TILE,) * 9)), caption="Strongest first."
+)
+CURVE = Curve("distance", (Series("layer 1", (0.0, 1.0, 2.0), (0.0, 1.0, 4.0)),), "pixels", "distance", "Rises.")
+TABLE = Table("layers", ("layer", "patch", "accuracy"), (("conv1", TILE, 0.5), ("conv2", TILE, None)))
+PICTURE = Picture("input", noise(20, 40), "An image.")
+SCALARS = (Scalar("accuracy", 0.25), Scalar("absent", math.nan))
+REPORT = Report("top_patches", "Strongest patches", (GALLERY, CURVE, TABLE, PICTURE, *SCALARS), notes=("Seen once.",))
+
+
+class FakeRun:
+    """Remembers what is logged."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+
+    def log(self, row: dict[str, Any]) -> None:
+        self.rows.append(row)
+
+
+class WandbLogger:
+    """Known by its name, as those of both Lightnings are."""
+
+    def __init__(self, run: Any) -> None:
+        self.experiment = run
+
+
+class OurWandbLogger(WandbLogger):
+    pass
+
+
+class DummyLogger:
+    """What `fast_dev_run` puts in place of every logger."""
+
+
+def write(items: tuple[Item, ...], *loggers: Any) -> None:
+    sink = WandbSink()
+    sink.open(loggers, Path("unused"))
+    sink.write(Report("view", "Title", items), Step(3, 40))
+
+
+@pytest.fixture
+def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    import wandb
+
+    keep_wandb_inside(tmp_path, monkeypatch)
+    wandb.teardown()  # the mode is remembered until then
+    yield tmp_path
+    wandb.finish()
+    wandb.teardown()
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_an_offline_run_holds_everything(package: str, inside: Path) -> None:
+    logger = pytest.importorskip(package).WandbLogger(project="test", save_dir=inside, offline=True)
+    sink = WandbSink()
+    sink.open([logger], inside)
+    sink.write(REPORT, Step(epoch=1, global_step=10))
+    logger.log_metrics({"loss": 0.5}, step=11)
+    sink.write(REPORT, Step(epoch=2, global_step=20))
+    sink.close()
+    logger.experiment.finish()
+
+    rows = read_offline_run(inside)
+    ours = [row for row in rows if "top_patches/features.3" in row]
+    assert [row.get("loss") for row in rows] == [None, 0.5, None]
+    assert [(row["epoch"], row["trainer/global_step"]) for row in ours] == [(1, 10), (2, 20)]
+    for row in ours:
+        check_row(row, inside)
+    tables = read_offline_artifacts(inside)
+    assert len(tables) == 2
+    for files in tables:
+        check_table(files)
+
+
+def check_row(row: dict[str, Any], folder: Path) -> None:
+    assert row["top_patches_stats/accuracy"] == 0.25
+    assert not any("absent" in key for key in row)
+    (files,) = folder.glob("wandb/offline-run-*/files")
+    sheet = row["top_patches/features.3"]
+    assert sheet["caption"] == "Strongest first. Seen once."
+    drawn = {"features.3": draw_sheet(GALLERY, title="any"), "distance": draw_curve(CURVE), "input": PICTURE.pixels}
+    for name, pixels in drawn.items():
+        path = files / row[f"top_patches/{name}"]["path"]
+        assert path.suffix == ".jpg"
+        with Image.open(path) as image:
+            assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (pixels.shape[2], pixels.shape[1]))
+            assert np.asarray(image).std() > 10  # neither black nor blank
+    assert (row["top_patches/layers"]["nrows"], row["top_patches/layers"]["ncols"]) == (2, 3)
+
+
+def check_table(files: dict[str, Path]) -> None:
+    table = json.loads(files["top_patches/layers.table.json"].read_text())
+    assert table["columns"] == ["layer", "patch", "accuracy"]
+    assert [(layer, accuracy) for layer, _, accuracy in table["data"]] == [("conv1", 0.5), ("conv2", None)]
+    for _, patch, _ in table["data"]:
+        assert patch["caption"] == "tench"
+        with Image.open(files[patch["path"]]) as image:
+            assert np.array_equal(np.asarray(image), TILE.pixels.permute(1, 2, 0).numpy())
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_disabled_run_works(package: str, inside: Path) -> None:
+    import wandb
+
+    logger = pytest.importorskip(package).WandbLogger(project="test", save_dir=inside, mode="disabled")
+    sink = WandbSink()
+    sink.open([logger], inside)
+    sink.write(REPORT, Step(epoch=1, global_step=10))
+    summary = logger.experiment.summary
+    assert (summary["epoch"], summary["trainer/global_step"]) == (1, 10)
+    assert isinstance(summary["top_patches/features.3"], wandb.Image)
+    assert isinstance(summary["top_patches/layers"], wandb.Table)
+    assert summary["top_patches_stats/accuracy"] == 0.25
+
+
+def test_one_row_a_report_without_a_step_of_its_own() -> None:
+    run = FakeRun()  # whose `log` takes no `step`
+    write((GALLERY, CURVE, *SCALARS), WandbLogger(run))
+    (row,) = run.rows
+    assert sorted(row) == ["epoch", "trainer/global_step", "view/distance", "view/features.3", "view_stats/accuracy"]
+    assert (row["epoch"], row["trainer/global_step"]) == (3, 40)
+
+
+@pytest.mark.parametrize(("height", "width", "kind"), [(1, 7, "png"), (32, 32, "png"), (1, 33, "jpg"), (33, 20, "jpg")])
+def test_pictures_keep_every_side_and_tiny_ones_every_bit(height: int, width: int, kind: str) -> None:
+    run = FakeRun()
+    pixels = noise(height, width)  # of arrays, wandb drops the sides of length 1
+    write((Picture("picture", pixels),), WandbLogger(run))
+    logged = run.rows[0]["view/picture"]
+    assert logged.format == kind
+    assert logged.image.size == (width, height)
+    if kind == "png":
+        assert np.array_equal(np.asarray(logged.image), pixels.permute(1, 2, 0).numpy())
+
+
+def test_every_run_gets_everything_and_none_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = Mock(side_effect=draw_sheet)
+    monkeypatch.setattr(sink_module, "draw_sheet", draw)
+    shared, other = FakeRun(), FakeRun()
+    write((GALLERY, TABLE), WandbLogger(shared), OurWandbLogger(shared), WandbLogger(other))
+    assert [len(run.rows) for run in (shared, other)] == [1, 1]
+    assert shared.rows[0]["view/features.3"] is not other.rows[0]["view/features.3"]  # a media object has one run
+    assert shared.rows[0]["view/layers"] is not other.rows[0]["view/layers"]
+    draw.assert_called_once()
+
+
+def test_items_of_one_name_do_not_overwrite_each_other() -> None:
+    run = FakeRun()
+    same = Curve("features.3", CURVE.series, "x", "y")
+    write((GALLERY, same, Picture("features.3", PICTURE.pixels)), WandbLogger(run))
+    expected = {"view/features.3", "view/features.3_curve", "view/features.3_picture"}
+    assert expected == set(run.rows[0]) - {"epoch", "trainer/global_step"}
+
+
+@pytest.mark.parametrize("items", [(), (Scalar("absent", math.nan),)])
+def test_nothing_to_say_is_no_row(items: tuple[Item, ...]) -> None:
+    run = FakeRun()
+    write(items, WandbLogger(run))
+    assert run.rows == []
+
+
+def test_a_long_table_is_cut_aloud(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = FakeRun()
+    monkeypatch.setattr(sink_module, "_MOST_ROWS", 3)
+    write((Table("short", ("n",), ((1,), (2,), (3,))),), WandbLogger(run))
+    with pytest.warns(UserWarning, match=r"Table 'long' has 4 rows; W&B keeps the first 3 of a table"):
+        write((Table("long", ("n",), ((1,), (2,), (3,), (4,))),), WandbLogger(run))
+    assert run.rows[0]["view/short"].data == [[1], [2], [3]]
+    assert run.rows[1]["view/long"].data == [[1], [2], [3]]
+
+
+def test_the_limit_is_that_of_wandb() -> None:
+    import wandb
+
+    assert sink_module._MOST_ROWS == wandb.Table.MAX_ARTIFACT_ROWS
+
+
+@pytest.mark.parametrize(("loggers", "found"), [([], "none"), ([object()], "object")])
+def test_without_a_logger_the_error_names_the_choices(loggers: list[object], found: str) -> None:
+    message = (
+        rf"no WandbLogger among the trainer's loggers \({found}\).*Trainer\(logger=WandbLogger.*sinks=\[PageSink\(\)\]"
+    )
+    with pytest.raises(ValueError, match=message):
+        WandbSink().open(loggers, Path("unused"))
+
+
+def test_a_fast_dev_run_is_quiet() -> None:
+    write((GALLERY,), DummyLogger())
+
+
+@pytest.mark.parametrize("package", ["lightning", "pytorch_lightning"])
+def test_lightnings_own_stand_ins_are_quiet(package: str) -> None:
+    loggers = pytest.importorskip(
+        "lightning.pytorch.loggers" if package == "lightning" else "pytorch_lightning.loggers"
+    )
+    logger_module = pytest.importorskip(f"{loggers.__name__}.logger")
+    write((GALLERY,), logger_module.DummyLogger())
+    write((GALLERY, TABLE, *SCALARS), WandbLogger(logger_module.DummyExperiment()))
+
+
+def test_open_forgets_the_loggers_of_the_run_before() -> None:
+    first, second = FakeRun(), FakeRun()
+    sink = WandbSink()
+    for run in (first, second):
+        sink.open([WandbLogger(run)], Path("unused"))
+    sink.write(Report("view", "Title", SCALARS), Step(1, 1))
+    assert (len(first.rows), len(second.rows)) == (0, 1)
+
+
+def test_the_sink_alone_does_not_load_wandb() -> None:
+    import subprocess
+
+    code = "import sys, lightning_cnnviz.sinks.wandb; sys.exit('wandb' in sys.modules or 'lightning' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
