@@ -5,14 +5,26 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Union
 
 import torch
 from torch import Tensor
 
-__all__ = ["Curve", "Gallery", "Item", "Number", "Picture", "Report", "Row", "Scalar", "Series", "Step", "Table", "Tile"]
+__all__ = [
+    "Curve",
+    "Gallery",
+    "Item",
+    "Number",
+    "Picture",
+    "Report",
+    "Row",
+    "Scalar",
+    "Series",
+    "Step",
+    "Table",
+    "Tile",
+]
 
-Number = Union[int, float, str]
+Number = int | float | str
 """A figure that stands beside a picture: an activation, an index, a class name."""
 
 
@@ -113,7 +125,9 @@ class Series:
     def __post_init__(self) -> None:
         lengths = {len(values) for values in (self.x, self.y, self.low, self.high) if values is not None}
         if len(lengths) != 1 or (self.low is None) != (self.high is None):
-            raise ValueError(f"Series '{self.name}': x, y, low and high must be equally long, low and high come together")
+            raise ValueError(
+                f"Series '{self.name}': x, y, low and high must be equally long, low and high come together"
+            )
 
 
 @dataclass(frozen=True)
@@ -155,7 +169,7 @@ class Scalar:
         return not math.isnan(self.value)
 
 
-Item = Union[Picture, Gallery, Curve, Table, Scalar]
+Item = Picture | Gallery | Curve | Table | Scalar
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import logging
-import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, TypedDict, Union
+from typing import Any, Literal, TypedDict
 
 import lightning.pytorch as pl
 import pytorch_lightning
 import torch
 from torch import Tensor, nn
 
+from lightning_cnnviz.callbacks.trainer import chosen_loader, find_network, log_folder, step_of
 from lightning_cnnviz.core.batches import BatchFn, IndexReader, indexed_batches, read_batch
 from lightning_cnnviz.core.capture import analysis_mode
 from lightning_cnnviz.report import Report, Step
@@ -26,19 +26,17 @@ __all__ = ["Monitor", "MonitorOptions"]
 
 log = logging.getLogger("lightning_cnnviz")
 
-_PACKAGES = ("lightning.", "pytorch_lightning.")
-
 
 class MonitorOptions(TypedDict, total=False):
     """The options that every monitor takes."""
 
     every_n_epochs: int
-    epochs: Union[list[int], Literal["last"], None]
+    epochs: list[int] | Literal["last"] | None
     data: Any
     dataloader_idx: int
-    model: Union[str, None]
-    batch_fn: Union[BatchFn, None]
-    sinks: Union[list[Sink], None]
+    model: str | None
+    batch_fn: BatchFn | None
+    sinks: list[Sink] | None
     on_error: Literal["report", "raise"]
 
 
@@ -136,9 +134,9 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
         if stage == "predict":
             return
         self._failure, self._looks = None, 0
-        self.prepare(self._network(pl_module))
+        self.prepare(find_network(self._who, pl_module, self.model))
         self._check_data(trainer, stage)
-        folder = _log_folder(trainer)  # asks every rank
+        folder = log_folder(trainer)  # asks every rank
         if trainer.is_global_zero:
             self._open(trainer, folder)
 
@@ -188,7 +186,7 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Look once more where only the end was asked for."""
         if self.epochs == "last":
-            loader = self.data if self.data is not None else _chosen(trainer.val_dataloaders, self.dataloader_idx)
+            loader = self.data if self.data is not None else chosen_loader(trainer.val_dataloaders, self.dataloader_idx)
             self._look_at(trainer, pl_module, loader, within_epoch=False)
 
     def on_test_start(self, trainer: Any, pl_module: Any) -> None:
@@ -262,7 +260,7 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
             self._failure = self._failure or "it failed on another rank"
             return
         with self._guard(trainer, rehearsal=True):
-            loader = _chosen(loaders, self.dataloader_idx)
+            loader = chosen_loader(loaders, self.dataloader_idx)
             self._reader = IndexReader(loader, trainer.global_rank, trainer.world_size)
             self._looking = True
             self.start_look()
@@ -281,15 +279,13 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
             result = self.finish_look(known)
             self.stop_look()
             self._looks += 1
-            self._step = _step(trainer, within_epoch=within_epoch)
+            self._step = step_of(trainer, within_epoch=within_epoch)
             if self._open_sinks:
-                self._show(self.render(result, _chosen(loaders, self.dataloader_idx)), self._step)
+                self._show(self.render(result, chosen_loader(loaders, self.dataloader_idx)), self._step)
 
-    def _look_at(
-        self, trainer: Any, pl_module: Any, loader: Iterable[Any], *, within_epoch: bool = True
-    ) -> None:
+    def _look_at(self, trainer: Any, pl_module: Any, loader: Iterable[Any], *, within_epoch: bool = True) -> None:
         """Look at a loader in a pass of our own; the ranks share each batch."""
-        network = self._network(pl_module)
+        network = find_network(self._who, pl_module, self.model)
         shared = trainer.world_size > 1 and not isinstance(
             getattr(loader, "sampler", None), torch.utils.data.DistributedSampler
         )
@@ -335,17 +331,19 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
         self.stop_look()
 
     def _show(self, report: Report, step: Step) -> None:
-        for sink in list(self._open_sinks or []):
-            try:
-                sink.write(report, step)
-            except Exception as error:
-                if self.on_error == "raise":
-                    raise
-                assert self._open_sinks is not None
-                self._open_sinks.remove(sink)
-                log.error(
-                    "%s: %s is given up, the run goes on: %s", self._who, type(sink).__name__, error, exc_info=True
-                )
+        self._open_sinks = [sink for sink in self._open_sinks or [] if self._write(sink, report, step)]
+
+    def _write(self, sink: Sink, report: Report, step: Step) -> bool:
+        """Write to one sink; False where that has failed and the sink is given up."""
+        try:
+            sink.write(report, step)
+        except Exception as error:
+            if self.on_error == "raise":
+                raise
+            name = type(sink).__name__
+            log.error("%s: %s is given up, the run goes on: %s", self._who, name, error, exc_info=True)
+            return False
+        return True
 
     def _open(self, trainer: Any, folder: Path) -> None:
         if self.sinks is not None and not self.sinks:
@@ -376,7 +374,9 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
         limit = trainer.limit_test_batches if stage == "test" else trainer.limit_val_batches
         name = "limit_test_batches" if stage == "test" else "limit_val_batches"
         if limit == 0:
-            raise ValueError(f"{self._who} looks at the {stage} batches, but {name}=0; raise it, or give data=<a loader>")
+            raise ValueError(
+                f"{self._who} looks at the {stage} batches, but {name}=0; raise it, or give data=<a loader>"
+            )
         if stage != "fit":
             return
         if not trainer.enable_validation:
@@ -390,63 +390,3 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
                 f"{self._who}(epochs={self.epochs}): validation runs every {every} epochs (check_val_every_n_epoch), "
                 "after none of these; change either, or give data=<a loader>"
             )
-
-    def _network(self, pl_module: Any) -> nn.Module:
-        """The network of a LightningModule: the one that is named, itself where it has a forward, or its only child."""
-        if self.model is not None:
-            named = dict(pl_module.named_modules())
-            if self.model not in named:
-                raise ValueError(
-                    f'{self._who}(model="{self.model}"): {type(pl_module).__name__} has no such submodule; it has '
-                    + ", ".join(f'"{name}"' for name, _ in pl_module.named_children())
-                )
-            return named[self.model]
-        owner = next(kind for kind in type(pl_module).__mro__ if "forward" in vars(kind))
-        if not owner.__module__.startswith(_PACKAGES):
-            return pl_module  # type: ignore[no-any-return]
-        children = [
-            (name, child)
-            for name, child in pl_module.named_children()
-            if any(isinstance(module, nn.Conv2d) for module in child.modules())
-        ]
-        if len(children) == 1:
-            return children[0][1]  # type: ignore[no-any-return]
-        found = ", ".join(f'"{name}"' for name, _ in children or pl_module.named_children())
-        raise ValueError(
-            f"{self._who}: {type(pl_module).__name__} defines no forward, and "
-            + (f"several of its submodules may be the network: {found}" if children else "none of its submodules has a")
-            + ("" if children else f" convolution (Conv2d): {found or 'there is none'}")
-            + '; define forward, or give model="<name>"'
-        )
-
-
-def _chosen(loaders: Any, dataloader_idx: int) -> Any:
-    """One of several loaders, given as a loader, a list or a mapping of them."""
-    if isinstance(loaders, dict):
-        loaders = list(loaders.values())
-    if not isinstance(loaders, (list, tuple)):
-        return loaders
-    if loaders and not hasattr(loaders[0], "__iter__"):
-        return loaders
-    if dataloader_idx >= len(loaders):
-        raise ValueError(f"dataloader_idx={dataloader_idx}: there are {len(loaders)} loaders")
-    return loaders[dataloader_idx]
-
-
-def _step(trainer: Any, *, within_epoch: bool) -> Step:
-    stage = str(trainer.state.fn.value)
-    # Lightning counts an epoch as complete only after its last hook.
-    epoch = trainer.current_epoch + 1 if stage == "fit" and within_epoch else trainer.current_epoch
-    return Step(epoch, trainer.global_step, stage)
-
-
-def _log_folder(trainer: Any) -> Path:
-    """The folder of this run, beside its checkpoints."""
-    folder = Path(trainer.log_dir or os.getcwd())
-    loggers: Sequence[Any] = trainer.loggers
-    if loggers and str(loggers[0].log_dir) != str(folder):
-        # A logger without folders of its own (W&B): as ModelCheckpoint does, by project and run.
-        version = loggers[0].version
-        version = version if isinstance(version, str) else f"version_{version}"
-        folder = folder / str(loggers[0].name) / version
-    return folder

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Union
+from typing import Any
 
 from torch import Tensor, nn
 from typing_extensions import Unpack
@@ -42,13 +42,13 @@ class TopPatchesMonitor(Monitor):
 
     def __init__(
         self,
-        layers: Union[str, list[str]] = "conv",
+        layers: str | list[str] = "conv",
         k: int = 9,
         *,
-        features: Union[int, list[int], dict[str, list[int]], None] = 16,
-        per_image: Union[int, None] = 1,
-        normalization: Union[tuple[list[float], list[float]], None] = None,
-        class_names: Union[list[str], None] = None,
+        features: int | list[int] | dict[str, list[int]] | None = 16,
+        per_image: int | None = 1,
+        normalization: tuple[list[float], list[float]] | None = None,
+        class_names: list[str] | None = None,
         **options: Unpack[MonitorOptions],
     ) -> None:
         super().__init__(**options)

@@ -181,7 +181,7 @@ class _Trace:
             self.seen.append((name, None, None, None))
             return
         shape = (output.shape[1], *output.shape[2:]) if output.ndim == 4 else (output.shape[1], 1, 1)
-        self.seen.append((name, shape, self.bounds.receptive_field(name, output), None))  # type: ignore[arg-type]
+        self.seen.append((name, shape, self.bounds.receptive_field(name, output), None))
 
     def on_norm(self, name: str, value: Any) -> None:
         marker, _, key = name.partition(":")

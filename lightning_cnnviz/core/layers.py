@@ -6,7 +6,6 @@ import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Union
 
 from torch import nn
 
@@ -19,10 +18,10 @@ __all__ = [
     "select_layers",
 ]
 
-LayerSpec = Union[str, type[nn.Module], Sequence[Union[str, type[nn.Module]]]]
+LayerSpec = str | type[nn.Module] | Sequence[str | type[nn.Module]]
 """A keyword ("conv", "relu", "pool", "linear"), a layer's name, a glob, a module type, or several of these."""
 
-FeatureSpec = Union[int, Sequence[int], Mapping[str, Union[int, Sequence[int]]], None]
+FeatureSpec = int | Sequence[int] | Mapping[str, int | Sequence[int]] | None
 """Feature maps: the first n of each layer, a list for each layer, either of them by layer, or None for all."""
 
 _KEYWORDS: dict[str, tuple[type[nn.Module], ...]] = {

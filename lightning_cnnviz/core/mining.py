@@ -54,7 +54,9 @@ class LayerTopPatches:
         shape = self.activations.shape
         for name in ("images", "rows", "columns"):
             if getattr(self, name).shape != shape:
-                raise ValueError(f"layer '{self.layer}': {name} {tuple(getattr(self, name).shape)} is not {tuple(shape)}")
+                raise ValueError(
+                    f"layer '{self.layer}': {name} {tuple(getattr(self, name).shape)} is not {tuple(shape)}"
+                )
         if self.boxes.shape != (*shape, 4) or len(self.features) != len(self.patches):
             raise ValueError(f"layer '{self.layer}': boxes or patches do not fit activations {tuple(shape)}")
 
@@ -336,9 +338,7 @@ class PatchMiner:
             raise RuntimeError(self._never_ran(missing))
         with torch.inference_mode(False), torch.no_grad():
             for layer, waiting in batch.waiting.items():
-                strange, values, positions = (
-                    found.cpu().unflatten(0, (len(batch.images), -1)) for found in waiting
-                )
+                strange, values, positions = (found.cpu().unflatten(0, (len(batch.images), -1)) for found in waiting)
                 self._lists.note_nonfinite(layer, batch.indices[strange[:, 0]])
                 images, channels = self._entering(layer, values[..., 0], batch)
                 self._enter(layer, images, channels, values[images, channels], positions[images, channels], batch)

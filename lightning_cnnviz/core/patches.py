@@ -101,7 +101,9 @@ class PatchStore:
         has = torch.stack(gathered(torch.tensor([patch is not None for patch in own], dtype=torch.uint8)))
         owners = has.argmax(0).tolist()
         rank = torch.distributed.get_rank()
-        mine = [patch.flatten() for patch, owner in zip(own, owners, strict=True) if patch is not None and owner == rank]
+        mine = [
+            patch.flatten() for patch, owner in zip(own, owners, strict=True) if patch is not None and owner == rank
+        ]
         streams = gathered(torch.cat([self._like.flatten(), *mine]))
         taken = [0] * len(streams)
         channels = self._like.shape[1]

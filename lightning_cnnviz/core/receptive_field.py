@@ -42,8 +42,8 @@ class ReceptiveField:
     Attributes:
         layer: The layer's name.
         image_size: Height and width of the input in pixels.
-        boxes: `(G, H, W, 4)` int16: top, left, bottom, right in pixels, half-open, clipped to the image; G is the number
-            of channels, or 1 where all channels have the same boxes. A unit that depends on no pixel has an empty box.
+        boxes: `(G, H, W, 4)` int16: top, left, bottom, right in pixels, half-open, clipped to the image; G is the
+            number of channels, or 1 where all have the same boxes. A unit that depends on no pixel has an empty box.
     """
 
     layer: str
@@ -122,7 +122,7 @@ class _Follower(TorchDispatchMode):
     """Runs each operation, then its rule on the boxes."""
 
     def __init__(self, bounds: WeakTensorKeyDictionary) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._bounds = bounds
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -237,7 +237,7 @@ def _whole(many: Any, tensor: Tensor) -> _Bounds:
 
 def _pointwise(call: _Call) -> list[_Bounds] | None:
     shape = call.outputs[0].shape
-    return [_union([bounds for bounds in call.known.values()], shape) for _ in call.outputs]
+    return [_union(list(call.known.values()), shape) for _ in call.outputs]
 
 
 def _first_as_it_is(call: _Call) -> list[_Bounds] | None:
@@ -318,7 +318,9 @@ def _group_norm(call: _Call) -> list[_Bounds] | None:
     def mix(b: Tensor) -> Tensor:
         batch, channels = b.shape[:2]
         reach = b.reshape(batch, groups, -1).amax(2, keepdim=True)
-        return reach.expand(batch, groups, channels // groups).reshape(batch, channels, *[1] * (b.ndim - 2)).expand_as(b)
+        return (
+            reach.expand(batch, groups, channels // groups).reshape(batch, channels, *[1] * (b.ndim - 2)).expand_as(b)
+        )
 
     mixed = _each(mix, call.bounds(call.args[0]))
     return [mixed, *[_whole([mixed], tensor) for tensor in call.outputs[1:]]]
@@ -456,7 +458,7 @@ def _interpolated(call: _Call) -> list[_Bounds] | None:
         """Which input rows (or columns) each output row reads, `(out, in)`: seen on one one-hot image a row."""
         size = source.shape[axis]
         probe = torch.eye(size, dtype=torch.float64).view(1, size, *((size, 1) if axis == 2 else (1, size)))
-        made = call.func(probe, *call.args[1:], **call.kwargs)
+        made: Tensor = call.func(probe, *call.args[1:], **call.kwargs)
         return ((made[0, :, :, 0] if axis == 2 else made[0, :, 0, :]) != 0).T
 
     used_rows, used_columns = taps(2), taps(3)
@@ -473,20 +475,28 @@ def _interpolated(call: _Call) -> list[_Bounds] | None:
 
 # Results that do not depend on the values that went in.
 _CONSTANT = frozenset(
-    "empty_like zeros_like ones_like full_like rand_like randn_like new_empty new_zeros new_ones new_full zero fill "
-    "empty_strided new_empty_strided bernoulli normal uniform sym_size sym_stride sym_numel".split()
+    [
+        *("empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "empty_strided"),
+        *("new_empty", "new_zeros", "new_ones", "new_full", "new_empty_strided"),
+        *("zero", "fill", "bernoulli", "normal", "uniform"),
+    ]
 )
 # Element-wise in effect, though not tagged so.
-_POINTWISE = frozenset("hardswish hardtanh leaky_relu native_dropout rrelu_with_noise _prelu_kernel prelu threshold".split())
-
-_SAME = "clone _to_copy detach alias contiguous lift_fresh dropout".split()
-_MOVED = (
-    "view _unsafe_view reshape permute transpose t slice select narrow expand unsqueeze squeeze split split_with_sizes "
-    "unsafe_split unsafe_chunk chunk unbind flip roll index index_select repeat pixel_shuffle pixel_unshuffle "
-    "channel_shuffle native_channel_shuffle reflection_pad2d replication_pad2d upsample_nearest2d diagonal "
-    "movedim swapaxes unfold _reshape_alias"
-).split()
-_REDUCED = "mean sum amax amin max min argmax argmin var std var_mean std_mean logsumexp linalg_vector_norm prod any all".split()
+_POINTWISE = frozenset(
+    ["hardswish", "hardtanh", "leaky_relu", "native_dropout", "rrelu_with_noise", "_prelu_kernel", "prelu", "threshold"]
+)
+_SAME = ["clone", "_to_copy", "detach", "alias", "contiguous", "lift_fresh", "dropout"]
+_MOVED = [
+    *("view", "_unsafe_view", "_reshape_alias", "reshape", "permute", "transpose", "t", "movedim", "swapaxes"),
+    *("slice", "select", "narrow", "split", "split_with_sizes", "unsafe_split", "unsafe_chunk", "chunk", "unbind"),
+    *("expand", "unsqueeze", "squeeze", "repeat", "flip", "roll", "index", "index_select", "diagonal", "unfold"),
+    *("pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle"),
+    *("reflection_pad2d", "replication_pad2d", "upsample_nearest2d"),
+]
+_REDUCED = [
+    *("mean", "sum", "amax", "amin", "max", "min", "argmax", "argmin", "prod", "any", "all"),
+    *("var", "std", "var_mean", "std_mean", "logsumexp", "linalg_vector_norm"),
+]
 
 _RULES: dict[str, _Rule] = {
     **dict.fromkeys(_SAME, _first_as_it_is),

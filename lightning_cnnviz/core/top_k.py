@@ -156,4 +156,3 @@ def pack(high: Tensor, low: Tensor) -> Tensor:
 def unpack(packed: Tensor) -> tuple[Tensor, Tensor]:
     """Undo `pack`, as int64."""
     return (packed >> 16).to(torch.int64), (packed & 0xFFFF).to(torch.int64)
-

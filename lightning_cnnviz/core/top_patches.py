@@ -1,4 +1,4 @@
-"""Top-k patches: which parts of which images drive each feature map most (Zeiler & Fergus 2013, section 4 and Fig. 2)."""
+"""Top-k patches: which parts of which images drive each feature map most (Zeiler & Fergus 2013, section 4, Fig. 2)."""
 
 from __future__ import annotations
 

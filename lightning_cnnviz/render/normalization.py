@@ -72,7 +72,7 @@ def find_normalization(dataset: Any) -> Normalization | None:
             return Normalization(mean, std, "found in the data set's transforms")
         for name in ("transform", "transforms", "dataset", "datasets"):
             inner = getattr(thing, name, None)
-            waiting += list(inner) if isinstance(inner, (list, tuple)) or _is_module_list(inner) else [inner]
+            waiting += list(inner) if isinstance(inner, (list, tuple, torch.nn.ModuleList)) else [inner]
         if isinstance(thing, torch.nn.Sequential):
             waiting += list(thing)
     return None
@@ -103,7 +103,3 @@ def _numbers(values: Any) -> tuple[float, ...]:
         return tuple(float(value) for value in values)
     except (TypeError, ValueError):
         return ()
-
-
-def _is_module_list(inner: Any) -> bool:
-    return isinstance(inner, (torch.nn.ModuleList, torch.nn.Sequential))

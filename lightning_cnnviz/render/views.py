@@ -31,8 +31,8 @@ def top_patches_report(
     items: list[Item] = []
     for layer, summary in zip(found, diagnostics, strict=True):
         items.append(_gallery(layer, summary, normalization, class_names))
-        for name in ("dead_features", "dead_fraction", "stability", "label_purity"):
-            items.append(Scalar(f"{layer.layer}/{name}", float(getattr(summary, name))))
+        figures = ("dead_features", "dead_fraction", "stability", "label_purity")
+        items += [Scalar(f"{layer.layer}/{name}", float(getattr(summary, name))) for name in figures]
     notes = [normalization.sentence()]
     if not found.indices_known:
         notes.append("The loader does not tell which image is which: images are numbered as they arrived.")
@@ -49,10 +49,9 @@ def top_patches_table(report: Report) -> Table:
     for gallery in report.items:
         if isinstance(gallery, Gallery):
             for line in gallery.rows:
-                feature = line.numbers["feature"]
                 for tile in line.tiles:
-                    figures = [tile.numbers.get(name) for name in columns[2:-1]]
-                    rows.append((gallery.name, feature, *figures, tile))
+                    figures = [tile.numbers.get(name) for name in columns[1:-1]]
+                    rows.append((gallery.name, *figures, tile))
     return Table("table", columns, tuple(rows), f"{report.title}, at the end of the run")
 
 
@@ -66,29 +65,32 @@ def _gallery(
         tiles = tuple(
             Tile(
                 _placed(normalization.to_pixels(patch), found.boxes[feature, rank], size),
-                caption=f"{float(found.activations[feature, rank]):.3g}",
+                caption=_brief(float(found.activations[feature, rank])),
                 numbers=_figures(found, feature, rank, class_names),
             )
             for rank, patch in enumerate(patches)
         )
         strongest = float(found.activations[feature, 0])
-        rows.append(Row(f"feature {feature}", tiles, {"feature": feature, "max activation": strongest}))
+        rows.append(Row(f"feature {feature}", tiles, {"max activation": strongest}))
     channels = found.activations.shape[0]
-    numbers: dict[str, Number] = {"features": channels, "patch height": size[0], "patch width": size[1]}
-    numbers["dead features"] = summary.dead_features
+    numbers: dict[str, Number] = {"dead features": summary.dead_features}
     if summary.stability == summary.stability:
         numbers["stability"] = summary.stability
     if summary.label_purity == summary.label_purity:
         numbers["label purity"] = summary.label_purity
-    shown = f"{len(found.features)} of {channels}" if len(found.features) < channels else f"{channels}"
-    caption = f"{shown} feature maps, patches of {size[0]} x {size[1]} px, {summary.dead_features} dead"
+    shown = f"{len(found.features)} of {channels}" if len(found.features) < channels else f"all {channels}"
+    caption = f"{shown} feature maps, strongest patch first, receptive fields of {size[0]} x {size[1]} px"
     return Gallery(found.layer, tuple(rows), caption, numbers)
 
 
-def _figures(
-    found: LayerTopPatches, feature: int, rank: int, class_names: Sequence[str] | None
-) -> dict[str, Number]:
+def _brief(value: float) -> str:
+    """Three figures, and no exponent where none is needed."""
+    return f"{value:.0f}" if 100 <= abs(value) < 1e6 else f"{value:.3g}"
+
+
+def _figures(found: LayerTopPatches, feature: int, rank: int, class_names: Sequence[str] | None) -> dict[str, Number]:
     figures: dict[str, Number] = {
+        "feature": feature,
         "rank": rank + 1,
         "activation": float(found.activations[feature, rank]),
         "dataset index": int(found.images[feature, rank]),

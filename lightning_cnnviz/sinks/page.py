@@ -216,7 +216,7 @@ def _with_list(head: dict[str, Any], key: str, parts: Iterable[str]) -> str:
 def _name_of(content: Tensor | bytes) -> str:
     """Name a picture by its content; 72 bits do not meet by chance."""
     if isinstance(content, Tensor):
-        content = repr(tuple(content.shape)).encode() + content.contiguous().cpu().numpy().tobytes()
+        content = repr(tuple(content.shape)).encode() + content.cpu().numpy().tobytes()
     return base64.urlsafe_b64encode(hashlib.blake2b(content, digest_size=9).digest()).decode()
 
 

@@ -123,7 +123,8 @@ def test_smooth_tiles_are_enlarged_smoothly() -> None:
 @pytest.mark.parametrize("captions", [False, True])
 def test_texts_lie_on_the_sheet_and_clear_of_each_other(written: list[tuple[str, Box]], captions: bool) -> None:
     long = "a very long caption that goes on and on " * 12
-    row = Row(long, tuple(Tile(noise(100, 100), "tench" if captions else "") for _ in range(4)), {"max": 1.5, long: 2})
+    red = torch.tensor([255, 0, 0], dtype=torch.uint8)[:, None, None].expand(3, 100, 100)
+    row = Row(long, (Tile(red, "tench" if captions else ""),) * 4, {"max": 1.5, long: 2})
     sheet = draw_sheet(Gallery(long, (row,) * 5, caption=long, numbers={"channels": 96}), title=long)
     assert len(written) == 1 + 3 + 1 + 5 * (2 + 4 * captions)
     for _, (left, top, right, bottom) in written:
@@ -131,6 +132,7 @@ def test_texts_lie_on_the_sheet_and_clear_of_each_other(written: list[tuple[str,
         assert top >= 15
         assert right <= sheet.shape[2] - 20
         assert bottom <= sheet.shape[1] - 20
+        assert sheet[1, int(top) : int(bottom), int(left) : int(right)].min() > 0  # no tile covers it
     for (_, a), (_, b) in combinations(written, 2):
         assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]
 

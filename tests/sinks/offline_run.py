@@ -45,11 +45,12 @@ def _row(record: Any) -> dict[str, Any]:
 def _records(folder: Path) -> list[tuple[str, Any]]:
     """Every record of the run's log with its kind."""
     import wandb
-    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.proto import wandb_internal_pb2
 
     wandb.teardown()  # `finish()` may return before everything is on disk
     (log,) = folder.rglob("run-*.wandb")
-    records = [Record.FromString(content) for content in _unframe(log.read_bytes())]
+    record_class: Any = vars(wandb_internal_pb2)["Record"]  # made while importing: type checkers cannot see it
+    records = [record_class.FromString(content) for content in _unframe(log.read_bytes())]
     kinds = [record.WhichOneof("record_type") for record in records]
     assert "exit" in kinds, f"{log.name} was read before it was complete; it holds {kinds}"
     return list(zip(kinds, records, strict=True))

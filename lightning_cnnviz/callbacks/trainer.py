@@ -1,0 +1,86 @@
+"""What a monitor needs to know of the trainer and the LightningModule that it was given."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from lightning_cnnviz.report import Step
+
+__all__ = ["chosen_loader", "find_network", "log_folder", "step_of"]
+
+_PACKAGES = ("lightning.", "pytorch_lightning.")
+
+
+def find_network(who: str, pl_module: Any, model: str | None) -> nn.Module:
+    """Return the network of a LightningModule: the one that is named, itself where it has a forward, or its only child.
+
+    Raises:
+        ValueError: There is no such submodule, or it is not clear which is meant.
+    """
+    kind = type(pl_module).__name__
+    if model is not None:
+        named: dict[str, nn.Module] = dict(pl_module.named_modules())
+        if model not in named:
+            there = ", ".join(f'"{name}"' for name, _ in pl_module.named_children())
+            raise ValueError(f'{who}(model="{model}"): {kind} has no such submodule; it has {there or "none"}')
+        return named[model]
+    owner = next(base for base in type(pl_module).__mro__ if "forward" in vars(base))
+    if not owner.__module__.startswith(_PACKAGES):
+        assert isinstance(pl_module, nn.Module)
+        return pl_module
+    children: dict[str, nn.Module] = dict(pl_module.named_children())
+    convnets = {
+        name: child
+        for name, child in children.items()
+        if any(isinstance(module, nn.Conv2d) for module in child.modules())
+    }
+    if len(convnets) == 1:
+        return next(iter(convnets.values()))
+    if len(children) == 1:
+        return next(iter(children.values()))
+    there = ", ".join(f'"{name}"' for name in convnets or children) or "none"
+    problem = "several of its submodules may be the network" if convnets else "none of its submodules has a Conv2d"
+    raise ValueError(
+        f'{who}: {kind} defines no forward, and {problem} ({there}); define forward, or give model="<name>"'
+    )
+
+
+def chosen_loader(loaders: Any, dataloader_idx: int) -> Any:
+    """Return one of several loaders, given as a loader, a list or a mapping of them.
+
+    Raises:
+        ValueError: There are not so many.
+    """
+    if isinstance(loaders, dict):
+        loaders = list(loaders.values())
+    if not isinstance(loaders, (list, tuple)):
+        return loaders
+    if loaders and not hasattr(loaders[0], "__iter__"):
+        return loaders
+    if dataloader_idx >= len(loaders):
+        raise ValueError(f"dataloader_idx={dataloader_idx}: there are {len(loaders)} loaders")
+    return loaders[dataloader_idx]
+
+
+def step_of(trainer: Any, *, within_epoch: bool) -> Step:
+    """Return when a look is taken."""
+    stage = str(trainer.state.fn.value)
+    # Lightning counts an epoch as complete only after its last hook.
+    epoch = trainer.current_epoch + 1 if stage == "fit" and within_epoch else trainer.current_epoch
+    return Step(epoch, trainer.global_step, stage)
+
+
+def log_folder(trainer: Any) -> Path:
+    """Return the folder of this run, beside its checkpoints; every rank must ask."""
+    folder = Path(trainer.log_dir or ".")
+    loggers: Sequence[Any] = trainer.loggers
+    if loggers and str(loggers[0].log_dir) != str(folder):
+        # A logger without folders of its own (W&B): as ModelCheckpoint does, by project and run.
+        version = loggers[0].version
+        version = version if isinstance(version, str) else f"version_{version}"
+        folder = folder / str(loggers[0].name) / version
+    return folder
