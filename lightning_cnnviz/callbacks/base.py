@@ -12,7 +12,9 @@ from typing import Any, Literal, TypedDict
 import lightning.pytorch as pl
 import pytorch_lightning
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
 from lightning_cnnviz.callbacks.trainer import chosen_loader, find_network, log_folder, step_of
 from lightning_cnnviz.core.batches import BatchFn, IndexReader, indexed_batches, read_batch
@@ -87,7 +89,9 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
         self._looking = False
         self._looks = 0
         self._step = Step(0, 0)
+        self._page: PageSink | None = None
         self._reader: IndexReader | None = None
+        self._loader: Any = None
 
     # What a concrete monitor says.
 
@@ -141,8 +145,10 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
             self._open(trainer, folder)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Refuse a validation that would give nothing."""
-        if self.data is None and not any(trainer.num_val_batches):
+        """Refuse data that would give nothing, before the first step."""
+        if self.data is not None:
+            self._look_at(trainer, pl_module, self.data, rehearsal=True)
+        elif not any(trainer.num_val_batches):
             raise ValueError(
                 f"{self._who} looks at validation batches, but the validation loader is empty; give it data, or "
                 "data=<a loader>"
@@ -151,14 +157,15 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         """Begin a look, where one is due and validation's own passes serve it."""
         if self.data is None and self._due(trainer):
-            self._begin(trainer, trainer.val_dataloaders)
+            with self._guard(raises=_nothing_to_lose(trainer)):
+                self._begin(trainer, chosen_loader(trainer.val_dataloaders, self.dataloader_idx))
 
     def on_validation_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Announce a batch."""
         if self._looking and dataloader_idx == self.dataloader_idx:
-            with self._guard(trainer, rehearsal=batch_idx == 0):
+            with self._guard(raises=batch_idx == 0 and _nothing_to_lose(trainer)):
                 images, labels = read_batch(batch, self.batch_fn)
                 assert self._reader is not None
                 self.start_batch(images, self._reader.take(len(images)), labels)
@@ -168,13 +175,13 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
     ) -> None:
         """Take what the batch has shown."""
         if self._looking and dataloader_idx == self.dataloader_idx:
-            with self._guard(trainer, rehearsal=batch_idx == 0):
+            with self._guard(raises=batch_idx == 0 and _nothing_to_lose(trainer)):
                 self.end_batch()
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         """Finish the look."""
-        if self._open_look and self.data is None:
-            self._end(trainer, trainer.val_dataloaders)
+        if self._open_look:
+            self._end(trainer, rehearsal=trainer.sanity_checking)
         if self.data is not None and trainer.state.fn != "fit" and not trainer.sanity_checking:
             self._look_at(trainer, pl_module, self.data)
 
@@ -192,7 +199,7 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
     def on_test_start(self, trainer: Any, pl_module: Any) -> None:
         """As for validation."""
         if self.data is None:
-            self._begin(trainer, trainer.test_dataloaders)
+            self._begin(trainer, chosen_loader(trainer.test_dataloaders, self.dataloader_idx))
 
     def on_test_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -209,7 +216,7 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
     def on_test_end(self, trainer: Any, pl_module: Any) -> None:
         """As for validation."""
         if self._open_look:
-            self._end(trainer, trainer.test_dataloaders)
+            self._end(trainer)
         if self.data is not None:
             self._look_at(trainer, pl_module, self.data)
 
@@ -224,17 +231,20 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
             return
         if self._failure is not None:
             log.warning("%s was switched off during the run: %s", self._who, self._failure)
-        elif self._looks == 0 and stage != "fit":
+        elif self._looks == 0 and stage == "fit":
+            log.warning("%s has shown nothing: no look was due in the epochs that were trained", self._who)
+        elif self._looks == 0:
             raise ValueError(f"{self._who} saw no batch: the loader of trainer.{stage}() is empty")
         if self._open_sinks is not None and self._looks:
-            with self._guard(trainer):
+            with self._guard():
                 report = self.last_report()
                 if report is not None:
                     self._show(report, self._step)
             for sink in self._open_sinks:
                 sink.close()
+                if isinstance(sink, PageSink):
+                    rank_zero_info(f"{self._who}: open {sink.path} in a browser")
         self._open_sinks = None
-        self._reader = None
 
     # How: a look, its guard, its sinks.
 
@@ -254,74 +264,78 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
             return bool(done % self.every_n_epochs == 0)
         return self.epochs != "last" and done in self.epochs
 
-    def _begin(self, trainer: Any, loaders: Any) -> None:
+    def _begin(self, trainer: Any, loader: Any) -> None:
         # A rank that has failed must not leave the others waiting for it.
         if not trainer.strategy.reduce_boolean_decision(self._failure is None, all=True):
             self._failure = self._failure or "it failed on another rank"
             return
-        with self._guard(trainer, rehearsal=True):
-            loader = chosen_loader(loaders, self.dataloader_idx)
-            self._reader = IndexReader(loader, trainer.global_rank, trainer.world_size)
-            self._looking = True
-            self.start_look()
+        self._loader, self._looking = loader, True
+        self._reader = IndexReader(loader, trainer.global_rank, trainer.world_size)
+        self.start_look()
 
-    def _end(self, trainer: Any, loaders: Any, *, within_epoch: bool = True) -> None:
-        known = self._reader is not None and self._reader.known
-        self._reader = None
-        rehearsal = trainer.sanity_checking
-        if rehearsal or not trainer.strategy.reduce_boolean_decision(self._looking, all=True):
-            self._abandon()
+    def _end(self, trainer: Any, *, rehearsal: bool = False, within_epoch: bool = True) -> None:
+        known, loader = self._reader is not None and self._reader.known, self._loader
+        complete = not rehearsal and trainer.strategy.reduce_boolean_decision(self._looking, all=True)
+        self._looking, self._reader, self._loader = False, None, None
+        if not complete:
+            self.stop_look()
             if not rehearsal:
                 self._failure = self._failure or "it failed on another rank"
             return
-        self._looking = False
-        with self._guard(trainer):
+        with self._guard():
             result = self.finish_look(known)
             self.stop_look()
             self._looks += 1
             self._step = step_of(trainer, within_epoch=within_epoch)
             if self._open_sinks:
-                self._show(self.render(result, chosen_loader(loaders, self.dataloader_idx)), self._step)
+                self._show(self.render(result, loader), self._step)
 
-    def _look_at(self, trainer: Any, pl_module: Any, loader: Iterable[Any], *, within_epoch: bool = True) -> None:
-        """Look at a loader in a pass of our own; the ranks share each batch."""
+    def _look_at(
+        self, trainer: Any, pl_module: Any, loader: Iterable[Any], *, rehearsal: bool = False, within_epoch: bool = True
+    ) -> None:
+        """Look at a loader in a pass of our own, or in rehearsal only at its first batch; ranks share each batch."""
         network = find_network(self._who, pl_module, self.model)
-        shared = trainer.world_size > 1 and not isinstance(
-            getattr(loader, "sampler", None), torch.utils.data.DistributedSampler
-        )
+        shared = not isinstance(getattr(loader, "sampler", None), torch.utils.data.DistributedSampler)
         rank, ranks = (trainer.global_rank, trainer.world_size) if shared else (0, 1)
         self._begin(trainer, loader)
-        with self._guard(trainer), analysis_mode(network):
+        with self._guard(raises=rehearsal or trainer.state.fn != "fit"), analysis_mode(network):
             arrived = 0
-            for batch, indices in indexed_batches(loader):
-                if not self._looking:
-                    break
+            batches = indexed_batches(loader) if self._looking else ()
+            for batch, indices in tqdm(batches, self._who, leave=False, disable=not _shows_progress(trainer)):
+                batch = trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch))
                 images, labels = read_batch(batch, self.batch_fn)
                 if indices is None:
                     indices = torch.arange(arrived, arrived + len(images))
+                    self._note_order(known=isinstance(loader, (list, tuple)))
                 arrived += len(images)
-                images = pl_module.transfer_batch_to_device(images, pl_module.device, 0)
                 # A rank without a share repeats the first image: what comes twice counts once.
                 own = slice(rank, None, ranks) if rank < len(images) else slice(0, 1)
                 self.start_batch(images[own], indices[own], None if labels is None else labels[own])
                 with trainer.precision_plugin.forward_context():
                     network(images[own])
                 self.end_batch()
-            if arrived == 0:
-                raise ValueError(f"data={type(loader).__name__} is empty: it gave no image")
+                if rehearsal:
+                    break
+            if arrived == 0 and self._looking:
+                raise ValueError(
+                    f"{self._who} looks at data={type(loader).__name__}, but it is empty: it gave no image"
+                )
         if self._open_look:
-            self._end(trainer, loader, within_epoch=within_epoch)
+            self._end(trainer, rehearsal=rehearsal, within_epoch=within_epoch)
+
+    def _note_order(self, *, known: bool) -> None:
+        assert self._reader is not None
+        self._reader.known = known
 
     @contextmanager
-    def _guard(self, trainer: Any, *, rehearsal: bool = False) -> Iterator[None]:
-        """Let a failure pass through before training and where the user asks; else report it once and switch off."""
-        before_training = rehearsal and (trainer.sanity_checking or trainer.state.fn != "fit")
+    def _guard(self, *, raises: bool = False) -> Iterator[None]:
+        """Report a failure once and switch off, so that the run goes on; or, where nothing is lost yet, let it pass."""
         try:
             yield
         except BaseException as error:
             self._looking = False
             self.stop_look()
-            if before_training or self.on_error == "raise" or not isinstance(error, Exception):
+            if raises or self.on_error == "raise" or not isinstance(error, Exception):
                 raise
             self._failure = f"{type(error).__name__}: {error}"
             log.error("%s has failed and is switched off; the run goes on", self._who, exc_info=True)
@@ -359,14 +373,13 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
 
     def _default_sinks(self, trainer: Any, folder: Path) -> list[Sink]:
         # All monitors of a trainer share one page.
-        others = [monitor for monitor in trainer.callbacks if isinstance(monitor, Monitor) and monitor is not self]
-        pages = [sink for other in others for sink in other._open_sinks or [] if type(sink) is PageSink]
-        sinks: list[Sink] = [pages[0] if pages else PageSink()]
+        pages = [callback._page for callback in trainer.callbacks if isinstance(callback, Monitor) and callback._page]
+        self._page = pages[0] if pages else PageSink()
         try:
             WandbSink().open(trainer.loggers, folder)
         except ValueError:
-            return sinks  # there is no WandbLogger
-        return [WandbSink(), *sinks]
+            return [self._page]  # there is no WandbLogger
+        return [WandbSink(), self._page]
 
     def _check_data(self, trainer: Any, stage: str) -> None:
         if self.data is not None:
@@ -390,3 +403,13 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
                 f"{self._who}(epochs={self.epochs}): validation runs every {every} epochs (check_val_every_n_epoch), "
                 "after none of these; change either, or give data=<a loader>"
             )
+
+
+def _nothing_to_lose(trainer: Any) -> bool:
+    """Whether a failure may stop the run: training has not begun, or there is none."""
+    return bool(trainer.sanity_checking or trainer.state.fn != "fit")
+
+
+def _shows_progress(trainer: Any) -> bool:
+    bar = trainer.progress_bar_callback
+    return bool(trainer.is_global_zero and bar is not None and bar.is_enabled)

@@ -44,9 +44,8 @@ def find_network(who: str, pl_module: Any, model: str | None) -> nn.Module:
         return next(iter(children.values()))
     there = ", ".join(f'"{name}"' for name in convnets or children) or "none"
     problem = "several of its submodules may be the network" if convnets else "none of its submodules has a Conv2d"
-    raise ValueError(
-        f'{who}: {kind} defines no forward, and {problem} ({there}); define forward, or give model="<name>"'
-    )
+    mend = 'define forward, or give model="<name>"'
+    raise ValueError(f"{who}: {kind} defines no forward, and {problem} ({there}); {mend}")
 
 
 def chosen_loader(loaders: Any, dataloader_idx: int) -> Any:
@@ -58,8 +57,6 @@ def chosen_loader(loaders: Any, dataloader_idx: int) -> Any:
     if isinstance(loaders, dict):
         loaders = list(loaders.values())
     if not isinstance(loaders, (list, tuple)):
-        return loaders
-    if loaders and not hasattr(loaders[0], "__iter__"):
         return loaders
     if dataloader_idx >= len(loaders):
         raise ValueError(f"dataloader_idx={dataloader_idx}: there are {len(loaders)} loaders")

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, SequentialSampler
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, IterableDataset, SequentialSampler
 
 __all__ = ["BatchFn", "IndexReader", "indexed_batches", "read_batch"]
 
@@ -103,8 +103,10 @@ def _known_order(loader: Any) -> Iterable[int] | None:
         return _count()
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
         return None
-    # A batch sampler of the user's own may do anything; torch's, and Lightning's around it, keep the sampler's order.
-    sampler = getattr(loader.batch_sampler, "sampler", None) if loader.batch_sampler is not None else loader.sampler
+    # torch's batch sampler keeps the sampler's order; one of the user's own may do anything.
+    if loader.batch_sampler is not None and type(loader.batch_sampler) is not BatchSampler:
+        return None
+    sampler = loader.sampler if loader.batch_sampler is None else loader.batch_sampler.sampler
     if not getattr(loader, "in_order", True):
         return None
     if isinstance(sampler, SequentialSampler):
