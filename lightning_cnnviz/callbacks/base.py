@@ -12,7 +12,7 @@ from typing import Any, Literal, TypedDict
 import lightning.pytorch as pl
 import pytorch_lightning
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.rank_zero import rank_zero_info  # type: ignore[attr-defined]
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
