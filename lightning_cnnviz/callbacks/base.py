@@ -148,7 +148,7 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
         """Refuse data that would give nothing, before the first step."""
         if self.data is not None:
             self._look_at(trainer, pl_module, self.data, rehearsal=True)
-        elif not any(trainer.num_val_batches):
+        elif trainer.val_dataloaders is not None and not any(trainer.num_val_batches):
             raise ValueError(
                 f"{self._who} looks at validation batches, but the validation loader is empty; give it data, or "
                 "data=<a loader>"
@@ -232,7 +232,7 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
         if self._failure is not None:
             log.warning("%s was switched off during the run: %s", self._who, self._failure)
         elif self._looks == 0 and stage == "fit":
-            log.warning("%s has shown nothing: no look was due in the epochs that were trained", self._who)
+            log.warning("%s has shown nothing: no look was due, or validation had no batch", self._who)
         elif self._looks == 0:
             raise ValueError(f"{self._who} saw no batch: the loader of trainer.{stage}() is empty")
         if self._open_sinks is not None and self._looks:

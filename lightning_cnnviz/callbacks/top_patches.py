@@ -102,7 +102,8 @@ class TopPatchesMonitor(Monitor):
         """Return the table of the last look's patches."""
         if self._report is None:
             return None
-        table = top_patches_table(self._report)
+        assert self._before is not None
+        table = top_patches_table(self._before, self._report)
         return Report(self._report.view, self._report.title, (table,), self._report.notes)
 
     @property

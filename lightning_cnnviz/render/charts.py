@@ -147,7 +147,7 @@ def _draw_title(axes: Axes, curve: Curve) -> None:
 
 
 def _draw_legend(axes: Axes, lines: list[Line2D], curve: Curve, columns: int) -> None:
-    # Named afterwards: matplotlib leaves out a label that begins with an underscore.
+    # Named afterwards: some versions of matplotlib leave out a label that begins with an underscore.
     blanks = [" "] * len(lines)
     legend = axes.legend(
         lines, blanks, loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0, ncols=columns, frameon=False

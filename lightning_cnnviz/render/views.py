@@ -13,8 +13,8 @@ from lightning_cnnviz.report import Gallery, Item, Number, Report, Row, Scalar, 
 
 __all__ = ["top_patches_report", "top_patches_table"]
 
-# What lies outside the image, where a receptive field is cut at its border.
-_OUTSIDE = 232
+# What lies outside the image, where a receptive field is cut at its border: a tint that no gray image has.
+_OUTSIDE = (203, 213, 232)
 
 
 def top_patches_report(
@@ -42,16 +42,16 @@ def top_patches_report(
     return Report("top_patches", f"Top-{found.k} patches", tuple(items), tuple(notes))
 
 
-def top_patches_table(report: Report) -> Table:
-    """One line a patch, of all layers of a report that `top_patches_report` made."""
+def top_patches_table(found: TopPatches, report: Report) -> Table:
+    """One line a patch, of all layers; with the tiles of the report that `top_patches_report` made of it."""
     columns = ("layer", "feature", "rank", "activation", "dataset index", "label", "row", "column", "patch")
+    galleries = [item for item in report.items if isinstance(item, Gallery)]
     rows: list[tuple[Number | Tile | None, ...]] = []
-    for gallery in report.items:
-        if isinstance(gallery, Gallery):
-            for line in gallery.rows:
-                for tile in line.tiles:
-                    figures = [tile.numbers.get(name) for name in columns[1:-1]]
-                    rows.append((gallery.name, *figures, tile))
+    for layer, gallery in zip(found, galleries, strict=True):
+        for feature, line in zip(layer.features, gallery.rows, strict=True):
+            for rank, tile in enumerate(line.tiles, start=1):
+                figures = [tile.numbers.get(name) for name in columns[3:-1]]
+                rows.append((layer.layer, feature, rank, *figures, tile))
     return Table("table", columns, tuple(rows), f"{report.title}, at the end of the run")
 
 
@@ -73,14 +73,15 @@ def _gallery(
         strongest = float(found.activations[feature, 0])
         rows.append(Row(f"feature {feature}", tiles, {"max activation": strongest}))
     channels = found.activations.shape[0]
-    numbers: dict[str, Number] = {"dead features": summary.dead_features}
-    if summary.stability == summary.stability:
-        numbers["stability"] = summary.stability
-    if summary.label_purity == summary.label_purity:
-        numbers["label purity"] = summary.label_purity
     shown = f"{len(found.features)} of {channels}" if len(found.features) < channels else f"all {channels}"
     caption = f"{shown} feature maps, strongest patch first, receptive fields of {size[0]} x {size[1]} px"
-    return Gallery(found.layer, tuple(rows), caption, numbers)
+    figures = [f"{summary.dead_features} dead"]
+    figures += [
+        f"{name} {value:.2f}"
+        for name, value in (("stability", summary.stability), ("label purity", summary.label_purity))
+        if value == value  # NaN where it could not be measured
+    ]
+    return Gallery(found.layer, tuple(rows), " · ".join([caption, *figures]))
 
 
 def _brief(value: float) -> str:
@@ -90,8 +91,6 @@ def _brief(value: float) -> str:
 
 def _figures(found: LayerTopPatches, feature: int, rank: int, class_names: Sequence[str] | None) -> dict[str, Number]:
     figures: dict[str, Number] = {
-        "feature": feature,
-        "rank": rank + 1,
         "activation": float(found.activations[feature, rank]),
         "dataset index": int(found.images[feature, rank]),
     }
@@ -109,7 +108,7 @@ def _placed(pixels: Tensor, box: Tensor, size: tuple[int, int]) -> Tensor:
     height, width = pixels.shape[-2:]
     if (height, width) == size:
         return pixels
-    tile = torch.full((3, *size), _OUTSIDE, dtype=torch.uint8)
+    tile = torch.tensor(_OUTSIDE, dtype=torch.uint8).view(3, 1, 1).repeat(1, *size)
     # A patch that begins at the image's border has lost its beginning.
     top = size[0] - height if int(box[0]) == 0 else 0
     left = size[1] - width if int(box[1]) == 0 else 0

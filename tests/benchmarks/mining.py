@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import copy
 import gc
+import importlib
 import importlib.metadata
 import io
 import os
@@ -42,6 +43,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_cnnviz.core import mining
+from lightning_cnnviz.core.capture import Site, hooked
 from lightning_cnnviz.core.mining import PatchMiner
 from lightning_cnnviz.core.patches import PatchStore
 from lightning_cnnviz.core.top_k import TopK
@@ -167,18 +169,13 @@ class NaiveTopK:
 def naive(model: nn.Module, batches: Batches) -> Outcome:
     """Run the network with a `NaiveTopK` on every convolution."""
     top = NaiveTopK()
-    handles = [
-        module.register_forward_hook(lambda _module, _inputs, maps, name=name: top.observe(name, maps))
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Conv2d)
-    ]
+    sites = {name: Site(module) for name, module in model.named_modules() if isinstance(module, nn.Conv2d)}
     seen = 0
-    for images in batches:
-        top.indices = torch.arange(seen, seen + len(images))
-        model(images)
-        seen += len(images)
-    for handle in handles:
-        handle.remove()
+    with hooked(sites, top.observe):
+        for images in batches:
+            top.indices = torch.arange(seen, seen + len(images))
+            model(images)
+            seen += len(images)
     return Outcome(lambda: {layer: images for layer, (_, images, _) in top.best.items()})
 
 
@@ -240,7 +237,7 @@ class Crp:
         pictures = [image for images in batches for image in images]
         data = [(image, number // IMAGES_A_CLASS % CLASSES) for number, image in enumerate(pictures)]
         concept = ChannelConcept()
-        layers = {layer: concept for layer in get_layer_names(self._attribution.model, [nn.Conv2d])}
+        layers = dict.fromkeys(get_layer_names(self._attribution.model, [nn.Conv2d]), concept)
         path = tempfile.mkdtemp(dir=self._folder)
         return FeatureVisualization(self._attribution, data, layers, max_target="max", abs_norm=False, path=path)
 
@@ -288,16 +285,16 @@ def same_images(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> 
 
 def print_times(comparison: Comparison) -> None:
     """Print a row for each contender, and for each part of it."""
-    print_row(f"plain pass, {comparison.images} images", seconds(comparison.plain))
+    print_row(f"plain pass, {comparison.images} images", in_seconds(comparison.plain))
     for name, runs in comparison.runs.items():
         ratios = spread([run.seconds / run.plain for run in runs], "{:.3f}", "x")
-        print_row(name, seconds([run.seconds for run in runs]), ratios, f"{comparison.agreement[name]:.1%}")
+        print_row(name, in_seconds([run.seconds for run in runs]), ratios, f"{comparison.agreement[name]:.1%}")
         for part in runs[0].parts:
             shares = [100 * run.parts[part] / run.plain for run in runs]
-            print_row(f"    {part}", seconds([run.parts[part] for run in runs]), spread(shares, "{:.2f}", " %"))
+            print_row(f"    {part}", in_seconds([run.parts[part] for run in runs]), spread(shares, "{:.2f}", " %"))
 
 
-def seconds(values: Sequence[float]) -> str:
+def in_seconds(values: Sequence[float]) -> str:
     return spread(values, "{:.3f}", " s")
 
 
@@ -343,8 +340,8 @@ def print_time_table(name: str, model: nn.Module, options: argparse.Namespace) -
 def peer_missing() -> str:
     """Say why zennit-crp cannot run; nothing if it can."""
     try:
-        import crp.visualization
-        import zennit.torchvision  # noqa: F401
+        importlib.import_module("crp.visualization")
+        importlib.import_module("zennit.torchvision")
     except ImportError as error:
         return str(error)
     return ""
@@ -499,7 +496,7 @@ def parse() -> argparse.Namespace:
 def print_environment(options: argparse.Namespace) -> None:
     packages = ("lightning_cnnviz", "torch", "torchvision", "torchmetrics", "zennit", "zennit-crp")
     print(", ".join(f"{package} {version(package)}" for package in packages))
-    load = f", load {os.getloadavg()[0]:.1f} at the start" if hasattr(os, "getloadavg") else ""
+    load = f" (load {os.getloadavg()[0]:.1f})" if hasattr(os, "getloadavg") else ""
     print(
         f"Python {platform.python_version()} on {platform.system()} {platform.machine()}, {os.cpu_count()} cores{load}, "
         f"{torch.get_num_threads()} threads, float32, seed {options.seed}, {options.repeats} repeats"

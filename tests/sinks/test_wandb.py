@@ -166,7 +166,7 @@ def test_every_run_gets_everything_and_none_twice(monkeypatch: pytest.MonkeyPatc
     draw = Mock(side_effect=draw_sheet)
     monkeypatch.setattr(sink_module, "draw_sheet", draw)
     shared, other = FakeRun(), FakeRun()
-    write((GALLERY, TABLE), WandbLogger(shared), OurWandbLogger(shared), WandbLogger(other))
+    write((GALLERY, TABLE), WandbLogger(shared), WandbLogger(shared), OurWandbLogger(other))
     assert [len(run.rows) for run in (shared, other)] == [1, 1]
     assert shared.rows[0]["view/features.3"] is not other.rows[0]["view/features.3"]  # a media object has one run
     assert shared.rows[0]["view/layers"] is not other.rows[0]["view/layers"]
