@@ -135,6 +135,7 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Check everything that can be known before a batch is seen."""
+        stage = str(trainer.state.fn.value)  # the argument may be an enum, which prints otherwise
         if stage == "predict":
             return
         self._failure, self._looks = None, 0
@@ -227,6 +228,7 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Show what belongs to the end, and name again what failed."""
         self._abandon()
+        stage = str(trainer.state.fn.value)
         if stage == "predict":
             return
         if self._failure is not None:
@@ -304,9 +306,9 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
             for batch, indices in tqdm(batches, self._who, leave=False, disable=not _shows_progress(trainer)):
                 batch = trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch))
                 images, labels = read_batch(batch, self.batch_fn)
+                self._note_order(known=indices is not None or isinstance(loader, (list, tuple)))
                 if indices is None:
                     indices = torch.arange(arrived, arrived + len(images))
-                    self._note_order(known=isinstance(loader, (list, tuple)))
                 arrived += len(images)
                 # A rank without a share repeats the first image: what comes twice counts once.
                 own = slice(rank, None, ranks) if rank < len(images) else slice(0, 1)

@@ -57,7 +57,7 @@ def chosen_loader(loaders: Any, dataloader_idx: int) -> Any:
     if isinstance(loaders, dict):
         loaders = list(loaders.values())
     if not isinstance(loaders, (list, tuple)):
-        return loaders
+        loaders = [loaders]
     if dataloader_idx >= len(loaders):
         raise ValueError(f"dataloader_idx={dataloader_idx}: there are {len(loaders)} loaders")
     return loaders[dataloader_idx]

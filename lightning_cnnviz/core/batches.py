@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 import torch
@@ -88,7 +89,7 @@ class IndexReader:
         """Return the indices `(count,)` int64 of the next `count` images."""
         numbers: list[int] = []
         if self._order is not None:
-            numbers = [number for number, _ in zip(self._order, range(count), strict=False)]
+            numbers = list(islice(self._order, count))
         if len(numbers) < count:
             # The loader gave more than its sampler has: number these, and all that follow, as they arrive.
             self.known, self._order = False, None

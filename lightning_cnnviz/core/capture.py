@@ -7,6 +7,7 @@ import random
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -20,6 +21,9 @@ from lightning_cnnviz.core.receptive_field import BoundsMode, ReceptiveField
 __all__ = ["FeatureMaps", "Site", "analysis_mode", "hooked", "keep_random_state", "trace_feature_maps"]
 
 log = logging.getLogger(__name__)
+
+# Which analysis is under way: hooks fire in the one that made them, so that no look mistakes another's pass for its own.
+_ANALYSIS: ContextVar[object | None] = ContextVar("analysis", default=None)
 
 
 class Site(NamedTuple):
@@ -57,6 +61,7 @@ def analysis_mode(model: nn.Module) -> Iterator[None]:
     Inference mode is switched off inside, so that tensors made here can be kept and written to later.
     """
     flags = [(module, module.training) for module in model.modules()]
+    token = _ANALYSIS.set(object())
     with (
         keep_random_state(),
         torch.inference_mode(False),
@@ -71,6 +76,7 @@ def analysis_mode(model: nn.Module) -> Iterator[None]:
         finally:
             for module, flag in flags:
                 module.training = flag
+            _ANALYSIS.reset(token)
 
 
 @contextmanager
@@ -92,15 +98,22 @@ def keep_random_state() -> Iterator[None]:
 def hooked(sites: Mapping[str, Site], on_value: Callable[[str, Any], None]) -> Iterator[None]:
     """Call `on_value(name, value)` whenever the value at one of `sites` has been computed; no hook stays on leaving.
 
+    Hooks that are made inside `analysis_mode` fire inside that very block alone; those made outside, outside.
+
     The value is the network's own, live: an in-place operation that follows overwrites it, so clone what is kept.
     """
     handles = []
+    analysis = _ANALYSIS.get()
+
+    def tell(name: str, value: Any) -> None:
+        if _ANALYSIS.get() is analysis:
+            on_value(name, value)
 
     def after(name: str) -> Callable[[nn.Module, Any, Any], None]:
-        return lambda _module, _inputs, output: on_value(name, output)
+        return lambda _module, _inputs, output: tell(name, output)
 
     def before(name: str) -> Callable[[nn.Module, Any], None]:
-        return lambda _module, inputs: on_value(name, inputs[0] if inputs else None)
+        return lambda _module, inputs: tell(name, inputs[0] if inputs else None)
 
     try:
         for name, (module, side) in sites.items():

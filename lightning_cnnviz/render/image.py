@@ -59,6 +59,12 @@ def draw_sheet(gallery: Gallery, *, title: str) -> Tensor:
 
     Returns:
         `(3, H, W)` uint8.
+
+    Example:
+        >>> from lightning_cnnviz.report import Tile
+        >>> tile = Tile(torch.zeros(3, 11, 11, dtype=torch.uint8))
+        >>> draw_sheet(Gallery("conv1", (Row("channel 0", (tile,) * 9),)), title="Strongest patches").shape
+        torch.Size([3, 318, 480])
     """
     plan = plan_sheet(_measure(gallery))
     header = _draw_header(gallery, title, plan)
