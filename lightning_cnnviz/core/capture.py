@@ -22,7 +22,7 @@ __all__ = ["FeatureMaps", "Site", "analysis_mode", "hooked", "keep_random_state"
 
 log = logging.getLogger(__name__)
 
-# Which analysis is under way: hooks fire in the one that made them, so that no look mistakes another's pass for its own.
+# Which analysis is under way: hooks fire in the one that made them, so that no look takes another's pass for its own.
 _ANALYSIS: ContextVar[object | None] = ContextVar("analysis", default=None)
 
 

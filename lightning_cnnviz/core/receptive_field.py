@@ -80,7 +80,7 @@ class BoundsMode:
         [2, 4, 5, 7]
     """
 
-    _bounds: WeakTensorKeyDictionary = field(default_factory=WeakTensorKeyDictionary, init=False, repr=False)
+    _known: _Known = field(default_factory=lambda: _Known(), init=False, repr=False)
     _image_size: tuple[int, int] = field(default=(0, 0), init=False)
 
     @contextmanager
@@ -95,16 +95,16 @@ class BoundsMode:
         self._image_size = (height, width)
         rows = torch.arange(height, dtype=torch.float32).view(1, 1, height, 1).expand(image.shape)
         columns = torch.arange(width, dtype=torch.float32).view(1, 1, 1, width).expand(image.shape)
-        self._bounds[image] = (-rows, rows, -columns, columns)
+        self._known.set(image, (-rows, rows, -columns, columns))
         try:
-            with _Follower(self._bounds):
+            with _Follower(self._known):
                 yield
         finally:
-            self._bounds = WeakTensorKeyDictionary()
+            self._known = _Known()
 
     def receptive_field(self, layer: str, output: Tensor) -> ReceptiveField | None:
         """Return the receptive fields of `output`, `(1, C, H, W)` or `(1, C)`; None where it depends on no pixel."""
-        bounds = self._bounds.get(output)
+        bounds = self._known.get(output)
         if bounds is None:
             return None
         if output.ndim == 2:
@@ -118,12 +118,60 @@ class BoundsMode:
         return ReceptiveField(layer, self._image_size, boxes.clone())
 
 
+class _Known:
+    """The bounds of the tensors that are alive.
+
+    A tensor that is written to while there are views of it, or through one, keeps its bounds by place in memory: all
+    that share the memory read them there.
+    """
+
+    def __init__(self) -> None:
+        self._own, self._shared = WeakTensorKeyDictionary(), WeakTensorKeyDictionary()
+
+    def get(self, tensor: Tensor) -> _Bounds | None:
+        """Return the bounds of a tensor; None where it depends on no pixel."""
+        base = tensor if tensor._base is None else tensor._base
+        if base not in self._shared:
+            found: _Bounds | None = self._own.get(tensor)
+            if found is not None or base not in self._own:
+                return found
+            self._share(base)  # written to since this view of it was taken
+        return _each(lambda memory: _placed(memory, tensor).clone(), self._shared[base])
+
+    def set(self, tensor: Tensor, bounds: _Bounds) -> None:
+        """Give a new tensor its bounds."""
+        self._own[tensor] = bounds
+
+    def write(self, tensor: Tensor, bounds: _Bounds) -> None:
+        """Give a tensor that was written to its new bounds, and all that share its memory."""
+        base = tensor if tensor._base is None else tensor._base
+        if base not in self._shared:
+            if base is tensor and all(other._base is not base for other in self._own):
+                self._own[tensor] = bounds
+                return
+            self._share(base)
+        for memory, side in zip(self._shared[base], bounds, strict=True):
+            _placed(memory, tensor).copy_(side)
+
+    def _share(self, base: Tensor) -> None:
+        length = base.untyped_storage().nbytes() // base.element_size()
+        before = self._own.pop(base, None) or _constant(base.shape)
+        memory = _each(lambda _: torch.full((length,), _NOTHING), before)
+        for side, bounds in zip(memory, before, strict=True):
+            _placed(side, base).copy_(bounds)
+        self._shared[base] = memory
+
+
+def _placed(memory: Tensor, tensor: Tensor) -> Tensor:
+    return memory.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+
+
 class _Follower(TorchDispatchMode):
     """Runs each operation, then its rule on the boxes."""
 
-    def __init__(self, bounds: WeakTensorKeyDictionary) -> None:
+    def __init__(self, known: _Known) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._bounds = bounds
+        self._known = known
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

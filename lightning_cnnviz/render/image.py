@@ -85,7 +85,8 @@ def draw_sheet(gallery: Gallery, *, title: str) -> Tensor:
 
 def to_image(pixels: Tensor) -> Image.Image:
     """Hand `(3, H, W)` uint8 pixels over to PIL."""
-    return Image.fromarray(pixels.permute(1, 2, 0).contiguous().cpu().numpy())
+    # numpy turns the axes: of so little data, torch's threads only get in each other's way.
+    return Image.fromarray(np.ascontiguousarray(pixels.cpu().numpy().transpose(1, 2, 0)))
 
 
 def _resize(image: Image.Image, plan: SheetPlan, hard_edges: bool) -> Image.Image:

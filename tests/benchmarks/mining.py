@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import ctypes
 import gc
 import importlib
 import importlib.metadata
@@ -373,6 +374,14 @@ def resident(key: str) -> float:
     raise RuntimeError(f"the system does not tell {key}")
 
 
+def return_free_memory() -> None:
+    """Let go of what is free: otherwise the allocator's moods, of several MB, drown what is to be seen."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc alone has it
+    if trim is not None:
+        trim(0)
+
+
 def in_fresh_process(function: Callable[..., Any], *arguments: Any) -> Any:
     """Call a function of this file in a new interpreter, with as many threads as here."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
@@ -404,7 +413,8 @@ def growth(mined: bool, seed: int) -> list[tuple[float, float]]:
         for number, images in enumerate(batches, start=1):
             yield images
             if number * SMALL_BATCH in MARKS:
-                gc.collect()
+                del images
+                return_free_memory()
                 marks.append((resident("VmRSS"), waiting[0]))
 
     keep_as_is = PatchStore.keep
@@ -475,7 +485,7 @@ def print_growth(seed: int) -> None:
 def print_grown(name: str, values: Sequence[float]) -> float:
     """Print the mean of each STEP images, and return the growth in STEP images: of a line fitted to the values.
 
-    Resident memory goes up and down by a batch or so, as the allocator sees fit; two single values would show that.
+    Resident memory goes up and down by a batch or so; two single values would show that.
     """
     count = STEP // MARKS.step
     means = [statistics.fmean(values[i + 1 : i + 1 + count]) for i in range(0, len(values) - 1, count)]

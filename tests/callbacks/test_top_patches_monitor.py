@@ -350,16 +350,26 @@ def test_no_convolution_raises_at_set_up() -> None:
         fit(TopPatchesMonitor(sinks=[MemorySink()]), Dense())
 
 
+class Compiled(LittleNet):
+    """Compiled for validation before any hook is there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = torch.compile(self.features, backend="eager")  # type: ignore[assignment]
+        self.eval()
+        with torch.no_grad():
+            self(torch.zeros(6, 1, 14, 14))
+        self.train()
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return F.cross_entropy(self(batch[0]), batch[1])
+
+
 def test_a_compiled_network_is_refused_or_looked_at_with_data() -> None:
-    model = LittleNet()
-    model.features[0] = torch.compile(model.features[0], backend="eager")
-    model.eval()
-    model(torch.zeros(6, 1, 14, 14))  # compiled before any hook is there
-    model.train()
     with pytest.raises(RuntimeError, match=r"never called.*compiled.*data="):
-        fit(TopPatchesMonitor(sinks=[MemorySink()]), model)
+        fit(TopPatchesMonitor(sinks=[MemorySink()]), Compiled())
     monitor = Recording(data=val_loader(), epochs="last")
-    fit(monitor, model, max_epochs=1)
+    fit(monitor, Compiled(), max_epochs=1)
     assert [layer.layer for layer in monitor.results[0]] == ["features.0", "features.4"]
 
 

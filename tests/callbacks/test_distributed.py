@@ -1,0 +1,46 @@
+"""Two processes find bit for bit what one finds."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+SCRIPT = Path(__file__).with_name("ddp_run.py")
+
+
+def run(ranks: int, where: str, out: Path) -> Any:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    command = [sys.executable, str(SCRIPT), str(ranks), where, str(out)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return torch.load(out, weights_only=False)
+
+
+@pytest.mark.parametrize("where", ["validation", "data"])
+def test_two_processes_give_the_answer_of_one(where: str, tmp_path: Path) -> None:
+    one, two = run(1, where, tmp_path / "one.pt"), run(2, where, tmp_path / "two.pt")
+    assert one.indices_known
+    assert two.indices_known
+    assert [layer.layer for layer in one] == ["features.0", "features.4"]
+    for mine, theirs in zip(one, two, strict=True):
+        for name in ("activations", "images", "labels", "rows", "columns", "boxes"):
+            assert torch.equal(getattr(mine, name), getattr(theirs, name)), (mine.layer, name)
+        for first, second in zip(mine.patches, theirs.patches, strict=True):
+            assert len(first) == 4
+            assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    # The ties are there: else this would test less than it says.
+    assert any(bool((layer.activations[:, 1:] == layer.activations[:, :-1]).any()) for layer in one)
+
+
+def test_training_on_two_processes_goes_through(tmp_path: Path) -> None:
+    result = run(2, "fit", tmp_path / "fit.pt")
+    images = result["features.0"].images
+    assert sorted(set(images.flatten().tolist())) == sorted(set(images.flatten().tolist()) & set(range(23)))
+    for line in images.tolist():
+        assert len(set(line)) == 4
