@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from typing import Any
@@ -20,9 +21,11 @@ _FLAGS = (
 
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
-    """A headless Chromium; its test is skipped where there is none."""
+    """A headless Chromium; its test is skipped where there is none, or fails where one is needed."""
     executable = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if executable is None:
+        if os.environ.get("CNNVIZ_NEEDS_BROWSER"):
+            pytest.fail("Chromium is not installed")
         pytest.skip("Chromium is not installed")
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     with sync_api.sync_playwright() as playwright:

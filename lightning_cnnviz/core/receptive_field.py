@@ -111,6 +111,8 @@ class BoundsMode:
             bounds = _each(lambda b: b[..., None, None], bounds)
         neg_top, bottom, neg_left, right = (b[0] for b in _compact(bounds, dims=(1,)))
         empty = ~torch.isfinite(bottom)
+        if bool(empty.all()):
+            return None
         edges = torch.stack([-neg_top, -neg_left, bottom + 1, right + 1], dim=-1)
         boxes = torch.where(empty[..., None], torch.zeros(()), edges).to(torch.int16)
         if boxes.shape[0] > 1 and bool((boxes == boxes[:1]).all()):
@@ -177,34 +179,31 @@ class _Follower(TorchDispatchMode):
         kwargs = kwargs or {}
         output = func(*args, **kwargs)
         inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        if any(tensor in self._bounds for tensor in inputs):
-            self._propagate(func, args, kwargs, inputs, output)
+        known = {id(tensor): bounds for tensor in inputs if (bounds := self._known.get(tensor)) is not None}
+        if known:
+            self._propagate(func, args, kwargs, known, output)
         return output
 
-    def _propagate(self, func: Any, args: Any, kwargs: Any, inputs: list[Tensor], output: Any) -> None:
+    def _propagate(self, func: Any, args: Any, kwargs: Any, known: dict[int, _Bounds], output: Any) -> None:
         name = func.name().removeprefix("aten::").split(".")[0]
         in_place = name.endswith("_") and not name.endswith("__")
         name = name.removesuffix("_") if in_place else name
         outputs = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
-        if name in _CONSTANT:
-            for tensor in outputs:
-                self._bounds.pop(tensor, None)
-            return
-        known = {id(tensor): self._bounds[tensor] for tensor in inputs if tensor in self._bounds}
         rule = _RULES.get(name)
         if rule is None and (torch.Tag.pointwise in func.tags or name in _POINTWISE):
             rule = _pointwise
-        results = rule(_Call(func, args, kwargs, inputs, outputs, known)) if rule is not None else None
-        if results is None:
+        only_itself = in_place and set(known) == {id(tensor) for tensor in outputs}
+        if name in _CONSTANT or (name in _FILLED and only_itself):
+            rule = _fresh
+        elif only_itself and rule is _pointwise:
+            return
+        results = rule(_Call(func, args, kwargs, outputs, known)) if rule is not None else None
+        if results is None or len(results) != len(outputs):
             log.debug("receptive field: %s is taken to depend on all of its inputs", func)
             results = [_whole(known.values(), tensor) for tensor in outputs]
-        for tensor, bounds in zip(outputs, results, strict=False):
-            self._bounds[tensor] = bounds
-        base = outputs[0]._base if in_place and outputs else None
-        if base is not None:
-            # A write through a view changes the tensor behind it: where, is not followed.
-            behind = [bounds for tensor in (base, outputs[0]) if (bounds := self._bounds.get(tensor)) is not None]
-            self._bounds[base] = _whole(behind, base)
+        written = func._schema.is_mutable and torch.Tag.inplace_view not in func.tags
+        for tensor, bounds in zip(outputs, results, strict=True):
+            (self._known.write if written else self._known.set)(tensor, bounds)
 
 
 @dataclass
@@ -214,7 +213,6 @@ class _Call:
     func: Any
     args: Sequence[Any]
     kwargs: dict[str, Any]
-    inputs: list[Tensor]
     outputs: list[Tensor]
     known: dict[int, _Bounds]
 
@@ -298,8 +296,16 @@ def _moved(call: _Call) -> list[_Bounds] | None:
         return None
     # Boxes are expanded views, which cannot always be viewed anew.
     move = torch.reshape if "view" in str(call.func) else call.func
-    sides = [tree_leaves(move(b, *call.args[1:], **call.kwargs)) for b in call.bounds(call.args[0])]
+    if any(isinstance(argument, torch.dtype) for argument in call.args):
+        return None  # a view of the same memory as other numbers
+    # Boxes lie on the CPU, and in-place moves (unsqueeze_) must not move those of the input.
+    args = tree_map(lambda leaf: leaf.cpu() if isinstance(leaf, Tensor) else leaf, list(call.args[1:]))
+    sides = [tree_leaves(move(b.expand(b.shape), *args, **call.kwargs)) for b in call.bounds(call.args[0])]
     return [(a, b, c, d) for a, b, c, d in zip(*sides, strict=True)]
+
+
+def _fresh(call: _Call) -> list[_Bounds] | None:
+    return [_constant(tensor.shape) for tensor in call.outputs]
 
 
 def _copied(call: _Call) -> list[_Bounds] | None:
@@ -419,7 +425,7 @@ def _convolution(call: _Call) -> list[_Bounds] | None:
     kernel = (weight.shape[-2], weight.shape[-1])
 
     def run(b: Tensor) -> Tensor:
-        b = b[:, :1] if b.stride(1) == 0 else b.reshape(1, groups, -1, *b.shape[2:]).amax(2)
+        b = b[:, :1] if b.stride(1) == 0 else b.reshape(len(b), groups, -1, *b.shape[2:]).amax(2)
         if call.argument("transposed"):
             b = _transposed_window(b, kernel, stride, padding, dilation, out.shape[-2:])
         else:
@@ -443,6 +449,16 @@ def _pool(call: _Call) -> list[_Bounds] | None:
         return _window(b, kernel, stride, padding, dilation, out.shape[-2:]).expand(out.shape)
 
     return [_each(run, call.bounds(call.args[0])) for _ in call.outputs]
+
+
+def _pool_3d(call: _Call) -> list[_Bounds] | None:
+    """Averages over neighboring feature maps, in local response normalization."""
+    if call.args[0].ndim != 5:
+        return None
+    kernel = call.argument("kernel_size")
+    stride, padding = call.argument("stride") or kernel, call.argument("padding")
+    ceil = bool(call.argument("ceil_mode"))
+    return [_each(lambda b: F.max_pool3d(b, kernel, stride, padding, ceil_mode=ceil), call.bounds(call.args[0]))]
 
 
 def _adaptive_pool(call: _Call) -> list[_Bounds] | None:
@@ -526,9 +542,10 @@ _CONSTANT = frozenset(
     [
         *("empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "empty_strided"),
         *("new_empty", "new_zeros", "new_ones", "new_full", "new_empty_strided"),
-        *("zero", "fill", "bernoulli", "normal", "uniform"),
     ]
 )
+# Likewise in place, where what a tensor is filled with does not depend on the image.
+_FILLED = frozenset(["zero", "fill", "bernoulli", "normal", "uniform"])
 # Element-wise in effect, though not tagged so.
 _POINTWISE = frozenset(
     ["hardswish", "hardtanh", "leaky_relu", "native_dropout", "rrelu_with_noise", "_prelu_kernel", "prelu", "threshold"]
@@ -539,7 +556,7 @@ _MOVED = [
     *("slice", "select", "narrow", "split", "split_with_sizes", "unsafe_split", "unsafe_chunk", "chunk", "unbind"),
     *("expand", "unsqueeze", "squeeze", "repeat", "flip", "roll", "index", "index_select", "diagonal", "unfold"),
     *("pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle"),
-    *("reflection_pad2d", "replication_pad2d", "upsample_nearest2d"),
+    *("reflection_pad2d", "replication_pad2d", "upsample_nearest2d", "_upsample_nearest_exact2d"),
 ]
 _REDUCED = [
     *("mean", "sum", "amax", "amin", "max", "min", "argmax", "argmin", "prod", "any", "all"),
@@ -560,6 +577,7 @@ _RULES: dict[str, _Rule] = {
     **dict.fromkeys(["_adaptive_avg_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d"], _adaptive_pool),
     **dict.fromkeys(["convolution", "cudnn_convolution", "mkldnn_convolution"], _convolution),
     **dict.fromkeys(["upsample_bilinear2d", "upsample_bicubic2d", "_upsample_bilinear2d_aa"], _interpolated),
+    "avg_pool3d": _pool_3d,
     "constant_pad_nd": _padded,
     "copy": _copied,
     "linear": _linear,
