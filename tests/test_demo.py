@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ EPOCHS = 5
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
+def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The folder that the demo wrote, and what it printed; its home is empty and there is nobody to answer."""
     home, out = tmp_path_factory.mktemp("home"), tmp_path_factory.mktemp("demo") / "out"
     kept = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
@@ -34,7 +33,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    yield out, done.stdout
+    return out, done.stdout
 
 
 def test_ends_by_saying_what_there_is(demo: tuple[Path, str]) -> None:

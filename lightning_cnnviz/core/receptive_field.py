@@ -381,10 +381,13 @@ def _group_norm(call: _Call) -> list[_Bounds] | None:
 
 
 def _batch_norm(call: _Call) -> list[_Bounds] | None:
-    # Instance norm, and BatchNorm by batch statistics, mix everything of a channel.
-    if not call.only_first or call.argument("training", False):
+    if not call.only_first:
         return None
     same = call.bounds(call.args[0])
+    if call.argument("training", False):
+        # Instance norm, and BatchNorm by batch statistics, mix everything of a channel.
+        dims = [dim for dim in range(same[0].ndim) if dim != 1]
+        same = _each(lambda b: b.amax(dims, keepdim=True).expand(b.shape), same)
     return [same if tensor.shape == same[0].shape else _whole([same], tensor) for tensor in call.outputs]
 
 

@@ -489,7 +489,7 @@ def graphs(draw: st.DrawFn, steps: tuple[st.SearchStrategy[Step], ...], longest:
         name, options = draw(st.one_of(steps))
         try:
             made = STEPS[name](value, **options)
-        except (RuntimeError, AssertionError):  # too small for it
+        except (RuntimeError, ValueError, AssertionError):  # too small for it
             continue
         if made.numel() and max(made.shape) <= 24:
             chosen, value = [*chosen, (name, options)], made
