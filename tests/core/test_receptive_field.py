@@ -538,3 +538,299 @@ def assert_exact(steps: list[Step]) -> None:
     with torch.no_grad():
         expected = nan_boxes(graph_of(steps), image)
     assert_same(followed(graph_of(steps), image), expected)
+
+
+# Writing in place: what shares memory moves along.
+
+
+def first_rows_overwritten(x: Tensor) -> Tensor:
+    made = torch.zeros_like(x)
+    made[:, :, 1:] = x[:, :, :-1]
+    return made
+
+
+def view_of_what_is_filled_later(x: Tensor) -> Tensor:
+    made = torch.zeros_like(x)
+    view = made[:, :2]
+    made.copy_(conv(x, (3, 3), padding=1))
+    return view
+
+
+def view_of_what_is_added_to_later(x: Tensor) -> Tensor:
+    x = x.clone()
+    view = x[:, 1:, 1:]
+    x += F.pad(x[..., :-2], (2, 0))
+    return view
+
+
+def base_of_a_view_that_is_added_to(x: Tensor) -> Tensor:
+    x = x.clone()
+    x[:, :2] += conv(x, (1, 3), padding=(0, 1), out=2)
+    return x
+
+
+def another_view(x: Tensor) -> Tensor:
+    x = x.clone()
+    whole, some = x.view(x.shape[0], -1), x[:, 1:3]
+    some.copy_(x[:, 2:].flip(3))
+    return whole.view_as(x)
+
+
+def activated_half(x: Tensor) -> Tensor:
+    x = conv(x, (3, 3))
+    half, other = x.chunk(2, 1)
+    F.relu(half, inplace=True)
+    return torch.cat([conv(other, (2, 2), out=2), x[..., 1:, 1:]], 1)
+
+
+def erased(x: Tensor) -> Tensor:
+    x = x.clone()
+    x[:, 0] = 0
+    x[:, 1, 2].zero_()
+    return x
+
+
+def filled_with_a_mean(x: Tensor) -> Tensor:
+    return torch.zeros_like(x).fill_(x[0, 0, 1:3, 1:3].mean()) if len(x) == 1 else _filled_one_by_one(x)
+
+
+def _filled_one_by_one(x: Tensor) -> Tensor:
+    return torch.cat([filled_with_a_mean(image[None]) for image in x])
+
+
+def written_to_out(x: Tensor) -> Tensor:
+    made = torch.zeros_like(x)
+    torch.add(x[:, :2], x[:, 2:].flip(2), out=made[:, 1:3])
+    return made
+
+
+def moved_in_place(x: Tensor) -> Tensor:
+    x = conv(x, (3, 1)).unsqueeze_(2).transpose_(1, 2)
+    return x.squeeze_(1)
+
+
+def kept_before_a_write(x: Tensor) -> Tensor:
+    x = x.clone()
+    x[:, :1] += 1
+    before = x * 1
+    x[:, :, 1:] = before[:, :, :-1].clone()
+    return torch.cat([before, x], 1)
+
+
+WRITES = [
+    *(first_rows_overwritten, view_of_what_is_filled_later, view_of_what_is_added_to_later, another_view),
+    *(base_of_a_view_that_is_added_to, activated_half, erased, filled_with_a_mean, written_to_out, moved_in_place),
+    *(kept_before_a_write,),
+]
+
+
+@pytest.mark.parametrize("function", WRITES)
+def test_writes_are_followed_through_views(function: Callable[[Tensor], Tensor]) -> None:
+    def compute(image: Tensor, see: See) -> None:
+        see("out", function(image))
+
+    image = torch.rand(1, CHANNELS, 7, 9)
+    with torch.no_grad():
+        expected = nan_boxes(compute, image)
+        assert not bool((expected["out"] == torch.tensor([0, 0, 7, 9])).all())
+        assert_same(followed(compute, image), expected)
+
+
+# Operations that see everything, and operations that nobody has told of
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(CHANNELS, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.flatten(2).transpose(1, 2)
+        mixed, _ = self.attention(tokens, tokens, tokens, need_weights=False)
+        return mixed.transpose(1, 2).reshape(x.shape)
+
+
+class SqueezeExcite(nn.Module):
+    def __init__(self, functional: bool) -> None:
+        super().__init__()
+        self.functional = functional
+        self.pool, self.down, self.up = nn.AdaptiveAvgPool2d(1), nn.Linear(CHANNELS, 2), nn.Linear(2, CHANNELS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pooled = x.mean((2, 3)) if self.functional else self.pool(x).flatten(1)
+        gate = self.up(F.relu(self.down(pooled))).sigmoid()
+        return x * gate[..., None, None]
+
+
+def linear_head(x: Tensor) -> Tensor:
+    return F.linear(x.flatten(1), torch.ones(CHANNELS, x[0].numel()))[..., None, None]
+
+
+WHOLE = {
+    "attention": lambda: Attention().eval(),
+    "squeeze-excite": lambda: SqueezeExcite(functional=False),
+    "functional squeeze-excite": lambda: SqueezeExcite(functional=True),
+    "torchvision's squeeze-excite": lambda: torchvision.ops.SqueezeExcitation(CHANNELS, 2),
+    "global pooling": lambda: nn.AdaptiveMaxPool2d(1),
+    "global norm": lambda: nn.GroupNorm(1, CHANNELS),
+    "layer norm": lambda: nn.LayerNorm((CHANNELS, 7, 9)),
+    "linear layer": lambda: linear_head,
+}
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_behind_what_sees_everything_every_unit_depends_on_the_whole_image(name: str) -> None:
+    module = WHOLE[name]()
+
+    def compute(image: Tensor, see: See) -> None:
+        see("out", conv(module(image), (1, 1)))
+
+    image = torch.rand(1, CHANNELS, 7, 9)
+    boxes = followed(compute, image)["out"]
+    assert bool((boxes == torch.tensor([0, 0, 7, 9])).all())
+    with torch.no_grad():
+        assert_same({"out": boxes}, nan_boxes(compute, image))
+
+
+def sampled(x: Tensor) -> Tensor:
+    theta = torch.tensor([[0.5, 0.1, 0.2], [0.0, 0.7, -0.1]]).expand(len(x), 2, 3)
+    return F.grid_sample(x, F.affine_grid(theta, list(x.shape), align_corners=False), align_corners=False)
+
+
+def own_weights(x: Tensor) -> Tensor:
+    """The weights depend on the image, one image at a time."""
+    images = [F.conv2d(image[None], image[None, :, :1, :1].expand(CHANNELS, -1, -1, -1)) for image in x]
+    return torch.cat(images)
+
+
+def indexed_write(x: Tensor) -> Tensor:
+    x = x.clone()
+    x[:, torch.tensor([0, 2])] = x[:, torch.tensor([1, 3])].flip(2)
+    return x
+
+
+def scattered(x: Tensor) -> Tensor:
+    return torch.zeros_like(x).scatter_(2, torch.arange(x.shape[2]).flip(0)[:, None].expand_as(x).contiguous(), x)
+
+
+def of_lines(x: Tensor) -> Tensor:
+    lines, _ = nn.LSTM(x.shape[-1], x.shape[-1], batch_first=True)(x[:, 0])
+    return lines[:, None]
+
+
+UNKNOWN: dict[str, Callable[[Tensor], Tensor]] = {
+    "sampled": sampled, "own weights": own_weights, "indexed write": indexed_write, "scattered": scattered,
+    "unfold and fold": lambda x: F.fold(F.unfold(x, 3, padding=1), x.shape[2:], 3, padding=1),
+    "cumsum": lambda x: x.cumsum(2), "cummax": lambda x: x.cummax(3)[0], "sort": lambda x: x.sort(3)[0],
+    "topk": lambda x: x.topk(3, dim=3)[0], "fourier": lambda x: torch.fft.irfft2(torch.fft.rfft2(x), s=x.shape[2:]),
+    "convolution in 1D": lambda x: F.conv1d(x.flatten(2), weights(4, 4, 3, like=x), padding=1).view_as(x),
+    "convolution in 3D": lambda x: F.conv3d(x[:, None], weights(1, 1, 3, 3, 3, like=x), padding=1)[:, 0],
+    "pooling in 1D": lambda x: F.max_pool1d(x.flatten(2), 3, 1, 1).view_as(x), "lines": of_lines,
+    "gather": lambda x: x.gather(2, torch.arange(x.shape[2]).flip(0)[:, None].expand_as(x)),
+    "other numbers": lambda x: x.view(torch.int32).view(torch.float32), "median": lambda x: x.median(2, keepdim=True)[0],
+    "deformed": lambda x: torchvision.ops.deform_conv2d(x, torch.full((len(x), 18, *x.shape[2:]), 0.6), weights(4, 4, 3, 3, like=x), padding=1),  # noqa: E501
+    "strided": lambda x: x.contiguous().as_strided(x.shape, x.stride()).flip(2) + 0,
+    "vector product": lambda x: x @ torch.ones(x.shape[3]), "batched product": lambda x: x @ x.transpose(2, 3),
+    "log-sum-exp": lambda x: x.logsumexp(2, keepdim=True), "outer sum": lambda x: x[..., :1] + x[..., :1, :],
+    "resized with antialiasing": lambda x: F.interpolate(x, (3, 4), mode="bilinear", antialias=True),
+    "resized by cubes": lambda x: F.interpolate(x, (13, 5), mode="bicubic", antialias=True),
+    "addmm": lambda x: torch.stack([torch.addmm(a[0, :, :1], a[1], a[2].T) for a in x])[:, None],
+    "baddbmm": lambda x: torch.baddbmm(x[:, 0, :, :1], x[:, 1], x[:, 2].transpose(1, 2))[:, None],
+    "index add": lambda x: x.clone().index_add_(2, torch.tensor([0, 2]), x[:, :, 3:5]),
+    "norm of all": lambda x: x / x.pow(2).sum((1, 2, 3), keepdim=True).sqrt(),
+    "several extrema": lambda x: torch.stack(torch.aminmax(x, dim=2, keepdim=True))[0],
+    "attention weights": lambda x: F.scaled_dot_product_attention(x, x, x),
+    "switches": lambda x: F.max_unpool2d(*F.max_pool2d(x, 2, return_indices=True), 2),
+    "put": lambda x: x.clone().index_put_((torch.arange(len(x))[:, None], torch.tensor([0, 1])), x[:, 2:]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_the_box_of_an_unusual_operation_is_never_too_small(name: str) -> None:
+    torch.manual_seed(0)
+
+    def compute(image: Tensor, see: See) -> None:
+        torch.manual_seed(0)
+        x = F.pad(image, (0, 0, 1, -1))  # boxes that are not just the place
+        see("out", UNKNOWN[name](torch.cat([x[:, :2], image[:, 2:]], 1)))
+
+    image = torch.rand(1, CHANNELS, 7, 9)
+    with torch.no_grad():
+        expected = nan_boxes(compute, image)["out"]
+        assert bool((expected[..., 2] > 0).any())
+        assert_contains(followed(compute, image)["out"], expected)
+
+
+# The class itself
+
+
+def test_a_unit_that_depends_on_no_pixel_has_an_empty_box() -> None:
+    bounds, image = BoundsMode(), torch.rand(1, 1, 4, 4)
+    with torch.no_grad(), bounds.follow(image):
+        field = bounds.receptive_field("padded", F.pad(image, (0, 0, 2, 0)))
+        nothing = bounds.receptive_field("constant", torch.ones(1, 1, 4, 4))
+        fresh = bounds.receptive_field("fresh", conv(torch.zeros_like(image), (1, 1), out=1))
+    assert field is not None
+    assert field.boxes[0, 0, 0].tolist() == [0, 0, 0, 0]
+    assert field.boxes[0, 2, 1].tolist() == [0, 1, 1, 2]
+    assert nothing is None
+    assert fresh is None
+
+
+def test_channels_share_their_boxes_where_they_can() -> None:
+    bounds, image = BoundsMode(), torch.rand(1, 4, 8, 8)
+    with torch.no_grad(), bounds.follow(image):
+        same = bounds.receptive_field("same", conv(image, (3, 3)))
+        different = bounds.receptive_field("different", misaligned_concat(image, (3, 3), 1))
+    assert same is not None
+    assert different is not None
+    assert (same.boxes.shape, same.boxes.dtype) == ((1, 6, 6, 4), torch.int16)
+    assert different.boxes.shape == (4, 8, 8, 4)
+    channels, rows, columns = torch.tensor([3, 1, 0]), torch.tensor([2, 2, 2]), torch.tensor([3, 3, 3])
+    assert same.box(channels, rows, columns).tolist() == [[2, 3, 5, 6]] * 3
+    assert different.box(channels, rows, columns).tolist() == [[2, 3, 3, 4], [3, 2, 4, 3], [1, 2, 4, 5]]
+    assert different.size == (3, 3)
+    assert same.image_size == (8, 8)
+
+
+def test_flat_outputs_count_as_one_unit_a_channel() -> None:
+    bounds, image = BoundsMode(), torch.rand(1, 2, 5, 6)
+    with torch.no_grad(), bounds.follow(image):
+        field = bounds.receptive_field("head", image[:, :, 1:3, 2].flatten(1))
+    assert field is not None
+    assert field.boxes.tolist() == [[[[1, 2, 2, 3]]], [[[2, 2, 3, 3]]]] * 2
+
+
+def test_the_values_and_the_caller_are_left_alone() -> None:
+    model = torchvision.models.resnet18(weights=None).eval()
+    image = torch.rand(1, 3, 40, 33)
+    kept = image.clone()
+    bounds = BoundsMode()
+    with torch.no_grad():
+        expected = model(image)
+        with bounds.follow(image):
+            made = model(image)
+    assert torch.equal(made, expected)
+    assert torch.equal(image, kept)
+    assert bounds.receptive_field("late", made) is None
+
+
+def test_tensors_are_let_go() -> None:
+    bounds, image = BoundsMode(), torch.rand(1, 1, 8, 8)
+    with torch.no_grad(), bounds.follow(image):
+        inner = conv(image, (3, 3), out=1)
+        alive = weakref.ref(inner)
+        inner = conv(inner, (3, 3), out=1)
+        gc.collect()
+        assert alive() is None
+
+
+def test_wrong_input_is_refused() -> None:
+    for image in (torch.zeros(2, 3, 8, 8), torch.zeros(3, 8, 8)):
+        with (
+            pytest.raises(ValueError, match=r"followed for one image \(1, C, H, W\), not \("),
+            BoundsMode().follow(image),
+        ):
+            pass
+    with pytest.raises(ValueError, match=r"boxes must be \(G, H, W, 4\), not \(3, 4\)"):
+        ReceptiveField("layer", (8, 8), torch.zeros(3, 4))
