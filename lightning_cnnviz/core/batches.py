@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
@@ -84,19 +84,40 @@ class IndexReader:
         order = _known_order(loader)
         self.known = order is not None
         self._order = iter(order) if order is not None else None
+        self._batch_size = _batch_size(loader)
+        # Numbers that are given once the order is lost are no index of the data set.
+        self._beyond = len(loader.dataset) if self.known and isinstance(loader, DataLoader) else 0
 
     def take(self, count: int) -> Tensor:
         """Return the indices `(count,)` int64 of the next `count` images."""
-        numbers: list[int] = []
-        if self._order is not None:
-            numbers = list(islice(self._order, count))
-        if len(numbers) < count:
-            # The loader gave more than its sampler has: number these, and all that follow, as they arrive.
+        numbers = self._next(count)
+        if numbers is None:
+            # From here on, images are numbered as they arrive.
             self.known, self._order = False, None
-            start = self._arrived
-            numbers = [(start + i) * self._world_size + self._rank for i in range(count)]
+            places = range(self._arrived, self._arrived + count)
+            numbers = [self._beyond + place * self._world_size + self._rank for place in places]
         self._arrived += count
         return torch.tensor(numbers, dtype=torch.int64)
+
+    def _next(self, count: int) -> list[int] | None:
+        """The sampler's next numbers; None where these images are not one for each."""
+        if self._order is None:
+            return None
+        numbers = list(islice(self._order, count))
+        if len(numbers) < count:
+            return None  # the loader gave more than its sampler has
+        if self._batch_size is not None and count != self._batch_size:
+            # Only the last batch is smaller, unless the loader's collate function leaves images out.
+            last = count < self._batch_size and next(self._order, None) is None
+            return numbers if last else None
+        return numbers
+
+
+def _batch_size(loader: Any) -> int | None:
+    if not isinstance(loader, DataLoader):
+        return None
+    size: int = getattr(loader.batch_sampler, "batch_size", 1)  # without batches, an image for each number
+    return size
 
 
 def _known_order(loader: Any) -> Iterable[int] | None:
@@ -110,15 +131,21 @@ def _known_order(loader: Any) -> Iterable[int] | None:
     sampler = loader.sampler if loader.batch_sampler is None else loader.batch_sampler.sampler
     if not getattr(loader, "in_order", True):
         return None
-    if isinstance(sampler, SequentialSampler):
-        return _count()
+    if type(sampler) is SequentialSampler:
+        return range(len(sampler))
     if isinstance(sampler, DistributedSampler):
         inner = getattr(sampler.dataset, "_sampler", None)
-        if inner is not None and not isinstance(inner, SequentialSampler):
+        if inner is not None and type(inner) is not SequentialSampler:
             return None  # Lightning's wrapper around a sampler that only it can ask
+        if type(sampler).__iter__ is not DistributedSampler.__iter__ and not _is_lightnings_unshuffled(sampler):
+            return None  # an order of its own
         # Its order comes from a generator of its own, seeded by seed and epoch: asking twice gives the same.
         return DistributedSampler.__iter__(sampler)
     return None
+
+
+def _is_lightnings_unshuffled(sampler: DistributedSampler[Any]) -> bool:
+    return type(sampler).__module__.startswith(("lightning.", "pytorch_lightning.")) and not sampler.shuffle
 
 
 def _count() -> Iterator[int]:
@@ -144,10 +171,11 @@ class _Recorder:
         return len(self._sampler)
 
 
-def indexed_batches(loader: Iterable[Any]) -> Iterator[tuple[Any, Tensor | None]]:
+def indexed_batches(loader: Iterable[Any]) -> Generator[tuple[Any, Tensor | None], None, None]:
     """Iterate a loader in any order, with the data-set indices of each batch; None where it has no map-style data set.
 
-    The loader itself is left as it is, with the state of its generators.
+    The loader itself is left as it is, with the state of its generators: once this is exhausted or closed
+    (`contextlib.closing`), since an error elsewhere leaves it suspended.
     """
     recording = _recording(loader)
     if recording is None:
@@ -157,18 +185,25 @@ def indexed_batches(loader: Iterable[Any]) -> Iterator[tuple[Any, Tensor | None]
     states = [(generator, generator.get_state()) for generator in _generators(loader)]
     try:
         for batch in clone:
-            given = recorder.given.popleft()
-            numbers = [given] if isinstance(given, int) else [int(number) for number in given]
-            yield batch, torch.tensor(numbers, dtype=torch.int64)
+            yield batch, _numbers(recorder.given.popleft())
     finally:
         for generator, state in states:
             generator.set_state(state)
 
 
+def _numbers(given: Any) -> Tensor | None:
+    """What a sampler gave for a batch; None where that is no number, as the names of files are not."""
+    try:
+        return torch.tensor([int(number) for number in (given if isinstance(given, (list, tuple)) else [given])])
+    except (TypeError, ValueError):
+        return None
+
+
 def _recording(loader: Any) -> tuple[DataLoader[Any], _Recorder] | None:
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
         return None
-    if not getattr(loader, "in_order", True):
+    # A loader of another kind may read ahead, or go on where it stopped.
+    if not getattr(loader, "in_order", True) or type(loader).__iter__ is not DataLoader.__iter__:
         return None
     clone = copy.copy(loader)
     place = "sampler" if loader.batch_sampler is None else "batch_sampler"

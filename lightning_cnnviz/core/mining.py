@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -96,32 +97,53 @@ class TopPatches:
 
 
 @dataclass
+class _Found:
+    """Units of one layer that enter its lists: places in the batch and channels `(E,)`, values and positions."""
+
+    layer: str
+    images: Tensor
+    channels: Tensor
+    values: Tensor  # (E, units), strongest first, -inf for none
+    positions: Tensor  # (E, units), row by row
+
+
+@dataclass
 class _Batch:
     """The batch that is under way.
 
     Attributes:
         order: Places of its images in the order of their indices, so that ties fall as they must; an image that comes
             twice is there once.
+        fresh: Whether all its images come behind all earlier ones, as those of a sequential loader do.
         done: Layers whose feature maps have been read.
-        waiting: Of layers that are ranked at the batch's end: which images have nonfinite activations `(N,)`, and of
+        waiting: Of layers that are searched at the batch's end: which images have nonfinite activations `(N,)`, and of
             each feature map the strongest units' values and positions, `(N * C, units)` each.
+        found: What enters the lists at the batch's end.
         error: What went wrong inside a hook: it must not pass through the user's own forward pass.
     """
 
     images: Tensor
     indices: Tensor
     labels: Tensor | None
+    highest: int
     done: set[str] = field(default_factory=set)
     waiting: dict[str, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)
+    found: list[_Found] = field(default_factory=list)
     error: Exception | None = None
 
     def __post_init__(self) -> None:
         self.size = _size(self.images)
-        order = self.indices.sort(stable=True).indices
-        ordered = self.indices[order]
-        fresh = torch.ones_like(ordered, dtype=torch.bool)
-        fresh[1:] = ordered[1:] != ordered[:-1]
-        self.order = order[fresh]
+        ordered, order = self.indices.sort(stable=True)
+        first = torch.ones_like(ordered, dtype=torch.bool)
+        first[1:] = ordered[1:] != ordered[:-1]
+        self.order = order[first]
+        self.fresh = int(ordered[0]) > self.highest
+        self.highest = max(self.highest, int(ordered[-1]))
+        self._as_it_is = bool(torch.equal(self.order, torch.arange(len(self.indices))))
+
+    def in_order(self, values: Tensor) -> Tensor:
+        """Values of the images, in the order of their indices."""
+        return values if self._as_it_is else values[self.order]
 
 
 class _Lists:
@@ -139,6 +161,7 @@ class _Lists:
         self.top = TopK(total, k, per_image=units, dtype=torch.float64 if wide else torch.float32)
         self.store = PatchStore(torch.tensor(lines, dtype=torch.int64))
         self.nonfinite: dict[str, int] = {}
+        self.highest = -1  # index of an image so far
 
     def note_nonfinite(self, layer: str, indices: Tensor) -> None:
         if len(indices):
@@ -240,7 +263,7 @@ class PatchMiner:
             with torch.inference_mode(False):  # tensors made in inference mode could not be written to later
                 self._lists = _Lists(all_maps, self._k, self._features, self._per_image, wide)
             self._hooks.enter_context(hooked({maps.layer: maps.site for maps in all_maps}, self._observe))
-        self._batch = _Batch(images, indices.cpu(), None if labels is None else labels.cpu())
+        self._batch = _Batch(images, indices.cpu(), None if labels is None else labels.cpu(), self._lists.highest)
 
     def _observe(self, layer: str, maps: Any) -> None:
         """Take one layer's feature maps, inside the network's own pass."""
@@ -274,52 +297,45 @@ class PatchMiner:
             batch.waiting[layer] = (~finite.flatten(1).all(1), values, positions)
             return
         peaks = maps.amax((2, 3))
-        finite = torch.isfinite(peaks)
-        if not bool(finite.all()):
-            self._lists.note_nonfinite(layer, batch.indices[~finite.all(1)])
+        # One number tells that all are finite; if it does not, it may have overflowed.
+        if not math.isfinite(peaks.sum(dtype=torch.float64).item()):
+            self._lists.note_nonfinite(layer, batch.indices[~torch.isfinite(peaks).all(1)])
             maps = torch.where(torch.isfinite(maps), maps, -torch.inf)
             peaks = maps.amax((2, 3))
         images, channels = self._entering(layer, peaks, batch)
         # Maps are copied to be searched, a piece at a time.
         step = max(1, _CHUNK // (maps.shape[2] * maps.shape[3]))
         for n, c in zip(images.split(step), channels.split(step), strict=True):
-            self._enter(layer, n, c, *strongest_units(maps[n, c], self._units), batch)
+            if len(n):
+                batch.found.append(_Found(layer, n, c, *strongest_units(_pick(maps, n, c), self._units)))
 
     def _entering(self, layer: str, peaks: Tensor, batch: _Batch) -> tuple[Tensor, Tensor]:
         """Which images' feature maps `(N, C)` enter the lists: their places in the batch, and channels, ascending."""
         assert self._lists is not None
-        peaks = peaks[batch.order].T
-        enters = self._lists.top.admits(self._lists.first[layer], peaks, batch.indices[batch.order])
-        if int(enters.sum()) > self._k * len(peaks):
+        peaks = batch.in_order(peaks).T
+        indices = None if batch.fresh else batch.in_order(batch.indices)
+        enters = self._lists.top.admits(self._lists.first[layer], peaks, indices)
+        channels, places = enters.nonzero(as_tuple=True)
+        if len(channels) > self._k * len(peaks):
             # While the lists fill up: no more than k of a batch can stay.
             strongest = peaks.masked_fill(~enters, -torch.inf).sort(dim=1, descending=True, stable=True).indices
             enters &= torch.zeros_like(enters).scatter_(1, strongest[:, : self._k], True)
-        channels, places = enters.nonzero(as_tuple=True)
-        return batch.order[places], channels
+            channels, places = enters.nonzero(as_tuple=True)
+        return batch.in_order(torch.arange(len(batch.images)))[places], channels
 
-    def _enter(
-        self, layer: str, images: Tensor, channels: Tensor, values: Tensor, positions: Tensor, batch: _Batch
-    ) -> None:
-        """Let the units `(E, units)` of some feature maps enter."""
-        if len(images) == 0:
-            return
-        assert self._lists is not None
-        maps = self._traced[batch.size][layer]
-        rows, columns = positions // maps.shape[2], positions % maps.shape[2]
-        boxes = maps.field.box(channels[:, None].expand_as(rows), rows, columns)
-        labels = batch.labels[images] if batch.labels is not None else torch.full_like(images, NO_LABEL)
-        details = torch.stack(
-            [
-                labels[:, None].expand_as(rows).to(torch.int32),
-                pack(rows, columns),
-                pack(boxes[..., 0], boxes[..., 1]),
-                pack(boxes[..., 2], boxes[..., 3]),
-            ],
-            dim=-1,
-        )
-        lines = channels + self._lists.first[layer]
-        indices = batch.indices[images][:, None].expand_as(rows)
-        self._lists.top.update(*_by_line(lines, values, indices, details))
+    def _details(self, found: _Found, batch: _Batch) -> Tensor:
+        """What is kept beside the values of units, `(E, units, 4)` int32, as `TopK` wants it."""
+        maps = self._traced[batch.size][found.layer]
+        rows, columns = found.positions // maps.shape[2], found.positions % maps.shape[2]
+        boxes = maps.field.box(found.channels[:, None].expand_as(rows), rows, columns)
+        labels = torch.full_like(found.images, NO_LABEL) if batch.labels is None else batch.labels[found.images]
+        details = [
+            labels[:, None].expand_as(rows).to(torch.int32),
+            pack(rows, columns),
+            pack(boxes[..., 0], boxes[..., 1]),
+            pack(boxes[..., 2], boxes[..., 3]),
+        ]
+        return torch.stack(details, dim=-1)
 
     def end_batch(self) -> None:
         """Rank what the hooks have left to rank, and keep the images that have patches in the lists.
@@ -341,8 +357,23 @@ class PatchMiner:
                 strange, values, positions = (found.cpu().unflatten(0, (len(batch.images), -1)) for found in waiting)
                 self._lists.note_nonfinite(layer, batch.indices[strange[:, 0]])
                 images, channels = self._entering(layer, values[..., 0], batch)
-                self._enter(layer, images, channels, values[images, channels], positions[images, channels], batch)
-            self._lists.store.keep(self._lists.top, batch.images, batch.indices)
+                batch.found.append(
+                    _Found(layer, images, channels, values[images, channels], positions[images, channels])
+                )
+            self._enter(batch)
+
+    def _enter(self, batch: _Batch) -> None:
+        """Let what was found enter the lists, all layers at once, and keep the images that are in them."""
+        lists = self._lists
+        assert lists is not None
+        if batch.found:
+            lines = torch.cat([found.channels + lists.first[found.layer] for found in batch.found])
+            values = torch.cat([_filled(found.values.to(lists.top.values.dtype), self._units) for found in batch.found])
+            images = batch.indices[torch.cat([found.images for found in batch.found])]
+            details = torch.cat([_filled(self._details(found, batch), self._units) for found in batch.found])
+            lists.top.update(*_by_line(lines, values, images, details), fresh=batch.fresh)
+        lists.highest = batch.highest
+        lists.store.keep(lists.top, batch.images, batch.indices)
 
     def _never_ran(self, missing: list[str]) -> str:
         names = ", ".join(f"'{name}'" for name in missing[:4]) + (", ..." if len(missing) > 4 else "")
@@ -407,17 +438,34 @@ def _size(images: Tensor) -> tuple[int, int]:
     return height, width
 
 
+def _pick(maps: Tensor, images: Tensor, channels: Tensor) -> Tensor:
+    """Some feature maps `(E, H, W)` of `(N, C, H, W)`; whole rows of memory where they lie so."""
+    if maps.is_contiguous():
+        return maps.flatten(0, 1).index_select(0, images * maps.shape[1] + channels)
+    return maps[images, channels]
+
+
+def _filled(found: Tensor, units: int) -> Tensor:
+    """Units `(E, n, ...)` filled up to `(E, units, ...)`: a small feature map has fewer than are asked for."""
+    missing = units - found.shape[1]
+    if missing == 0:
+        return found
+    fill = -torch.inf if found.is_floating_point() else 0
+    return torch.cat([found, found.new_full((len(found), missing, *found.shape[2:]), fill)], dim=1)
+
+
 def _by_line(lines: Tensor, values: Tensor, images: Tensor, details: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Candidates `(E, units)` as one row for each line that has any, filled up with -inf; `lines` is ascending."""
+    """Candidates `(E, units)` as one row for each line that has any, filled up with -inf; equal lines are together."""
     rows, row, counts = lines.unique_consecutive(return_inverse=True, return_counts=True)
     place = torch.arange(len(lines)) - (counts.cumsum(0) - counts)[row]
-    length = int(counts.max())
+    length = int(counts.max()) if len(counts) else 0
 
     def spread(found: Tensor, fill: float) -> Tensor:
         filled = found.new_full((len(rows), length, *found.shape[1:]), fill)
         filled[row, place] = found
         return filled.flatten(1, 2)
 
+    images = images[:, None].expand_as(values)
     return rows, spread(values, -torch.inf), spread(images, -1), spread(details, 0)
 
 

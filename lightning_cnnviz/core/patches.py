@@ -20,15 +20,17 @@ class PatchStore:
     """The patches behind some lines of a `TopK`.
 
     Most units that enter a list are soon pushed out again. So whole images are kept first, and cropped when they take
-    more than `budget` bytes: then only what is still in a list is cropped, and the images are let go.
+    more than `budget` bytes, or have waited long: then only what is still in a list is cropped, and the images are let go.
 
     Args:
         lines: `(S,)` int64, the lines (feature maps) of the `TopK` whose patches are kept.
         budget: Bytes of whole images that may wait to be cropped.
+        patience: Number of batches for which an image may wait: later ones hardly ever enter a list.
     """
 
-    def __init__(self, lines: Tensor, budget: int = 128 * 2**20) -> None:
-        self._lines, self._budget = lines, budget
+    def __init__(self, lines: Tensor, budget: int = 128 * 2**20, patience: int = 64) -> None:
+        self._lines, self._budget, self._patience = lines, budget, patience
+        self._batches = 0
         self._images: dict[int, Tensor] = {}
         self._waiting = 0
         self._crops: dict[_Key, Tensor] = {}
@@ -42,7 +44,8 @@ class PatchStore:
             image = images[position].detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
             self._images[int(indices[position])] = image
             self._waiting += image.numel() * image.element_size()
-        if self._waiting > self._budget:
+        self._batches += 1
+        if self._waiting > self._budget or (self._images and self._batches >= self._patience):
             self.settle(top)
 
     def settle(self, top: TopK) -> None:
@@ -53,7 +56,7 @@ class PatchStore:
             kept[key] = self._crop(self._images[key[1]], box) if patch is None else patch
         self._crops = kept
         self._images = {}
-        self._waiting = 0
+        self._waiting = self._batches = 0
 
     @staticmethod
     def _entries(images: Tensor, details: Tensor) -> list[tuple[_Key, tuple[int, int, int, int]]]:

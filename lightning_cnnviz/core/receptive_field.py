@@ -121,51 +121,88 @@ class BoundsMode:
 
 
 class _Known:
-    """The bounds of the tensors that are alive.
-
-    A tensor that is written to while there are views of it, or through one, keeps its bounds by place in memory: all
-    that share the memory read them there.
-    """
+    """The bounds of the tensors that are alive; of those that were written to, by their place in memory."""
 
     def __init__(self) -> None:
-        self._own, self._shared = WeakTensorKeyDictionary(), WeakTensorKeyDictionary()
+        self._own, self._written = WeakTensorKeyDictionary(), dict[int, _Memory]()
 
     def get(self, tensor: Tensor) -> _Bounds | None:
         """Return the bounds of a tensor; None where it depends on no pixel."""
-        base = tensor if tensor._base is None else tensor._base
-        if base not in self._shared:
-            found: _Bounds | None = self._own.get(tensor)
-            if found is not None or base not in self._own:
-                return found
-            self._share(base)  # written to since this view of it was taken
-        return _each(lambda memory: _placed(memory, tensor).clone(), self._shared[base])
+        memory = self._written.get(_address(tensor)) if self._written else None
+        found: _Bounds | None = self._own.get(tensor) if memory is None else memory.read(tensor)
+        return found
 
     def set(self, tensor: Tensor, bounds: _Bounds) -> None:
         """Give a new tensor its bounds."""
         self._own[tensor] = bounds
 
     def write(self, tensor: Tensor, bounds: _Bounds) -> None:
-        """Give a tensor that was written to its new bounds, and all that share its memory."""
-        base = tensor if tensor._base is None else tensor._base
-        if base not in self._shared:
-            if base is tensor and all(other._base is not base for other in self._own):
-                self._own[tensor] = bounds
-                return
-            self._share(base)
-        for memory, side in zip(self._shared[base], bounds, strict=True):
-            _placed(memory, tensor).copy_(side)
-
-    def _share(self, base: Tensor) -> None:
-        length = base.untyped_storage().nbytes() // base.element_size()
-        before = self._own.pop(base, None) or _constant(base.shape)
-        memory = _each(lambda _: torch.full((length,), _NOTHING), before)
-        for side, bounds in zip(memory, before, strict=True):
-            _placed(side, base).copy_(bounds)
-        self._shared[base] = memory
+        """Give a tensor that was written to its new bounds, and with it whatever shares its memory."""
+        address = _address(tensor)
+        if address not in self._written:
+            self._written[address] = memory = _Memory(tensor)
+            for other, before in self._own.items():
+                if other is not tensor and _address(other) == address:
+                    memory.write(other, before)
+        self._written[address].write(tensor, bounds)
 
 
-def _placed(memory: Tensor, tensor: Tensor) -> Tensor:
-    return memory.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+class _Memory:
+    """The bounds of each place of a piece of memory, kept as those of one tensor as long as there is no other view."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._storage = tensor.untyped_storage()  # kept alive, so that no other can take its address
+        self._itemsize = tensor.element_size()
+        self._one: tuple[_View, _Bounds] | None = None
+        self._places: _Bounds | None = None
+
+    def write(self, tensor: Tensor, bounds: _Bounds) -> None:
+        view = _view(tensor)
+        if self._places is None and (self._one is None or self._one[0] == view):
+            self._one = (view, bounds)
+            return
+        for places, side in zip(self._spread(), bounds, strict=True):
+            if tensor.element_size() == self._itemsize:
+                _put(places, view, side)
+            else:
+                places.clamp_(min=float(side.amax()))
+
+    def read(self, tensor: Tensor) -> _Bounds:
+        view = _view(tensor)
+        if self._places is None and self._one is not None and self._one[0] == view:
+            return self._one[1]
+        if tensor.element_size() != self._itemsize:
+            return _whole([self._spread()], tensor)
+        return _each(lambda places: places.as_strided(*view).clone(), self._spread())
+
+    def _spread(self) -> _Bounds:
+        if self._places is None:
+            length = self._storage.nbytes() // self._itemsize
+            first, second, third, fourth = (torch.full((length,), _NOTHING) for _ in range(4))
+            self._places = (first, second, third, fourth)
+            if self._one is not None:
+                for places, side in zip(self._places, self._one[1], strict=True):
+                    _put(places, self._one[0], side)
+        return self._places
+
+
+_View = tuple[tuple[int, ...], tuple[int, ...], int]
+
+
+def _view(tensor: Tensor) -> _View:
+    return tuple(tensor.shape), tensor.stride(), tensor.storage_offset()
+
+
+def _put(places: Tensor, view: _View, side: Tensor) -> None:
+    places = places.as_strided(*view)
+    for dim, step in enumerate(view[1]):
+        if step == 0:  # expanded
+            places, side = places.narrow(dim, 0, 1), side.narrow(dim, 0, 1)
+    places.copy_(side)
+
+
+def _address(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
 
 
 class _Follower(TorchDispatchMode):
@@ -491,7 +528,7 @@ _Pair = tuple[int, int]
 def _window(b: Tensor, kernel: _Pair, stride: _Pair, padding: _Pair, dilation: _Pair, out: Sequence[int]) -> Tensor:
     """The maximum over each window of a convolution or pooling whose output is `out` high and wide."""
     for axis in (0, 1):
-        if kernel[axis] == 1 and stride[axis] == 1 and padding[axis] == 0:
+        if kernel[axis] == 1 and stride[axis] == 1 and padding[axis] == 0 and out[axis] == b.shape[2 + axis]:
             continue
         reach = (out[axis] - 1) * stride[axis] + dilation[axis] * (kernel[axis] - 1) + 1
         # Rows beyond the last window are cut off (negative), those that ceil_mode needs are added: they reach nothing.
@@ -579,7 +616,8 @@ _RULES: dict[str, _Rule] = {
     **dict.fromkeys(["max_pool2d_with_indices", "max_pool2d", "avg_pool2d"], _pool),
     **dict.fromkeys(["_adaptive_avg_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d"], _adaptive_pool),
     **dict.fromkeys(["convolution", "cudnn_convolution", "mkldnn_convolution"], _convolution),
-    **dict.fromkeys(["upsample_bilinear2d", "upsample_bicubic2d", "_upsample_bilinear2d_aa"], _interpolated),
+    **dict.fromkeys(["upsample_bilinear2d", "upsample_bicubic2d"], _interpolated),
+    **dict.fromkeys(["_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa"], _interpolated),
     "avg_pool3d": _pool_3d,
     "constant_pad_nd": _padded,
     "copy": _copied,

@@ -62,22 +62,25 @@ class TopK(Metric):
         self.add_state("images", torch.full((features, k), _NO_IMAGE), dist_reduce_fx=None)
         self.add_state("details", torch.zeros(features, k, 4, dtype=torch.int32), dist_reduce_fx=None)
 
-    def admits(self, first: int, peaks: Tensor, images: Tensor) -> Tensor:
+    def admits(self, first: int, peaks: Tensor, images: Tensor | None) -> Tensor:
         """Say which feature maps of which images would enter.
 
         Args:
             first: Position of the layer's first feature map.
             peaks: `(C, N)`, the strongest activation of each feature map on each image.
-            images: `(N,)` int64.
+            images: `(N,)` int64, or None where all come behind all earlier ones: then ties do not enter.
 
         Returns:
             `(C, N)` bool.
         """
         weakest = self.values[first : first + len(peaks), -1:]
-        last = self.images[first : first + len(peaks), -1:]
-        return (peaks > weakest) | ((peaks == weakest) & (images < last))
+        enters = peaks > weakest
+        if images is not None:
+            last = self.images[first : first + len(peaks), -1:]
+            enters |= (peaks == weakest) & (images < last)
+        return enters
 
-    def update(self, rows: Tensor, values: Tensor, images: Tensor, details: Tensor) -> None:
+    def update(self, rows: Tensor, values: Tensor, images: Tensor, details: Tensor, *, fresh: bool = False) -> None:
         """Merge candidates into the lists of some feature maps.
 
         Args:
@@ -85,12 +88,15 @@ class TopK(Metric):
             values: `(A, M)` their candidates' activations; -inf for none.
             images: `(A, M)` int64.
             details: `(A, M, 4)` int32, as in the state.
+            fresh: Whether the candidates of a line stand in the order of their images (those of one image in the order
+                of rank, at most `per_image`), all behind every image so far: then there is less to do.
         """
         with torch.inference_mode(False), torch.no_grad():
             merged = self._best(
                 torch.cat([self.values[rows], values.to(self.values.dtype)], 1),
                 torch.cat([self.images[rows], images], 1),
                 torch.cat([self.details[rows], details], 1),
+                fresh=fresh,
             )
             self.values[rows], self.images[rows], self.details[rows] = merged
 
@@ -103,16 +109,22 @@ class TopK(Metric):
         values, images, details = (state.transpose(0, 1).flatten(1, 2) for state in states)
         return self._best(values, images, details)
 
-    def _best(self, values: Tensor, images: Tensor, details: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _best(
+        self, values: Tensor, images: Tensor, details: Tensor, *, fresh: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """The k best of each line, under the tie rule and the limit of units an image."""
         values = values + 0.0  # -0.0 ties with 0.0
-        order = _order(values, images, details)
-        values, images = values.gather(1, order), images.gather(1, order)
-        spare = self._spare(images, details[..., 1].gather(1, order)) & (values > -torch.inf)
-        if bool(spare.any()):
-            values = values.masked_fill(spare, -torch.inf)
-            again = values.sort(dim=1, descending=True, stable=True).indices
-            values, images, order = values.gather(1, again), images.gather(1, again), order.gather(1, again)
+        if fresh:
+            values, order = values.sort(dim=1, descending=True, stable=True)
+            images = images.gather(1, order)
+        else:
+            order = _order(values, images, details)
+            values, images = values.gather(1, order), images.gather(1, order)
+            spare = self._spare(images, details[..., 1].gather(1, order)) & (values > -torch.inf)
+            if bool(spare.any()):
+                values = values.masked_fill(spare, -torch.inf)
+                again = values.sort(dim=1, descending=True, stable=True).indices
+                values, images, order = values.gather(1, again), images.gather(1, again), order.gather(1, again)
         values, images, order = (kept[:, : self.k].contiguous() for kept in (values, images, order))
         details = details.gather(1, order[..., None].expand(-1, -1, 4))
         empty = values == -torch.inf

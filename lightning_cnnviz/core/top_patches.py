@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,15 +80,16 @@ def mine_top_patches(
     """
     miner = PatchMiner(model, select_layers(model, layers), k=k, features=features, per_image=per_image)
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    with analysis_mode(model), miner:
-        batches: Iterable[Any] = indexed_batches(loader)
+    with analysis_mode(model), miner, closing(indexed_batches(loader)) as batches:
         arrived = 0
         for batch, indices in progress(batches) if progress is not None else batches:
             images, labels = read_batch(batch, batch_fn)
             if len(images) == 0:
                 continue
-            if indices is None:
-                indices = torch.arange(arrived, arrived + len(images))
+            if indices is None or len(indices) != len(images):
+                # Behind all indices there are, where a collate function leaves images out or makes more of them.
+                first = arrived if indices is None else arrived + len(loader.dataset)  # type: ignore[attr-defined]
+                indices = torch.arange(first, first + len(images))
                 miner.indices_known = isinstance(loader, (list, tuple))
             arrived += len(images)
             images = images.to(device)

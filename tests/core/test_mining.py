@@ -143,7 +143,7 @@ def test_a_small_store_crops_early_and_finds_the_same(monkeypatch: pytest.Monkey
     expected = mine_top_patches(model, loader, k=4, features=None)
     settled = []
     settle = PatchStore.settle
-    monkeypatch.setattr(PatchStore.__init__, "__defaults__", (1,))
+    monkeypatch.setattr(PatchStore.__init__, "__defaults__", (1, 64))
     monkeypatch.setattr(PatchStore, "settle", lambda store, top: (settled.append(1), settle(store, top))[1])
     found = mine_top_patches(model, loader, k=4, features=None)
     assert len(settled) > 5

@@ -1,16 +1,15 @@
 from __future__ import annotations
 
 import gc
-import math
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from reference.support import Compute, See, change_boxes, nan_boxes
 from torch import Tensor, nn
@@ -45,7 +44,11 @@ def random_network(name: str) -> nn.Module:
     options: dict[str, Any] = {}
     if name in ("googlenet", "inception_v3"):
         options = {"init_weights": False, "aux_logits": False}
-    network = torchvision.models.get_model(name, **options)
+    with pytest.MonkeyPatch.context() as patch:
+        # The initial weights are replaced anyway, and drawing them takes longer than all that is tested.
+        for function in ("trunc_normal_", "kaiming_normal_", "kaiming_uniform_", "normal_"):
+            patch.setattr(nn.init, function, lambda tensor, *_args, **_options: tensor)
+        network = torchvision.models.get_model(name, **options)
     if name.startswith(("alexnet", "vgg")):
         network.classifier = nn.Identity()
     generator = torch.Generator().manual_seed(0)
@@ -57,19 +60,10 @@ def random_network(name: str) -> nn.Module:
 
 
 @pytest.fixture(scope="module", params=sorted(NETWORKS))
-def network(request: pytest.FixtureRequest, monkeypatch_module: pytest.MonkeyPatch) -> nn.Module:
-    # The initial weights are replaced anyway, and drawing them takes longer than all that is tested.
-    for function in ("trunc_normal_", "kaiming_normal_", "kaiming_uniform_", "normal_"):
-        monkeypatch_module.setattr(nn.init, function, lambda tensor, *_args, **_options: tensor)
+def network(request: pytest.FixtureRequest) -> nn.Module:
     made = random_network(request.param)
     made.__dict__["sizes"] = NETWORKS[request.param]
     return made
-
-
-@pytest.fixture(scope="module")
-def monkeypatch_module() -> Iterator[pytest.MonkeyPatch]:
-    with pytest.MonkeyPatch.context() as patch:
-        yield patch
 
 
 def convolutions(model: nn.Module) -> Compute:
@@ -136,6 +130,10 @@ def test_every_convolution_has_exactly_the_box_that_it_depends_on(network: nn.Mo
         assert_same(followed(compute, image), expected)
 
 
+def clones_into(values: dict[str, Tensor]) -> See:
+    return lambda name, value: values.__setitem__(name, value.clone())
+
+
 Units = list[tuple[str, Tensor, int, int, list[int]]]
 
 
@@ -158,29 +156,29 @@ def test_pixels_outside_the_box_do_not_matter_and_each_of_its_edges_does(network
     size = network.__dict__["sizes"][-1]
     generator = torch.Generator().manual_seed(2)
     image = torch.rand(1, 3, *size, generator=generator)
+
+    def noise(strength: float) -> Tensor:
+        return strength * torch.randn(1, 3, *size, generator=generator)
+
     for name, channels, row, column, (top, left, bottom, right) in some_units(followed(compute, image), size):
-        noise = torch.randn(1, 3, *size, generator=generator)
-        outside = torch.where(torch.zeros(size).index_put_(_inside(top, left, bottom, right), torch.ones(())) > 0, 0, 1)
+        outside = 1 - _ones(size, slice(top, bottom), slice(left, right))
         edges = [
             _ones(size, slice(top, top + 1), slice(left, right)),
             _ones(size, slice(bottom - 1, bottom), slice(left, right)),
             _ones(size, slice(top, bottom), slice(left, left + 1)),
             _ones(size, slice(top, bottom), slice(right - 1, right)),
         ]
-        changed = [image, image + 100 * noise * outside]
-        changed += [image + strength * noise * edge for strength in (10.0, 1000.0) for edge in edges]
+        changed = [image, image + noise(100) * outside]
+        # A nonlinearity may hide one change, not all of them; and of what enters at the very edge, every layer passes
+        # on a small part, which rounding hides unless it is large.
+        changed += [image + noise(strength) * edge for strength in (10, 1e6, 1e12) for edge in edges]
         values: dict[str, Tensor] = {}
         with torch.no_grad():
-            compute(torch.cat(changed), lambda name, value: values.__setitem__(name, value.clone()))
+            compute(torch.cat(changed), clones_into(values))
         unit = values[name][:, channels, row, column]
         assert torch.equal(unit[1], unit[0]), f"{name} {row, column} depends on a pixel outside of its box"
-        moved = (unit[2:] != unit[0]).any(1).view(2, 4).any(0)
+        moved = (unit[2:] != unit[0]).any(1).view(3, 4).any(0)
         assert moved.tolist() == [True] * 4, f"{name} {row, column}: an edge of its box does not matter"
-
-
-def _inside(top: int, left: int, bottom: int, right: int) -> tuple[Tensor, Tensor]:
-    rows, columns = torch.meshgrid(torch.arange(top, bottom), torch.arange(left, right), indexing="ij")
-    return rows, columns
 
 
 def _ones(size: tuple[int, int], rows: slice, columns: slice) -> Tensor:
@@ -517,6 +515,21 @@ def test_interpolation_reads_the_pixels_that_have_weight(graph: tuple[list[Step]
     assert_same(followed(compute, image), expected)
 
 
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("size", [(3, 5), (7, 19), (10, 8)])
+def test_antialiased_interpolation(mode: str, size: tuple[int, int]) -> None:
+    def compute(image: Tensor, see: See) -> None:
+        see("out", F.interpolate(conv(image, (2, 3)), size, mode=mode, antialias=True))
+
+    image = torch.rand(1, CHANNELS, 18, 18, dtype=torch.float64)
+    found = followed(compute, image)["out"]
+    with torch.no_grad():
+        expected = change_boxes(compute, image)["out"]
+    assert_contains(found, expected)
+    # A weight at the end of the filter may be zero, or what rounding has left of it.
+    assert int((found - expected).abs().max()) <= 1
+
+
 @pytest.mark.parametrize("kind", POINTWISE)
 def test_every_pointwise_operation_keeps_boxes(kind: str) -> None:
     steps: list[Step] = [("misaligned_concat", {"kernel": (3, 2), "shift": 1}), ("pointwise", {"kind": kind})]
@@ -617,10 +630,37 @@ def kept_before_a_write(x: Tensor) -> Tensor:
     return torch.cat([before, x], 1)
 
 
+def detached_and_added_to(x: Tensor) -> Tensor:
+    x = x.clone()
+    alias, data = x.detach(), x.data
+    alias[:, 0] += x[:, 1].flip(1)
+    data[:, 2, 1] = 0
+    return x
+
+
+def written_in_inference_mode(x: Tensor) -> Tensor:
+    with torch.inference_mode():
+        return first_rows_overwritten(x) + view_of_what_is_filled_later(x)[:, :1]
+
+
+def expanded_and_added_to(x: Tensor) -> Tensor:
+    x = x[:, :1].clone()
+    many = x.expand(-1, 3, -1, -1)
+    x += x.flip(3).clone()
+    return many
+
+
+def seen_as_whole_numbers(x: Tensor) -> Tensor:
+    x = x.clone()
+    numbers = x.view(torch.int32)
+    x[:, 0] = x[:, 1].flip(1)
+    return numbers.view(torch.float32)
+
+
 WRITES = [
     *(first_rows_overwritten, view_of_what_is_filled_later, view_of_what_is_added_to_later, another_view),
     *(base_of_a_view_that_is_added_to, activated_half, erased, filled_with_a_mean, written_to_out, moved_in_place),
-    *(kept_before_a_write,),
+    *(kept_before_a_write, detached_and_added_to, expanded_and_added_to),
 ]
 
 
@@ -719,6 +759,8 @@ def of_lines(x: Tensor) -> Tensor:
 
 
 UNKNOWN: dict[str, Callable[[Tensor], Tensor]] = {
+    "written in inference mode": written_in_inference_mode, "seen as whole numbers": seen_as_whole_numbers,
+    "seen as complex numbers": lambda x: torch.view_as_real(torch.view_as_complex(x.repeat(1, 1, 1, 2).view(*x.shape, 2)) + 1)[..., 0],  # noqa: E501
     "sampled": sampled, "own weights": own_weights, "indexed write": indexed_write, "scattered": scattered,
     "unfold and fold": lambda x: F.fold(F.unfold(x, 3, padding=1), x.shape[2:], 3, padding=1),
     "cumsum": lambda x: x.cumsum(2), "cummax": lambda x: x.cummax(3)[0], "sort": lambda x: x.sort(3)[0],
@@ -727,20 +769,20 @@ UNKNOWN: dict[str, Callable[[Tensor], Tensor]] = {
     "convolution in 3D": lambda x: F.conv3d(x[:, None], weights(1, 1, 3, 3, 3, like=x), padding=1)[:, 0],
     "pooling in 1D": lambda x: F.max_pool1d(x.flatten(2), 3, 1, 1).view_as(x), "lines": of_lines,
     "gather": lambda x: x.gather(2, torch.arange(x.shape[2]).flip(0)[:, None].expand_as(x)),
-    "other numbers": lambda x: x.view(torch.int32).view(torch.float32), "median": lambda x: x.median(2, keepdim=True)[0],
+    "other numbers": lambda x: x.view(torch.int32).view(torch.float32),
+    "median": lambda x: x.median(2, keepdim=True)[0],
     "deformed": lambda x: torchvision.ops.deform_conv2d(x, torch.full((len(x), 18, *x.shape[2:]), 0.6), weights(4, 4, 3, 3, like=x), padding=1),  # noqa: E501
     "strided": lambda x: x.contiguous().as_strided(x.shape, x.stride()).flip(2) + 0,
-    "vector product": lambda x: x @ torch.ones(x.shape[3]), "batched product": lambda x: x @ x.transpose(2, 3),
+    "vector product": lambda x: (x @ torch.ones(x.shape[3]))[..., None],
+    "batched product": lambda x: x @ x.transpose(2, 3),
     "log-sum-exp": lambda x: x.logsumexp(2, keepdim=True), "outer sum": lambda x: x[..., :1] + x[..., :1, :],
-    "resized with antialiasing": lambda x: F.interpolate(x, (3, 4), mode="bilinear", antialias=True),
-    "resized by cubes": lambda x: F.interpolate(x, (13, 5), mode="bicubic", antialias=True),
     "addmm": lambda x: torch.stack([torch.addmm(a[0, :, :1], a[1], a[2].T) for a in x])[:, None],
     "baddbmm": lambda x: torch.baddbmm(x[:, 0, :, :1], x[:, 1], x[:, 2].transpose(1, 2))[:, None],
     "index add": lambda x: x.clone().index_add_(2, torch.tensor([0, 2]), x[:, :, 3:5]),
     "norm of all": lambda x: x / x.pow(2).sum((1, 2, 3), keepdim=True).sqrt(),
     "several extrema": lambda x: torch.stack(torch.aminmax(x, dim=2, keepdim=True))[0],
     "attention weights": lambda x: F.scaled_dot_product_attention(x, x, x),
-    "switches": lambda x: F.max_unpool2d(*F.max_pool2d(x, 2, return_indices=True), 2),
+    "switches": lambda x: F.max_unpool2d(*F.max_pool2d(x, 2, return_indices=True), 2, output_size=x.shape[2:]),
     "put": lambda x: x.clone().index_put_((torch.arange(len(x))[:, None], torch.tensor([0, 1])), x[:, 2:]),
 }  # fmt: skip
 

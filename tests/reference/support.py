@@ -1,4 +1,4 @@
-"""Which rows and columns of the image each unit depends on, found out by asking: spoil one, and see which units move."""
+"""Which rows and columns of the image each unit depends on, by trial: spoil one, and see which units move."""
 
 from __future__ import annotations
 
