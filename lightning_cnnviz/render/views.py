@@ -33,7 +33,7 @@ def top_patches_report(
         items.append(_gallery(layer, summary, normalization, class_names))
         figures = ("dead_features", "dead_fraction", "stability", "label_purity")
         items += [Scalar(f"{layer.layer}/{name}", float(getattr(summary, name))) for name in figures]
-    notes = [normalization.sentence()]
+    notes = [normalization.sentence(), "Blue is what lies beyond an image's border."]
     if not found.indices_known:
         notes.append("The loader does not tell which image is which: images are numbered as they arrived.")
     strange = [f"{layer.layer} (image {layer.nonfinite})" for layer in found if layer.nonfinite is not None]
