@@ -20,7 +20,8 @@ class PatchStore:
     """The patches behind some lines of a `TopK`.
 
     Most units that enter a list are soon pushed out again. So whole images are kept first, and cropped when they take
-    more than `budget` bytes, or have waited long: then only what is still in a list is cropped, and the images are let go.
+    more than `budget` bytes, or have waited long: then only what is still in a list is cropped, and the images are let
+    go.
 
     Args:
         lines: `(S,)` int64, the lines (feature maps) of the `TopK` whose patches are kept.
@@ -36,11 +37,17 @@ class PatchStore:
         self._crops: dict[_Key, Tensor] = {}
         self._like = torch.empty(0)
 
-    def keep(self, top: TopK, images: Tensor, indices: Tensor) -> None:
-        """Keep those images `(N, C, H, W)` of a batch, with these indices `(N,)`, that are in one of the lines."""
+    def keep(self, top: TopK, images: Tensor, indices: Tensor, places: Tensor) -> None:
+        """Keep the images of a batch that are in one of the lines.
+
+        Args:
+            top: The lists.
+            images: `(N, C, H, W)`.
+            indices: `(N,)` int64.
+            places: Places of the images that may be in the lists: others have come before.
+        """
         self._like = torch.empty(0, images.shape[1], dtype=images.dtype)
-        listed = torch.isin(indices, top.images[self._lines])
-        for position in listed.nonzero().flatten().tolist():
+        for position in places[torch.isin(indices[places], top.images[self._lines])].tolist():
             image = images[position].detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
             self._images[int(indices[position])] = image
             self._waiting += image.numel() * image.element_size()
