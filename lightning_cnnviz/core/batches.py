@@ -6,6 +6,7 @@ import copy
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from itertools import islice
+from operator import index
 from typing import Any
 
 import torch
@@ -86,7 +87,9 @@ class IndexReader:
         self._order = iter(order) if order is not None else None
         self._batch_size = _batch_size(loader)
         # Numbers that are given once the order is lost are no index of the data set.
-        self._beyond = len(loader.dataset) if self.known and isinstance(loader, DataLoader) else 0
+        self._beyond = 0
+        if self.known and isinstance(loader, DataLoader):
+            self._beyond = len(loader.dataset)  # type: ignore[arg-type]
 
     def take(self, count: int) -> Tensor:
         """Return the indices `(count,)` int64 of the next `count` images."""
@@ -193,9 +196,10 @@ def indexed_batches(loader: Iterable[Any]) -> Generator[tuple[Any, Tensor | None
 
 def _numbers(given: Any) -> Tensor | None:
     """What a sampler gave for a batch; None where that is no number, as the names of files are not."""
+    many = isinstance(given, (list, tuple)) or getattr(given, "ndim", 0) > 0
     try:
-        return torch.tensor([int(number) for number in (given if isinstance(given, (list, tuple)) else [given])])
-    except (TypeError, ValueError):
+        return torch.tensor([index(number) for number in (given if many else [given])], dtype=torch.int64)
+    except TypeError:
         return None
 
 

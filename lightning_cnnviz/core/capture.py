@@ -190,7 +190,8 @@ class _Trace:
 
     def on_layer(self, name: str, output: Any) -> None:
         self._last = output
-        if not isinstance(output, Tensor) or output.ndim not in (2, 4):
+        # Where a module makes many images of one (its windows, say), its feature maps are none of the image.
+        if not isinstance(output, Tensor) or output.ndim not in (2, 4) or len(output) != 1:
             self.seen.append((name, None, None, None))
             return
         shape = (output.shape[1], *output.shape[2:]) if output.ndim == 4 else (output.shape[1], 1, 1)

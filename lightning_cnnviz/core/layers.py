@@ -122,8 +122,7 @@ def _match(model: nn.Module, named: dict[str, nn.Module], part: object) -> list[
         return found
     if not isinstance(part, str):
         raise TypeError(f"a layer is chosen by a name, a glob or a module type, not by {part!r}")
-    if part in named:
-        return [SelectedLayer(part, named[part], True)]
+    # First, since many networks have a part of that name: "conv" is every convolution all the same.
     if part in _KEYWORDS:
         types = _KEYWORDS[part]
         found = [SelectedLayer(name, module, False) for name, module in named.items() if isinstance(module, types)]
@@ -131,6 +130,8 @@ def _match(model: nn.Module, named: dict[str, nn.Module], part: object) -> list[
             kinds = " or ".join(kind.__name__ for kind in types)
             raise LayerNotFoundError(f'layers="{part}": {_who(model)} has no {kinds}; {_kinds(named)}')
         return found
+    if part in named:
+        return [SelectedLayer(part, named[part], True)]
     matched = [name for name in named if fnmatchcase(name, part)]
     if not matched:
         raise LayerNotFoundError(f"no layer of {_who(model)} matches '{part}'. {_suggest(part, list(named))}")

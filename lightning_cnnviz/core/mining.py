@@ -20,6 +20,9 @@ __all__ = ["LayerTopPatches", "PatchMiner", "TopPatches"]
 
 # Feature maps are copied to look for positions in pieces of this many elements.
 _CHUNK = 2**24
+# Of images with an index up to here, a byte each remembers whether they have come. One beyond this that comes
+# twice counts once all the same, but where random transforms make it differ, its patch may be from either time.
+_MOST_SEEN = 2**24
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +40,8 @@ class LayerTopPatches:
         features: Feature maps whose patches were kept, ascending.
         patches: For each of `features` its patches `(image channels, bottom - top, right - left)`, in the values that
             the network was given, strongest first (fewer than k where there were fewer units).
-        nonfinite: The lowest index of an image with NaN or infinite activations, or None. They are never ranked.
+        nonfinite: The lowest index of an image with a feature map whose largest activation is NaN or infinite, or None.
+            Such activations are never ranked.
     """
 
     layer: str
@@ -112,8 +116,9 @@ class _Batch:
     """The batch that is under way.
 
     Attributes:
-        order: Places of its images in the order of their indices, so that ties fall as they must; an image that comes
-            twice is there once.
+        seen: Which of its images have come in an earlier batch `(N,)`.
+        order: Places of its images in the order of their indices, so that ties fall as they must. An image that comes
+            twice is there once, the first time: the second may be another, by the data set's random transforms.
         fresh: Whether all its images come behind all earlier ones, as those of a sequential loader do.
         done: Layers whose feature maps have been read.
         waiting: Of layers that are searched at the batch's end: which images have nonfinite activations `(N,)`, and of
@@ -126,6 +131,7 @@ class _Batch:
     indices: Tensor
     labels: Tensor | None
     highest: int
+    seen: Tensor
     done: set[str] = field(default_factory=set)
     waiting: dict[str, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)
     found: list[_Found] = field(default_factory=list)
@@ -136,7 +142,7 @@ class _Batch:
         ordered, order = self.indices.sort(stable=True)
         first = torch.ones_like(ordered, dtype=torch.bool)
         first[1:] = ordered[1:] != ordered[:-1]
-        self.order = order[first]
+        self.order = order[first & ~self.seen[order]]
         self.fresh = int(ordered[0]) > self.highest
         self.highest = max(self.highest, int(ordered[-1]))
         self._as_it_is = bool(torch.equal(self.order, torch.arange(len(self.indices))))
@@ -162,6 +168,19 @@ class _Lists:
         self.store = PatchStore(torch.tensor(lines, dtype=torch.int64))
         self.nonfinite: dict[str, int] = {}
         self.highest = -1  # index of an image so far
+        self._seen = torch.zeros(1, dtype=torch.bool)  # by index
+
+    def seen(self, indices: Tensor) -> Tensor:
+        """Which images have come in an earlier batch."""
+        known = indices.clamp(0, len(self._seen) - 1)
+        return self._seen[known] & (known == indices)
+
+    def note_seen(self, indices: Tensor) -> None:
+        indices = indices[(indices >= 0) & (indices < _MOST_SEEN)]
+        missing = int(indices.max()) + 1 - len(self._seen) if len(indices) else 0
+        if missing > 0:
+            self._seen = torch.cat([self._seen, self._seen.new_zeros(max(missing, len(self._seen)))])
+        self._seen[indices] = True
 
     def note_nonfinite(self, layer: str, indices: Tensor) -> None:
         if len(indices):
@@ -189,7 +208,7 @@ class PatchMiner:
             result = miner.compute()
 
     Each feature map is read once, for its spatial maximum; positions, boxes and patches are looked up only for what
-    enters a list. Memory does not grow with the number of images.
+    enters a list. Memory does not grow with the number of images, but for a byte each.
 
     Args:
         model: The network.
@@ -263,7 +282,8 @@ class PatchMiner:
             with torch.inference_mode(False):  # tensors made in inference mode could not be written to later
                 self._lists = _Lists(all_maps, self._k, self._features, self._per_image, wide)
             self._hooks.enter_context(hooked({maps.layer: maps.site for maps in all_maps}, self._observe))
-        self._batch = _Batch(images, indices.cpu(), None if labels is None else labels.cpu(), self._lists.highest)
+        indices, labels = indices.cpu(), None if labels is None else labels.cpu()
+        self._batch = _Batch(images, indices, labels, self._lists.highest, self._lists.seen(indices))
 
     def _observe(self, layer: str, maps: Any) -> None:
         """Take one layer's feature maps, inside the network's own pass."""
@@ -294,7 +314,7 @@ class PatchMiner:
         if self._at_once is False or (self._at_once is None and maps.device.type != "cpu"):
             finite = torch.isfinite(maps)
             values, positions = strongest_units(torch.where(finite, maps, -torch.inf).flatten(0, 1), self._units)
-            batch.waiting[layer] = (~finite.flatten(1).all(1), values, positions)
+            batch.waiting[layer] = (~torch.isfinite(maps.amax((2, 3))).all(1), values, positions)
             return
         peaks = maps.amax((2, 3))
         # One number tells that all are finite; if it does not, it may have overflowed.
@@ -373,7 +393,8 @@ class PatchMiner:
             details = torch.cat([_filled(self._details(found, batch), self._units) for found in batch.found])
             lists.top.update(*_by_line(lines, values, images, details), fresh=batch.fresh)
         lists.highest = batch.highest
-        lists.store.keep(lists.top, batch.images, batch.indices)
+        lists.note_seen(batch.indices)
+        lists.store.keep(lists.top, batch.images, batch.indices, batch.order)
 
     def _never_ran(self, missing: list[str]) -> str:
         names = ", ".join(f"'{name}'" for name in missing[:4]) + (", ..." if len(missing) > 4 else "")

@@ -190,7 +190,7 @@ _View = tuple[tuple[int, ...], tuple[int, ...], int]
 
 
 def _view(tensor: Tensor) -> _View:
-    return tuple(tensor.shape), tensor.stride(), tensor.storage_offset()
+    return tuple(tensor.shape), tensor.stride(), int(tensor.storage_offset())
 
 
 def _put(places: Tensor, view: _View, side: Tensor) -> None:

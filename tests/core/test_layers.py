@@ -39,6 +39,19 @@ def test_names_are_literal_and_kinds_are_not() -> None:
     assert all(layer.literal for layer in select_layers(ALEXNET, "features.1*"))
 
 
+def test_keywords_mean_kinds_also_where_a_part_has_such_a_name() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.MaxPool2d(2))
+            self.conv2, self.relu = nn.Conv2d(2, 2, 3), nn.ReLU()
+
+    assert [layer.name for layer in select_layers(Net())] == ["conv.0", "conv2"]
+    assert [layer.name for layer in select_layers(Net(), "relu")] == ["conv.1", "relu"]
+    assert [(layer.name, layer.literal) for layer in select_layers(Net(), "con[v]")] == [("conv", True)]
+    assert [layer.name for layer in select_layers(Net(), ["conv2", "pool"])] == ["conv.2", "conv2"]
+
+
 def test_names_of_compiled_and_shared_modules() -> None:
     inner = nn.Sequential(nn.Conv2d(1, 1, 1))
     compiled = torch.compile(inner, backend="eager")

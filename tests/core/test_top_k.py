@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference.top_units import Unit, top_units
+from reference.brute_force import Unit, brute_force_top_k
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler
 
@@ -80,7 +80,23 @@ def test_any_order_and_any_chunks_give_the_best_of_all(
     maps = random_maps(10, seed=seed)
     chunks = torch.tensor(order).tensor_split(sorted(cuts))
     found = ranked(maps, [chunk for chunk in chunks if len(chunk)], k, per_image).compute()
-    assert units_of(found) == top_units(list(maps), list(range(10)), k, per_image)
+    assert units_of(found) == brute_force_top_k(maps, k, per_image)
+
+
+@given(st.lists(st.integers(1, 11), max_size=5), st.integers(1, 12), limits, st.integers(0, 50))
+@settings(max_examples=60, deadline=None, derandomize=True)
+def test_images_that_come_in_order_need_less_work(cuts: list[int], k: int, per_image: int | None, seed: int) -> None:
+    maps = random_maps(12, seed=seed)
+    top = TopK(3, k, per_image=per_image)
+    units = min(per_image or k, k, 9)
+    for indices in torch.arange(12).tensor_split(sorted(cuts)):
+        values, images, details = candidates(maps[indices], indices)
+        # Of each image its strongest units, as many as may count.
+        _, best = strongest_units(maps[indices].transpose(0, 1).flatten(0, 1), units)
+        places = (best.view(3, -1, units) + 9 * torch.arange(len(indices))[:, None]).flatten(1)
+        chosen = [part.gather(1, places) for part in (values, images)]
+        top.update(torch.arange(3), *chosen, details.gather(1, places[..., None].expand(-1, -1, 4)), fresh=True)
+    assert units_of(top.compute()) == brute_force_top_k(maps, k, per_image)
 
 
 @given(st.permutations(range(12)), st.integers(1, 5), st.integers(1, 15), limits, st.integers(0, 50))
@@ -98,7 +114,7 @@ def test_ranks_merge_to_the_answer_of_one_process(
     for state in ("values", "images", "details"):
         setattr(merged, state, torch.stack([getattr(top, state) for top in tops]))
     found = merged.compute()
-    assert units_of(found) == top_units(list(maps), list(range(12)), k, per_image)
+    assert units_of(found) == brute_force_top_k(maps, k, per_image)
     for state, expected in zip(found, ranked(maps, [torch.arange(12)], k, per_image).compute(), strict=True):
         assert torch.equal(state, expected)
 
@@ -131,13 +147,15 @@ def test_admits_looks_at_the_lines_of_one_layer() -> None:
     peaks = torch.tensor([[2.5, 3.0, 3.0, 4.0], [4.0, 4.0, 4.0, 5.0]])
     admitted = top.admits(2, peaks, torch.tensor([0, 4, 6, 9]))
     assert admitted.tolist() == [[False, True, False, True], [True, True, False, True]]
+    # Where all images come behind all earlier ones, no tie is won.
+    assert top.admits(2, peaks, None).tolist() == [[False, False, False, True], [False, False, False, True]]
 
 
 def test_only_the_named_rows_change() -> None:
     maps = random_maps(4, channels=2)
     top = TopK(5, 3)
     top.update(torch.tensor([1, 4]), *candidates(maps, torch.arange(4)))
-    expected = top_units(list(maps), list(range(4)), 3)
+    expected = brute_force_top_k(maps, 3, 1)
     assert units_of(top.compute()) == [[], expected[0], [], [], expected[1]]
 
 
@@ -148,7 +166,7 @@ def test_more_places_than_units_stay_empty() -> None:
     assert bool((values[:, 12:] == -torch.inf).all())
     assert bool((images[:, 12:] == -1).all())
     assert not details[:, 12:].any()
-    assert units_of((values, images, details)) == top_units(list(maps), [0, 1, 2], 40, None)
+    assert units_of((values, images, details)) == brute_force_top_k(maps, 40, None)
 
 
 def test_minus_zero_ties_with_zero() -> None:
@@ -163,7 +181,7 @@ def test_float64_activations_keep_their_digits() -> None:
     maps = (1 + torch.arange(6, dtype=torch.float64) * 1e-12).view(6, 1, 1, 1)
     found = ranked(maps, torch.arange(6).split(2), 3, 1).compute()
     assert found[0].dtype == torch.float64
-    assert units_of(found) == top_units(list(maps), list(range(6)), 3)
+    assert units_of(found) == brute_force_top_k(maps, 3, 1)
     assert found[1].tolist() == [[5, 4, 3]]
 
 
@@ -172,7 +190,7 @@ def test_half_precision_is_ranked_as_it_is() -> None:
     top = TopK(3, 4)
     for indices in torch.arange(8).split(3):
         top.update(torch.arange(3), *candidates(maps[indices], indices))
-    assert units_of(top.compute()) == top_units(list(maps), list(range(8)), 4)
+    assert units_of(top.compute()) == brute_force_top_k(maps, 4, 1)
 
 
 def test_the_state_takes_28_bytes_a_unit() -> None:
@@ -196,7 +214,7 @@ def test_it_works_in_inference_mode_and_survives_pickling() -> None:
         top.update(torch.arange(3), *candidates(maps[:3], torch.arange(3)))
     again: TopK = pickle.loads(pickle.dumps(top))
     again.update(torch.arange(3), *candidates(maps[3:], torch.arange(3, 6)))
-    assert units_of(again.compute()) == top_units(list(maps), list(range(6)), 4)
+    assert units_of(again.compute()) == brute_force_top_k(maps, 4, 1)
 
 
 @pytest.mark.parametrize(("options", "message"), [
@@ -215,7 +233,7 @@ def test_strongest_units_of_a_map(height: int, width: int, count: int, seed: int
     maps = torch.randint(0, 4, (5, height, width), generator=generator).float()
     values, positions = strongest_units(maps, count)
     assert values.shape == positions.shape == (5, min(count, height * width))
-    expected = top_units([maps], [0], count, None)
+    expected = brute_force_top_k([maps], count, None)
     for line, units in enumerate(expected):
         assert values[line].tolist() == [unit[0] for unit in units]
         assert positions[line].tolist() == [unit[2] * width + unit[3] for unit in units]
@@ -283,7 +301,8 @@ def two_processes(
 ) -> list[tuple[dict[int | None, Result], dict[int | None, TopPatches]]]:
     """What each of two processes, connected by gloo, has computed."""
     folder = tmp_path_factory.mktemp("ranks")
-    torch.multiprocessing.spawn(_work, (2, str(folder)), nprocs=2)
+    # Forked, as the workers of a loader are: to import everything again takes longer than all that is tested.
+    torch.multiprocessing.start_processes(_work, (2, str(folder)), nprocs=2, start_method="fork")
     return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(2)]
 
 
@@ -292,7 +311,7 @@ def test_two_processes_compute_what_one_does(two_processes: list[tuple], per_ima
     maps = random_maps(13)
     expected = ranked(maps, [torch.arange(13)], 4, per_image).compute()
     for tops, _ in two_processes:
-        assert units_of(tops[per_image]) == top_units(list(maps), list(range(13)), 4, per_image)
+        assert units_of(tops[per_image]) == brute_force_top_k(maps, 4, per_image)
         assert all(map(torch.equal, tops[per_image], expected))
 
 

@@ -2,35 +2,67 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Sequence
+
 import torch
 from torch import Tensor, nn
+
+Unit = tuple[float, int, int, int]
+"""Value, image, row, column."""
 
 
 def feature_maps_of(model: nn.Module, module: str, images: Tensor) -> Tensor:
     """What a module returns for all images at once, `(N, C, H, W)`."""
-    seen: list[Tensor] = []
-    handle = model.get_submodule(module).register_forward_hook(lambda _m, _i, output: seen.append(output.clone()))
-    with torch.no_grad():
-        model(images)
-    handle.remove()
-    (maps,) = seen
+    (maps,) = feature_maps_by_batch(model, [module], [images])[module]
     return maps
 
 
-def brute_force_top_k(maps: Tensor, k: int, per_image: int | None) -> list[list[tuple[float, int, int, int]]]:
-    """For each channel its k strongest units as (value, image, row, column), under the tie rule."""
-    count, channels, height, width = maps.shape
-    values = maps.tolist()
+def feature_maps_by_batch(
+    model: nn.Module, modules: Iterable[str], batches: Iterable[Tensor]
+) -> dict[str, list[Tensor]]:
+    """What some modules return for each batch, `(N, C, H, W)`, as it is before anything writes to it."""
+    seen: dict[str, list[Tensor]] = {name: [] for name in modules}
+    handles = [
+        model.get_submodule(name).register_forward_hook(
+            lambda _module, _inputs, output, maps=maps: maps.append(output.detach().clone())
+        )
+        for name, maps in seen.items()
+    ]
+    with torch.no_grad():
+        for images in batches:
+            model(images)
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
+def brute_force_top_k(
+    maps: Tensor | Sequence[Tensor], k: int, per_image: int | None, images: Sequence[int] | None = None
+) -> list[list[Unit]]:
+    """For each channel its k strongest units as (value, image, row, column), under the tie rule.
+
+    Args:
+        maps: Of each image its feature maps `(C, H, W)`; height and width may differ. Values that are not finite are
+            left out.
+        k: How many.
+        per_image: How many of one image at most; None for any number.
+        images: The images' indices, if not 0, 1, 2, ...; an image that comes again is left out.
+    """
+    values = {}
+    for image, of_image in zip(range(len(maps)) if images is None else images, maps, strict=True):
+        values.setdefault(image, of_image.tolist())
     result = []
-    for channel in range(channels):
+    for channel in range(maps[0].shape[0]):
         units = [
-            (values[image][channel][row][column], image, row, column)
-            for image in range(count)
-            for row in range(height)
-            for column in range(width)
+            (value, image, row, column)
+            for image, channels in values.items()
+            for row, line in enumerate(channels[channel])
+            for column, value in enumerate(line)
+            if math.isfinite(value)
         ]
         units.sort(key=lambda unit: (-unit[0], *unit[1:]))
-        kept: list[tuple[float, int, int, int]] = []
+        kept: list[Unit] = []
         for unit in units:
             if per_image is None or sum(1 for other in kept if other[1] == unit[1]) < per_image:
                 kept.append(unit)
