@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
@@ -169,7 +169,8 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
             with self._guard(raises=batch_idx == 0 and _nothing_to_lose(trainer)):
                 images, labels = read_batch(batch, self.batch_fn)
                 assert self._reader is not None
-                self.start_batch(images, self._reader.take(len(images)), labels)
+                if len(images):
+                    self.start_batch(images, self._reader.take(len(images)), labels)
 
     def on_validation_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -300,21 +301,27 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
         shared = not isinstance(getattr(loader, "sampler", None), torch.utils.data.DistributedSampler)
         rank, ranks = (trainer.global_rank, trainer.world_size) if shared else (0, 1)
         self._begin(trainer, loader)
-        with self._guard(raises=rehearsal or trainer.state.fn != "fit"), analysis_mode(network):
+        raises = rehearsal or trainer.state.fn != "fit"
+        with self._guard(raises=raises), analysis_mode(network), closing(indexed_batches(loader)) as batches:
             arrived = 0
-            batches = indexed_batches(loader) if self._looking else ()
-            for batch, indices in tqdm(batches, self._who, leave=False, disable=not _shows_progress(trainer)):
+            looked_at = tqdm(batches, self._who, leave=False, disable=not _shows_progress(trainer))
+            for batch, indices in looked_at if self._looking else ():
                 batch = trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch))
                 images, labels = read_batch(batch, self.batch_fn)
                 self._note_order(known=indices is not None or isinstance(loader, (list, tuple)))
                 if indices is None:
                     indices = torch.arange(arrived, arrived + len(images))
                 arrived += len(images)
-                # A rank without a share repeats the first image: what comes twice counts once.
-                own = slice(rank, None, ranks) if rank < len(images) else slice(0, 1)
-                self.start_batch(images[own], indices[own], None if labels is None else labels[own])
+                if len(images) == 0:
+                    continue
+                # By index, since ranks may shuffle differently. A rank without a share repeats an image: what comes
+                # twice counts once.
+                own = (indices % ranks == rank).nonzero().flatten()
+                own = own if len(own) else torch.zeros(1, dtype=torch.int64)
+                images, labels = images[own], None if labels is None else labels[own]
+                self.start_batch(images, indices[own], labels)
                 with trainer.precision_plugin.forward_context():
-                    network(images[own])
+                    network(images)
                 self.end_batch()
                 if rehearsal:
                     break
