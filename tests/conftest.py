@@ -1,4 +1,4 @@
-"""A browser that tells of everything it complains about or asks the network for."""
+"""For all tests: how hypothesis runs, and a browser that tells of everything it complains about or asks for."""
 
 from __future__ import annotations
 
@@ -8,6 +8,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# How long an example takes says more of the machine than of the code.
+settings.register_profile("cnnviz", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("cnnviz")
 
 _FLAGS = (
     "--headless",
