@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -18,8 +18,10 @@ from lightning_cnnviz.core.top_k import NO_LABEL, TopK, pack, strongest_units, u
 
 __all__ = ["LayerTopPatches", "PatchMiner", "TopPatches"]
 
-# Feature maps are copied to look for positions in pieces of this many elements.
-_CHUNK = 2**24
+# Feature maps are copied to look for positions in pieces of this many elements, which stay in the cache.
+_CHUNK = 2**18
+# Feature maps of this many units are searched where they lie, one by one; smaller ones are copied together first.
+_LARGE = 1024
 # Of images with an index up to here, a byte each remembers whether they have come. One beyond this that comes
 # twice counts once all the same, but where random transforms make it differ, its patch may be from either time.
 _MOST_SEEN = 2**24
@@ -102,11 +104,10 @@ class TopPatches:
 
 @dataclass
 class _Found:
-    """Units of one layer that enter its lists: places in the batch and channels `(E,)`, values and positions."""
+    """Units of one layer that may enter its lists."""
 
     layer: str
-    images: Tensor
-    channels: Tensor
+    maps: Tensor  # (E,), which of the batch's feature maps: place of the image * channels + channel
     values: Tensor  # (E, units), strongest first, -inf for none
     positions: Tensor  # (E, units), row by row
 
@@ -117,8 +118,8 @@ class _Batch:
 
     Attributes:
         seen: Which of its images have come in an earlier batch `(N,)`.
-        order: Places of its images in the order of their indices, so that ties fall as they must. An image that comes
-            twice is there once, the first time: the second may be another, by the data set's random transforms.
+        places: Places of its images that count, in the order of their indices. An image that comes twice counts the
+            first time: the second may be another, by the data set's random transforms.
         fresh: Whether all its images come behind all earlier ones, as those of a sequential loader do.
         done: Layers whose feature maps have been read.
         waiting: Of layers that are searched at the batch's end: which images have nonfinite activations `(N,)`, and of
@@ -142,14 +143,21 @@ class _Batch:
         ordered, order = self.indices.sort(stable=True)
         first = torch.ones_like(ordered, dtype=torch.bool)
         first[1:] = ordered[1:] != ordered[:-1]
-        self.order = order[first & ~self.seen[order]]
+        self.places = order[first & ~self.seen[order]]
+        self._again = torch.ones(len(order), 1, dtype=torch.bool)
+        self._again[self.places] = False
+        self._all_count = len(self.places) == len(order)
+        self._rank = torch.empty_like(order).scatter_(0, order, torch.arange(len(order)))
         self.fresh = int(ordered[0]) > self.highest
         self.highest = max(self.highest, int(ordered[-1]))
-        self._as_it_is = bool(torch.equal(self.order, torch.arange(len(self.indices))))
 
-    def in_order(self, values: Tensor) -> Tensor:
-        """Values of the images, in the order of their indices."""
-        return values if self._as_it_is else values[self.order]
+    def counting(self, peaks: Tensor) -> Tensor:
+        """Maxima `(N, C)` without those of images that have come before."""
+        return peaks if self._all_count else peaks.masked_fill(self._again, -torch.inf)
+
+    def by_line(self, lines: Tensor, places: Tensor) -> Tensor:
+        """The order in which units of some lines and images stand line by line, in the order of images' indices."""
+        return (lines * len(self._rank) + self._rank[places]).argsort()
 
 
 class _Lists:
@@ -292,8 +300,7 @@ class PatchMiner:
             return  # our own tracing pass, or a second pass of the same step: the first one counts
         batch.done.add(layer)
         try:
-            with torch.inference_mode(False), torch.no_grad():
-                self._read(layer, self._checked(layer, maps, batch), batch)
+            self._read(layer, self._checked(layer, maps, batch), batch)
         except Exception as error:
             batch.error = error
 
@@ -316,39 +323,32 @@ class PatchMiner:
             values, positions = strongest_units(torch.where(finite, maps, -torch.inf).flatten(0, 1), self._units)
             batch.waiting[layer] = (~torch.isfinite(maps.amax((2, 3))).all(1), values, positions)
             return
-        peaks = maps.amax((2, 3))
-        # One number tells that all are finite; if it does not, it may have overflowed.
-        if not math.isfinite(peaks.sum(dtype=torch.float64).item()):
+        peaks = _wide(maps.amax((2, 3)))
+        if not np.isfinite(peaks.numpy()).all():
             self._lists.note_nonfinite(layer, batch.indices[~torch.isfinite(peaks).all(1)])
             maps = torch.where(torch.isfinite(maps), maps, -torch.inf)
-            peaks = maps.amax((2, 3))
-        images, channels = self._entering(layer, peaks, batch)
-        # Maps are copied to be searched, a piece at a time.
-        step = max(1, _CHUNK // (maps.shape[2] * maps.shape[3]))
-        for n, c in zip(images.split(step), channels.split(step), strict=True):
-            if len(n):
-                batch.found.append(_Found(layer, n, c, *strongest_units(_pick(maps, n, c), self._units)))
+            peaks = _wide(maps.amax((2, 3)))
+        entering = self._entering(layer, peaks, batch)
+        if not len(entering):
+            return
+        if self._units == 1:
+            found = peaks.view(-1, 1)[entering], _positions(maps, entering)
+        else:
+            found = _strongest_units(maps, entering, self._units)
+        batch.found.append(_Found(layer, entering, *found))
 
-    def _entering(self, layer: str, peaks: Tensor, batch: _Batch) -> tuple[Tensor, Tensor]:
-        """Which images' feature maps `(N, C)` enter the lists: their places in the batch, and channels, ascending."""
+    def _entering(self, layer: str, peaks: Tensor, batch: _Batch) -> Tensor:
+        """Which of the batch's feature maps, with maxima `(N, C)`, may enter the lists."""
         assert self._lists is not None
-        peaks = batch.in_order(peaks).T
-        indices = None if batch.fresh else batch.in_order(batch.indices)
-        enters = self._lists.top.admits(self._lists.first[layer], peaks, indices)
-        channels, places = enters.nonzero(as_tuple=True)
-        if len(channels) > self._k * len(peaks):
-            # While the lists fill up: no more than k of a batch can stay.
-            strongest = peaks.masked_fill(~enters, -torch.inf).sort(dim=1, descending=True, stable=True).indices
-            enters &= torch.zeros_like(enters).scatter_(1, strongest[:, : self._k], True)
-            channels, places = enters.nonzero(as_tuple=True)
-        return batch.in_order(torch.arange(len(batch.images)))[places], channels
+        indices = None if batch.fresh else batch.indices
+        return self._lists.top.admits(self._lists.first[layer], batch.counting(peaks), indices)
 
-    def _details(self, found: _Found, batch: _Batch) -> Tensor:
+    def _details(self, found: _Found, places: Tensor, channels: Tensor, batch: _Batch) -> Tensor:
         """What is kept beside the values of units, `(E, units, 4)` int32, as `TopK` wants it."""
         maps = self._traced[batch.size][found.layer]
         rows, columns = found.positions // maps.shape[2], found.positions % maps.shape[2]
-        boxes = maps.field.box(found.channels[:, None].expand_as(rows), rows, columns)
-        labels = torch.full_like(found.images, NO_LABEL) if batch.labels is None else batch.labels[found.images]
+        boxes = maps.field.box(channels[:, None].expand_as(rows), rows, columns)
+        labels = torch.full_like(places, NO_LABEL) if batch.labels is None else batch.labels[places]
         details = [
             labels[:, None].expand_as(rows).to(torch.int32),
             pack(rows, columns),
@@ -374,12 +374,11 @@ class PatchMiner:
             raise RuntimeError(self._never_ran(missing))
         with torch.inference_mode(False), torch.no_grad():
             for layer, waiting in batch.waiting.items():
-                strange, values, positions = (found.cpu().unflatten(0, (len(batch.images), -1)) for found in waiting)
-                self._lists.note_nonfinite(layer, batch.indices[strange[:, 0]])
-                images, channels = self._entering(layer, values[..., 0], batch)
-                batch.found.append(
-                    _Found(layer, images, channels, values[images, channels], positions[images, channels])
-                )
+                strange, values, positions = (found.cpu() for found in waiting)
+                self._lists.note_nonfinite(layer, batch.indices[strange])
+                peaks = _wide(values[:, 0].view(len(batch.images), -1))
+                entering = self._entering(layer, peaks, batch)
+                batch.found.append(_Found(layer, entering, values[entering], positions[entering]))
             self._enter(batch)
 
     def _enter(self, batch: _Batch) -> None:
@@ -387,14 +386,21 @@ class PatchMiner:
         lists = self._lists
         assert lists is not None
         if batch.found:
-            lines = torch.cat([found.channels + lists.first[found.layer] for found in batch.found])
-            values = torch.cat([_filled(found.values.to(lists.top.values.dtype), self._units) for found in batch.found])
-            images = batch.indices[torch.cat([found.images for found in batch.found])]
-            details = torch.cat([_filled(self._details(found, batch), self._units) for found in batch.found])
-            lists.top.update(*_by_line(lines, values, images, details), fresh=batch.fresh)
+            lines, places, values, details = [], [], [], []
+            for found in batch.found:
+                channels = lists.channels[found.layer]
+                place, channel = found.maps // channels, found.maps % channels
+                lines.append(channel + lists.first[found.layer])
+                places.append(place)
+                values.append(_filled(found.values.to(lists.top.values.dtype), self._units))
+                details.append(_filled(self._details(found, place, channel, batch), self._units))
+            line, place = torch.cat(lines), torch.cat(places)
+            order = batch.by_line(line, place)
+            candidates = (line, torch.cat(values), batch.indices[place], torch.cat(details))
+            lists.top.update(*_by_line(*(part[order] for part in candidates)), fresh=batch.fresh)
         lists.highest = batch.highest
         lists.note_seen(batch.indices)
-        lists.store.keep(lists.top, batch.images, batch.indices, batch.order)
+        lists.store.keep(lists.top, batch.images, batch.indices, batch.places)
 
     def _never_ran(self, missing: list[str]) -> str:
         names = ", ".join(f"'{name}'" for name in missing[:4]) + (", ..." if len(missing) > 4 else "")
@@ -459,11 +465,38 @@ def _size(images: Tensor) -> tuple[int, int]:
     return height, width
 
 
-def _pick(maps: Tensor, images: Tensor, channels: Tensor) -> Tensor:
-    """Some feature maps `(E, H, W)` of `(N, C, H, W)`; whole rows of memory where they lie so."""
+def _wide(values: Tensor) -> Tensor:
+    """Values in float32 or float64, which hold those of the half precisions exactly; numpy has no bfloat16."""
+    return values if values.dtype in (torch.float32, torch.float64) else values.float()
+
+
+def _positions(maps: Tensor, entering: Tensor) -> Tensor:
+    """Where some of the feature maps `(N, C, H, W)` have their maximum, the first of equal ones: `(E, 1)`, row by row.
+
+    With numpy, whose argmax is several times faster than torch's maximum with indices.
+    """
+    if maps.is_contiguous() and maps.dtype in (torch.float32, torch.float64):
+        flat = maps.view(maps.shape[0] * maps.shape[1], -1).numpy()
+        if flat.shape[1] >= _LARGE:
+            return torch.tensor([[int(flat[number].argmax())] for number in entering.tolist()])
+    step = max(1, _CHUNK // (maps.shape[2] * maps.shape[3]))
+    found = [_wide(_pick(maps, some)).flatten(1).numpy().argmax(1) for some in entering.split(step)]
+    return torch.from_numpy(np.concatenate(found)).unsqueeze(1)
+
+
+def _strongest_units(maps: Tensor, entering: Tensor, units: int) -> tuple[Tensor, Tensor]:
+    """Values and positions `(E, units)` of the strongest units of some of the feature maps `(N, C, H, W)`."""
+    step = max(1, _CHUNK // (maps.shape[2] * maps.shape[3]))
+    found = [strongest_units(_pick(maps, some), units) for some in entering.split(step)]
+    values, positions = zip(*found, strict=True)
+    return torch.cat(values), torch.cat(positions)
+
+
+def _pick(maps: Tensor, numbers: Tensor) -> Tensor:
+    """Some of the feature maps `(N, C, H, W)`: `(E, H, W)`; whole rows of memory where they lie so."""
     if maps.is_contiguous():
-        return maps.flatten(0, 1).index_select(0, images * maps.shape[1] + channels)
-    return maps[images, channels]
+        return maps.flatten(0, 1).index_select(0, numbers)
+    return maps[numbers // maps.shape[1], numbers % maps.shape[1]]
 
 
 def _filled(found: Tensor, units: int) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics import Metric
@@ -13,6 +14,8 @@ __all__ = ["NO_LABEL", "TopK", "pack", "strongest_units", "unpack"]
 NO_LABEL = -(2**31)
 """Stands for "no label" in the state."""
 _NO_IMAGE = -1
+# Above so many candidates a feature map, it pays to see which of them push each other out.
+_CROWD = 2
 
 
 class TopK(Metric):
@@ -63,22 +66,33 @@ class TopK(Metric):
         self.add_state("details", torch.zeros(features, k, 4, dtype=torch.int32), dist_reduce_fx=None)
 
     def admits(self, first: int, peaks: Tensor, images: Tensor | None) -> Tensor:
-        """Say which feature maps of which images would enter.
+        """Say which feature maps of which images may enter the lists of a layer, given all of them at once.
+
+        Those named are all that will stay, and some that will not: such as tie for the last place.
 
         Args:
             first: Position of the layer's first feature map.
-            peaks: `(C, N)`, the strongest activation of each feature map on each image.
+            peaks: `(N, C)` float32 or float64, the strongest activation of each feature map on each image; not NaN.
             images: `(N,)` int64, or None where all come behind all earlier ones: then ties do not enter.
 
         Returns:
-            `(C, N)` bool.
+            `(E,)` int64, ascending: n * C + c.
         """
-        weakest = self.values[first : first + len(peaks), -1:]
-        enters = peaks > weakest
+        # With numpy: on arrays this small, torch's operations cost several times what they do.
+        strongest = peaks.numpy()
+        lines = slice(first, first + strongest.shape[1])
+        values = self.values.numpy()[lines]
+        weakest = values[:, -1]
+        enters = strongest > weakest
         if images is not None:
-            last = self.images[first : first + len(peaks), -1:]
-            enters |= (peaks == weakest) & (images < last)
-        return enters
+            enters |= (strongest == weakest) & (images.numpy()[:, None] < self.images.numpy()[lines, -1])
+        found = np.flatnonzero(enters)
+        if len(found) > _CROWD * strongest.shape[1]:
+            # While the lists fill up, most of a batch push each other out.
+            known = np.concatenate([values, strongest.T], axis=1, dtype=values.dtype)
+            enters &= strongest >= np.partition(known, -self.k, axis=1)[:, -self.k]
+            found = np.flatnonzero(enters)
+        return torch.from_numpy(found)
 
     def update(self, rows: Tensor, values: Tensor, images: Tensor, details: Tensor, *, fresh: bool = False) -> None:
         """Merge candidates into the lists of some feature maps.

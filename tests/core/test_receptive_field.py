@@ -546,6 +546,17 @@ def test_every_rearrangement_moves_boxes(kind: str) -> None:
     assert_exact(steps)
 
 
+@pytest.mark.parametrize(("padding", "output_padding", "dilation"), [(0, 1, 2), (1, 0, 1), (1, 1, 1), (2, 0, 2)])
+@pytest.mark.parametrize("kernel", [(1, 1), (1, 2), (3, 1)])
+def test_transposed_convolutions_that_cut_or_add_rows(
+    kernel: tuple[int, int], padding: int, output_padding: int, dilation: int
+) -> None:
+    options = {"stride": 2, "padding": padding, "output_padding": output_padding, "dilation": dilation}
+    assert_exact([("transposed", {"kernel": kernel, "groups": 1, **options})])
+    if output_padding < dilation:
+        assert_exact([("transposed", {"kernel": kernel, "groups": 2, **options, "stride": 1})])
+
+
 def assert_exact(steps: list[Step]) -> None:
     image = torch.rand(1, CHANNELS, 9, 11)
     with torch.no_grad():
@@ -618,8 +629,9 @@ def written_to_out(x: Tensor) -> Tensor:
 
 
 def moved_in_place(x: Tensor) -> Tensor:
-    x = conv(x, (3, 1)).unsqueeze_(2).transpose_(1, 2)
-    return x.squeeze_(1)
+    x = conv(x, (3, 1))
+    moved = x.clone().unsqueeze_(2).transpose_(1, 2).squeeze_(1)
+    return torch.cat([moved[..., 1:], x[..., :-1]], 1)
 
 
 def kept_before_a_write(x: Tensor) -> Tensor:

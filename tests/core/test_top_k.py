@@ -44,8 +44,11 @@ def _labels(images: Tensor) -> Tensor:
 def ranked(maps: Tensor, chunks: Sequence[Tensor], k: int, per_image: int | None) -> TopK:
     """Rank the images of each chunk, one chunk after the other; `chunks` hold indices."""
     top = TopK(maps.shape[1], k, per_image=per_image, dtype=maps.dtype)
+    generator = torch.Generator().manual_seed(0)
     for indices in chunks:
-        top.update(torch.arange(maps.shape[1]), *candidates(maps[indices], indices))
+        made = candidates(maps[indices], indices)
+        order = torch.randperm(made[0].shape[1], generator=generator)
+        top.update(torch.arange(maps.shape[1]), *(part[:, order] for part in made))
     return top
 
 
@@ -125,30 +128,43 @@ def test_what_is_not_admitted_would_not_enter(order: list[int], size: int, k: in
     maps = random_maps(9, seed=seed)
     top = TopK(3, k)
     for indices in torch.tensor(order).split(size):
-        admitted = top.admits(0, maps[indices].amax((2, 3)).T, indices)
-        before = top.images.clone()
-        for channel, image in (~admitted).nonzero().tolist():
-            values, images, details = candidates(maps[indices[image]][None], indices[image][None])
+        admitted = top.admits(0, maps[indices].amax((2, 3)), indices)
+        values, images, details = candidates(maps[indices], indices)
+        for number in admitted.tolist():
+            image, channel = divmod(number, 3)
             tried = copy.deepcopy(top)
-            tried.update(torch.tensor([channel]), *(part[channel][None] for part in (values, images, details)))
-            assert torch.equal(tried.images, before)
-        for channel, image in admitted.nonzero().tolist():
-            values, images, details = candidates(maps[indices[image]][None], indices[image][None])
-            tried = copy.deepcopy(top)
-            tried.update(torch.tensor([channel]), *(part[channel][None] for part in (values, images, details)))
+            one = candidates(maps[indices[image]][None], indices[image][None])
+            tried.update(torch.tensor([channel]), *(part[channel][None] for part in one))
             assert int(indices[image]) in tried.images[channel].tolist()
-        top.update(torch.arange(3), *candidates(maps[indices], indices))
+        tried = copy.deepcopy(top)
+        outside = torch.ones(len(indices), 3, dtype=torch.bool)
+        outside.view(-1)[admitted] = False
+        units = maps.shape[2] * maps.shape[3]
+        left = values.masked_fill(outside.T.repeat_interleave(units, 1), -torch.inf)
+        tried.update(torch.arange(3), left, images, details)
+        top.update(torch.arange(3), values, images, details)
+        for ours, theirs in zip(tried.compute(), top.compute(), strict=True):
+            assert torch.equal(ours, theirs)
 
 
 def test_admits_looks_at_the_lines_of_one_layer() -> None:
     top = TopK(4, 1)
     values, images, details = candidates(torch.tensor([1.0, 2, 3, 4]).view(1, 4, 1, 1), torch.tensor([5]))
     top.update(torch.arange(4), values, images, details)
-    peaks = torch.tensor([[2.5, 3.0, 3.0, 4.0], [4.0, 4.0, 4.0, 5.0]])
-    admitted = top.admits(2, peaks, torch.tensor([0, 4, 6, 9]))
-    assert admitted.tolist() == [[False, True, False, True], [True, True, False, True]]
+    peaks = torch.tensor([[3.0, 4.0], [3.0, 4.0], [3.0, 4.0], [4.0, 5.0]])
+    # Image 4 comes before the one that it ties with; image 9 is stronger.
+    assert top.admits(2, peaks, torch.tensor([4, 5, 6, 9])).tolist() == [0, 1, 6, 7]
     # Where all images come behind all earlier ones, no tie is won.
-    assert top.admits(2, peaks, None).tolist() == [[False, False, False, True], [False, False, False, True]]
+    assert top.admits(2, peaks, None).tolist() == [6, 7]
+
+
+def test_of_a_crowd_only_those_that_may_stay_are_admitted() -> None:
+    peaks = torch.rand(200, 5, generator=torch.Generator().manual_seed(0))
+    top = TopK(7, 3)
+    strongest = peaks.topk(3, dim=0).indices
+    assert top.admits(2, peaks, None).tolist() == sorted((strongest * 5 + torch.arange(5)).flatten().tolist())
+    # Ones that tie for the last place are all named, for which of them stays is not decided here.
+    assert len(top.admits(2, torch.ones(200, 5), None)) == 1000
 
 
 def test_only_the_named_rows_change() -> None:
@@ -174,7 +190,8 @@ def test_minus_zero_ties_with_zero() -> None:
     for order in ([0, 1, 2, 3], [3, 2, 1, 0], [1, 3, 2, 0]):
         top = ranked(maps, torch.tensor(order).split(1), 3, 1)
         assert top.compute()[1].tolist() == [[0, 1, 2]]
-        assert top.admits(0, torch.tensor([[-0.0, 0.0]]), torch.tensor([1, 3])).tolist() == [[True, False]]
+        assert not top.compute()[0].signbit().any()
+        assert top.admits(0, torch.tensor([[-0.0], [0.0]]), torch.tensor([1, 3])).tolist() == [0]
 
 
 def test_float64_activations_keep_their_digits() -> None:
