@@ -19,14 +19,14 @@ _Key = tuple[int, int, int]  # line, image, packed position
 class PatchStore:
     """The patches behind some lines of a `TopK`.
 
-    Most units that enter a list are soon pushed out again. So whole images are kept first, and cropped when they take
-    more than `budget` bytes, or have waited long: then only what is still in a list is cropped, and the images are let
-    go.
+    Most units that enter a list are soon pushed out again. So an image that many units need waits in full, and where
+    few need it, their patches are copied at once. When all this takes more than `budget` bytes, or has waited long,
+    what is still in a list is cropped, and everything else is let go.
 
     Args:
         lines: `(S,)` int64, the lines (feature maps) of the `TopK` whose patches are kept.
-        budget: Bytes of whole images that may wait to be cropped.
-        patience: Number of batches for which an image may wait: later ones hardly ever enter a list.
+        budget: Bytes of images and patches that may wait.
+        patience: Number of batches for which they may wait: later ones hardly ever enter a list.
     """
 
     def __init__(self, lines: Tensor, budget: int = 128 * 2**20, patience: int = 64) -> None:
@@ -47,15 +47,32 @@ class PatchStore:
             places: Places of the images that may be in the lists: others have come before.
         """
         self._like = torch.empty(0, images.shape[1], dtype=images.dtype)
-        needed = places[torch.isin(indices[places], top.images[self._lines])]
-        if len(needed):
-            # A copy in one piece: many small ones take several times as long.
-            block = images.detach()[needed.to(images.device)].to("cpu", memory_format=torch.contiguous_format)
-            self._images.update(zip(indices[needed].tolist(), block, strict=True))
-            self._waiting += block.numel() * block.element_size()
+        images = images.detach()
+        listed = top.images[self._lines]
+        new = torch.isin(listed, indices[places])
+        if bool(new.any()):
+            entries = self._entries(listed, top.details[self._lines], new)
+            place = {int(indices[position]): position for position in places.tolist()}
+            area: dict[int, int] = {}
+            for (_, index, _), (upper, left, lower, right) in entries:
+                area[index] = area.get(index, 0) + (lower - upper) * (right - left)
+            # Where copies cost a transfer each, one of the whole image is cheaper than any.
+            few = _NEARLY_WHOLE * images.shape[2] * images.shape[3] if images.device.type == "cpu" else -1
+            self._wait(images, indices, torch.tensor([place[index] for index in area if area[index] > few]))
+            for key, box in entries:
+                if key[1] not in self._images:
+                    self._crops[key] = patch = _copied(images[place[key[1]]], box)
+                    self._waiting += patch.numel() * patch.element_size()
         self._batches += 1
-        if self._waiting > self._budget or (self._images and self._batches >= self._patience):
+        if self._waiting > self._budget or (self._waiting and self._batches >= self._patience):
             self.settle(top)
+
+    def _wait(self, images: Tensor, indices: Tensor, places: Tensor) -> None:
+        if len(places):
+            # A copy in one piece: many small ones take several times as long.
+            block = images[places.to(images.device)].to("cpu", memory_format=torch.contiguous_format)
+            self._images.update(zip(indices[places].tolist(), block, strict=True))
+            self._waiting += block.numel() * block.element_size()
 
     def settle(self, top: TopK) -> None:
         """Crop what is in a line now, and let go of everything else."""
@@ -69,18 +86,15 @@ class PatchStore:
         self._waiting = self._batches = 0
 
     @staticmethod
-    def _entries(images: Tensor, details: Tensor) -> list[tuple[_Key, tuple[int, int, int, int]]]:
-        """The filled places of the lines, in order, with their boxes."""
-        top, left = unpack(details[..., 2])
-        bottom, right = unpack(details[..., 3])
-        boxes = torch.stack([top, left, bottom, right], dim=-1).tolist()
-        positions = details[..., 1].tolist()
-        return [
-            ((line, image, positions[line][place]), tuple(boxes[line][place]))
-            for line, entries in enumerate(images.tolist())
-            for place, image in enumerate(entries)
-            if image >= 0
-        ]
+    def _entries(
+        images: Tensor, details: Tensor, which: Tensor | None = None
+    ) -> list[tuple[_Key, tuple[int, int, int, int]]]:
+        """The filled places of the lines (or those that `which` marks), in order, with their boxes."""
+        line, rank = (images >= 0 if which is None else which).nonzero(as_tuple=True)
+        chosen = details[line, rank]
+        boxes = torch.stack([*unpack(chosen[:, 2]), *unpack(chosen[:, 3])], dim=-1)
+        keys = zip(line.tolist(), images[line, rank].tolist(), chosen[:, 1].tolist(), strict=True)
+        return [(key, (box[0], box[1], box[2], box[3])) for key, box in zip(keys, boxes.tolist(), strict=True)]
 
     def _crop(self, index: int, box: tuple[int, int, int, int], whole: dict[int, Tensor]) -> Tensor:
         """Copy a patch out of a waiting image; `whole` holds the copies of images that nearly whole patches share."""
@@ -90,10 +104,7 @@ class PatchStore:
             if index not in whole:
                 whole[index] = image.clone()
             return whole[index][:, top:bottom, left:right]
-        # As bytes, for numpy does not know every dtype, and copies small pieces twice as fast as torch.
-        size = image.element_size()
-        piece = image.view(torch.uint8).numpy()[:, top:bottom, left * size : right * size]
-        return torch.from_numpy(piece.copy()).view(image.dtype)
+        return _copied(image, box)
 
     def collect(self, images: Tensor, details: Tensor) -> list[tuple[Tensor, ...]]:
         """Return the patches of the merged lists, a tuple a line, wherever they were found.
@@ -134,6 +145,16 @@ class PatchStore:
             patches.append(piece.view(shape).clone())
             taken[owner] += count
         return patches
+
+
+def _copied(image: Tensor, box: tuple[int, int, int, int]) -> Tensor:
+    top, left, bottom, right = box
+    if image.stride(-1) != 1:
+        return image[:, top:bottom, left:right].clone(memory_format=torch.contiguous_format)
+    # As bytes, for numpy does not know every dtype, and copies small pieces twice as fast as torch.
+    size = image.element_size()
+    piece = image.view(torch.uint8).numpy()[:, top:bottom, left * size : right * size]
+    return torch.from_numpy(piece.copy()).view(image.dtype)
 
 
 def gathered(tensor: Tensor) -> list[Tensor]:
