@@ -102,6 +102,13 @@ class BoundsMode:
         finally:
             self._known = _Known()
 
+    def reach(self, tensor: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+        """Return -top, bottom, -left and right (both inclusive) of each element's box; None where there is none.
+
+        Each is of the tensor's shape, mostly as an expanded view, and -inf for an element that depends on no pixel.
+        """
+        return self._known.get(tensor)
+
     def receptive_field(self, layer: str, output: Tensor) -> ReceptiveField | None:
         """Return the receptive fields of `output`, `(1, C, H, W)` or `(1, C)`; None where it depends on no pixel."""
         bounds = self._known.get(output)

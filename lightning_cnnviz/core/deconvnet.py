@@ -1,0 +1,365 @@
+"""Units of any layer back to pixels: deconvnet, guided and plain gradient (Zeiler & Fergus 2013, section 2.1)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_cnnviz.core.capture import FeatureMaps, analysis_mode, hooked, trace_feature_maps
+from lightning_cnnviz.core.layers import LayerSpec, SelectedLayer, select_layers
+from lightning_cnnviz.core.tape import Method, ProjectionError, Seed, Tape
+
+__all__ = ["Method", "Projection", "ProjectionError", "Projector", "Unit", "project"]
+
+log = logging.getLogger(__name__)
+
+# Signals of units that go back together take up to so many elements at their widest: they stay near the caches.
+_ELEMENTS = 2**22
+# Images that are run together.
+_IMAGES = 16
+
+
+class Unit(NamedTuple):
+    """One unit of a layer, on one image.
+
+    Attributes:
+        image: Which of the images.
+        layer: The layer's name.
+        channel: Which feature map.
+        row: Row in the feature map; with the column left out, too, the strongest unit of this feature map.
+        column: Column in the feature map.
+        activation: Its activation, where it is known; else the network is run to find it.
+    """
+
+    image: int
+    layer: str
+    channel: int
+    row: int | None = None
+    column: int | None = None
+    activation: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Projection:
+    """Units, projected back to pixels.
+
+    Attributes:
+        method: How nonlinearities were passed.
+        units: The units, with rows, columns and activations filled in.
+        boxes: `(U, 4)` int64, receptive fields in the image: top, left, bottom, right, half-open, clipped.
+        pixels: For each unit `(image channels, bottom - top, right - left)`, times the unit's activation; in units of
+            the network's (normalized) input, with either sign. Everything outside the box is zero.
+        sizes: For each unit the height and width of its image.
+    """
+
+    method: Method
+    units: tuple[Unit, ...]
+    boxes: Tensor
+    pixels: tuple[Tensor, ...]
+    sizes: tuple[tuple[int, int], ...]
+
+    def __post_init__(self) -> None:
+        if not len(self.units) == len(self.boxes) == len(self.pixels) == len(self.sizes):
+            raise ValueError(f"{len(self.units)} units, but {len(self.boxes)} boxes and {len(self.pixels)} projections")
+
+    def on_image(self, number: int) -> Tensor:
+        """Return one projection in its place on the whole image `(C, H, W)`."""
+        top, left, bottom, right = self.boxes[number].tolist()
+        pixels = self.pixels[number]
+        whole = pixels.new_zeros(len(pixels), *self.sizes[number])
+        whole[:, top:bottom, left:right] = pixels
+        return whole
+
+
+def project(
+    model: nn.Module,
+    images: Tensor | Sequence[Tensor] | Mapping[int, Tensor],
+    units: Iterable[Unit | Sequence[Any]],
+    *,
+    method: Method = "deconvnet",
+    layers: LayerSpec | None = None,
+    progress: Callable[[Iterable[Any]], Iterable[Any]] | None = None,
+) -> Projection:
+    """Project units back to the pixels that caused them.
+
+    All other units of the layer are set to zero, and what is left goes back through the network: convolutions through
+    their transposed filters (without biases), BatchNorm as the constant scale that it is in eval mode, max pooling by
+    its switches: each value returns to the place that its maximum came from. Where pooling windows overlap, values that
+    meet in one place add up, as the transpose of a linear map has it (the paper does not say; torch's `MaxUnpool2d`
+    keeps only the last one). Average pooling spreads evenly, sums and concatenations go on along each branch.
+
+    Nonlinearities (ReLU in any spelling, ReLU6, `clamp(min=0)`, LeakyReLU, PReLU, ELU, SELU, CELU, GELU, SiLU, Mish,
+    Hardswish, Softplus) are passed as the method says:
+
+    - `"deconvnet"`: the signal is rectified, whatever went forward (Zeiler & Fergus 2013);
+    - `"guided"`: rectified, and times the slope at what went forward (Springenberg et al. 2014);
+    - `"gradient"`: times the slope (Simonyan et al. 2013).
+
+    What else is not linear (sigmoid, softmax, a product of two feature maps as in squeeze-excite) passes its gradient.
+
+    The network is left as it was. Work is done only where the signal can be: inside the receptive field, and only for
+    what pooling, or the method, needs of the forward pass.
+
+    Args:
+        model: Any network that takes images `(N, C, H, W)`.
+        images: `(N, C, H, W)`, or images `(C, H, W)` by number.
+        units: `Unit(image, layer, channel, row, column)`; without row and column the strongest of the feature map.
+        method: See above.
+        layers: How the layers were chosen, where that was by kind (`"conv"`): then units are those behind a BatchNorm
+            that directly follows the convolution, as `mine_top_patches` reads them. By default names are literal.
+        progress: Wraps the iterable of batches of work to show progress, for example `tqdm.tqdm`.
+
+    Raises:
+        LayerNotFoundError: There is no such layer, or it does not run exactly once in a pass.
+        ValueError: A unit lies outside its feature map or image outside of the images, the layer is not spatial, the
+            network does not take such images, the method is unknown, or `"deconvnet"` has no nonlinearity to rectify.
+        ProjectionError: The network computes something that cannot be followed back.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 8, 3))
+        >>> found = project(model, torch.rand(2, 1, 20, 20), [Unit(0, "3", 5, 2, 4), Unit(1, "3", 7)])
+        >>> found.pixels[0].shape, found.on_image(0).shape
+        (torch.Size([1, 8, 8]), torch.Size([1, 20, 20]))
+    """
+    wanted = [Unit(*unit) for unit in units]
+    names = list(dict.fromkeys(unit.layer for unit in wanted))
+    chosen = select_layers(model, names if layers is None else layers) if wanted else []
+    by_name = {layer.name: layer for layer in chosen}
+    missing = [name for name in names if name not in by_name]
+    if missing:
+        raise ValueError(f"units are of layers {missing}, which layers={layers!r} does not choose: {list(by_name)}")
+    return Projector(model, [by_name[name] for name in names], method).project(images, wanted, progress=progress)
+
+
+class Projector:
+    """Projects units of chosen layers; keeps what it has learned of the network for the next time.
+
+    Args:
+        model: The network.
+        layers: From `select_layers`.
+        method: See `project`.
+    """
+
+    def __init__(self, model: nn.Module, layers: Sequence[SelectedLayer], method: Method = "deconvnet") -> None:
+        if method not in get_args(Method):
+            raise ValueError(f"method={method!r}: it is one of {', '.join(map(repr, get_args(Method)))}")
+        self._model, self._layers, self._method = model, list(layers), method
+        self._traced: dict[tuple[int, ...], dict[str, FeatureMaps]] = {}
+
+    def project(
+        self,
+        images: Tensor | Sequence[Tensor] | Mapping[int, Tensor],
+        units: Sequence[Unit],
+        *,
+        progress: Callable[[Iterable[Any]], Iterable[Any]] | None = None,
+    ) -> Projection:
+        """Project units; see `core.deconvnet.project`."""
+        _check_images(images, units)
+        device = next((parameter.device for parameter in self._model.parameters()), torch.device("cpu"))
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for number, unit in enumerate(units):
+            groups.setdefault(tuple(images[unit.image].shape), []).append(number)
+        found = _Found(list(units), [None] * len(units), torch.zeros(len(units), 4, dtype=torch.int64))
+        with analysis_mode(self._model):
+            work = [piece for shape, members in groups.items() for piece in self._plan(images, units, members, device)]
+            for run in progress(work) if progress is not None else work:
+                run(found)
+        sizes = tuple(tuple(images[unit.image].shape[-2:]) for unit in units)
+        pixels = tuple(pixels for pixels in found.pixels if pixels is not None)
+        return Projection(self._method, tuple(found.units), found.boxes, pixels, sizes)  # type: ignore[arg-type]
+
+    def _plan(self, images: Any, units: Sequence[Unit], members: list[int], device: torch.device) -> Iterator[Any]:
+        """The pieces of work for units on images of one size."""
+        first = images[units[members[0]].image][None].to(device)
+        maps = self._feature_maps(first)
+        for number in members:
+            _check_unit(units[number], maps[units[number].layer])
+        names = [name for name in maps if any(units[number].layer == name for number in members)]
+        shape_tape = self._record(first, {name: maps[name] for name in names})[0]
+        self._check_method(shape_tape, names)
+        together = {name: self._together(shape_tape, name) for name in names}
+        batched = all(shape_tape.batched(name) for name in names)
+        for name in names:
+            if not shape_tape.follows_windows(name):
+                log.debug("the way back from layer '%s' leaves windows: it is followed over whole maps", name)
+        # Where weights alone lead back, and the activation is known, no pass is needed.
+        free = {name: not shape_tape.needs_data(name) for name in names}
+        ready = [n for n in members if free[units[n].layer] and None not in (units[n].row, units[n].activation)]
+        for name in names:
+            own = [n for n in ready if units[n].layer == name]
+            step = 16 * together[name]
+            for at in range(0, len(own), step):
+                yield partial(self._back, shape_tape, own[at : at + step], None, maps, together)
+        by_image: dict[int, list[int]] = {}
+        for number in sorted(set(members) - set(ready)):
+            by_image.setdefault(units[number].image, []).append(number)
+        queue = list(by_image.items())
+        step = _IMAGES if batched else 1
+        for at in range(0, len(queue), step):
+            chosen = queue[at : at + step]
+            yield partial(self._forth_and_back, images, chosen, units, maps, together, device)
+
+    def _forth_and_back(
+        self,
+        images: Any,
+        chosen: Sequence[tuple[int, list[int]]],
+        units: Sequence[Unit],
+        maps: Mapping[str, FeatureMaps],
+        together: Mapping[str, int],
+        device: torch.device,
+        found: _Found,
+    ) -> None:
+        """Run some images as far as needed, and project the units on them."""
+        numbers = [number for _, own in chosen for number in own]
+        batch = torch.stack([images[image] for image, _ in chosen]).to(device)
+        names = {units[number].layer for number in numbers}
+        tape, values = self._record(batch, {name: found_maps for name, found_maps in maps.items() if name in names})
+        slots = {image: slot for slot, (image, _) in enumerate(chosen)}
+        for number in numbers:
+            unit = found.units[number]
+            own = values[unit.layer][slots[unit.image], unit.channel]
+            row, column = unit.row, unit.column
+            if row is None or column is None:
+                row, column = divmod(int(own.argmax()), own.shape[-1]) if own.ndim == 2 else (0, 0)
+            activation = float(own[row, column] if own.ndim == 2 else own)
+            if unit.activation is not None:
+                activation = unit.activation
+            found.units[number] = unit._replace(row=row, column=column, activation=activation)
+        self._back(tape, numbers, slots, maps, together, found)
+
+    def _back(
+        self,
+        tape: Tape,
+        numbers: Sequence[int],
+        slots: Mapping[int, int] | None,
+        maps: Mapping[str, FeatureMaps],
+        together: Mapping[str, int],
+        found: _Found,
+    ) -> None:
+        """Project units that belong to the images of a tape (or to none, where weights alone are needed)."""
+        by_layer: dict[str, list[int]] = {}
+        for number in numbers:
+            by_layer.setdefault(found.units[number].layer, []).append(number)
+        for name, members in by_layer.items():
+            units = [found.units[number] for number in members]
+            seed = Seed(
+                torch.tensor([0 if slots is None else slots[unit.image] for unit in units]),
+                torch.tensor([unit.channel for unit in units]),
+                torch.tensor([unit.row for unit in units]),
+                torch.tensor([unit.column for unit in units]),
+            )
+            boxes = maps[name].field.box(seed.channels, seed.rows, seed.columns).to(torch.int64)
+            for at in range(0, len(members), together[name]):
+                part = slice(at, at + together[name])
+                pixels, (tops, lefts) = tape.project(name, seed.part(part))
+                strengths = torch.tensor([unit.activation for unit in units[part]], dtype=pixels.dtype)
+                pixels = (pixels.cpu() if pixels.device.type != "cpu" else pixels) * strengths.view(-1, 1, 1, 1)
+                places = zip(members[part], boxes[part].tolist(), tops.tolist(), lefts.tolist(), strict=True)
+                for values, (number, box, top, left) in zip(pixels, places, strict=True):
+                    found.pixels[number] = _cut(values, box, top, left)
+                    found.boxes[number] = torch.tensor(box)
+
+    def _record(self, images: Tensor, maps: Mapping[str, FeatureMaps]) -> tuple[Tape, dict[str, Tensor]]:
+        """Run images as far as the last of some layers; return the tape, and the layers' feature maps."""
+        tape, values = Tape(self._method), dict[str, Tensor]()
+
+        def keep(layer: str, value: Any) -> None:
+            if layer not in values:
+                tape.mark(layer, value)
+                # A copy: what follows may write into it.
+                values[layer] = value.detach().clone()
+            if len(values) == len(maps):
+                raise _FarEnough
+
+        try:
+            with tape.record(images), hooked({name: found.site for name, found in maps.items()}, keep):
+                self._model(images)
+        except _FarEnough:
+            pass
+        return tape, values
+
+    def _feature_maps(self, image: Tensor) -> dict[str, FeatureMaps]:
+        shape = tuple(image.shape[1:])
+        if shape not in self._traced:
+            try:
+                traced = trace_feature_maps(self._model, image, self._layers)
+            except (RuntimeError, TypeError) as error:
+                if isinstance(error, TypeError) and "returns no feature maps" in str(error):
+                    raise
+                raise ValueError(
+                    f"{type(self._model).__name__} does not take images of shape {shape}: {error}"
+                ) from error
+            self._traced[shape] = {maps.layer: maps for maps in traced}
+        return self._traced[shape]
+
+    def _check_method(self, tape: Tape, names: Sequence[str]) -> None:
+        for name in names:
+            if self._method == "deconvnet" and tape.convolutions(name) > 1 and not tape.rectifies(name):
+                raise ValueError(
+                    f"method='deconvnet': between layer '{name}' and the pixels there is no ReLU or similar "
+                    "nonlinearity to rectify at; give method='gradient' for the plain gradient"
+                )
+
+    @staticmethod
+    def _together(tape: Tape, name: str) -> int:
+        """How many units of a layer go back together: tried with one."""
+        widest = 1
+
+        def watch(elements: int) -> None:
+            nonlocal widest
+            widest = max(widest, elements)
+
+        zero = torch.zeros(1, dtype=torch.int64)
+        tape.project(name, Seed(zero, zero, zero, zero), watch=watch)
+        return max(1, min(256, _ELEMENTS // widest))
+
+
+class _FarEnough(BaseException):
+    """All layers have run: the rest of the network need not. No `except Exception` of the network's own stops it."""
+
+
+@dataclass
+class _Found:
+    units: list[Unit]
+    pixels: list[Tensor | None]
+    boxes: Tensor
+
+
+def _cut(values: Tensor, box: Sequence[int], top: int, left: int) -> Tensor:
+    """The part `(C, h, w)` of a signal that begins at (top, left) which lies in a box."""
+    upper, start, lower, end = box[0] - top, box[1] - left, box[2] - top, box[3] - left
+    height, width = values.shape[-2:]
+    if upper >= 0 and start >= 0 and lower <= height and end <= width:
+        return values[:, upper:lower, start:end].clone()
+    # The box may be larger than what the signal reached, where an operation's true reach is not known.
+    pad = (max(0, -start), max(0, end - width), max(0, -upper), max(0, lower - height))
+    return F.pad(values, pad)[:, max(upper, 0) :, max(start, 0) :][:, : lower - upper, : end - start].clone()
+
+
+def _check_images(images: Any, units: Sequence[Unit]) -> None:
+    for unit in units:
+        missing = unit.image not in images if isinstance(images, Mapping) else not 0 <= unit.image < len(images)
+        if missing:
+            raise ValueError(f"{unit}: there is no image {unit.image}; there are {len(images)}")
+        image = images[unit.image]
+        if not isinstance(image, Tensor) or image.ndim != 3 or not image.is_floating_point():
+            got = f"{image.dtype} {tuple(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
+            raise ValueError(f"image {unit.image} is {got}; images are float tensors (C, H, W)")
+
+
+def _check_unit(unit: Unit, maps: FeatureMaps) -> None:
+    if (unit.row is None) != (unit.column is None):
+        raise ValueError(f"{unit}: give both row and column, or neither for the strongest unit")
+    for name, value, size in zip(("channel", "row", "column"), unit[2:5], maps.shape, strict=True):
+        if value is not None and not 0 <= value < size:
+            raise ValueError(
+                f"{unit}: {name} {value} is outside of layer '{unit.layer}', whose feature maps are "
+                f"{maps.shape[0]} x {maps.shape[1]} x {maps.shape[2]} (channels, rows, columns)"
+            )
