@@ -371,9 +371,15 @@ class _Convolution(_Rule):
                 + 1
                 for axis in (0, 1)
             ]
-            rest = [shape[2 + axis] - reached[axis] for axis in (0, 1)]  # rows that no window reaches
-            values = F.conv_transpose2d(signal.values, weight, padding=self.padding, **options)  # type: ignore[arg-type]
-            return [Signal(F.pad(values, (0, rest[1], 0, rest[0])) if any(rest) else values, None)]
+            rest = [shape[2 + axis] - reached[axis] for axis in (0, 1)]
+            values = F.conv_transpose2d(
+                signal.values,
+                weight,
+                padding=self.padding,
+                output_padding=rest,
+                **options,  # type: ignore[arg-type]
+            )
+            return [Signal(values, None)]
         values = F.conv_transpose2d(signal.values, weight, **options)  # type: ignore[arg-type]
         return [_placed(values, _before(signal.window, self.stride, self.padding), shape, seed)]
 
@@ -428,7 +434,7 @@ class _Nonlinearity(_Rule):
     """ReLU and its kin: a deconvnet rectifies the signal, a gradient passes it through the slope."""
 
     method: Method
-    slope: Tensor | None  # (N, ...), bool where it is 0 or 1
+    slope: Tensor | _Autograd | None  # (N, ...), bool where it is 0 or 1; or how to find it
     rectifies = True
 
     def __post_init__(self) -> None:
@@ -438,6 +444,10 @@ class _Nonlinearity(_Rule):
         (signal,) = signals
         assert signal is not None
         values = signal.values if self.method == "gradient" else signal.values.relu()
+        if isinstance(self.slope, _Autograd):
+            # Not while recording: there, torch is below the point where it follows gradients.
+            inputs, outputs = self.slope.run()
+            (self.slope,) = torch.autograd.grad(outputs[0], inputs, torch.ones_like(outputs[0]))
         if self.slope is not None:
             values = values * _gathered(self.slope, signal, seed)
         return [Signal(values, signal.window)]
@@ -529,7 +539,7 @@ class _Autograd(_Rule):
     many = True
 
     def back(self, node: _Node, signals: list[Signal | None], seed: Seed) -> list[Signal | None]:
-        inputs, outputs = self._again()
+        inputs, outputs = self.run()
         chosen = [
             (output, _whole(signal, output.shape, seed))
             for output, signal in zip(outputs, signals, strict=True)
@@ -551,7 +561,7 @@ class _Autograd(_Rule):
                     whole[members] = (gradient[slots] if len(gradient) == self.batch else gradient).to(whole.dtype)
         return [Signal(values, None) for values in found]
 
-    def _again(self) -> tuple[list[Tensor], list[Tensor]]:
+    def run(self) -> tuple[list[Tensor], list[Tensor]]:
         """Run the operation once more, on what it was given, with gradients."""
         inputs = [saved.detach().requires_grad_() for saved in self.saved]
         place = iter(inputs)
@@ -706,7 +716,7 @@ def _pair(value: Any) -> tuple[int, int]:
 _Build = Callable[[_Call], "_Rule | None"]
 
 
-def _autograd(call: _Call) -> _Rule:
+def _autograd(call: _Call) -> _Autograd:
     func = call.func
     if func._schema.is_mutable and torch.Tag.inplace_view not in func.tags:
         # In-place operations cannot be run again with gradients; their functional twins can.
@@ -833,11 +843,7 @@ def _rectifier(call: _Call) -> _Rule | None:
     maps = call.args[0]
     if call.name == "relu" or (call.name in ("clamp", "clamp_min") and call.argument("max") is None):
         return _Nonlinearity(call.method, maps.detach() > 0)
-    rule = _autograd(call)
-    assert isinstance(rule, _Autograd)
-    inputs, outputs = rule._again()
-    (slope,) = torch.autograd.grad(outputs[0].sum(), inputs)
-    return _Nonlinearity(call.method, slope)
+    return _Nonlinearity(call.method, _autograd(call))
 
 
 def _clamp(call: _Call) -> _Rule | None:
@@ -956,7 +962,7 @@ _CONSTANT = frozenset(
     ]
 )
 _RECTIFIERS = [
-    *("relu", "leaky_relu", "elu", "gelu", "silu", "mish", "hardswish", "softplus"),
+    *("relu", "leaky_relu", "elu", "celu", "selu", "gelu", "silu", "mish", "hardswish", "softplus"),
     *("prelu", "_prelu_kernel", "rrelu_with_noise"),
 ]
 _RULES: dict[str, _Build] = {
