@@ -16,32 +16,42 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lightning_cnnviz.callbacks.base import Monitor
+    from lightning_cnnviz.callbacks.deconvnet import DeconvnetMonitor
     from lightning_cnnviz.callbacks.top_patches import TopPatchesMonitor
+    from lightning_cnnviz.core.deconvnet import Projection, Unit, project
     from lightning_cnnviz.core.top_patches import TopPatches, mine_top_patches
     from lightning_cnnviz.sinks.base import MemorySink, Sink
     from lightning_cnnviz.sinks.page import PageSink
     from lightning_cnnviz.sinks.wandb import WandbSink
 
 __all__ = [
+    "DeconvnetMonitor",
     "MemorySink",
     "Monitor",
     "PageSink",
+    "Projection",
     "Sink",
     "TopPatches",
     "TopPatchesMonitor",
+    "Unit",
     "WandbSink",
     "mine_top_patches",
+    "project",
 ]
 
 _HOMES = {
+    "DeconvnetMonitor": "callbacks.deconvnet",
     "MemorySink": "sinks.base",
     "Monitor": "callbacks.base",
     "PageSink": "sinks.page",
+    "Projection": "core.deconvnet",
     "Sink": "sinks.base",
     "TopPatches": "core.top_patches",
     "TopPatchesMonitor": "callbacks.top_patches",
+    "Unit": "core.deconvnet",
     "WandbSink": "sinks.wandb",
     "mine_top_patches": "core.top_patches",
+    "project": "core.deconvnet",
 }
 
 try:

@@ -98,6 +98,7 @@ class Gallery:
         caption: One line that says what is to be seen.
         numbers: Figures of the whole gallery, for example of the layer.
         enlarge: Whether tiles are pixel-exact crops that keep their hard pixel edges when shown larger.
+        columns: How many tiles of a row stand side by side; by default as nearly a square as possible.
     """
 
     name: str
@@ -105,6 +106,7 @@ class Gallery:
     caption: str = ""
     numbers: Mapping[str, Number] = field(default_factory=dict)
     enlarge: bool = True
+    columns: int | None = None
 
     def __post_init__(self) -> None:
         sizes = {tuple(tile.pixels.shape) for row in self.rows for tile in row.tiles}

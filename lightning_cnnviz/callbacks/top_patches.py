@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from lightning_cnnviz.callbacks.base import Monitor, MonitorOptions
+from lightning_cnnviz.callbacks.display import chosen_normalization, class_names
 from lightning_cnnviz.core.layers import select_layers
 from lightning_cnnviz.core.mining import PatchMiner
 from lightning_cnnviz.core.top_patches import TopPatches, diagnose
-from lightning_cnnviz.render.normalization import Normalization, find_normalization, normalization_from_range
+from lightning_cnnviz.render.normalization import Normalization
 from lightning_cnnviz.render.views import top_patches_report, top_patches_table
 from lightning_cnnviz.report import Report
 
@@ -92,8 +92,8 @@ class TopPatchesMonitor(Monitor):
         dataset = getattr(loader, "dataset", None)
         if self._shown_as is None:  # once, so that looks can be compared
             patches = [patch for layer in result for line in layer.patches for patch in line]
-            self._shown_as = self._given() or find_normalization(dataset) or normalization_from_range(patches)
-        names = self.class_names or _class_names(dataset)
+            self._shown_as = chosen_normalization(self.normalization, dataset, patches)
+        names = self.class_names or class_names(dataset)
         self._report = top_patches_report(result, diagnose(result, self._before), self._shown_as, class_names=names)
         self._before = result
         return self._report
@@ -110,20 +110,3 @@ class TopPatchesMonitor(Monitor):
     def _mining(self) -> PatchMiner:
         assert self._miner is not None, "setup comes first"
         return self._miner
-
-    def _given(self) -> Normalization | None:
-        if self.normalization is None:
-            return None
-        mean, std = self.normalization
-        return Normalization(tuple(mean), tuple(std))
-
-
-def _class_names(dataset: Any) -> Sequence[str] | None:
-    while dataset is not None:
-        names = getattr(dataset, "classes", None)
-        if isinstance(names, Mapping):
-            names = list(names)
-        if isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names):
-            return names
-        dataset = getattr(dataset, "dataset", None)  # inside Subset
-    return None

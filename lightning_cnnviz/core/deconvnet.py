@@ -56,24 +56,24 @@ class Projection:
         boxes: `(U, 4)` int64, receptive fields in the image: top, left, bottom, right, half-open, clipped.
         pixels: For each unit `(image channels, bottom - top, right - left)`, times the unit's activation; in units of
             the network's (normalized) input, with either sign. Everything outside the box is zero.
-        sizes: For each unit the height and width of its image.
+        image_sizes: `(U, 2)` int64, height and width of each unit's image.
     """
 
     method: Method
     units: tuple[Unit, ...]
     boxes: Tensor
     pixels: tuple[Tensor, ...]
-    sizes: tuple[tuple[int, int], ...]
+    image_sizes: Tensor
 
     def __post_init__(self) -> None:
-        if not len(self.units) == len(self.boxes) == len(self.pixels) == len(self.sizes):
+        if not len(self.units) == len(self.boxes) == len(self.pixels):
             raise ValueError(f"{len(self.units)} units, but {len(self.boxes)} boxes and {len(self.pixels)} projections")
 
     def on_image(self, number: int) -> Tensor:
-        """Return one projection in its place on the whole image `(C, H, W)`."""
+        """Return one projection in its place on the whole image `(C, H, W)`, zero elsewhere."""
         top, left, bottom, right = self.boxes[number].tolist()
         pixels = self.pixels[number]
-        whole = pixels.new_zeros(len(pixels), *self.sizes[number])
+        whole = pixels.new_zeros(len(pixels), *self.image_sizes[number])
         whole[:, top:bottom, left:right] = pixels
         return whole
 
@@ -153,6 +153,17 @@ class Projector:
         self._model, self._layers, self._method = model, list(layers), method
         self._traced: dict[tuple[int, ...], dict[str, FeatureMaps]] = {}
 
+    def check(self, image: Tensor) -> None:
+        """Try whether units of all layers can be projected, with one image `(1, C, H, W)`.
+
+        Raises:
+            ValueError: See `core.deconvnet.project`.
+            ProjectionError: Likewise.
+        """
+        with analysis_mode(self._model):
+            maps = self._feature_maps(image)
+            self._check_method(self._record(image, maps)[0], list(maps))
+
     def project(
         self,
         images: Tensor | Sequence[Tensor] | Mapping[int, Tensor],
@@ -171,9 +182,9 @@ class Projector:
             work = [piece for shape, members in groups.items() for piece in self._plan(images, units, members, device)]
             for run in progress(work) if progress is not None else work:
                 run(found)
-        sizes = tuple(tuple(images[unit.image].shape[-2:]) for unit in units)
+        sizes = torch.tensor([list(images[unit.image].shape[-2:]) for unit in units]).view(-1, 2)
         pixels = tuple(pixels for pixels in found.pixels if pixels is not None)
-        return Projection(self._method, tuple(found.units), found.boxes, pixels, sizes)  # type: ignore[arg-type]
+        return Projection(self._method, tuple(found.units), found.boxes, pixels, sizes)
 
     def _plan(self, images: Any, units: Sequence[Unit], members: list[int], device: torch.device) -> Iterator[Any]:
         """The pieces of work for units on images of one size."""

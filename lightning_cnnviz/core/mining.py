@@ -163,7 +163,16 @@ class _Batch:
 class _Lists:
     """The running lists of all feature maps, with the patches of those that are shown; those of one look."""
 
-    def __init__(self, traced: Sequence[FeatureMaps], k: int, features: FeatureSpec, units: int | None, wide: bool):
+    def __init__(
+        self,
+        traced: Sequence[FeatureMaps],
+        k: int,
+        features: FeatureSpec,
+        units: int | None,
+        *,
+        wide: bool,
+        whole: bool,
+    ) -> None:
         self.first: dict[str, int] = {}
         self.channels = {maps.layer: maps.shape[0] for maps in traced}
         self.shown = {maps.layer: resolve_features(maps.layer, maps.shape[0], features) for maps in traced}
@@ -173,7 +182,7 @@ class _Lists:
             total += channels
         lines = [self.first[layer] + feature for layer, shown in self.shown.items() for feature in shown]
         self.top = TopK(total, k, per_image=units, dtype=torch.float64 if wide else torch.float32)
-        self.store = PatchStore(torch.tensor(lines, dtype=torch.int64))
+        self.store = PatchStore(torch.tensor(lines, dtype=torch.int64), whole=whole)
         self.nonfinite: dict[str, int] = {}
         self.highest = -1  # index of an image so far
         self._seen = torch.zeros(1, dtype=torch.bool)  # by index
@@ -226,6 +235,7 @@ class PatchMiner:
         per_image: See `mine_top_patches`.
         at_once: Whether to look up positions inside the hooks, for the few maps that enter; else for all maps, and to
             rank at the batch's end, so that hooks never wait for the device. By default so on the CPU alone.
+        whole_images: Whether the images behind the kept patches are kept whole, see `images`.
 
     Attributes:
         indices_known: Whether the indices given to `start_batch` are those of the data set.
@@ -243,11 +253,12 @@ class PatchMiner:
         features: FeatureSpec = 16,
         per_image: int | None = 1,
         at_once: bool | None = None,
+        whole_images: bool = False,
     ) -> None:
         TopK(0, k, per_image=per_image)  # refuses wrong numbers before anything runs
         _check_features(layers, features)
         self._model, self._layers, self._k, self._features = model, layers, k, features
-        self._per_image, self._at_once = per_image, at_once
+        self._per_image, self._at_once, self._whole = per_image, at_once, whole_images
         self._units = k if per_image is None else min(per_image, k)
         self._traced: dict[tuple[int, int], dict[str, FeatureMaps]] = {}
         self._lists: _Lists | None = None
@@ -288,7 +299,7 @@ class PatchMiner:
             all_maps = list(self._traced[size].values())
             wide = any(parameter.dtype == torch.float64 for parameter in self._model.parameters())
             with torch.inference_mode(False):  # tensors made in inference mode could not be written to later
-                self._lists = _Lists(all_maps, self._k, self._features, self._per_image, wide)
+                self._lists = _Lists(all_maps, self._k, self._features, self._per_image, wide=wide, whole=self._whole)
             self._hooks.enter_context(hooked({maps.layer: maps.site for maps in all_maps}, self._observe))
         indices, labels = indices.cpu(), None if labels is None else labels.cpu()
         self._batch = _Batch(images, indices, labels, self._lists.highest, self._lists.seen(indices))
@@ -418,6 +429,11 @@ class PatchMiner:
             f"layer {names} did not run when this batch was processed, although it runs in the network's forward pass: "
             'give model="..." to name the network that the step runs, or data=<a loader> for a pass of its own'
         )
+
+    @property
+    def images(self) -> Mapping[int, Tensor]:
+        """The images `(C, H, W)` that this rank has of those behind the kept patches, by index; after `compute`."""
+        return {} if self._lists is None else self._lists.store.whole
 
     def compute(self) -> TopPatches:
         """Return what was found since the first batch, merged over all ranks (each of which calls this).

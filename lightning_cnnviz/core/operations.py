@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any, Literal
 
@@ -50,7 +50,8 @@ class Operation:
         macs: Multiply-adds for one image.
         lines: What rows and what columns reach; None where the output depends on no pixel.
         jump: Product of the strides so far, down and across; None where it is not known.
-        scaled: Whether what came before stretches with the image, as pooling to a fixed size does; by its ratios.
+        scaled: Ratios of sizes at what gives a fixed number of rows, here and before: they stretch with the image.
+        after: Position of the operation that made its input; None for the image.
     """
 
     owner: str
@@ -67,6 +68,7 @@ class Operation:
     lines: tuple[Lines, Lines] | None = None
     jump: tuple[Fraction, Fraction] | None = None
     scaled: tuple[Fraction, ...] = ()
+    after: int | None = None
 
 
 @dataclass(eq=False)
@@ -98,7 +100,7 @@ def record_operations(model: nn.Module, image: Tensor, *, values: bool) -> Recor
     modules = {_plain(name): module for name, module in model.named_modules() if name}
     sites = {f"in:{name}": Site(module, "input") for name, module in modules.items()}
     sites |= {f"out:{name}": Site(module) for name, module in modules.items()}
-    names = {name: tensor for name, tensor in model.named_parameters()}
+    names = dict(model.named_parameters())
     standins: dict[str, Tensor] = {}
     if not values:
         image = torch.empty_like(image, device="meta")
@@ -160,6 +162,7 @@ class _Trail:
 
     jump: tuple[Fraction, Fraction] | None
     scaled: tuple[Fraction, ...] = ()
+    made_by: int | None = None
 
 
 class _Recorder(TorchDispatchMode):
@@ -220,19 +223,20 @@ class _Recorder(TorchDispatchMode):
 
     def _record(self, call: _Call, made: list[Tensor], moving: list[Tensor], sources: frozenset[str]) -> None:
         operation = _operation(call)
-        trail = self._trail(call, operation, moving)
-        for tensor in made:
-            self._trails[tensor] = trail
         if operation is None and sources:
             operation = Operation("", "", "norm" if "_norm" in call.name else "other", call.shapes[0], call.output)
+        trail = self._trail(call, operation, moving)
+        if operation is not None:
+            operation.after, trail = trail.made_by, replace(trail, made_by=len(self.operations))
+        for tensor in made:
+            self._trails[tensor] = trail
         if operation is None:
             return
         operation.owner, operation.parameters = self._stack[-1], tuple(sorted(sources))
         operation.type = operation.type or f"functional {_FUNCTIONS.get(call.name, call.name.strip('_'))}"
         owner = self._modules.get(operation.owner)
-        if owner is not None and isinstance(owner, _MADE_FOR.get(operation.kind, ())):
-            operation.type = type(owner).__name__
-        elif operation.kind == "norm" and "Norm" in type(owner).__name__:
+        is_norm = operation.kind == "norm" and "Norm" in type(owner).__name__
+        if is_norm or isinstance(owner, _MADE_FOR.get(operation.kind, ())):
             operation.type = type(owner).__name__
         operation.lines = _lines(self._bounds.reach(made[0]), channels_last=False)
         operation.jump, operation.scaled = trail.jump, trail.scaled
@@ -250,7 +254,7 @@ class _Recorder(TorchDispatchMode):
             factor, ratios = _steps(call, operation)
             scaled += tuple(ratio for ratio in ratios if ratio not in scaled)
             jump = (jump[0] * factor[0], jump[1] * factor[1]) if jump is not None else None
-        return _Trail(jump, scaled)
+        return _Trail(jump, scaled, like[0].made_by)
 
 
 @dataclass
@@ -310,14 +314,20 @@ def _lines(reach: tuple[Tensor, ...] | None, *, channels_last: bool) -> tuple[Li
     for axis, (first, last) in enumerate((reach[:2], reach[2:])):
         if first.ndim == 4:
             kept = axis + (1 if channels_last else 2)
-            others = [dim for dim in range(4) if dim != kept]
-            lines.append((-first.amax(others), last.amax(others)))
+            lines.append((-_largest(first, kept), _largest(last, kept)))
         else:
             farthest = (first + last).flatten().argmax()
             lines.append((-first.reshape(-1)[farthest][None], last.reshape(-1)[farthest][None]))
     if not bool(torch.isfinite(lines[0][0]).any()):
         return None
     return lines[0], lines[1]
+
+
+def _largest(side: Tensor, kept: int) -> Tensor:
+    # One dimension after the other, the last one first: many times faster than all at once.
+    for dim in (3, 2, 1, 0):
+        side = side if dim == kept else side.amax(dim, keepdim=True)
+    return side.flatten()
 
 
 def _operation(call: _Call) -> Operation | None:
@@ -365,8 +375,7 @@ def _convolution(call: _Call) -> Operation | None:
 
 def _product(call: _Call) -> Operation | None:
     tensors = [argument for argument in call.args if isinstance(argument, Tensor)]
-    left, right = tensors[1:3] if call.name in ("addmm", "baddbmm") else tensors[:2]
-    inner = left.shape[-1]
+    inner = tensors[1 if call.name in ("addmm", "baddbmm") else 0].shape[-1]
     macs = math.prod(call.output) * inner
     if len(call.shapes) > 1 or call.name in ("bmm", "baddbmm"):
         return Operation("", "", "matmul", call.shapes[0], call.output, macs=macs)

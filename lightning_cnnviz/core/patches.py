@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torchmetrics.utilities.distributed import gather_all_tensors
 
 from lightning_cnnviz.core.top_k import TopK, unpack
 
-__all__ = ["PatchStore", "gathered"]
+__all__ = ["PatchStore", "exchanged", "gathered"]
 
 # Above this part of the image a patch is kept as a view of the image, which it shares with other such patches.
 _NEARLY_WHOLE = 0.75
@@ -27,10 +29,16 @@ class PatchStore:
         lines: `(S,)` int64, the lines (feature maps) of the `TopK` whose patches are kept.
         budget: Bytes of images and patches that may wait.
         patience: Number of batches for which they may wait: later ones hardly ever enter a list.
+        whole: Whether images stay whole as long as one of their patches is in a list.
+
+    Attributes:
+        whole: The images that patches share, by index: with `whole`, of all patches that this rank has seen.
     """
 
-    def __init__(self, lines: Tensor, budget: int = 128 * 2**20, patience: int = 64) -> None:
+    def __init__(self, lines: Tensor, budget: int = 128 * 2**20, patience: int = 64, *, whole: bool = False) -> None:
         self._lines, self._budget, self._patience = lines, budget, patience
+        self._part = 0.0 if whole else _NEARLY_WHOLE
+        self.whole: dict[int, Tensor] = {}
         self._batches = 0
         self._images: dict[int, Tensor] = {}
         self._waiting = 0
@@ -57,7 +65,7 @@ class PatchStore:
             for (_, index, _), (upper, left, lower, right) in entries:
                 area[index] = area.get(index, 0) + (lower - upper) * (right - left)
             # Where copies cost a transfer each, one of the whole image is cheaper than any.
-            few = _NEARLY_WHOLE * images.shape[2] * images.shape[3] if images.device.type == "cpu" else -1
+            few = self._part * images.shape[2] * images.shape[3] if images.device.type == "cpu" and self._part else -1
             self._wait(images, indices, torch.tensor([place[index] for index in area if area[index] > few]))
             for key, box in entries:
                 if key[1] not in self._images:
@@ -77,11 +85,12 @@ class PatchStore:
     def settle(self, top: TopK) -> None:
         """Crop what is in a line now, and let go of everything else."""
         kept: dict[_Key, Tensor] = {}
-        whole: dict[int, Tensor] = {}
         for key, box in self._entries(top.images[self._lines], top.details[self._lines]):
             patch = self._crops.get(key)
-            kept[key] = self._crop(key[1], box, whole) if patch is None else patch
+            kept[key] = self._crop(key[1], box) if patch is None else patch
         self._crops = kept
+        listed = {index for _, index, _ in kept}
+        self.whole = {index: image for index, image in self.whole.items() if index in listed}
         self._images = {}
         self._waiting = self._batches = 0
 
@@ -96,14 +105,14 @@ class PatchStore:
         keys = zip(line.tolist(), images[line, rank].tolist(), chosen[:, 1].tolist(), strict=True)
         return [(key, (box[0], box[1], box[2], box[3])) for key, box in zip(keys, boxes.tolist(), strict=True)]
 
-    def _crop(self, index: int, box: tuple[int, int, int, int], whole: dict[int, Tensor]) -> Tensor:
-        """Copy a patch out of a waiting image; `whole` holds the copies of images that nearly whole patches share."""
+    def _crop(self, index: int, box: tuple[int, int, int, int]) -> Tensor:
+        """Copy a patch out of a waiting image; nearly whole patches of one image share a copy of it."""
         image = self._images[index]
         top, left, bottom, right = box
-        if (bottom - top) * (right - left) >= _NEARLY_WHOLE * image.shape[1] * image.shape[2]:
-            if index not in whole:
-                whole[index] = image.clone()
-            return whole[index][:, top:bottom, left:right]
+        if (bottom - top) * (right - left) >= self._part * image.shape[1] * image.shape[2]:
+            if index not in self.whole:
+                self.whole[index] = image.clone()
+            return self.whole[index][:, top:bottom, left:right]
         return _copied(image, box)
 
     def collect(self, images: Tensor, details: Tensor) -> list[tuple[Tensor, ...]]:
@@ -118,33 +127,13 @@ class PatchStore:
         entries = self._entries(images[self._lines], details[self._lines])
         found = [self._crops.get(key) for key, _ in entries]
         if _ranks() > 1:
-            found = list(self._exchanged(found, [box for _, box in entries]))
+            found = list(exchanged(found, [box for _, box in entries], self._like))
         lines: list[list[Tensor]] = [[] for _ in self._lines]
         for (key, _), patch in zip(entries, found, strict=True):
             if patch is None:
                 raise RuntimeError(f"no rank has the patch of image {key[1]}")
             lines[key[0]].append(patch)
         return [tuple(line) for line in lines]
-
-    def _exchanged(self, own: list[Tensor | None], boxes: list[tuple[int, int, int, int]]) -> list[Tensor | None]:
-        """Every rank gives the patches that are its own, the lowest rank those that several have."""
-        has = torch.stack(gathered(torch.tensor([patch is not None for patch in own], dtype=torch.uint8)))
-        owners = has.argmax(0).tolist()
-        rank = torch.distributed.get_rank()
-        mine = [
-            patch.flatten() for patch, owner in zip(own, owners, strict=True) if patch is not None and owner == rank
-        ]
-        streams = gathered(torch.cat([self._like.flatten(), *mine]))
-        taken = [0] * len(streams)
-        channels = self._like.shape[1]
-        patches: list[Tensor | None] = []
-        for (top, left, bottom, right), owner in zip(boxes, owners, strict=True):
-            shape = (channels, bottom - top, right - left)
-            count = shape[0] * shape[1] * shape[2]
-            piece = streams[owner][taken[owner] : taken[owner] + count]
-            patches.append(piece.view(shape).clone())
-            taken[owner] += count
-        return patches
 
 
 def _copied(image: Tensor, box: tuple[int, int, int, int]) -> Tensor:
@@ -155,6 +144,33 @@ def _copied(image: Tensor, box: tuple[int, int, int, int]) -> Tensor:
     size = image.element_size()
     piece = image.view(torch.uint8).numpy()[:, top:bottom, left * size : right * size]
     return torch.from_numpy(piece.copy()).view(image.dtype)
+
+
+def exchanged(
+    own: Sequence[Tensor | None], boxes: Sequence[tuple[int, int, int, int]], like: Tensor
+) -> list[Tensor | None]:
+    """Bring together what each rank has a part of; every rank gives what is its own, the lowest what several have.
+
+    Args:
+        own: Pixels `(C, bottom - top, right - left)` or None, in the same order on every rank.
+        boxes: Top, left, bottom, right of each.
+        like: `(0, C)`, of the pixels' dtype.
+    """
+    if _ranks() == 1:
+        return list(own)
+    has = torch.stack(gathered(torch.tensor([pixels is not None for pixels in own], dtype=torch.uint8)))
+    owners = has.argmax(0).tolist()
+    rank = torch.distributed.get_rank()
+    mine = [pixels.flatten() for pixels, owner in zip(own, owners, strict=True) if pixels is not None and owner == rank]
+    streams = gathered(torch.cat([like.flatten(), *mine]))
+    taken = [0] * len(streams)
+    found: list[Tensor | None] = []
+    for (top, left, bottom, right), owner in zip(boxes, owners, strict=True):
+        shape = (like.shape[1], bottom - top, right - left)
+        count = shape[0] * shape[1] * shape[2]
+        found.append(streams[owner][taken[owner] : taken[owner] + count].view(shape).clone())
+        taken[owner] += count
+    return found
 
 
 def gathered(tensor: Tensor) -> list[Tensor]:

@@ -321,6 +321,7 @@ def _union(many: Sequence[_Bounds], shape: Sequence[int]) -> _Bounds:
 
 def _whole(many: Any, tensor: Tensor) -> _Bounds:
     """Every element depends on everything that any input depends on."""
+    many = [_compact(bounds, range(bounds[0].ndim)) for bounds in many]
     reach = [torch.stack([bounds[side].amax() for bounds in many if bounds[side].numel()]).amax() for side in range(4)]
     return _each(lambda b: b.expand(tensor.shape), (reach[0], reach[1], reach[2], reach[3]))
 

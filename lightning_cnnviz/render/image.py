@@ -112,6 +112,7 @@ def _measure(gallery: Gallery) -> SheetSizes:
         label_height=label_height + 2 if label_height else 0,
         tile_label_width=max((_length(tile.caption, _FIGURES) for tile in tiles), default=0),
         tile_label_height=_line(_FIGURES) + 2,
+        columns=gallery.columns or 0,
     )
 
 

@@ -32,6 +32,7 @@ class SheetSizes:
         label_height: Height of the label above each block.
         tile_label_width: Width of the longest caption of a tile; 0 if there are none.
         tile_label_height: Height of the caption under each tile, where there is room for it.
+        columns: Number of tiles side by side in a block; 0 for as nearly a square as possible.
     """
 
     rows: int
@@ -42,6 +43,12 @@ class SheetSizes:
     label_height: int = 0
     tile_label_width: int = 0
     tile_label_height: int = 0
+    columns: int = 0
+
+    @property
+    def block_columns(self) -> int:
+        """Number of tiles side by side in a block."""
+        return self.columns or max(1, math.ceil(math.sqrt(self.tiles)))
 
 
 @dataclass(frozen=True)
@@ -74,7 +81,7 @@ class SheetPlan:
     @property
     def block_columns(self) -> int:
         """Number of tiles side by side in a block."""
-        return _block_columns(self.sizes.tiles)
+        return self.sizes.block_columns
 
     @property
     def block(self) -> tuple[int, int]:
@@ -130,7 +137,7 @@ def plan_sheet(sizes: SheetSizes) -> SheetPlan:
 def _scales(sizes: SheetSizes) -> Iterator[float]:
     """Scales to try, largest first: whole factors while enlarging, so that every pixel stays a square."""
     side = max(sizes.tile_width, sizes.tile_height)
-    wanted = max(64, 128 // _block_columns(sizes.tiles))
+    wanted = max(64, 128 // sizes.block_columns)
     if side <= _SHRUNK_SIDES[0]:
         smallest = math.ceil(_SHRUNK_SIDES[-1] / side)
         yield from range(max(smallest, math.ceil(wanted / side)), smallest - 1, -1)
@@ -150,7 +157,3 @@ def _ugliness(plan: SheetPlan) -> float:
     aspect = (plan.columns * (width + _BLOCK_GAP)) / max(1, rows * (height + _BLOCK_GAP))
     empty = rows * plan.columns - plan.shown
     return abs(math.log(aspect / _ASPECT)) + (0.6 + empty / plan.shown if empty else 0)
-
-
-def _block_columns(tiles: int) -> int:
-    return max(1, math.ceil(math.sqrt(tiles)))

@@ -423,7 +423,8 @@ def _clamp(x: _Value, min: float | None = None, max: float | None = None) -> _Va
 
 
 def _leaky_relu(x: _Value, negative_slope: float = 0.01, inplace: bool = False) -> _Value:
-    slope = torch.where(x.tensor > 0, 1.0, negative_slope).double()
+    # Not `where` of two numbers: that would know the slope in single precision only.
+    slope = torch.full_like(x.tensor, negative_slope).masked_fill_(x.tensor > 0, 1)
     return _rectifier(x, x.tensor * slope, slope)
 
 
