@@ -177,8 +177,8 @@ class Projector:
         groups: dict[tuple[int, ...], list[int]] = {}
         for number, unit in enumerate(units):
             groups.setdefault(tuple(images[unit.image].shape), []).append(number)
-        found = _Found(list(units), [None] * len(units), torch.zeros(len(units), 4, dtype=torch.int64))
         with analysis_mode(self._model):
+            found = _Found(list(units), [None] * len(units), torch.zeros(len(units), 4, dtype=torch.int64))
             work = [piece for shape, members in groups.items() for piece in self._plan(images, units, members, device)]
             for run in progress(work) if progress is not None else work:
                 run(found)
