@@ -94,12 +94,14 @@ class _Rule:
         rectifies: Whether it is a nonlinearity that a deconvnet rectifies at.
         windowed: Whether it can be followed inside a window.
         many: Whether all its outputs count, and not the first alone.
+        made: What the operation returns, where the rule has run it.
     """
 
     needs_data = False
     rectifies = False
     windowed = True
     many = False
+    made: Any = None
 
     def back(self, node: _Node, signals: list[Signal | None], seed: Seed) -> list[Signal | None]:
         """The signals of the node's inputs, from those of its outputs (None where none has come)."""
@@ -394,7 +396,7 @@ def _before(window: Window, stride: tuple[int, int], padding: tuple[int, int]) -
 class _MaxPool(_Rule):
     """Unpooling: each value goes back to the place that the maximum came from; where windows overlap, values add up."""
 
-    switches: Tensor  # (N, C, H, W) int16: which place of its own window, row by row
+    switches: Tensor  # (N, C, H, W) int32: which place of its map each maximum came from, row by row
     kernel: tuple[int, int]
     stride: tuple[int, int]
     padding: tuple[int, int]
@@ -404,29 +406,21 @@ class _MaxPool(_Rule):
     def back(self, node: _Node, signals: list[Signal | None], seed: Seed) -> list[Signal | None]:
         (signal,) = signals
         assert signal is not None
-        shape = node.shapes_in[0]
-        window = signal.window or Window((0, 0), (0, 0))
-        values = signal.values
-        height, width = values.shape[-2:]
+        shape, values = node.shapes_in[0], signal.values
+        before = _before(signal.window or Window((0, 0), (0, 0)), self.stride, self.padding)
         size = [
             (count - 1) * self.stride[axis] + self.dilation[axis] * (self.kernel[axis] - 1) + 1
-            for axis, count in enumerate((height, width))
+            for axis, count in enumerate(values.shape[-2:])
         ]
-        offsets = torch.arange(self.kernel[0] * self.kernel[1])
-        steps = (offsets // self.kernel[1]) * self.dilation[0] * size[1] + (offsets % self.kernel[1]) * self.dilation[1]
-        corners = (
-            torch.arange(height)[:, None] * self.stride[0] * size[1] + torch.arange(width)[None, :] * self.stride[1]
-        )
-        switches = _gathered(self.switches, Signal(values, window), seed)
-        places = steps.to(values.device)[switches.to(torch.int64)] + corners.to(values.device)
-        back = values.new_zeros(len(seed) * values.shape[1], size[0] * size[1])
-        places = places.view(len(back), -1)
-        if self.stride[0] >= self.kernel[0] and self.stride[1] >= self.kernel[1]:
-            back.scatter_(1, places, values.reshape(len(back), -1))
-        else:
-            back.scatter_add_(1, places, values.reshape(len(back), -1))
-        back = back.view(len(seed), values.shape[1], *size)
-        return [_placed(back, _before(window, self.stride, self.padding), shape, seed)]
+        switches = _gathered(self.switches, signal, seed).flatten(2).to(torch.int64)
+        tops, lefts = (start.view(-1, 1, 1).to(values.device) for start in seed.starts(before))
+        rows = switches.div(shape[-1], rounding_mode="floor")
+        places = (rows - tops) * size[1] + (switches - rows * shape[-1] - lefts)
+        # Places of another window are of signals outside of the map: they are zero, and add nothing.
+        places = places.clamp_(0, size[0] * size[1] - 1).flatten(0, 1)
+        back = values.new_zeros(len(places), size[0] * size[1])
+        back.scatter_add_(1, places, values.reshape(len(places), -1))
+        return [_placed(back.view(*values.shape[:2], *size), before, shape, seed)]
 
 
 @dataclass(eq=False)
@@ -675,7 +669,8 @@ class _Recorder(TorchDispatchMode):
         shapes_in = tuple(tuple(tensor.shape) for tensor, _ in known)
         rule = _RULES[name](call) if name in _RULES else None
         rule = _autograd(call) if rule is None else rule
-        output = func(*args, **kwargs)
+        output = func(*args, **kwargs) if rule.made is None else rule.made
+        rule.made = None
         outputs = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
         values = tuple(self._tape._new(tensor) for tensor in outputs)
         shapes_out = tuple(tuple(tensor.shape) for tensor in outputs)
@@ -809,16 +804,10 @@ def _max_pool(call: _Call) -> _Rule | None:
     kernel, padding = _pair(call.argument("kernel_size")), _pair(call.argument("padding"))
     stride, dilation = _pair(call.argument("stride") or kernel), _pair(call.argument("dilation", 1))
     ceil = bool(call.argument("ceil_mode", False))
-    _, indices = torch.ops.aten.max_pool2d_with_indices(maps, kernel, stride, padding, dilation, ceil)
-    height, width = indices.shape[-2:]
-    device = indices.device
-    rows = indices.div(maps.shape[3], rounding_mode="floor")
-    columns = indices - rows * maps.shape[3]
-    rows -= (torch.arange(height, device=device) * stride[0] - padding[0])[:, None]
-    columns -= torch.arange(width, device=device) * stride[1] - padding[1]
-    switches = rows.div_(dilation[0], rounding_mode="floor").mul_(kernel[1])
-    switches += columns.div_(dilation[1], rounding_mode="floor")
-    return _MaxPool(switches.to(torch.int16), kernel, stride, padding, dilation)
+    values, indices = torch.ops.aten.max_pool2d_with_indices(maps, kernel, stride, padding, dilation, ceil)
+    rule = _MaxPool(indices.to(torch.int32), kernel, stride, padding, dilation)
+    rule.made = values if call.name == "max_pool2d" else (values, indices)
+    return rule
 
 
 def _average_pool(call: _Call) -> _Rule | None:

@@ -27,6 +27,15 @@ Place = tuple[int, int, int]  # channel, row, column
 pytestmark = pytest.mark.filterwarnings("ignore:Setting (forward, |)backward hooks")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """On a busy machine, threads that wait for each other's share of such small tensors take thirty times as long."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def conv(inputs: int, outputs: int, **options: Any) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, 3, **{"padding": 1, **options})
 
