@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchmetrics.classification import MulticlassAccuracy
 from torchvision.transforms.v2 import Normalize
 
-from lightning_cnnviz.callbacks import TopPatchesMonitor
+from lightning_cnnviz.callbacks import DeconvnetMonitor, TopPatchesMonitor
 from lightning_cnnviz.sinks import PageSink, WandbSink
 
 __all__ = ["DemoNet", "DemoResult", "Digits", "run_demo"]
@@ -140,7 +140,7 @@ def run_demo(out: Path, *, epochs: int = 8, online: bool = False) -> DemoResult:
     trainer = pl.Trainer(
         max_epochs=epochs,
         logger=logger,
-        callbacks=[TopPatchesMonitor(sinks=[WandbSink(), page])],
+        callbacks=[TopPatchesMonitor(sinks=[WandbSink(), page]), DeconvnetMonitor(sinks=[WandbSink(), page])],
         accelerator="cpu",
         default_root_dir=out,
         enable_checkpointing=False,

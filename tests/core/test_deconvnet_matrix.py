@@ -172,6 +172,24 @@ CAPTUM_IS_RIGHT: dict[str, bool] = {
     "overlapping and plain pooling": True,
 }
 
+POOLS: dict[str, Callable[[], nn.Module]] = {
+    "average": lambda: nn.AvgPool2d(2),
+    "average, not square": lambda: nn.AvgPool2d((3, 2), (2, 3)),
+    "average, padded": lambda: nn.AvgPool2d(3, 2, 1),
+    "average, padding not counted": lambda: nn.AvgPool2d(3, 2, 1, count_include_pad=False),
+    "average, rounded up": lambda: nn.AvgPool2d(4, 3, 1, ceil_mode=True),
+    "average, rounded up, padding not counted": lambda: nn.AvgPool2d(4, 3, 1, ceil_mode=True, count_include_pad=False),
+    "average with a divisor": lambda: nn.AvgPool2d(3, 2, divisor_override=5),
+    "adaptive average": lambda: nn.AdaptiveAvgPool2d((5, 4)),
+    "adaptive average that enlarges": lambda: nn.AdaptiveAvgPool2d((19, 20)),
+    "maximum, not square": lambda: nn.MaxPool2d((3, 2), (2, 3)),
+    "maximum, padded": lambda: nn.MaxPool2d(3, 2, 1),
+    "maximum, dilated": lambda: nn.MaxPool2d(3, 2, 1, dilation=2),
+    "maximum, rounded up": lambda: nn.MaxPool2d(3, 2, ceil_mode=True),
+    "maximum at every place": lambda: nn.MaxPool2d(3, 1, 1),
+    "adaptive maximum": lambda: nn.AdaptiveMaxPool2d((5, 4)),
+}
+
 # Activations that none of the fourteen has, and other spellings.
 OTHERS: dict[str, Rectify] = {
     "torch.relu": torch.relu,
@@ -374,6 +392,19 @@ def test_every_style_of_net(style: str, method: str) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", POOLS)
+@pytest.mark.parametrize("size", [(13, 14), (16, 15)])
+def test_every_pool(name: str, method: str, size: tuple[int, int]) -> None:
+    model = nn.Sequential(conv(3, 5), nn.ReLU(), POOLS[name](), conv(5, 6), nn.ReLU(), conv(6, 4))
+    model, images = randomized(model).double(), random_images(1, 3, *size).double()
+    recording = Recording(model, images, "5")
+    places = places_in(recording.activations)
+    check_against([recording], model, images, "5", places, method, 1e-10)
+    expected = gradient_by_autograd(model, images, "5", places[1])
+    assert difference(recording.projection(*places[1], "gradient"), expected) < 1e-12
+
+
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", OTHERS)
 def test_every_other_activation(name: str, method: str) -> None:
     model = Plain(OTHERS[name], OTHERS[name])
@@ -523,8 +554,8 @@ def stacks(draw: st.DrawFn) -> nn.Sequential:
     """Convolutions and pools of every kind, each followed by a rectifier or batch normalization or neither."""
     modules: list[nn.Module] = []
     channels = 2
-    for kind in [*draw(st.lists(st.sampled_from(("conv", "max", "avg")), max_size=4)), "conv"]:
-        kernel, stride = draw(sizes(1, 3)), draw(sizes(1, 2))
+    for kind in [*draw(st.lists(st.sampled_from(("avg", "max", "conv")), min_size=1, max_size=4)), "conv"]:
+        kernel, stride = draw(sizes(1 if kind == "conv" else 2, 3)), draw(sizes(1, 2))
         if kind == "conv":
             outputs = draw(st.sampled_from((2, 4)))
             padding, dilation = draw(sizes(0, 2)), draw(sizes(1, 2))
@@ -564,6 +595,9 @@ def test_any_stack(model: nn.Sequential, size: tuple[int, int], method: str, see
     layer, _, value = [(name, module, value) for name, module, value in values if isinstance(module, nn.Conv2d)][-1]
     _, channels, rows, columns = value.shape
     place = st.tuples(st.integers(0, channels - 1), st.integers(0, rows - 1), st.integers(0, columns - 1))
+    chosen = data.draw(place)
+    expected = gradient_by_autograd(model, image, layer, chosen)
+    assert difference(explicit_projection(model, image, layer, *chosen, "gradient"), expected) < 1e-10
     # A stack without any rectifier has nothing for the other methods to do, and may be refused.
     if not any(isinstance(module, nn.ReLU) for module in model[: int(layer)]):
         method = "gradient"

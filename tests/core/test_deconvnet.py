@@ -1,0 +1,161 @@
+"""What `project` refuses, what it leaves alone, and how much of the network it runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lightning_cnnviz.core.deconvnet import ProjectionError, Projector, Unit, project
+from lightning_cnnviz.core.layers import LayerNotFoundError, select_layers
+from lightning_cnnviz.core.top_patches import mine_top_patches
+
+
+def small_net() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3, padding=1),
+        nn.BatchNorm2d(6),
+        nn.ReLU(inplace=True),
+        nn.MaxPool2d(2),
+        nn.Conv2d(6, 8, 3),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.LazyLinear(5),
+    )
+
+
+IMAGES = torch.rand(4, 3, 14, 12, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def model() -> nn.Sequential:
+    net = small_net().eval()
+    net(IMAGES)
+    return net
+
+
+@pytest.mark.parametrize(
+    ("unit", "options", "error", "match"),
+    [
+        (Unit(0, "4", 8, 0, 0), {}, ValueError, "channel 8 is outside of layer '4'.* 8 x 5 x 4"),
+        (Unit(0, "4", 0, 5, 0), {}, ValueError, "row 5 is outside"),
+        (Unit(0, "4", 0, 0, -1), {}, ValueError, "column -1 is outside"),
+        (Unit(0, "4", 0, 2), {}, ValueError, "both row and column, or neither"),
+        (Unit(4, "4", 0, 0, 0), {}, ValueError, "there is no image 4; there are 4"),
+        (Unit(0, "44", 0, 0, 0), {}, LayerNotFoundError, "44"),
+        (Unit(0, "4", 0, 0, 0), {"method": "guide"}, ValueError, "'deconvnet', 'guided', 'gradient'"),
+        (Unit(0, "4", 0, 0, 0), {"layers": "0"}, ValueError, r"\['4'\], which layers='0' does not choose"),
+    ],
+)
+def test_wrong_units_are_refused(
+    model: nn.Module, unit: Unit, options: dict[str, Any], error: type[Exception], match: str
+) -> None:
+    with pytest.raises(error, match=match):
+        project(model, IMAGES, [unit], **options)
+
+
+def test_images_that_the_network_does_not_take_are_refused(model: nn.Module) -> None:
+    with pytest.raises(ValueError, match=r"Sequential does not take images of shape \(3, 20, 20\)"):
+        project(model, torch.rand(1, 3, 20, 20), [Unit(0, "4", 0, 0, 0)])
+    with pytest.raises(ValueError, match="image 0 is torch"):
+        project(model, torch.zeros(1, 3, 14, 12, dtype=torch.uint8), [Unit(0, "4", 0, 0, 0)])
+
+
+def test_a_deconvnet_without_nonlinearity_is_no_deconvnet() -> None:
+    linear = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Conv2d(2, 2, 3), nn.Sigmoid()).eval()
+    images = torch.rand(1, 1, 9, 9)
+    with pytest.raises(ValueError, match=r"no ReLU or similar.*method='gradient'"):
+        project(linear, images, [Unit(0, "1", 0, 0, 0)])
+    # One convolution has none before it, and needs none.
+    assert project(linear, images, [Unit(0, "0", 0, 0, 0)]).pixels[0].shape == (1, 3, 3)
+
+
+def test_writing_into_a_part_of_a_feature_map_is_refused() -> None:
+    class Writes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(1, 2, 3), nn.Conv2d(2, 2, 3)
+
+        def forward(self, images: Tensor) -> Tensor:
+            maps = self.a(images)
+            maps[:, :1].relu_()
+            return self.b(maps)  # type: ignore[no-any-return]
+
+    with pytest.raises(ProjectionError, match="writes in place into memory"):
+        project(Writes().eval(), torch.rand(1, 1, 9, 9), [Unit(0, "b", 0, 0, 0)])
+
+
+def test_the_strongest_unit_is_found_where_none_is_named(model: nn.Module) -> None:
+    with torch.no_grad():
+        maps = model[:5](IMAGES.clone())  # type: ignore[index]
+    found = project(model, IMAGES, [(image, "4", channel) for image in range(4) for channel in range(8)])
+    for unit in found.units:
+        own = maps[unit.image, unit.channel]
+        assert unit.row is not None
+        assert unit.column is not None
+        assert own[unit.row, unit.column] == own.max()
+        assert unit.activation == pytest.approx(float(own.max()), abs=1e-5)
+
+
+def test_one_by_one_is_as_all_together(model: nn.Module) -> None:
+    units = [Unit(i, "4", c, r, k) for i in range(4) for c in (0, 5) for r in (0, 4) for k in (0, 3)]
+    together = project(model, IMAGES, units)
+    by_index = project(model, {7: IMAGES[2]}, [Unit(7, *unit[1:]) for unit in units if unit.image == 2])
+    alone = [project(model, IMAGES, [unit]) for unit in units]
+    for number, unit in enumerate(units):
+        assert torch.allclose(together.pixels[number], alone[number].pixels[0], atol=1e-6)
+        assert together.boxes[number].tolist() == alone[number].boxes[0].tolist()
+        assert together.on_image(number).shape == (3, 14, 12)
+        if unit.image == 2:
+            place = [other for other in units if other.image == 2].index(unit)
+            assert torch.allclose(by_index.pixels[place], together.pixels[number], atol=1e-6)
+
+
+def test_images_of_several_sizes() -> None:
+    net = small_net()[:6].eval()
+    images = [torch.rand(3, 14, 12), torch.rand(3, 9, 17)]
+    found = project(net, images, [Unit(0, "4", 0, 1, 1), Unit(1, "4", 0, 1, 5)])
+    assert [found.on_image(number).shape for number in (0, 1)] == [(3, 14, 12), (3, 9, 17)]
+
+
+def test_nothing_is_left_behind(model: nn.Module) -> None:
+    model.train()
+    model[1].eval()  # type: ignore[index]
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    flags = [module.training for module in model.modules()]
+    images = IMAGES.clone()
+    with torch.inference_mode():
+        project(model, images, [Unit(0, "4", 0), Unit(1, "4", 2, 0, 0)], method="guided")
+    assert torch.equal(images, IMAGES)
+    assert [module.training for module in model.modules()] == flags
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_what_comes_after_the_layer_does_not_run(model: nn.Module) -> None:
+    runs = []
+    projector = Projector(model, select_layers(model, ["0", "4"]))
+    projector.project(IMAGES, [Unit(0, "0", 0, 0, 0, 1.0), Unit(0, "4", 0, 0, 0, 1.0)])
+    model[3].register_forward_hook(lambda *_: runs.append("pool"))  # type: ignore[index]
+    model[7].register_forward_hook(lambda *_: runs.append("linear"))  # type: ignore[index]
+    projector.project(IMAGES, [Unit(0, "4", 0, 0, 0)])
+    assert runs == ["pool"] * 2  # to learn the way back, and for the switches
+    runs.clear()
+    # The first layer's way back needs weights alone.
+    projector.project(IMAGES, [Unit(image, "0", 0, 0, 0, 1.0) for image in range(4)])
+    assert "linear" not in runs
+    assert runs == []
+
+
+def test_mined_units_are_read_behind_their_batch_norm(model: nn.Sequential) -> None:
+    model[1].weight.data.mul_(-2)
+    found = mine_top_patches(model, [IMAGES], k=2)["0"]
+    unit = Unit(int(found.images[3, 0]), "0", 3, int(found.rows[3, 0]), int(found.columns[3, 0]))
+    behind = project(model, IMAGES, [unit], layers="conv")
+    assert behind.units[0].activation == pytest.approx(float(found.activations[3, 0]), rel=1e-5)
+    assert behind.units[0].activation != project(model, IMAGES, [unit]).units[0].activation
+    assert behind.boxes[0].tolist() == found.boxes[3, 0].tolist()
