@@ -12,7 +12,7 @@ import torch
 from callbacks.littlenet import LittleNet, quiet_trainer
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_cnnviz import MemorySink, TopPatchesMonitor
+from lightning_cnnviz import DeconvnetMonitor, MemorySink, TopPatchesMonitor
 
 
 class Saving(TopPatchesMonitor):
@@ -22,6 +22,14 @@ class Saving(TopPatchesMonitor):
 
     def render(self, result: Any, loader: Any) -> Any:
         torch.save(result, self.out)
+        return super().render(result, loader)
+
+
+class SavingProjections(DeconvnetMonitor):
+    """Writes its result to a file beside the other one, on rank zero."""
+
+    def render(self, result: Any, loader: Any) -> Any:
+        torch.save(tuple(result), Saving.out.with_suffix(".projections"))
         return super().render(result, loader)
 
 
@@ -47,9 +55,10 @@ def main(ranks: int, where: str, out: Path) -> None:
     loader = DataLoader(whole_numbers(23), batch_size=5)
     data = {"data": DataLoader(whole_numbers(23), batch_size=5, shuffle=True)} if where == "data" else {}
     monitor = Saving(k=4, sinks=[MemorySink()], on_error="raise", features=None, **data)
+    projections = SavingProjections("conv", k=4, sinks=[MemorySink()], on_error="raise", features=None, **data)
     Saving.out = out
     strategy = "ddp_fork" if ranks > 1 else "auto"
-    trainer = quiet_trainer(callbacks=[monitor], devices=ranks, strategy=strategy, max_epochs=1)
+    trainer = quiet_trainer(callbacks=[monitor, projections], devices=ranks, strategy=strategy, max_epochs=1)
     model = LittleNet() if where == "fit" else net()
     if where == "fit":
         trainer.fit(model, DataLoader(whole_numbers(16), batch_size=4), loader)

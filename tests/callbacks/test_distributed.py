@@ -34,6 +34,14 @@ def test_two_processes_give_the_answer_of_one(where: str, tmp_path: Path) -> Non
         for first, second in zip(mine.patches, theirs.patches, strict=True):
             assert len(first) == 4
             assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    (found, pixels), (other, shared) = (
+        torch.load(tmp_path / f"{ranks}.projections", weights_only=False) for ranks in ("one", "two")
+    )
+    assert len(pixels) == len(shared) == sum(len(line) for layer in found for line in layer.patches) > 0
+    assert all(torch.equal(a.images, b.images) for a, b in zip(found, other, strict=True))
+    # Each process projects its own images' units: other batches, and so other roundings.
+    assert all(torch.allclose(a, b, rtol=1e-5, atol=1e-4) for a, b in zip(pixels, shared, strict=True))
+    assert any(bool(part.any()) for part in pixels)
     # The ties are there: else this would test less than it says.
     assert any(bool((layer.activations[:, 1:] == layer.activations[:, :-1]).any()) for layer in one)
 
