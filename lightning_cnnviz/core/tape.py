@@ -189,7 +189,9 @@ class Tape:
 
     def batched(self, layer: str) -> bool:
         """Whether everything on the way has one entry an image; else record one image at a time."""
-        values = {value for node in self._behind(layer) for value in (*node.inputs, *node.outputs)}
+        values = {self.marked[layer]}
+        for node in self._behind(layer):
+            values.update(node.inputs, node.outputs if node.rule.many else node.outputs[:1])
         return all(self._shapes[value][:1] == (self._batch,) for value in values)
 
     def project(self, layer: str, seed: Seed, *, watch: Callable[[int], None] | None = None) -> tuple[Tensor, Any]:
