@@ -99,6 +99,7 @@ class Gallery:
         numbers: Figures of the whole gallery, for example of the layer.
         enlarge: Whether tiles are pixel-exact crops that keep their hard pixel edges when shown larger.
         columns: How many tiles of a row stand side by side; by default as nearly a square as possible.
+        tile_side: To so many pixels a side small tiles are enlarged on a sheet, where there is room.
     """
 
     name: str
@@ -107,6 +108,7 @@ class Gallery:
     numbers: Mapping[str, Number] = field(default_factory=dict)
     enlarge: bool = True
     columns: int | None = None
+    tile_side: int = 64
 
     def __post_init__(self) -> None:
         sizes = {tuple(tile.pixels.shape) for row in self.rows for tile in row.tiles}

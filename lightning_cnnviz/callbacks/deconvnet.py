@@ -8,15 +8,15 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from lightning_cnnviz.callbacks.base import Monitor, MonitorOptions
 from lightning_cnnviz.callbacks.display import chosen_normalization
+from lightning_cnnviz.callbacks.mining import MiningMonitor
+from lightning_cnnviz.callbacks.passes import PassOptions
 from lightning_cnnviz.core.deconvnet import Method, Projector, Unit
 from lightning_cnnviz.core.layers import SelectedLayer, select_layers
-from lightning_cnnviz.core.mining import PatchMiner
 from lightning_cnnviz.core.patches import exchanged
 from lightning_cnnviz.core.top_patches import TopPatches
+from lightning_cnnviz.render.deconvnet import Look, deconvnet_report
 from lightning_cnnviz.render.normalization import Normalization
-from lightning_cnnviz.render.views import Look, deconvnet_report
 from lightning_cnnviz.report import Report
 
 __all__ = ["DeconvnetMonitor"]
@@ -32,7 +32,7 @@ class _Result(NamedTuple):
     pixels: tuple[Tensor, ...]  # of each patch in order, the projection
 
 
-class DeconvnetMonitor(Monitor):
+class DeconvnetMonitor(MiningMonitor):
     """Shows what in the pixels caused the strongest activations (Zeiler & Fergus 2013, sections 2.1 and 4, Fig. 2).
 
     The k strongest units of each feature map are projected back to pixels and shown beside their patches, one sheet a
@@ -46,12 +46,14 @@ class DeconvnetMonitor(Monitor):
         method: `"deconvnet"`, `"guided"` or `"gradient"`, see `core.deconvnet.project`.
         features: Feature maps that are shown: the first n of each layer, a list of them, a list by layer, None for all.
         normalization: Mean and std to undo for display; by default found in the data set's transforms.
-        options: See `Monitor`.
+        options: See `PassMonitor`.
 
     Raises:
         ValueError: At set-up, or at the first batch: no such layer, a feature index out of range, k < 1, or a network
             that cannot be projected.
     """
+
+    needs_whole_images = True
 
     def __init__(
         self,
@@ -61,12 +63,10 @@ class DeconvnetMonitor(Monitor):
         method: Method = "deconvnet",
         features: int | list[int] | dict[str, list[int]] | None = 8,
         normalization: tuple[list[float], list[float]] | None = None,
-        **options: Unpack[MonitorOptions],
+        **options: Unpack[PassOptions],
     ) -> None:
-        super().__init__(**options)
-        self.layers, self.k, self.method, self.features = layers, k, method, features
-        self.normalization = normalization
-        self._miner: PatchMiner | None = None
+        super().__init__(k, features, 1, **options)
+        self.layers, self.method, self.normalization = layers, method, normalization
         self._projector: Projector | None = None
         self._checked = False
         self._shown_as: Normalization | None = None
@@ -77,38 +77,28 @@ class DeconvnetMonitor(Monitor):
         chosen = select_layers(network, "conv" if self.layers is None else self.layers)
         if self.layers is None:
             chosen = _spread(chosen, _LAYERS)
-        self._miner = PatchMiner(network, chosen, k=self.k, features=self.features, whole_images=True)
+        self.mine(network, chosen)
         self._projector = Projector(network, chosen, self.method)
         self._checked, self._shown_as, self._evolution = False, None, {}
 
-    def start_look(self) -> None:
-        """Start with empty lists."""
-        self._mining.close()
-
     def start_batch(self, images: Tensor, indices: Tensor, labels: Tensor | None) -> None:
-        """Let the hooks know what comes; before the first batch of all, try whether the network can be projected."""
+        """As for mining; before the first batch of all, try whether the network can be projected."""
         if not self._checked:
             self._projecting.check(images[:1])
             self._checked = True
-        self._mining.start_batch(images, indices, labels)
-
-    def end_batch(self) -> None:
-        """Rank what the hooks have seen."""
-        self._mining.end_batch()
-
-    def stop_look(self) -> None:
-        """Remove the hooks."""
-        if self._miner is not None:
-            self._miner.close()
+        super().start_batch(images, indices, labels)
 
     def finish_look(self, indices_known: bool) -> _Result:
         """Merge the ranks, and project: each rank the units of the images that it has."""
-        self._mining.indices_known = indices_known
-        found = self._mining.compute()
-        images = self._mining.images
+        found = self.found(indices_known)
+        images = self.mining.images
         units = _units(found)
         own = [unit for unit in units if unit.image in images]
-        made = dict(zip(own, self._projecting.project(images, own).pixels, strict=True)) if own else {}
+        made = (
+            dict(zip(own, self._projecting.project(images, own, progress=self.progress).pixels, strict=True))
+            if own
+            else {}
+        )
         boxes = [layer.boxes[feature, rank].tolist() for layer, feature, rank in _places(found)]
         channels = next((len(patch) for layer in found for line in layer.patches for patch in line), 1)
         whole = exchanged([made.get(unit) for unit in units], boxes, torch.empty(0, channels))
@@ -130,11 +120,6 @@ class DeconvnetMonitor(Monitor):
             if len(looks) > _LOOKS:
                 del looks[1:-1:2]
         return deconvnet_report(result.found, result.pixels, self.method, self._shown_as, self._evolution)
-
-    @property
-    def _mining(self) -> PatchMiner:
-        assert self._miner is not None, "setup comes first"
-        return self._miner
 
     @property
     def _projecting(self) -> Projector:

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from typing_extensions import Unpack
 
-from lightning_cnnviz.callbacks.base import Monitor, MonitorOptions
 from lightning_cnnviz.callbacks.display import chosen_normalization, class_names
+from lightning_cnnviz.callbacks.mining import MiningMonitor
+from lightning_cnnviz.callbacks.passes import PassOptions
 from lightning_cnnviz.core.layers import select_layers
-from lightning_cnnviz.core.mining import PatchMiner
-from lightning_cnnviz.core.top_patches import TopPatches, diagnose
+from lightning_cnnviz.core.top_patches import TopPatches, diagnose, without_patches
 from lightning_cnnviz.render.normalization import Normalization
-from lightning_cnnviz.render.views import top_patches_report, top_patches_table
+from lightning_cnnviz.render.top_patches import top_patches_report, top_patches_table
 from lightning_cnnviz.report import Report
 
 __all__ = ["TopPatchesMonitor"]
 
 
-class TopPatchesMonitor(Monitor):
+class TopPatchesMonitor(MiningMonitor):
     """Shows which parts of which images drive each feature map most (Zeiler & Fergus 2013, section 4 and Fig. 2).
 
     For each feature map of each chosen layer, the k images with the strongest activation and the exact receptive field
@@ -33,7 +33,7 @@ class TopPatchesMonitor(Monitor):
         per_image: Number of patches of one feature map that may come from one image; None for any number.
         normalization: Mean and std to undo for display; by default found in the data set's transforms.
         class_names: Names of the labels; by default the data set's `classes`.
-        options: See `Monitor`.
+        options: See `PassMonitor`.
 
     Raises:
         ValueError: At set-up: no such layer (with the closest names), a feature index out of range, k < 1, no
@@ -49,43 +49,19 @@ class TopPatchesMonitor(Monitor):
         per_image: int | None = 1,
         normalization: tuple[list[float], list[float]] | None = None,
         class_names: list[str] | None = None,
-        **options: Unpack[MonitorOptions],
+        **options: Unpack[PassOptions],
     ) -> None:
-        super().__init__(**options)
-        self.layers, self.k, self.features, self.per_image = layers, k, features, per_image
+        super().__init__(k, features, per_image, **options)
+        self.layers = layers
         self.normalization, self.class_names = normalization, class_names
-        self._miner: PatchMiner | None = None
         self._before: TopPatches | None = None
         self._shown_as: Normalization | None = None
         self._report: Report | None = None
 
     def prepare(self, network: nn.Module) -> None:
         """Choose the layers."""
-        chosen = select_layers(network, self.layers)
-        self._miner = PatchMiner(network, chosen, k=self.k, features=self.features, per_image=self.per_image)
+        self.mine(network, select_layers(network, self.layers))
         self._before = self._shown_as = self._report = None
-
-    def start_look(self) -> None:
-        """Start with empty lists."""
-        self._mining.close()
-
-    def start_batch(self, images: Tensor, indices: Tensor, labels: Tensor | None) -> None:
-        """Let the hooks know what comes."""
-        self._mining.start_batch(images, indices, labels)
-
-    def end_batch(self) -> None:
-        """Rank what the hooks have seen."""
-        self._mining.end_batch()
-
-    def stop_look(self) -> None:
-        """Remove the hooks."""
-        if self._miner is not None:
-            self._miner.close()
-
-    def finish_look(self, indices_known: bool) -> TopPatches:
-        """Merge the ranks."""
-        self._mining.indices_known = indices_known
-        return self._mining.compute()
 
     def render(self, result: TopPatches, loader: Any) -> Report:
         """Draw the patches, and compare with the last look."""
@@ -95,7 +71,7 @@ class TopPatchesMonitor(Monitor):
             self._shown_as = chosen_normalization(self.normalization, dataset, patches)
         names = self.class_names or class_names(dataset)
         self._report = top_patches_report(result, diagnose(result, self._before), self._shown_as, class_names=names)
-        self._before = result
+        self._before = without_patches(result)
         return self._report
 
     def last_report(self) -> Report | None:
@@ -105,8 +81,3 @@ class TopPatchesMonitor(Monitor):
         assert self._before is not None
         table = top_patches_table(self._before, self._report)
         return Report(self._report.view, self._report.title, (table,), self._report.notes)
-
-    @property
-    def _mining(self) -> PatchMiner:
-        assert self._miner is not None, "setup comes first"
-        return self._miner

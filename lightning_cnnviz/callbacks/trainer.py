@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import nn
 
 from lightning_cnnviz.report import Step
 
-__all__ = ["chosen_loader", "find_network", "log_folder", "step_of"]
+__all__ = ["chosen_loader", "find_network", "log_folder", "mixed_precision", "step_of"]
 
 _PACKAGES = ("lightning.", "pytorch_lightning.")
 
@@ -69,6 +70,16 @@ def step_of(trainer: Any, *, within_epoch: bool) -> Step:
     # Lightning counts an epoch as complete only after its last hook.
     epoch = trainer.current_epoch + 1 if stage == "fit" and within_epoch else trainer.current_epoch
     return Step(epoch, trainer.global_step, stage)
+
+
+def mixed_precision(trainer: Any) -> AbstractContextManager[Any]:
+    """Run networks as the trainer does where it casts inside a pass.
+
+    Where the trainer has cast the weights themselves there is nothing to do; its own context would also change the
+    default dtype of everything that an analysis makes.
+    """
+    plugin = trainer.precision_plugin
+    return plugin.forward_context() if str(plugin.precision).endswith("-mixed") else nullcontext()
 
 
 def log_folder(trainer: Any) -> Path:

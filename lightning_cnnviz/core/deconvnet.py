@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lightning_cnnviz.core.capture import FeatureMaps, analysis_mode, hooked, trace_feature_maps
 from lightning_cnnviz.core.layers import LayerSpec, SelectedLayer, select_layers
-from lightning_cnnviz.core.tape import Method, ProjectionError, Seed, Tape
+from lightning_cnnviz.core.tape import FarEnough, Method, ProjectionError, Seed, Tape
 
 __all__ = ["Method", "Projection", "ProjectionError", "Projector", "Unit", "project"]
 
@@ -152,6 +152,7 @@ class Projector:
             raise ValueError(f"method={method!r}: it is one of {', '.join(map(repr, get_args(Method)))}")
         self._model, self._layers, self._method = model, list(layers), method
         self._traced: dict[tuple[int, ...], dict[str, FeatureMaps]] = {}
+        self._ways: dict[tuple[tuple[int, ...], tuple[str, ...]], _Way] = {}
 
     def check(self, image: Tensor) -> None:
         """Try whether units of all layers can be projected, with one image `(1, C, H, W)`.
@@ -161,8 +162,7 @@ class Projector:
             ProjectionError: Likewise.
         """
         with analysis_mode(self._model):
-            maps = self._feature_maps(image)
-            self._check_method(self._record(image, maps)[0], list(maps))
+            self._way(image, list(self._feature_maps(image)))
 
     def project(
         self,
@@ -192,33 +192,31 @@ class Projector:
         maps = self._feature_maps(first)
         for number in members:
             _check_unit(units[number], maps[units[number].layer])
-        names = [name for name in maps if any(units[number].layer == name for number in members)]
-        shape_tape = self._record(first, {name: maps[name] for name in names})[0]
-        self._check_method(shape_tape, names)
-        together = {name: self._together(shape_tape, name) for name in names}
-        batched = all(shape_tape.batched(name) for name in names)
+        asked = {units[number].layer for number in members}
+        names = [name for name in maps if name in asked]
+        way = self._way(first, names)
+        # Where the activation is known, and weights alone lead back, no pass is needed; else only a part of it.
+        known = [number for number in members if _is_known(units[number])]
+        ready = [number for number in known if units[number].layer in way.free]
+        # Recorded anew each time, for weights may have changed.
+        tape = self._record(first, {name: maps[name] for name in names})[0] if known else Tape(self._method)
         for name in names:
-            if not shape_tape.follows_windows(name):
-                log.debug("the way back from layer '%s' leaves windows: it is followed over whole maps", name)
-        # Where weights alone lead back, and the activation is known, no pass is needed.
-        free = {name: not shape_tape.needs_data(name) for name in names}
-        ready = [n for n in members if free[units[n].layer] and None not in (units[n].row, units[n].activation)]
-        for name in names:
-            own = [n for n in ready if units[n].layer == name]
-            step = 16 * together[name]
+            own = [number for number in ready if units[number].layer == name]
+            step = 16 * way.together[name]
             for at in range(0, len(own), step):
-                yield partial(self._back, shape_tape, own[at : at + step], None, maps, together)
+                yield partial(self._back, tape, own[at : at + step], None, maps, way.together)
         by_image: dict[int, list[int]] = {}
         for number in sorted(set(members) - set(ready)):
             by_image.setdefault(units[number].image, []).append(number)
         queue = list(by_image.items())
-        step = _IMAGES if batched else 1
+        step = _IMAGES if way.batched else 1
         for at in range(0, len(queue), step):
             chosen = queue[at : at + step]
-            yield partial(self._forth_and_back, images, chosen, units, maps, together, device)
+            yield partial(self._forth_and_back, tape, images, chosen, units, maps, way.together, device)
 
     def _forth_and_back(
         self,
+        first: Tape,
         images: Any,
         chosen: Sequence[tuple[int, list[int]]],
         units: Sequence[Unit],
@@ -231,9 +229,13 @@ class Projector:
         numbers = [number for _, own in chosen for number in own]
         batch = torch.stack([images[image] for image, _ in chosen]).to(device)
         names = {units[number].layer for number in numbers}
-        tape, values = self._record(batch, {name: found_maps for name, found_maps in maps.items() if name in names})
+        sites = {name: found_maps for name, found_maps in maps.items() if name in names}
         slots = {image: slot for slot, (image, _) in enumerate(chosen)}
-        for number in numbers:
+        known = all(_is_known(units[number]) for number in numbers)
+        tape, values = self._record(batch, sites, first.operations_with_data(names) if known else None)
+        if known and not tape.complete(first):  # what a network does may depend on the image
+            tape, values = self._record(batch, sites)
+        for number in [] if known else numbers:
             unit = found.units[number]
             own = values[unit.layer][slots[unit.image], unit.channel]
             row, column = unit.row, unit.column
@@ -258,6 +260,19 @@ class Projector:
         by_layer: dict[str, list[int]] = {}
         for number in numbers:
             by_layer.setdefault(found.units[number].layer, []).append(number)
+        # The pass may run in half precision; the way back does not.
+        with torch.autocast(tape.device.type, enabled=False):
+            self._back_from(tape, by_layer, slots, maps, together, found)
+
+    @staticmethod
+    def _back_from(
+        tape: Tape,
+        by_layer: Mapping[str, list[int]],
+        slots: Mapping[int, int] | None,
+        maps: Mapping[str, FeatureMaps],
+        together: Mapping[str, int],
+        found: _Found,
+    ) -> None:
         for name, members in by_layer.items():
             units = [found.units[number] for number in members]
             seed = Seed(
@@ -267,6 +282,7 @@ class Projector:
                 torch.tensor([unit.column for unit in units]),
             )
             boxes = maps[name].field.box(seed.channels, seed.rows, seed.columns).to(torch.int64)
+            found.boxes[members] = boxes
             for at in range(0, len(members), together[name]):
                 part = slice(at, at + together[name])
                 pixels, (tops, lefts) = tape.project(name, seed.part(part))
@@ -275,10 +291,11 @@ class Projector:
                 places = zip(members[part], boxes[part].tolist(), tops.tolist(), lefts.tolist(), strict=True)
                 for values, (number, box, top, left) in zip(pixels, places, strict=True):
                     found.pixels[number] = _cut(values, box, top, left)
-                    found.boxes[number] = torch.tensor(box)
 
-    def _record(self, images: Tensor, maps: Mapping[str, FeatureMaps]) -> tuple[Tape, dict[str, Tensor]]:
-        """Run images as far as the last of some layers; return the tape, and the layers' feature maps."""
+    def _record(
+        self, images: Tensor, maps: Mapping[str, FeatureMaps], enough: int | None = None
+    ) -> tuple[Tape, dict[str, Tensor]]:
+        """Run images as far as the last of some layers, or so many operations; return the tape, and feature maps."""
         tape, values = Tape(self._method), dict[str, Tensor]()
 
         def keep(layer: str, value: Any) -> None:
@@ -287,13 +304,10 @@ class Projector:
                 # A copy: what follows may write into it.
                 values[layer] = value.detach().clone()
             if len(values) == len(maps):
-                raise _FarEnough
+                raise FarEnough
 
-        try:
-            with tape.record(images), hooked({name: found.site for name, found in maps.items()}, keep):
-                self._model(images)
-        except _FarEnough:
-            pass
+        with tape.record(images, enough=enough), hooked({name: found.site for name, found in maps.items()}, keep):
+            self._model(images)
         return tape, values
 
     def _feature_maps(self, image: Tensor) -> dict[str, FeatureMaps]:
@@ -309,6 +323,23 @@ class Projector:
                 ) from error
             self._traced[shape] = {maps.layer: maps for maps in traced}
         return self._traced[shape]
+
+    def _way(self, image: Tensor, names: Sequence[str]) -> _Way:
+        """What one image tells of the way back from some layers."""
+        key = tuple(image.shape), tuple(names)
+        if key not in self._ways:
+            maps = self._feature_maps(image)
+            tape = self._record(image, {name: maps[name] for name in names})[0]
+            self._check_method(tape, names)
+            for name in names:
+                if not tape.follows_windows(name):
+                    log.debug("the way back from layer '%s' leaves windows: it is followed over whole maps", name)
+            self._ways[key] = _Way(
+                {name: self._together(tape, name) for name in names},
+                frozenset(name for name in names if not tape.needs_data(name)),
+                all(tape.batched(name) for name in names),
+            )
+        return self._ways[key]
 
     def _check_method(self, tape: Tape, names: Sequence[str]) -> None:
         for name in names:
@@ -332,8 +363,19 @@ class Projector:
         return max(1, min(256, _ELEMENTS // widest))
 
 
-class _FarEnough(BaseException):
-    """All layers have run: the rest of the network need not. No `except Exception` of the network's own stops it."""
+@dataclass(frozen=True)
+class _Way:
+    """The way back from some layers, for one size of image.
+
+    Attributes:
+        together: How many units of a layer go back together.
+        free: Layers from which weights alone lead back.
+        batched: Whether images can be run together.
+    """
+
+    together: Mapping[str, int]
+    free: frozenset[str]
+    batched: bool
 
 
 @dataclass
@@ -343,10 +385,17 @@ class _Found:
     boxes: Tensor
 
 
+def _is_known(unit: Unit) -> bool:
+    """Whether a pass need not tell where the unit is, and what its activation."""
+    return None not in (unit.row, unit.column, unit.activation)
+
+
 def _cut(values: Tensor, box: Sequence[int], top: int, left: int) -> Tensor:
     """The part `(C, h, w)` of a signal that begins at (top, left) which lies in a box."""
     upper, start, lower, end = box[0] - top, box[1] - left, box[2] - top, box[3] - left
     height, width = values.shape[-2:]
+    if (upper, start, lower, end) == (0, 0, height, width):
+        return values
     if upper >= 0 and start >= 0 and lower <= height and end <= width:
         return values[:, upper:lower, start:end].clone()
     # The box may be larger than what the signal reached, where an operation's true reach is not known.

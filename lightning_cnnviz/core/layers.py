@@ -21,7 +21,7 @@ __all__ = [
 LayerSpec = str | type[nn.Module] | Sequence[str | type[nn.Module]]
 """A keyword ("conv", "relu", "pool", "linear"), a layer's name, a glob, a module type, or several of these."""
 
-FeatureSpec = int | Sequence[int] | Mapping[str, int | Sequence[int]] | None
+FeatureSpec = int | Sequence[int] | Mapping[str, int | Sequence[int] | None] | None
 """Feature maps: the first n of each layer, a list for each layer, either of them by layer, or None for all."""
 
 _KEYWORDS: dict[str, tuple[type[nn.Module], ...]] = {

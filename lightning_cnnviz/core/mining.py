@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -101,6 +101,33 @@ class TopPatches:
     def __iter__(self) -> Iterator[LayerTopPatches]:
         return iter(self.layers)
 
+    def narrowed(self, layers: Iterable[str], k: int, features: FeatureSpec) -> TopPatches:
+        """Return what mining fewer layers, units and feature maps would have found."""
+        chosen = set(layers)
+        return TopPatches(
+            tuple(_narrowed(found, k, features) for found in self.layers if found.layer in chosen),
+            min(k, self.k),
+            self.indices_known,
+        )
+
+
+def _narrowed(found: LayerTopPatches, k: int, features: FeatureSpec) -> LayerTopPatches:
+    shown = resolve_features(found.layer, len(found.activations), features)
+    patches = dict(zip(found.features, found.patches, strict=True))
+    shown = tuple(feature for feature in shown if feature in patches)
+    return LayerTopPatches(
+        found.layer,
+        found.activations[:, :k],
+        found.images[:, :k],
+        None if found.labels is None else found.labels[:, :k],
+        found.rows[:, :k],
+        found.columns[:, :k],
+        found.boxes[:, :k],
+        shown,
+        tuple(patches[feature][:k] for feature in shown),
+        found.nonfinite,
+    )
+
 
 @dataclass
 class _Found:
@@ -171,7 +198,7 @@ class _Lists:
         units: int | None,
         *,
         wide: bool,
-        whole: bool,
+        whole: FeatureSpec,
     ) -> None:
         self.first: dict[str, int] = {}
         self.channels = {maps.layer: maps.shape[0] for maps in traced}
@@ -180,9 +207,13 @@ class _Lists:
         for layer, channels in self.channels.items():
             self.first[layer] = total
             total += channels
-        lines = [self.first[layer] + feature for layer, shown in self.shown.items() for feature in shown]
+        lines, complete = [], []
+        for layer, shown in self.shown.items():
+            lines += [self.first[layer] + feature for feature in shown]
+            entire = set(resolve_features(layer, self.channels[layer], whole))
+            complete += [feature in entire for feature in shown]
         self.top = TopK(total, k, per_image=units, dtype=torch.float64 if wide else torch.float32)
-        self.store = PatchStore(torch.tensor(lines, dtype=torch.int64), whole=whole)
+        self.store = PatchStore(torch.tensor(lines, dtype=torch.int64), whole=complete)
         self.nonfinite: dict[str, int] = {}
         self.highest = -1  # index of an image so far
         self._seen = torch.zeros(1, dtype=torch.bool)  # by index
@@ -235,7 +266,7 @@ class PatchMiner:
         per_image: See `mine_top_patches`.
         at_once: Whether to look up positions inside the hooks, for the few maps that enter; else for all maps, and to
             rank at the batch's end, so that hooks never wait for the device. By default so on the CPU alone.
-        whole_images: Whether the images behind the kept patches are kept whole, see `images`.
+        whole_images: Feature maps by layer, of whose kept patches the whole images are kept, see `images`.
 
     Attributes:
         indices_known: Whether the indices given to `start_batch` are those of the data set.
@@ -253,12 +284,12 @@ class PatchMiner:
         features: FeatureSpec = 16,
         per_image: int | None = 1,
         at_once: bool | None = None,
-        whole_images: bool = False,
+        whole_images: Mapping[str, int | Sequence[int] | None] | None = None,
     ) -> None:
         TopK(0, k, per_image=per_image)  # refuses wrong numbers before anything runs
         _check_features(layers, features)
         self._model, self._layers, self._k, self._features = model, layers, k, features
-        self._per_image, self._at_once, self._whole = per_image, at_once, whole_images
+        self._per_image, self._at_once, self._whole = per_image, at_once, whole_images or {}
         self._units = k if per_image is None else min(per_image, k)
         self._traced: dict[tuple[int, int], dict[str, FeatureMaps]] = {}
         self._lists: _Lists | None = None
@@ -432,7 +463,7 @@ class PatchMiner:
 
     @property
     def images(self) -> Mapping[int, Tensor]:
-        """The images `(C, H, W)` that this rank has of those behind the kept patches, by index; after `compute`."""
+        """The whole images `(C, H, W)` that this rank has of those that were asked for, and some more, by index."""
         return {} if self._lists is None else self._lists.store.whole
 
     def compute(self) -> TopPatches:
@@ -447,7 +478,6 @@ class PatchMiner:
         if lists.top.update_count == 0:
             # Nothing finite was seen; torchmetrics warns of a metric that was never updated.
             lists.top.update(torch.empty(0, dtype=torch.int64), *_no_candidates(lists.top))
-        lists.store.settle(lists.top)
         lists.top.to(collective_device())
         values, images, details = (state.cpu() for state in lists.top.compute())
         patches = iter(lists.store.collect(images, details))

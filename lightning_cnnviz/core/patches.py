@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import mmap
+from collections import Counter
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics.utilities.distributed import gather_all_tensors
@@ -14,39 +17,37 @@ __all__ = ["PatchStore", "exchanged", "gathered"]
 
 # Above this part of the image a patch is kept as a view of the image, which it shares with other such patches.
 _NEARLY_WHOLE = 0.75
+# Smaller blocks than this are the allocator's.
+_LARGE = 2**15
 
-_Key = tuple[int, int, int]  # line, image, packed position
+_Key = tuple[int, int]  # image, packed position
+_Box = tuple[int, int, int, int]
 
 
 class PatchStore:
     """The patches behind some lines of a `TopK`.
 
-    Most units that enter a list are soon pushed out again. So an image that many units need waits in full, and where
-    few need it, their patches are copied at once. When all this takes more than `budget` bytes, or has waited long,
-    what is still in a list is cropped, and everything else is let go.
+    A patch is copied when its unit enters a list, and the memory of one that is pushed out serves for the next.
 
     Args:
         lines: `(S,)` int64, the lines (feature maps) of the `TopK` whose patches are kept.
-        budget: Bytes of images and patches that may wait.
-        patience: Number of batches for which they may wait: later ones hardly ever enter a list.
-        whole: Whether images stay whole as long as one of their patches is in a list.
+        whole: Of each line, whether the images of its patches stay whole; by default of none.
 
     Attributes:
-        whole: The images that patches share, by index: with `whole`, of all patches that this rank has seen.
+        whole: The images that patches share, by index, of those that this rank has seen.
     """
 
-    def __init__(self, lines: Tensor, budget: int = 128 * 2**20, patience: int = 64, *, whole: bool = False) -> None:
-        self._lines, self._budget, self._patience = lines, budget, patience
-        self._part = 0.0 if whole else _NEARLY_WHOLE
+    def __init__(self, lines: Tensor, whole: Sequence[bool] | None = None) -> None:
+        self._lines = lines
+        self._parts = [0.0 if entire else _NEARLY_WHOLE for entire in whole or [False] * len(lines)]
         self.whole: dict[int, Tensor] = {}
-        self._batches = 0
-        self._images: dict[int, Tensor] = {}
-        self._waiting = 0
-        self._crops: dict[_Key, Tensor] = {}
+        self._sharing: Counter[int] = Counter()  # of each whole image, the number of its patches
+        self._held: list[dict[_Key, Tensor]] = [{} for _ in lines]
+        self._memory = _Memory()
         self._like = torch.empty(0)
 
     def keep(self, top: TopK, images: Tensor, indices: Tensor, places: Tensor) -> None:
-        """Keep the images of a batch that are in one of the lines.
+        """Keep the patches of a batch that are in one of the lines, and let go of those that no longer are.
 
         Args:
             top: The lists.
@@ -55,95 +56,137 @@ class PatchStore:
             places: Places of the images that may be in the lists: others have come before.
         """
         self._like = torch.empty(0, images.shape[1], dtype=images.dtype)
-        images = images.detach()
         listed = top.images[self._lines]
         new = torch.isin(listed, indices[places])
-        if bool(new.any()):
-            entries = self._entries(listed, top.details[self._lines], new)
-            place = {int(indices[position]): position for position in places.tolist()}
-            area: dict[int, int] = {}
-            for (_, index, _), (upper, left, lower, right) in entries:
-                area[index] = area.get(index, 0) + (lower - upper) * (right - left)
-            # Where copies cost a transfer each, one of the whole image is cheaper than any.
-            few = self._part * images.shape[2] * images.shape[3] if images.device.type == "cpu" and self._part else -1
-            self._wait(images, indices, torch.tensor([place[index] for index in area if area[index] > few]))
-            for key, box in entries:
-                if key[1] not in self._images:
-                    self._crops[key] = patch = _copied(images[place[key[1]]], box)
-                    self._waiting += patch.numel() * patch.element_size()
-        self._batches += 1
-        if self._waiting > self._budget or (self._waiting and self._batches >= self._patience):
-            self.settle(top)
-
-    def _wait(self, images: Tensor, indices: Tensor, places: Tensor) -> None:
-        if len(places):
-            # A copy in one piece: many small ones take several times as long.
-            block = images[places.to(images.device)].to("cpu", memory_format=torch.contiguous_format)
-            self._images.update(zip(indices[places].tolist(), block, strict=True))
-            self._waiting += block.numel() * block.element_size()
-
-    def settle(self, top: TopK) -> None:
-        """Crop what is in a line now, and let go of everything else."""
-        kept: dict[_Key, Tensor] = {}
-        for key, box in self._entries(top.images[self._lines], top.details[self._lines]):
-            patch = self._crops.get(key)
-            kept[key] = self._crop(key[1], box) if patch is None else patch
-        self._crops = kept
-        listed = {index for _, index, _ in kept}
-        self.whole = {index: image for index, image in self.whole.items() if index in listed}
-        self._images = {}
-        self._waiting = self._batches = 0
+        lines = new.any(1).nonzero().flatten()
+        if not len(lines):
+            return
+        source = self._source(images.detach(), indices, places, listed[new])
+        wanted = self._wanted(listed[lines], top.details[self._lines[lines]])
+        for line, boxes in zip(lines.tolist(), wanted, strict=True):
+            held = self._held[line]
+            for key in held.keys() - boxes.keys():
+                self._let_go(key[0], held.pop(key))
+            for key in boxes.keys() - held.keys():
+                held[key] = self._take(key[0], source[key[0]], boxes[key], self._parts[line])
 
     @staticmethod
-    def _entries(
-        images: Tensor, details: Tensor, which: Tensor | None = None
-    ) -> list[tuple[_Key, tuple[int, int, int, int]]]:
-        """The filled places of the lines (or those that `which` marks), in order, with their boxes."""
-        line, rank = (images >= 0 if which is None else which).nonzero(as_tuple=True)
-        chosen = details[line, rank]
-        boxes = torch.stack([*unpack(chosen[:, 2]), *unpack(chosen[:, 3])], dim=-1)
-        keys = zip(line.tolist(), images[line, rank].tolist(), chosen[:, 1].tolist(), strict=True)
-        return [(key, (box[0], box[1], box[2], box[3])) for key, box in zip(keys, boxes.tolist(), strict=True)]
+    def _source(images: Tensor, indices: Tensor, places: Tensor, needed: Tensor) -> dict[int, Tensor]:
+        """The images of the batch that are needed, by index, on the CPU."""
+        places = places[torch.isin(indices[places], needed)]
+        if images.device.type != "cpu":
+            # At once: a transfer of each patch would take longer.
+            images, indices = images[places.to(images.device)].cpu(), indices[places]
+            places = torch.arange(len(places))
+        return {int(indices[place]): images[place] for place in places.tolist()}
 
-    def _crop(self, index: int, box: tuple[int, int, int, int]) -> Tensor:
-        """Copy a patch out of a waiting image; nearly whole patches of one image share a copy of it."""
-        image = self._images[index]
+    @staticmethod
+    def _wanted(images: Tensor, details: Tensor) -> list[dict[_Key, _Box]]:
+        """What is in some lines now, with boxes."""
+        boxes = torch.stack([*unpack(details[..., 2]), *unpack(details[..., 3])], dim=-1)
+        lines = zip(images.tolist(), details[..., 1].tolist(), boxes.tolist(), strict=True)
+        return [
+            {(image, position): tuple(box) for image, position, box in zip(*line, strict=True) if image >= 0}
+            for line in lines
+        ]
+
+    def _take(self, index: int, image: Tensor, box: _Box, part: float) -> Tensor:
+        """Copy a patch out of its image; those of at least a part of one image share a copy of it."""
         top, left, bottom, right = box
-        if (bottom - top) * (right - left) >= self._part * image.shape[1] * image.shape[2]:
-            if index not in self.whole:
-                self.whole[index] = image.clone()
-            return self.whole[index][:, top:bottom, left:right]
-        return _copied(image, box)
+        if (bottom - top) * (right - left) < part * image.shape[1] * image.shape[2]:
+            patch = image[:, top:bottom, left:right]
+            return _copied(patch, self._memory.take(patch.shape, image.dtype))
+        if index not in self.whole:
+            self.whole[index] = _copied(image, self._memory.take(image.shape, image.dtype))
+        self._sharing[index] += 1
+        return self.whole[index][:, top:bottom, left:right]
+
+    def _let_go(self, index: int, patch: Tensor) -> None:
+        whole = self.whole.get(index)
+        if whole is None or whole.untyped_storage().data_ptr() != patch.untyped_storage().data_ptr():
+            self._memory.give_back(patch)
+            return
+        self._sharing[index] -= 1
+        if self._sharing[index] == 0:
+            del self._sharing[index]
+            self._memory.give_back(self.whole.pop(index))
 
     def collect(self, images: Tensor, details: Tensor) -> list[tuple[Tensor, ...]]:
-        """Return the patches of the merged lists, a tuple a line, wherever they were found.
-
-        Call it after `settle`, on every rank.
+        """Return the patches of the merged lists, a tuple a line, wherever they were found; on every rank.
 
         Args:
             images: `(F, k)`, as `TopK.compute` gives them.
             details: `(F, k, 4)`, likewise.
         """
-        entries = self._entries(images[self._lines], details[self._lines])
-        found = [self._crops.get(key) for key, _ in entries]
+        self._memory.keeps = False  # what is shown stays as it is, should more batches come
+        wanted = self._wanted(images[self._lines], details[self._lines])
+        found = [held.get(key) for held, boxes in zip(self._held, wanted, strict=True) for key in boxes]
         if _ranks() > 1:
-            found = list(exchanged(found, [box for _, box in entries], self._like))
-        lines: list[list[Tensor]] = [[] for _ in self._lines]
-        for (key, _), patch in zip(entries, found, strict=True):
-            if patch is None:
-                raise RuntimeError(f"no rank has the patch of image {key[1]}")
-            lines[key[0]].append(patch)
-        return [tuple(line) for line in lines]
+            found = list(exchanged(found, [box for boxes in wanted for box in boxes.values()], self._like))
+        if any(patch is None for patch in found):
+            raise RuntimeError("no rank has some of the patches")
+        rest = iter(patch for patch in found if patch is not None)
+        return [tuple(next(rest) for _ in boxes) for boxes in wanted]
 
 
-def _copied(image: Tensor, box: tuple[int, int, int, int]) -> Tensor:
-    top, left, bottom, right = box
-    if image.stride(-1) != 1:
-        return image[:, top:bottom, left:right].clone(memory_format=torch.contiguous_format)
+class _Memory:
+    """Blocks of memory that are taken and given back.
+
+    Large ones lie outside of the allocator's heap: one that stays there, among the short-lived feature maps of the
+    passes, can make the allocator get fresh pages for these, batch after batch, which costs several per cent of a pass.
+
+    Attributes:
+        keeps: Whether blocks that are given back serve again.
+    """
+
+    def __init__(self) -> None:
+        self.keeps = True
+        self._free: dict[int, list[Tensor]] = {}
+
+    def take(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """Return a contiguous tensor, not filled."""
+        size = dtype.itemsize
+        for length in shape:
+            size *= length
+        room = _room(size)
+        free = self._free.get(room)
+        return (free.pop() if free else _block(room))[:size].view(dtype).view(*shape)
+
+    def give_back(self, taken: Tensor) -> None:
+        """Let a block serve again."""
+        if not self.keeps:
+            return
+        storage = taken.untyped_storage()
+        self._free.setdefault(storage.nbytes(), []).append(torch.tensor([], dtype=torch.uint8).set_(storage))
+
+
+def _room(size: int) -> int:
+    """The size of a block for so many bytes: one of eight sizes between powers of two, so that blocks serve again."""
+    step = max(64, 1 << max(0, size.bit_length() - 4))
+    return -(-max(size, 1) // step) * step
+
+
+def _block(room: int) -> Tensor:
+    if room < _LARGE:
+        return torch.empty(room, dtype=torch.uint8)
+    populate = getattr(mmap, "MAP_POPULATE", None)
+    if populate is None:
+        pages = mmap.mmap(-1, room, access=mmap.ACCESS_COPY)
+    else:  # all pages at once: one by one, as they are written to, takes twice as long as the copy itself
+        pages = mmap.mmap(-1, room, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | populate)
+    return torch.frombuffer(pages, dtype=torch.uint8)
+
+
+def _copied(pixels: Tensor, to: Tensor) -> Tensor:
+    if pixels.stride(-1) != 1:
+        return to.copy_(pixels)
     # As bytes, for numpy does not know every dtype, and copies small pieces twice as fast as torch.
-    size = image.element_size()
-    piece = image.view(torch.uint8).numpy()[:, top:bottom, left * size : right * size]
-    return torch.from_numpy(piece.copy()).view(image.dtype)
+    np.copyto(_bytes(to), _bytes(pixels))
+    return to
+
+
+def _bytes(pixels: Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    return pixels.view(torch.uint8).numpy()
 
 
 def exchanged(

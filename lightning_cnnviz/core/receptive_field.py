@@ -102,6 +102,13 @@ class BoundsMode:
         finally:
             self._known = _Known()
 
+    def reach(self, tensor: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+        """Return -top, bottom, -left and right (both inclusive) of each element's box; None where there is none.
+
+        Each is of the tensor's shape, mostly as an expanded view, and -inf for an element that depends on no pixel.
+        """
+        return self._known.get(tensor)
+
     def receptive_field(self, layer: str, output: Tensor) -> ReceptiveField | None:
         """Return the receptive fields of `output`, `(1, C, H, W)` or `(1, C)`; None where it depends on no pixel."""
         bounds = self._known.get(output)
@@ -314,7 +321,10 @@ def _union(many: Sequence[_Bounds], shape: Sequence[int]) -> _Bounds:
 
 def _whole(many: Any, tensor: Tensor) -> _Bounds:
     """Every element depends on everything that any input depends on."""
-    reach = [torch.stack([bounds[side].amax() for bounds in many if bounds[side].numel()]).amax() for side in range(4)]
+    if tensor.numel() == 0:
+        return _constant(tensor.shape)
+    reach = [torch.stack([_thin(bounds[side]).amax() for bounds in many if bounds[side].numel()]).amax()
+             for side in range(4)]  # fmt: skip
     return _each(lambda b: b.expand(tensor.shape), (reach[0], reach[1], reach[2], reach[3]))
 
 
@@ -351,13 +361,19 @@ def _copied(call: _Call) -> list[_Bounds] | None:
 
 def _joined(call: _Call) -> list[_Bounds] | None:
     """Concatenate or stack: pieces that do not depend on the image reach nothing."""
+    pieces = [call.bounds(tensor) for tensor in call.args[0]]
+    shape = call.outputs[0].shape
+    along = int(call.argument("dim", 0)) % len(shape)
 
     def run(side: int) -> Tensor:
-        def pick(leaf: Any) -> Any:
-            return call.bounds(leaf)[side] if isinstance(leaf, Tensor) else leaf
-
-        joined: Tensor = call.func(*tree_map(pick, list(call.args)), **call.kwargs)
-        return joined
+        parts = [piece[side] for piece in pieces]
+        if len({part.shape[:along] + part.shape[along + 1 :] for part in parts}) == 1 and parts[0].ndim == len(shape):
+            # Where all pieces are constant along a dimension, so is the whole.
+            for dim in range(len(shape)):
+                if dim != along and shape[dim] > 1 and all(part.stride(dim) == 0 for part in parts):
+                    parts = [part.narrow(dim, 0, 1) for part in parts]
+        joined: Tensor = call.func(parts, *call.args[1:], **call.kwargs)
+        return joined.expand(shape)
 
     return [(run(0), run(1), run(2), run(3))]
 
@@ -465,13 +481,18 @@ def _convolution(call: _Call) -> list[_Bounds] | None:
     kernel = (weight.shape[-2], weight.shape[-1])
 
     def run(b: Tensor) -> Tensor:
-        b = b[:, :1] if b.stride(1) == 0 else b.reshape(len(b), groups, -1, *b.shape[2:]).amax(2)
+        size = b.shape[2:]
+        if b.stride(1) == 0:
+            b = b[:, :1]
+        else:
+            b = _thin(b)
+            b = b.reshape(len(b), groups, -1, *b.shape[2:]).amax(2).expand(-1, -1, *size)
         if call.argument("transposed"):
             b = _transposed_window(b, kernel, stride, padding, dilation, out.shape[-2:])
         else:
             b = _window(b, kernel, stride, padding, dilation, out.shape[-2:])
         if b.shape[1] > 1:
-            b = b.repeat_interleave(out.shape[1] // groups, dim=1)
+            b = _thin(b).repeat_interleave(out.shape[1] // groups, dim=1)
         return b.expand(out.shape)
 
     return [_each(run, call.bounds(call.args[0]))]
@@ -527,9 +548,17 @@ _Pair = tuple[int, int]
 
 def _window(b: Tensor, kernel: _Pair, stride: _Pair, padding: _Pair, dilation: _Pair, out: Sequence[int]) -> Tensor:
     """The maximum over each window of a convolution or pooling whose output is `out` high and wide."""
+    size = b.shape[2:]
+    # Rows mostly reach the same rows in every column: then it is enough to look at one column.
+    same = [b.stride(2 + axis) == 0 and size[axis] > 1 for axis in (0, 1)]
+    b, channels = _distinct(_thin(b))
     for axis in (0, 1):
-        if kernel[axis] == 1 and stride[axis] == 1 and padding[axis] == 0 and out[axis] == b.shape[2 + axis]:
+        if kernel[axis] == 1 and stride[axis] == 1 and padding[axis] == 0 and out[axis] == size[axis]:
             continue
+        if same[axis]:
+            if _all_read(size[axis], kernel[axis], stride[axis], padding[axis], dilation[axis], out[axis]):
+                continue
+            b = b.expand(*b.shape[:2], *((size[0], -1) if axis == 0 else (-1, size[1])))
         reach = (out[axis] - 1) * stride[axis] + dilation[axis] * (kernel[axis] - 1) + 1
         # Rows beyond the last window are cut off (negative), those that ceil_mode needs are added: they reach nothing.
         pad = (padding[axis], reach - b.shape[2 + axis] - padding[axis])
@@ -537,7 +566,33 @@ def _window(b: Tensor, kernel: _Pair, stride: _Pair, padding: _Pair, dilation: _
         along = [(kernel[axis], 1), (stride[axis], 1), (dilation[axis], 1)]
         sizes = [pair if axis == 0 else pair[::-1] for pair in along]
         b = F.max_pool2d(b, sizes[0], sizes[1], 0, sizes[2])
+    b = b if channels is None else b[:, channels]
+    return b.expand(*b.shape[:2], *out)
+
+
+def _distinct(b: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Cut neighboring channels that are alike to one, and say which is whose: what was concatenated has many such."""
+    if b.shape[1] == 1:
+        return b, None
+    changes = (b[:, 1:] != b[:, :-1]).any(3).any(2).any(0)
+    channels = F.pad(changes, (1, 0)).cumsum(0)
+    return b[:, F.pad(changes, (1, 0), value=True)], channels
+
+
+def _thin(b: Tensor) -> Tensor:
+    """Cut channels, rows or columns that are all the same (expanded views) to one."""
+    for dim in range(b.ndim):
+        if b.shape[dim] > 1 and b.stride(dim) == 0:
+            b = b.narrow(dim, 0, 1)
     return b
+
+
+def _all_read(size: int, kernel: int, stride: int, padding: int, dilation: int, out: int) -> bool:
+    """Whether every window reads a value: with padding and dilation one may fall between, or beside them all."""
+    if padding == 0 and (out - 1) * stride + dilation * (kernel - 1) < size:
+        return True
+    taps = torch.arange(out)[:, None] * stride - padding + torch.arange(kernel) * dilation
+    return bool(((taps >= 0) & (taps < size)).any(1).all())
 
 
 def _transposed_window(

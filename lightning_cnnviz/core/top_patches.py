@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from lightning_cnnviz.core.capture import analysis_mode
 from lightning_cnnviz.core.layers import FeatureSpec, LayerSpec, select_layers
 from lightning_cnnviz.core.mining import LayerTopPatches, PatchMiner, TopPatches
 
-__all__ = ["Diagnostics", "LayerTopPatches", "TopPatches", "diagnose", "mine_top_patches"]
+__all__ = ["Diagnostics", "LayerTopPatches", "TopPatches", "diagnose", "mine_top_patches", "without_patches"]
 
 
 @dataclass(frozen=True)
@@ -119,6 +119,12 @@ def diagnose(current: TopPatches, previous: TopPatches | None = None) -> list[Di
             )
         )
     return summaries
+
+
+def without_patches(found: TopPatches) -> TopPatches:
+    """Return what is needed to compare later looks with this one: everything but the pixels."""
+    bare = (replace(layer, patches=tuple(() for _ in layer.patches)) for layer in found)
+    return replace(found, layers=tuple(bare))
 
 
 def _overlap(images: Tensor, before: Tensor) -> float:

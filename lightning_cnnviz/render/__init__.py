@@ -3,7 +3,7 @@
 from lightning_cnnviz.render.charts import curve_svg, draw_curve
 from lightning_cnnviz.render.image import draw_sheet
 from lightning_cnnviz.render.normalization import Normalization, find_normalization
-from lightning_cnnviz.render.views import top_patches_report, top_patches_table
+from lightning_cnnviz.render.top_patches import top_patches_report, top_patches_table
 
 __all__ = [
     "Normalization",

@@ -93,7 +93,7 @@ def _resize(image: Image.Image, plan: SheetPlan, hard_edges: bool) -> Image.Imag
     if image.size == plan.tile:
         return image
     # PIL widens the bicubic kernel while shrinking: no aliasing, at two thirds of Lanczos's time.
-    copying = hard_edges and plan.scale > 1
+    copying = hard_edges and plan.scale > 1 and plan.scale == int(plan.scale)
     return image.resize(plan.tile, Image.Resampling.NEAREST if copying else Image.Resampling.BICUBIC)
 
 
@@ -113,6 +113,7 @@ def _measure(gallery: Gallery) -> SheetSizes:
         tile_label_width=max((_length(tile.caption, _FIGURES) for tile in tiles), default=0),
         tile_label_height=_line(_FIGURES) + 2,
         columns=gallery.columns or 0,
+        wanted_side=gallery.tile_side,
     )
 
 

@@ -33,6 +33,7 @@ class SheetSizes:
         tile_label_width: Width of the longest caption of a tile; 0 if there are none.
         tile_label_height: Height of the caption under each tile, where there is room for it.
         columns: Number of tiles side by side in a block; 0 for as nearly a square as possible.
+        wanted_side: To so many pixels a side small tiles are enlarged, where there is room.
     """
 
     rows: int
@@ -44,6 +45,7 @@ class SheetSizes:
     tile_label_width: int = 0
     tile_label_height: int = 0
     columns: int = 0
+    wanted_side: int = 64
 
     @property
     def block_columns(self) -> int:
@@ -57,7 +59,7 @@ class SheetPlan:
 
     Attributes:
         sizes: What the plan was made from.
-        scale: How much tiles are enlarged; a whole number from 1 on.
+        scale: How much tiles are enlarged: by a whole number, or to just the side that was wanted.
         columns: Number of blocks side by side.
         shown: Number of rows of the gallery that the sheet has room for, normally all of them.
     """
@@ -124,8 +126,8 @@ def plan_sheet(sizes: SheetSizes) -> SheetPlan:
     """
     plan = SheetPlan(sizes, 1, 1, 0)
     for scale in _scales(sizes):
-        plan = _best_arrangement(sizes, scale)
-        limit = _LARGEST_SIDE if max(plan.tile) <= _COMFORTABLE_TILE else _COMFORTABLE_SIDE
+        limit = _LARGEST_SIDE if scale * _side(sizes) <= _COMFORTABLE_TILE else _COMFORTABLE_SIDE
+        plan = _best_arrangement(sizes, scale, limit)
         if max(plan.size) <= limit:
             return plan
     width, height = plan.block
@@ -135,20 +137,28 @@ def plan_sheet(sizes: SheetSizes) -> SheetPlan:
 
 
 def _scales(sizes: SheetSizes) -> Iterator[float]:
-    """Scales to try, largest first: whole factors while enlarging, so that every pixel stays a square."""
-    side = max(sizes.tile_width, sizes.tile_height)
-    wanted = max(64, 128 // sizes.block_columns)
+    """Scales to try, largest first: whole factors while enlarging, so that every pixel stays a square, if they fit."""
+    side = _side(sizes)
+    wanted = max(sizes.wanted_side, 128 // sizes.block_columns)
     if side <= _SHRUNK_SIDES[0]:
         smallest = math.ceil(_SHRUNK_SIDES[-1] / side)
-        yield from range(max(smallest, math.ceil(wanted / side)), smallest - 1, -1)
+        largest = max(smallest, math.ceil(wanted / side))
+        yield largest
+        if smallest < wanted / side < largest:
+            yield wanted / side
+        yield from range(largest - 1, smallest - 1, -1)
     yield from (shrunk / side for shrunk in _SHRUNK_SIDES if shrunk < side)
 
 
-def _best_arrangement(sizes: SheetSizes, scale: float) -> SheetPlan:
+def _side(sizes: SheetSizes) -> int:
+    return max(sizes.tile_width, sizes.tile_height)
+
+
+def _best_arrangement(sizes: SheetSizes, scale: float, limit: int) -> SheetPlan:
     width, _ = SheetPlan(sizes, scale, 1, sizes.rows).block
     most = min(max(1, _LARGEST_SIDE // (width + _BLOCK_GAP)), max(1, sizes.rows))
     plans = [SheetPlan(sizes, scale, columns, sizes.rows) for columns in range(1, most + 1)]
-    return min(plans, key=_ugliness)
+    return min([plan for plan in plans if max(plan.size) <= limit] or plans, key=_ugliness)
 
 
 def _ugliness(plan: SheetPlan) -> float:

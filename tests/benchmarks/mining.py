@@ -5,10 +5,12 @@
 Networks have random weights and images are noise, both from a fixed seed: nothing is downloaded, and nothing but
 standard output is written. Everything runs on the CPU.
 
-Time. Every contender runs between two plain passes, and its ratio is to the mean of these two, so that a machine that
-slows down or speeds up cancels out. Batches lie ready in memory: loading, which would flatter every ratio, costs
-nothing. The parts of ours are timed inside the very passes that give its ratio; the timers cost about a microsecond a
-call. The last column says how many places of the lists (feature map, rank) hold the same image as ours.
+Time. Before a contender is given a batch, the plain pass over it is made and timed: every batch has two times from the
+same moment. Everything is repeated, and of each batch the fastest of its repeats counts, plain and not: a machine that
+others use, too, is now fast and now slow, and what is in question is the work, not the machine. The ratio is that of
+the sums over all batches. Batches lie ready in memory: loading, which would flatter every ratio, costs nothing. The
+parts of ours are timed inside the very passes that give its ratio, each in its fastest repeat; the timers cost about a
+microsecond a call. The last column says how many places of the lists (feature map, rank) hold the same image as ours.
 
 Memory. Each figure is from a process of its own, and images are made when asked for, so that they take none. It reads
 VmHWM and not ru_maxrss, which a process inherits from the one that started it.
@@ -22,7 +24,6 @@ import ctypes
 import gc
 import importlib
 import importlib.metadata
-import inspect
 import io
 import os
 import platform
@@ -47,7 +48,6 @@ from torch.utils.data import DataLoader, Dataset
 from lightning_cnnviz.core import mining
 from lightning_cnnviz.core.capture import Site, hooked
 from lightning_cnnviz.core.mining import PatchMiner
-from lightning_cnnviz.core.patches import PatchStore
 from lightning_cnnviz.core.top_k import TopK
 from lightning_cnnviz.core.top_patches import mine_top_patches
 
@@ -84,10 +84,16 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Run:
-    """One timed run, and the mean of the plain passes before and after it, in seconds."""
+    """One timed run: seconds of each batch, and of the plain pass over it right before.
 
-    seconds: float
-    plain: float
+    Attributes:
+        seconds: A number a batch, and last what is left: what comes before the first batch and after the last.
+        plain: A number a batch, and a last 0.
+        parts: By name, seconds of the whole run.
+    """
+
+    seconds: Sequence[float]
+    plain: Sequence[float]
     parts: Mapping[str, float]
 
 
@@ -96,25 +102,24 @@ class Comparison:
     """All runs of one set of contenders over the same images."""
 
     images: int
-    plain: list[float]
     runs: dict[str, list[Run]]
     agreement: dict[str, float]
 
 
-Contender = Callable[[Batches], Outcome]
+Contender = Callable[[Iterable[Tensor]], Outcome]
 
 
 # The contenders
 
 
 @torch.no_grad()
-def plain_pass(model: nn.Module, batches: Batches) -> None:
+def plain_pass(model: nn.Module, batches: Iterable[Tensor]) -> None:
     """Run the network and look at nothing."""
     for images in batches:
         model(images)
 
 
-def ours(model: nn.Module, batches: Batches) -> Outcome:
+def ours(model: nn.Module, batches: Iterable[Tensor]) -> Outcome:
     """Mine as a user does, with the features whose patches are kept by default."""
     with stopwatch() as parts:
         found = mine_top_patches(model, batches, "conv", K)
@@ -169,7 +174,7 @@ class NaiveTopK:
 
 
 @torch.no_grad()
-def naive(model: nn.Module, batches: Batches) -> Outcome:
+def naive(model: nn.Module, batches: Iterable[Tensor]) -> Outcome:
     """Run the network with a `NaiveTopK` on every convolution."""
     top = NaiveTopK()
     sites = {name: Site(module) for name, module in model.named_modules() if isinstance(module, nn.Conv2d)}
@@ -202,8 +207,9 @@ class Crp:
         canonizer = ResNetCanonizer() if name.startswith("resnet") else SequentialMergeBatchNorm()
         self._composite = EpsilonPlusFlat([canonizer])
 
-    def documented(self, batches: Batches) -> Outcome:
+    def documented(self, batches: Iterable[Tensor]) -> Outcome:
         """Do what its README says: a pass and a relevance pass, ranking and class statistics of both, and files."""
+        batches = list(batches)  # it asks for images one by one
         visualization = self._visualization(batches)
         count = sum(map(len, batches))
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
@@ -211,11 +217,12 @@ class Crp:
         return Outcome(partial(self._from_files, visualization))
 
     @torch.no_grad()
-    def activations_only(self, batches: Batches) -> Outcome:
+    def activations_only(self, batches: Iterable[Tensor]) -> Outcome:
         """Run its forward hooks in a plain pass, which it does not offer: the fairest comparison there is."""
         from crp.hooks import FeatVisHook
         from zennit.composites import NameMapComposite
 
+        batches = list(batches)
         visualization = self._visualization(batches)
         now: dict[str, Any] = {}
         hooks = [
@@ -255,29 +262,54 @@ class Crp:
 # Time
 
 
+class Paired:
+    """Batches, each with a plain pass over it before it is handed out; both are timed.
+
+    A contender's hooks see the plain pass, too: ours are idle between two batches, at microseconds a layer.
+
+    Args:
+        plain: The network, which none of a contender's hooks is on.
+        batches: The batches.
+    """
+
+    def __init__(self, plain: nn.Module, batches: Batches) -> None:
+        self._plain, self._batches = plain, batches
+        self.plain: list[float] = []
+        self.seconds: list[float] = []
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for images in self._batches:
+            start = time.perf_counter()
+            plain_pass(self._plain, [images])
+            handed_out = time.perf_counter()
+            self.plain.append(handed_out - start)
+            yield images
+            self.seconds.append(time.perf_counter() - handed_out)
+
+
 def compare(model: nn.Module, batches: Batches, contenders: Mapping[str, Contender], repeats: int) -> Comparison:
-    """Time the contenders by turns, a plain pass before and after each; first all of them once to warm up."""
+    """Time the contenders by turns, a plain pass before each of their batches; first all of them once to warm up."""
     expected = ours(model, batches).images()
+    plain = copy.deepcopy(model)
     for contender in contenders.values():
         contender(batches[:2])
-    plain = [clock(lambda: plain_pass(model, batches))[0]]
     runs: dict[str, list[Run]] = {name: [] for name in contenders}
     agreement = {}
     for _ in range(repeats):
         for name, contender in contenders.items():
-            seconds, outcome = clock(partial(contender, batches))
-            plain.append(clock(lambda: plain_pass(model, batches))[0])
-            runs[name].append(Run(seconds, statistics.fmean(plain[-2:]), outcome.parts))
+            paired = Paired(plain, batches)
+            gc.collect()
+            start = time.perf_counter()
+            outcome = contender(paired)
+            rest = time.perf_counter() - start - sum(paired.plain) - sum(paired.seconds)
+            runs[name].append(Run([*paired.seconds, rest], [*paired.plain, 0.0], outcome.parts))
             agreement[name] = same_images(outcome.images(), expected)
-    return Comparison(sum(map(len, batches)), plain, runs, agreement)
+    return Comparison(sum(map(len, batches)), runs, agreement)
 
 
-def clock(function: Callable[[], Any]) -> tuple[float, Any]:
-    """Return the seconds that a call takes, and what it returns."""
-    gc.collect()
-    start = time.perf_counter()
-    result = function()
-    return time.perf_counter() - start, result
+def fastest(repeats: Iterable[Sequence[float]]) -> float:
+    """Return the sum over batches of the fastest of their repeats."""
+    return sum(min(times) for times in zip(*repeats, strict=True))
 
 
 def same_images(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:
@@ -288,34 +320,27 @@ def same_images(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> 
 
 def print_times(comparison: Comparison) -> None:
     """Print a row for each contender, and for each part of it."""
-    print_row(f"plain pass, {comparison.images} images", in_seconds(comparison.plain))
     for name, runs in comparison.runs.items():
-        ratios = spread([run.seconds / run.plain for run in runs], "{:.3f}", "x")
-        print_row(name, in_seconds([run.seconds for run in runs]), ratios, f"{comparison.agreement[name]:.1%}")
+        plain, taken = fastest(run.plain for run in runs), fastest(run.seconds for run in runs)
+        each = ", ".join(f"{sum(run.seconds) / sum(run.plain):.3f}" for run in runs)
+        print_row(f"plain pass, {comparison.images} images", f"{plain:.3f} s")
+        print_row(
+            name, f"{taken:.3f} s", f"{taken / plain:.3f}x (whole runs: {each})", f"{comparison.agreement[name]:.1%}"
+        )
         for part in runs[0].parts:
-            shares = [100 * run.parts[part] / run.plain for run in runs]
-            print_row(f"    {part}", in_seconds([run.parts[part] for run in runs]), spread(shares, "{:.2f}", " %"))
-
-
-def in_seconds(values: Sequence[float]) -> str:
-    return spread(values, "{:.3f}", " s")
-
-
-def spread(values: Sequence[float], number: str, unit: str) -> str:
-    """Write the median, the lowest and the highest value."""
-    median, low, high = (number.format(pick(values)) for pick in (statistics.median, min, max))
-    return f"{median}{unit} ({low} to {high})"
+            part_taken = min(run.parts[part] for run in runs)
+            print_row(f"    {part}", f"{part_taken:.3f} s", f"{100 * part_taken / plain:.2f} %")
 
 
 def print_row(name: str, taken: str, ratio: str = "", same: str = "") -> None:
-    print(f"{name:<50} {taken:<31} {ratio:<30} {same}".rstrip())
+    print(f"{name:<50} {taken:<12} {ratio:<44} {same}".rstrip())
 
 
 def print_time_table(name: str, model: nn.Module, options: argparse.Namespace) -> None:
     """Time one network; the peers over fewer images, with plain passes over these same ones."""
     images = torch.rand(options.images, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(options.seed))
     batches = images.split(options.batch)
-    print_row("median (lowest to highest)", "time", "of the plain passes beside it", "images as ours")
+    print_row("each batch's fastest of all repeats", "time", "of the plain pass", "images as ours")
     print_times(
         compare(
             model,
@@ -397,18 +422,10 @@ def peak(name: str | None, mined: bool, count: int, batch: int, seed: int) -> fl
     return resident("VmHWM")
 
 
-def growth(mined: bool, seed: int) -> list[tuple[float, float]]:
-    """Run a small network, mined or plain, and return resident MB, and MB of images that wait to be cropped, at MARKS.
-
-    Waiting images are what still grows once the lists are full: to a bound of their own, at which they are cropped.
-    """
+def growth(mined: bool, seed: int) -> list[float]:
+    """Run a small network, mined or plain, and return resident MB at MARKS."""
     loader = DataLoader(LazyImages(MARKS[-1], SMALL, seed), batch_size=SMALL_BATCH)
-    marks: list[tuple[float, float]] = []
-    waiting = [0.0]
-
-    def keep(store: PatchStore, *arguments: Any) -> None:
-        keep_as_is(store, *arguments)
-        waiting[0] = store._waiting / MB
+    marks: list[float] = []
 
     def watched(batches: Iterable[Any]) -> Iterator[Any]:
         for number, images in enumerate(batches, start=1):
@@ -416,11 +433,9 @@ def growth(mined: bool, seed: int) -> list[tuple[float, float]]:
             if number * SMALL_BATCH in MARKS:
                 del images
                 return_free_memory()
-                marks.append((resident("VmRSS"), waiting[0]))
+                marks.append(resident("VmRSS"))
 
-    keep_as_is = PatchStore.keep
-    with mock.patch.object(PatchStore, "keep", keep):
-        pass_over(network(None, seed), mined, loader, watched)
+    pass_over(network(None, seed), mined, loader, watched)
     return marks
 
 
@@ -472,14 +487,10 @@ def print_growth(seed: int) -> None:
     windows = [f"{last - STEP:,}-{last:,}" for last in MARKS if last >= MARKS[0] + STEP and last % STEP == 0]
     print(f"{'MB, mean over images':<22}" + "".join(f"{window:>15}" for window in windows) + f"   growth in {STEP:,}")
     plain, mined = (in_fresh_process(growth, mined, seed) for mined in (False, True))
-    print_grown("plain, resident", [now for now, _ in plain])
-    grown = print_grown("ours, resident", [now for now, _ in mined])
-    print_grown("  images that wait", [waiting for _, waiting in mined])
-    print_grown("  all the rest", [now - waiting for now, waiting in mined])
+    print_grown("plain, resident", plain)
+    grown = print_grown("ours, resident", mined)
     verdict = "met" if grown < GROWTH_LIMIT else "NOT met"
     print(f"Aim: ours, resident, grows by less than {GROWTH_LIMIT:g} MB in {STEP:,} images: {verdict}")
-    bound = inspect.signature(PatchStore).parameters["budget"].default / MB
-    print(f"Images wait to be cropped until they take {bound:.0f} MB; then only what the lists hold is kept")
     top = TopK(1, K)
     states = (top.values, top.images, top.details)
     taken = sum(state.numel() * state.element_size() for state in states)

@@ -1,11 +1,16 @@
 """Time of projecting units to pixels, against captum's NeuronDeconvolution called unit by unit.
 
-    python tests/benchmarks/projection.py --models alexnet resnet18 --units 64 --peer-units 8
+    python tests/benchmarks/projection.py --models alexnet resnet18 --units 144 --peer-units 8
+    python tests/benchmarks/projection.py --models alexnet --whole 1000
 
 Networks have random weights and images are noise, both from a fixed seed. Units are spread over feature maps, positions
 and images; ours takes all units of a layer in one call (forward passes of their images included, activations known, as
-mining leaves them), captum one unit a call, as its users must. The ratio is of milliseconds a unit, in one run; the
-last column is the largest difference of the two projections, relative to the largest pixel.
+mining leaves them), captum one unit a call, as its users must. What ours learns of a network once, with one image, has
+a line of its own. The ratio is of milliseconds a unit, in one run; the last column is the largest difference of the two
+projections, relative to the largest pixel.
+
+`--whole N` projects the nine strongest units of every feature map of every convolution over N images: mining is
+included in ours, and not in captum's, whose time is that of its units above times their number.
 """
 
 from __future__ import annotations
@@ -21,12 +26,16 @@ import torchvision
 from captum.attr import NeuronDeconvolution
 from torch import Tensor, nn
 
-from lightning_cnnviz.core.deconvnet import Unit, project
+from lightning_cnnviz.core.capture import trace_feature_maps
+from lightning_cnnviz.core.deconvnet import Projector, Unit
+from lightning_cnnviz.core.layers import select_layers
+from lightning_cnnviz.core.top_patches import mine_top_patches
 
 SIZE = 224
-LAYERS = {
-    "alexnet": ["features.0", "features.3", "features.6", "features.8", "features.10"],
-    "vgg16": ["features.0", "features.7", "features.14", "features.28"],
+K = 9
+LAYERS: dict[str, str | list[str]] = {
+    "alexnet": "conv",
+    "vgg16": "conv",
     "resnet18": ["conv1", "layer1", "layer2", "layer3", "layer4"],
     "squeezenet1_0": ["features.0", "features.5", "features.9", "features.12"],
 }
@@ -56,19 +65,22 @@ def measure(name: str, options: argparse.Namespace) -> None:
         if isinstance(module, nn.ReLU):
             module.inplace = False  # captum's hooks do not work in place
     print(f"\n{name}: {options.units} units a layer on {options.images} images of {SIZE} x {SIZE}")
-    print(f"{'layer':14}{'ours, ms a unit':>18}{'captum, ms a unit':>20}{'ratio':>10}{'largest difference':>22}")
+    layers = select_layers(model, LAYERS[name])
+    shapes = {maps.layer: maps.shape for maps in trace_feature_maps(model, images[:1], layers)}
+    start = time.perf_counter()
+    projector = Projector(model, layers)
+    projector.check(images[:1])
+    print(f"learned once: {(time.perf_counter() - start) * 1e3:.0f} ms")
+    columns = ("field, px", "ours, ms a unit", "captum, ms a unit", "ratio", "largest difference")
+    print(f"{'layer':14}{columns[0]:>12}{columns[1]:>18}{columns[2]:>20}{columns[3]:>10}{columns[4]:>22}")
     generator = torch.Generator().manual_seed(options.seed)
-    for layer in LAYERS[name]:
-        shape: list[int] = []
-        handle = model.get_submodule(layer).register_forward_hook(lambda *call, into=shape: into.extend(call[2].shape))
-        with torch.no_grad():
-            model(images[:1])
-        handle.remove()
-        units = units_of(layer, (shape[1], shape[2], shape[3]), options.units, options.images, generator)
+    totals = [0.0, 0.0]
+    for layer, shape in shapes.items():
+        units = units_of(layer, shape, options.units, options.images, generator)
         times = []
         for _ in range(options.repeats + 1):
             start = time.perf_counter()
-            found = project(model, images, units)
+            found = projector.project(images, units)
             times.append((time.perf_counter() - start) / len(units) * 1e3)
         ours = statistics.median(times[1:])  # the first warms up
         peer, peer_times, differences = NeuronDeconvolution(theirs, theirs.get_submodule(layer)), [], []
@@ -80,7 +92,39 @@ def measure(name: str, options: argparse.Namespace) -> None:
             scale = float(expected.abs().max()) or 1.0
             differences.append(float((found.on_image(number) - expected).abs().max()) / scale)
         captum = statistics.median(peer_times)
-        print(f"{layer:14}{ours:18.3f}{captum:20.2f}{captum / ours:9.1f}x{max(differences):22.1e}", flush=True)
+        field = int((found.boxes[:, 2] - found.boxes[:, 0]).max())
+        for place, cost in enumerate((ours, captum)):
+            totals[place] += K * shape[0] * cost / 1e3
+        difference = max(differences)
+        print(f"{layer:14}{field:12}{ours:18.3f}{captum:20.2f}{captum / ours:9.1f}x{difference:22.1e}", flush=True)
+    ours, captum = totals
+    print(f"{K} units of every feature map, at that rate: {ours:.0f} s, {captum:.0f} s, {captum / ours:.1f}x")
+    if options.whole:
+        measure_whole(model, options.whole, captum)
+
+
+def measure_whole(model: nn.Module, count: int, captum: float) -> None:
+    """Mine and project all feature maps of all convolutions."""
+    batches = [torch.randn(min(32, count - at), 3, SIZE, SIZE) for at in range(0, count, 32)]
+    images = [image for batch in batches for image in batch]
+    start = time.perf_counter()
+    found = mine_top_patches(model, batches, k=K, features=[0])
+    mined = time.perf_counter() - start
+    units = [
+        Unit(int(image), layer.layer, feature, int(row), int(column), float(activation))
+        for layer in found
+        for feature in range(len(layer.images))
+        for image, row, column, activation in zip(
+            layer.images[feature], layer.rows[feature], layer.columns[feature], layer.activations[feature], strict=True
+        )
+    ]
+    start = time.perf_counter()
+    Projector(model, select_layers(model, "conv")).project(images, units)
+    projected = time.perf_counter() - start
+    print(
+        f"whole network, {len(units):,} units of {count:,} images: mining {mined:.1f} s, projecting {projected:.1f} s, "
+        f"together {mined + projected:.1f} s; captum {captum:.0f} s: {captum / (mined + projected):.1f}x"
+    )
 
 
 def main() -> None:
@@ -91,6 +135,7 @@ def main() -> None:
     parser.add_argument("--units", type=int, default=144)
     parser.add_argument("--peer-units", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--whole", type=int, default=0, metavar="N", help="project everything over N images, too")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     warnings.filterwarnings("ignore", module="captum")

@@ -99,7 +99,7 @@ def test_validate_and_test() -> None:
     ("options", "expected"),
     [
         ({}, [1, 2, 3, 4, 5]),
-        ({"every_n_epochs": 2}, [2, 4]),
+        ({"every_n_epochs": 2}, [2, 4, 5]),
         ({"epochs": [1, 4, 9]}, [1, 4]),
         ({"epochs": "last"}, [5]),
     ],

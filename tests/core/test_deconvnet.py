@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from lightning_cnnviz.core.deconvnet import ProjectionError, Projector, Unit, project
+from lightning_cnnviz.core.deconvnet import Projection, ProjectionError, Projector, Unit, project
 from lightning_cnnviz.core.layers import LayerNotFoundError, select_layers
+from lightning_cnnviz.core.rules import _in_phases
 from lightning_cnnviz.core.top_patches import mine_top_patches
 
 
@@ -151,6 +154,52 @@ def test_what_comes_after_the_layer_does_not_run(model: nn.Module) -> None:
     assert runs == []
 
 
+def test_where_activations_are_known_the_pass_ends_with_the_last_switches() -> None:
+    torch.manual_seed(2)
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 5, 3), nn.ReLU(), nn.Conv2d(5, 6, 2)
+    )
+    units = [Unit(n, "5", n, 1, 1, 0.5 + n) for n in range(4)]
+    batches = []
+    net[3].register_forward_hook(lambda _module, given, _output: batches.append(len(given[0])))
+    found = project(net, IMAGES, units)
+    assert set(batches) == {1}  # the structure alone: four images stop at the pooling
+    unknown = project(net, IMAGES, [unit._replace(activation=None) for unit in units])
+    for number in range(4):
+        scaled = found.on_image(number) / units[number].activation * unknown.units[number].activation
+        assert torch.allclose(unknown.on_image(number), scaled, rtol=1e-5, atol=1e-7)
+
+
+class Moody(nn.Module):
+    """What it does depends on the image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(4)
+        self.first, self.second = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 5, 3)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        maps = torch.relu(self.first(images))
+        if float(images[0, 0, 0, 0]) > 0.5:
+            maps = maps * 2
+        return self.second(nn.functional.max_pool2d(maps, 2))
+
+
+def test_a_pass_that_depends_on_the_image_is_made_to_its_end() -> None:
+    net, images = Moody(), torch.rand(40, 3, 12, 12)
+    images[:, 0, 0, 0] = 0.0
+    images[-1, 0, 0, 0] = 1.0
+    # One image a pass: the way back that the first image shows is not that of the last.
+    units = [Unit(n, "second", 1, 1, 1, 1.0) for n in (0, 39)]
+    alone = project(net, images[39:], [units[1]._replace(image=0)])
+    first = project(net, images, units[:1])
+    with mock.patch("lightning_cnnviz.core.deconvnet._IMAGES", 1):
+        found = project(net, images, units)
+    assert torch.equal(found.on_image(1), alone.on_image(0))
+    assert torch.equal(found.on_image(0), first.on_image(0))
+    assert not torch.allclose(found.pixels[0], found.pixels[1])
+
+
 def test_mined_units_are_read_behind_their_batch_norm(model: nn.Sequential) -> None:
     model[1].weight.data.mul_(-2)
     found = mine_top_patches(model, [IMAGES], k=2)["0"]
@@ -159,3 +208,80 @@ def test_mined_units_are_read_behind_their_batch_norm(model: nn.Sequential) -> N
     assert behind.units[0].activation == pytest.approx(float(found.activations[3, 0]), rel=1e-5)
     assert behind.units[0].activation != project(model, IMAGES, [unit]).units[0].activation
     assert behind.boxes[0].tolist() == found.boxes[3, 0].tolist()
+
+
+class Whole(nn.Module):
+    """Small whole numbers as weights, for which bfloat16 is exact; a block that is checkpointed, and a residual sum."""
+
+    def __init__(self, checkpointing: bool = False) -> None:
+        super().__init__()
+        self.checkpointing = checkpointing
+        self.stem = nn.Conv2d(2, 4, 3, padding=1, bias=False)
+        self.block = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1, bias=False), nn.ReLU(), nn.Conv2d(4, 4, 1, bias=False))
+        self.last = nn.Conv2d(4, 3, 3, bias=False)
+        generator = torch.Generator().manual_seed(3)
+        for parameter in self.parameters():
+            parameter.data = (torch.rand(parameter.shape, generator=generator) < 0.1).float()
+            parameter.data[::2] *= -1
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = nn.functional.max_pool2d(torch.relu(self.stem(images)), 2)
+        body = checkpoint(self.block, maps, use_reentrant=False) if self.checkpointing else self.block(maps)
+        return self.last(torch.relu(maps + body))  # type: ignore[no-any-return]
+
+
+WHOLE = torch.randint(0, 3, (4, 2, 12, 14), generator=torch.Generator().manual_seed(2)).float()
+UNITS = [Unit(image, "last", channel, row, image) for image in range(4) for channel in range(3) for row in range(3)]
+
+
+def assert_equal_projections(first: Projection, second: Projection) -> None:
+    assert first.units == second.units
+    assert any(bool(pixels.any()) for pixels in first.pixels)
+    assert all(torch.equal(a, b) for a, b in zip(first.pixels, second.pixels, strict=True))
+
+
+@pytest.mark.parametrize("method", ["deconvnet", "guided", "gradient"])
+def test_bfloat16_autocast_projects_the_same_units(method: Any) -> None:
+    expected = project(Whole(), WHOLE, UNITS, method=method)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = project(Whole(), WHOLE, UNITS, method=method)
+    assert_equal_projections(found, expected)
+    assert all(pixels.dtype == torch.float32 for pixels in found.pixels)
+
+
+@pytest.mark.parametrize("method", ["deconvnet", "guided", "gradient"])
+def test_channels_last_is_as_contiguous(method: Any) -> None:
+    expected = project(Whole(), WHOLE, UNITS, method=method)
+    model = Whole().to(memory_format=torch.channels_last)
+    assert_equal_projections(
+        project(model, WHOLE.to(memory_format=torch.channels_last), UNITS, method=method), expected
+    )
+
+
+@pytest.mark.parametrize("method", ["deconvnet", "guided", "gradient"])
+def test_gradient_checkpointing_changes_nothing(method: Any) -> None:
+    model = Whole(checkpointing=True).train()
+    assert_equal_projections(project(model, WHOLE, UNITS, method=method), project(Whole(), WHOLE, UNITS, method=method))
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_weights_that_change_between_looks_are_seen(model: nn.Sequential) -> None:
+    projector = Projector(model, select_layers(model, ["1", "4"]))
+    for layer in ("1", "4"):  # one of them needs no pass: its way is made of weights alone
+        unit = Unit(0, layer, 2, 1, 1, 1.0)
+        before = projector.project(IMAGES, [unit])
+        with torch.no_grad():
+            model[0].weight.mul_(2)
+            model[1].running_var.add_(1)
+        after = projector.project(IMAGES, [unit])
+        assert not torch.equal(before.pixels[0], after.pixels[0])
+        assert torch.equal(after.pixels[0], project(model, IMAGES, [unit]).pixels[0])
+
+
+@pytest.mark.parametrize("stride", [(1, 2), (2, 2), (3, 2), (4, 4), (5, 7)])
+@pytest.mark.parametrize("kernel", [(1, 1), (2, 4), (3, 3), (7, 5), (11, 11)])
+def test_phases_are_a_transposed_convolution(kernel: tuple[int, int], stride: tuple[int, int]) -> None:
+    values = torch.randn(2, 3, 5, 4, dtype=torch.float64)
+    weight = torch.randn(3, 2, *kernel, dtype=torch.float64)
+    expected = nn.functional.conv_transpose2d(values, weight, stride=stride)
+    torch.testing.assert_close(_in_phases(values, weight, stride), expected, rtol=1e-12, atol=1e-12)

@@ -13,9 +13,9 @@ from reference.brute_force import brute_force_top_k, feature_maps_of
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from lightning_cnnviz.core import patches
 from lightning_cnnviz.core.layers import select_layers
 from lightning_cnnviz.core.mining import PatchMiner, TopPatches
-from lightning_cnnviz.core.patches import PatchStore
 from lightning_cnnviz.core.top_patches import diagnose, mine_top_patches
 
 
@@ -137,26 +137,41 @@ def test_float64_networks_rank_in_float64() -> None:
     assert mine_top_patches(nn.Sequential(conv), [images], k=3)["0"].images.tolist() == [[2, 1, 0]]
 
 
-def test_a_small_store_crops_early_and_finds_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, images = whole_number_net(5), whole_number_images(60, 6)
-    loader = DataLoader(TensorDataset(images), batch_size=4)
-    expected = mine_top_patches(model, loader, k=4, features=None)
-    settled = []
-    settle = PatchStore.settle
-    monkeypatch.setattr(PatchStore.__init__, "__defaults__", (1, 64))
-    monkeypatch.setattr(PatchStore, "settle", lambda store, top: (settled.append(1), settle(store, top))[1])
-    found = mine_top_patches(model, loader, k=4, features=None)
-    assert len(settled) > 5
-    for mine, theirs in zip(found, expected, strict=True):
-        for first, second in zip(mine.patches, theirs.patches, strict=True):
-            assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+def test_memory_of_patches_serves_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    block = patches._block
+    monkeypatch.setattr(patches, "_block", lambda room: (made.append(room), block(room))[1])
+    model = nn.Sequential(nn.Conv2d(1, 4, 3, bias=False))
+    model[0].weight.data.abs_()
+    # Every image is brighter than the one before: each pushes out what was there.
+    loader = [torch.full((2, 1, 16, 16), 1.0 + number) for number in range(20)]
+    found = mine_top_patches(model, loader, k=2)
+    assert found["0"].images.tolist() == [[38, 39]] * 4
+    assert len(made) <= 4 * 2
+    assert all(bool((patch == 20.0).all()) for line in found["0"].patches for patch in line)
+
+
+def test_a_result_stays_as_it_is_when_more_batches_come() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 1, 3, bias=False), nn.ReLU(), nn.Conv2d(1, 1, 14, bias=False))
+    for conv in (model[0], model[2]):
+        conv.weight.data.abs_()
+    with torch.no_grad(), PatchMiner(model, select_layers(model), k=1) as miner:
+        results = []
+        for number in range(3):
+            images = torch.full((1, 1, 16, 16), 1.0 + number)
+            miner.start_batch(images, torch.tensor([number]))
+            model(images)
+            miner.end_batch()
+            results.append(miner.compute())
+    for number, found in enumerate(results):
+        assert all(bool((layer.patch(0) == 1.0 + number).all()) for layer in found)
 
 
 def test_patches_hold_no_image_that_they_do_not_need() -> None:
     model = nn.Sequential(nn.Conv2d(1, 4, 3))
     found = mine_top_patches(model, [torch.rand(16, 1, 32, 32) for _ in range(4)], k=2)
-    for patches in found["0"].patches:
-        assert all(patch.untyped_storage().nbytes() == 9 * 4 for patch in patches)
+    for line in found["0"].patches:
+        assert all(patch.untyped_storage().nbytes() <= 64 for patch in line)
 
 
 def test_state_takes_28_bytes_a_kept_unit() -> None:

@@ -24,7 +24,6 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler
 from lightning_cnnviz.core.capture import trace_feature_maps
 from lightning_cnnviz.core.layers import select_layers
 from lightning_cnnviz.core.mining import LayerTopPatches, PatchMiner
-from lightning_cnnviz.core.patches import PatchStore
 from lightning_cnnviz.core.top_patches import TopPatches, diagnose, mine_top_patches
 
 
@@ -488,26 +487,6 @@ def test_a_network_that_gives_nothing_but_nan(at_once: bool) -> None:
 # Memory
 
 
-@pytest.mark.parametrize("per_image", [1, None])
-def test_a_store_without_room_finds_the_same(monkeypatch: pytest.MonkeyPatch, per_image: int | None) -> None:
-    model, loader = whole_number_network(), DataLoader(Numbered(40), batch_size=3, shuffle=True)
-    expected = mine_top_patches(model, loader, k=5, features=None, per_image=per_image)
-    waiting = []
-    keep = PatchStore.keep
-
-    def watched(store: PatchStore, *args: Any) -> None:
-        keep(store, *args)
-        waiting.append(len(store._images))
-
-    monkeypatch.setattr(PatchStore, "keep", watched)
-    for defaults in ((0, 64), (10**9, 1), (3 * 2 * 9 * 9 * 4, 5)):
-        waiting.clear()
-        monkeypatch.setattr(PatchStore.__init__, "__defaults__", defaults)
-        assert_equal(mine_top_patches(model, loader, k=5, features=None, per_image=per_image), expected)
-        assert len(waiting) == 14
-        assert max(waiting) <= (0 if defaults[0] == 0 or defaults[1] == 1 else 3)
-
-
 def test_images_that_no_patch_needs_are_let_go() -> None:
     model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.AdaptiveAvgPool2d(1), nn.Conv2d(3, 2, 1))
     for parameter in model[2].parameters():
@@ -525,10 +504,14 @@ def test_images_that_no_patch_needs_are_let_go() -> None:
         found = miner.compute()
         assert miner._lists is not None
         store = miner._lists.store
-        assert store._images == {}
         # A small patch has memory of its own; nearly whole ones of one image share that image.
-        held = {patch.untyped_storage().data_ptr(): patch.untyped_storage().nbytes() for patch in store._crops.values()}
-        assert sum(held.values()) == 6 * 2 * 3 * 3 * 4 + 2 * 2 * 9 * 9 * 4
+        held = [patch for line in store._held for patch in line.values()]
+        assert len(held) == 10
+        assert sorted(store.whole) == sorted(set(found["2"].images.flatten().tolist()))
+        sizes = {patch.untyped_storage().data_ptr(): patch.untyped_storage().nbytes() for patch in held}
+        # Blocks are at most an eighth, or 64 bytes, larger than what is in them.
+        assert len(sizes) == 6 + 2
+        assert sum(sizes.values()) <= 6 * (2 * 3 * 3 * 4 + 64) + 2 * (2 * 9 * 9 * 4 + 64)
     gc.collect()
     assert [reference() for reference in alive] == [None] * 10
     assert miner._lists is None

@@ -8,7 +8,8 @@ from torch import nn
 
 from lightning_cnnviz.core.top_patches import diagnose, mine_top_patches
 from lightning_cnnviz.render.normalization import Normalization
-from lightning_cnnviz.render.views import _OUTSIDE, _brief, top_patches_report, top_patches_table
+from lightning_cnnviz.render.patches import _OUTSIDE, brief
+from lightning_cnnviz.render.top_patches import top_patches_report, top_patches_table
 from lightning_cnnviz.report import Gallery
 
 AS_IT_IS = Normalization((0.0,), (1.0,))
@@ -97,4 +98,4 @@ def test_fewer_images_than_k_and_dead_features_make_a_report() -> None:
     ("value", "text"), [(1362.4, "1362"), (12.345, "12.3"), (0.01234, "0.0123"), (-150.0, "-150"), (3e8, "3e+08")]
 )
 def test_brief(value: float, text: str) -> None:
-    assert _brief(value) == text
+    assert brief(value) == text
