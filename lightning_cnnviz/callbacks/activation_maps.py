@@ -1,0 +1,83 @@
+"""Feature maps of a few images while training goes on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from typing_extensions import Unpack
+
+from lightning_cnnviz.callbacks.display import chosen_normalization
+from lightning_cnnviz.callbacks.experiments import Progress, SampleMonitor, SampleOptions
+from lightning_cnnviz.core.activation_maps import ActivationMaps, activation_maps, find_maps, interleave
+from lightning_cnnviz.core.layers import resolve_features, select_layers
+from lightning_cnnviz.core.sample import Sample
+from lightning_cnnviz.render.activation_maps import activation_maps_report
+from lightning_cnnviz.render.normalization import Normalization
+from lightning_cnnviz.report import Report
+
+__all__ = ["ActivationMapMonitor"]
+
+
+class ActivationMapMonitor(SampleMonitor):
+    """Shows the feature maps of a few images, the same ones at every look, strongest channels first.
+
+    One sheet a layer under `activation_maps/<layer>`, in it a block an image: the image, and the feature maps with the
+    largest activations on one common scale.
+
+    Args:
+        layers: `"conv"` for every convolution, or names, globs and keywords (see `core.layers.select_layers`). The
+            feature map of a convolution that is chosen by kind is read after the BatchNorm that directly follows it.
+        k: Number of feature maps that are shown of each image and layer.
+        features: Choose among these alone: the first n of each layer, a list of them, a list by layer, None for all.
+        images: How many images are drawn; or the images themselves, see `SampleMonitor`.
+        normalization: Mean and std to undo for display; by default found in the data set's transforms.
+        class_names: Names of the labels; by default the data set's `classes`.
+        options: See `SampleMonitor`.
+
+    Raises:
+        ValueError: At set-up: no such layer (with the closest names), or k < 1; before training: a feature out of
+            range, a layer without maps, or no images.
+    """
+
+    def __init__(
+        self,
+        layers: str | list[str] = "conv",
+        k: int = 15,
+        *,
+        features: int | list[int] | dict[str, list[int]] | None = None,
+        images: int | Tensor | tuple[Tensor, Tensor] = 4,
+        normalization: tuple[list[float], list[float]] | None = None,
+        class_names: list[str] | None = None,
+        **options: Unpack[SampleOptions],
+    ) -> None:
+        super().__init__(images, **options)
+        if k < 1:
+            raise ValueError(f"k={k}: show 1 feature map or more")
+        self.layers, self.k, self.features = layers, k, features
+        self.normalization, self._names = normalization, class_names
+        self._shown_as: Normalization | None = None
+
+    def prepare(self, network: nn.Module) -> None:
+        """Choose the layers."""
+        select_layers(network, self.layers)
+        self._shown_as = None
+
+    def check_sample(self, network: nn.Module, sample: Sample) -> None:
+        """Find the maps."""
+        for layer in find_maps(network, sample.images[:1], self.layers):
+            resolve_features(layer.layer, layer.shape[0], self.features)
+
+    def experiment_on(self, network: nn.Module, sample: Sample, progress: Progress) -> tuple[ActivationMaps, ...]:
+        """Run the images through the network."""
+        return activation_maps(network, sample.images, self.layers, k=self.k, features=self.features)
+
+    def merge(self, results: list[Any]) -> tuple[ActivationMaps, ...]:
+        """Put the images of the ranks in order."""
+        return interleave(results)
+
+    def render(self, result: tuple[ActivationMaps, ...]) -> Report:
+        """Draw the maps."""
+        if self._shown_as is None:  # once, so that looks can be compared
+            self._shown_as = chosen_normalization(self.normalization, self.dataset, list(self.sample.images))
+        return activation_maps_report(result, self.sample, self._shown_as, class_names=self._names or self.class_names)

@@ -1,0 +1,102 @@
+"""The table of a network's layers, once, before training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from lightning_cnnviz.callbacks.base import Monitor
+from lightning_cnnviz.callbacks.trainer import chosen_loader, find_network, step_of
+from lightning_cnnviz.core.arithmetic import layer_table
+from lightning_cnnviz.core.batches import BatchFn
+from lightning_cnnviz.core.sample import draw_sample
+from lightning_cnnviz.render.layer_table import layer_table_report
+from lightning_cnnviz.sinks.base import Sink
+
+__all__ = ["LayerTableMonitor"]
+
+
+class LayerTableMonitor(Monitor):
+    """Shows, once before training, what the network does with an image, layer by layer.
+
+    Output sizes with the sums that give them, parameters, multiply-adds, activation memory, cumulative strides,
+    receptive fields, and what does not fit: a table under `layer_table/layers`, the totals under
+    `layer_table_stats/...`. In `trainer.validate` and `trainer.test`, once before the first batch.
+
+    Args:
+        input_size: Channels, height and width of an image; by default that of an image of the validation (or test)
+            data, or of the training data where there is none.
+        data: A loader to take the image from instead.
+        dataloader_idx: Which of several validation, test or training loaders to take it from.
+        batch_fn: Takes a batch and returns `(images, labels)` or images, for batches of unusual form.
+        model: See `Monitor`.
+        sinks: See `Monitor`.
+        on_error: See `Monitor`. Nothing is lost before training, so a failure to make the table always stops the run.
+
+    Raises:
+        ValueError: Before training: there is neither a size nor data, or the network refuses such an image.
+    """
+
+    def __init__(
+        self,
+        input_size: Sequence[int] | None = None,
+        *,
+        data: Any = None,
+        dataloader_idx: int = 0,
+        batch_fn: BatchFn | None = None,
+        model: str | None = None,
+        sinks: list[Sink] | None = None,
+        on_error: Literal["report", "raise"] = "report",
+    ) -> None:
+        super().__init__(model=model, sinks=sinks, on_error=on_error)
+        if input_size is not None and (len(input_size) != 3 or min(input_size) < 1):
+            raise ValueError(f"input_size={input_size}: give channels, height and width, as in (3, 224, 224)")
+        self.input_size, self.data = input_size, data
+        self.dataloader_idx, self.batch_fn = dataloader_idx, batch_fn
+
+    def prepare(self, network: nn.Module) -> None:
+        """There is nothing to check before an image is known."""
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Show the table."""
+        self._look(trainer, pl_module)
+
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        """Show the table in `trainer.validate`."""
+        if trainer.state.fn == "validate":
+            self._look(trainer, pl_module)
+
+    def on_test_start(self, trainer: Any, pl_module: Any) -> None:
+        """Show the table in `trainer.test`."""
+        self._look(trainer, pl_module)
+
+    def _look(self, trainer: Any, pl_module: Any) -> None:
+        network = find_network(self._who, pl_module, self.model)
+        # On every rank, so that all of them refuse what cannot be shown.
+        with self._guard(raises=True):
+            image = self.input_size if self.input_size is not None else self._image(trainer)
+            with trainer.precision_plugin.forward_context():
+                report = layer_table_report(layer_table(network, image))
+            self._looks += 1
+            self._step = step_of(trainer, within_epoch=False)
+            self._show(report, self._step)
+
+    def _image(self, trainer: Any) -> Tensor:
+        return draw_sample(self._loader(trainer), 1, self.batch_fn).images
+
+    def _loader(self, trainer: Any) -> Iterable[Any]:
+        if self.data is not None:
+            loader: Iterable[Any] = self.data
+            return loader
+        loaders = trainer.test_dataloaders if trainer.state.fn == "test" else trainer.val_dataloaders
+        if loaders is None:
+            loaders = trainer.train_dataloader
+        if loaders is None:
+            raise ValueError(
+                f"{self._who} takes the size of an image from the trainer's data, and there is none: give "
+                "input_size=(channels, height, width), or data=<a loader>"
+            )
+        chosen: Iterable[Any] = chosen_loader(loaders, self.dataloader_idx)
+        return chosen

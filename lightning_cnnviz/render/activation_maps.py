@@ -1,0 +1,87 @@
+"""Feature maps of a few images as a report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lightning_cnnviz.core.activation_maps import ActivationMaps
+from lightning_cnnviz.core.sample import Sample
+from lightning_cnnviz.render.normalization import Normalization
+from lightning_cnnviz.render.patches import brief
+from lightning_cnnviz.report import Gallery, Number, Report, Row, Tile
+
+__all__ = ["activation_maps_report"]
+
+# Maps are enlarged to about this many pixels a side, so that the image beside them can be recognized.
+_SIDE = 96
+
+
+def activation_maps_report(
+    found: Sequence[ActivationMaps],
+    sample: Sample,
+    normalization: Normalization,
+    *,
+    class_names: Sequence[str] | None = None,
+) -> Report:
+    """Draw a gallery for each layer, in it a row for each image: the image and its feature maps, strongest first.
+
+    The feature maps of a row share one scale.
+    """
+    galleries = tuple(_gallery(layer, sample, normalization, class_names) for layer in found)
+    notes = [
+        normalization.sentence(),
+        "The maps of one image and layer share one scale: white is the largest activation, and black is zero; where "
+        "there are negative activations, mid-gray is zero and black as far below it as white is above.",
+    ]
+    strange = [layer.layer for layer in found if not bool(layer.maps.isfinite().all())]
+    if strange:
+        notes.append("NaN or infinite activations, shown as zero, in " + ", ".join(strange) + ".")
+    return Report("activation_maps", "Activation maps", galleries, tuple(notes))
+
+
+def _gallery(
+    layer: ActivationMaps, sample: Sample, normalization: Normalization, class_names: Sequence[str] | None
+) -> Gallery:
+    rows = tuple(
+        _row(layer, sample, place, normalization.to_pixels(sample.images[place]), class_names)
+        for place in range(len(sample))
+    )
+    (height, width), count = layer.maps.shape[-2:], layer.maps.shape[1]
+    shown = f"the {count} strongest of {layer.channels}" if count < layer.channels else f"all {count}"
+    caption = f"{shown} feature maps of {height} x {width}, strongest first, with number and largest activation"
+    return Gallery(layer.layer, rows, caption)
+
+
+def _row(layer: ActivationMaps, sample: Sample, place: int, image: Tensor, class_names: Sequence[str] | None) -> Row:
+    size = _tile_size(layer.maps.shape[-2:])
+    tiles = [Tile(F.interpolate(image[None].float(), size=size, mode="area")[0].round().to(torch.uint8), "image")]
+    figures = zip(layer.features[place].tolist(), layer.peaks[place].tolist(), strict=True)
+    for (feature, peak), pixels in zip(figures, _pixels(layer.maps[place]), strict=True):
+        enlarged = F.interpolate(pixels[None, None].float(), size=size, mode="nearest-exact")[0].to(torch.uint8)
+        numbers: dict[str, Number] = {"feature": feature, "max activation": peak}
+        tiles.append(Tile(enlarged.expand(3, -1, -1).contiguous(), f"{feature}: {brief(peak)}", numbers))
+    known: dict[str, Number] = {}
+    if sample.labels is not None:
+        label = int(sample.labels[place])
+        named = class_names is not None and 0 <= label < len(class_names)
+        known["label"] = str(class_names[label]) if named and class_names is not None else label
+    return Row(f"image {int(sample.indices[place])}", tuple(tiles), known)
+
+
+def _tile_size(size: torch.Size) -> tuple[int, int]:
+    factor = max(1, round(_SIDE / max(size)))
+    return size[0] * factor, size[1] * factor
+
+
+def _pixels(maps: Tensor) -> Tensor:
+    """Show feature maps `(K, H, W)` as `(K, H, W)` uint8 on one scale."""
+    maps = torch.where(maps.isfinite(), maps, torch.zeros(()))
+    largest = float(maps.abs().amax()) if maps.numel() else 0.0
+    scaled = maps / largest if largest > 0 else maps
+    signed = bool((maps < 0).any())
+    shown = 127.5 + 127.5 * scaled if signed else 255 * scaled
+    return shown.round().to(torch.uint8)

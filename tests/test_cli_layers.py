@@ -1,0 +1,85 @@
+"""`cnnviz layers`: networks by name, and what is said where there is none."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from lightning_cnnviz.cli import main
+
+NETWORK = """
+from torch import nn
+
+def small():
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU())
+
+ready = small()
+number = 3
+"""
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A module in the working directory."""
+    (tmp_path / "cnnviz_own_networks.py").write_text(NETWORK)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "cnnviz_own_networks", raising=False)
+    return "cnnviz_own_networks"
+
+
+def test_a_torchvision_network(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["layers", "alexnet"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("AlexNet on an image of 3x224x224\n")
+    (row,) = (line for line in printed.splitlines() if line.startswith("features.10 "))
+    assert row.split()[-3:] == ["16", "163", "15"]
+    assert "61,100,840 parameters · 714 M multiply-adds" in printed
+
+
+def test_a_network_that_looks_at_values_while_it_is_built(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["layers", "regnet_y_400mf", "--input", "3", "64", "64"]) == 0
+    assert "4,344,144 parameters" in capsys.readouterr().out
+
+
+def test_a_timm_network(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("timm")
+    assert main(["layers", "timm/resnet10t", "--input", "3", "96", "64"]) == 0
+    assert "ResNet on an image of 3x96x64" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("attribute", ["small", "ready"])
+def test_ones_own_network(module: str, attribute: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["layers", f"{module}:{attribute}", "--input", "1", "8", "10"]) == 0
+    assert "4·(3·3·1+1) = 40" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["resnet19"], "no network is called 'resnet19'. Did you mean 'resnet1"),
+        (["zzz"], "no network is called 'zzz'. Other networks: timm/NAME, or package.module:factory"),
+        (["MODULE:smal"], "has no 'smal'. Did you mean 'small'?"),
+        (["MODULE:number"], "gives int, which is no torch.nn.Module"),
+        (["no_such_module_here:x"], "cannot import 'no_such_module_here'"),
+        (["alexnet", "--input", "3", "30", "30"], "AlexNet does not take an image of 3x30x30: layer 'features.5'"),
+        (["alexnet", "--input", "3", "0", "30"], "'0' is not a whole number of at least 1"),
+        (["alexnet", "--input", "3", "64"], "expected 3 arguments"),
+        (["MODULE:small"], "Sequential does not take an image of 3x224x224: layer '0' stopped"),
+    ],
+)
+def test_what_cannot_be_had_is_said(
+    module: str, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["layers", *(argument.replace("MODULE", module) for argument in arguments)])
+    assert message in capsys.readouterr().err
+
+
+def test_an_unknown_timm_network(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("timm")
+    with pytest.raises(SystemExit, match="2"):
+        main(["layers", "timm/resnet10x"])
+    assert "no network is called 'resnet10x'. Did you mean 'resnet10t'" in capsys.readouterr().err
