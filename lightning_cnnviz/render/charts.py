@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-__all__ = ["curve_svg", "draw_curve"]
+__all__ = ["COLORS", "DASHES", "curve_svg", "draw_curve", "house_style", "shorten"]
 
 # Okabe and Ito's colors, told apart with any color vision, without their yellow, which vanishes on white.
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 _PENCIL = "#606060"
-_DASHES = ("-", "--", ":", "-.")
+DASHES = ("-", "--", ":", "-.")
 _MARKERS = ("o", "s", "D", "^", "v", "P", "X")
 _LEGEND_ROWS = 16
 _DENSE = 30  # with more points than this, markers would hide the line
@@ -64,7 +64,7 @@ def draw_curve(curve: Curve) -> Tensor:
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    with _our_style():
+    with house_style():
         canvas: Any = FigureCanvasAgg(_figure(curve))
         canvas.draw()
         pixels = np.array(canvas.buffer_rgba())[..., :3]
@@ -82,7 +82,7 @@ def curve_svg(curve: Curve) -> str:
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 
     file = io.StringIO()
-    with _our_style():
+    with house_style():
         canvas: Any = FigureCanvasSVG(_figure(curve))
         canvas.print_svg(file, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     # What matplotlib writes as a style sheet of its own would hold for the whole page: say it on the element instead.
@@ -93,7 +93,7 @@ def curve_svg(curve: Curve) -> str:
 
 
 @contextmanager
-def _our_style() -> Iterator[None]:
+def house_style() -> Iterator[None]:
     """Draw the same whatever style the user has chosen for plots of their own."""
     from matplotlib import style
 
@@ -110,8 +110,8 @@ def _figure(curve: Curve) -> Figure:
     figure = Figure(figsize=(6.4 + 2.6 * legend_columns, 4.2), dpi=110, layout="constrained")
     axes = figure.add_subplot()
     lines = [_draw_series(axes, series, number) for number, series in enumerate(curve.series)]
-    axes.set_xlabel(_shorten(curve.x_label, 80))
-    axes.set_ylabel(_shorten(curve.y_label, 48))
+    axes.set_xlabel(shorten(curve.x_label, 80))
+    axes.set_ylabel(shorten(curve.y_label, 48))
     if all(value.is_integer() for series in curve.series for value in map(float, series.x)):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     if not any(math.isfinite(value) for series in curve.series for value in series.y):
@@ -123,8 +123,8 @@ def _figure(curve: Curve) -> Figure:
 
 
 def _draw_series(axes: Axes, series: Series, number: int) -> Line2D:
-    color = _COLORS[number % len(_COLORS)]
-    dash = _DASHES[number // len(_COLORS) % len(_DASHES)]
+    color = COLORS[number % len(COLORS)]
+    dash = DASHES[number // len(COLORS) % len(DASHES)]
     x, y = np.asarray(series.x, dtype=float), np.asarray(series.y, dtype=float)
     (line,) = axes.plot(x, y, color=color, linestyle=dash, linewidth=1.8, markersize=4.5)
     there = np.pad(np.isfinite(y), 1)
@@ -140,7 +140,7 @@ def _draw_series(axes: Axes, series: Series, number: int) -> Line2D:
 
 def _draw_title(axes: Axes, curve: Curve) -> None:
     caption = textwrap.wrap(curve.caption, 84, max_lines=3, placeholder=" …")
-    axes.set_title(_shorten(curve.name, 60), loc="left", fontsize=12, fontweight="bold", pad=8 + 13.5 * len(caption))
+    axes.set_title(shorten(curve.name, 60), loc="left", fontsize=12, fontweight="bold", pad=8 + 13.5 * len(caption))
     if caption:
         above: dict[str, Any] = {"xycoords": "axes fraction", "xytext": (0, 6), "textcoords": "offset points"}
         axes.annotate("\n".join(caption), (0, 1), va="bottom", fontsize=9, color=_PENCIL, linespacing=1.3, **above)
@@ -153,10 +153,10 @@ def _draw_legend(axes: Axes, lines: list[Line2D], curve: Curve, columns: int) ->
         lines, blanks, loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0, ncols=columns, frameon=False
     )
     for text, series in zip(legend.get_texts(), curve.series, strict=True):
-        text.set_text(_shorten(series.name, 30))
+        text.set_text(shorten(series.name, 30))
 
 
-def _shorten(text: str, length: int) -> str:
+def shorten(text: str, length: int) -> str:
     """Leave out the middle: the names of layers tell themselves apart at either end."""
     text = " ".join(text.split())
     tail = length // 2

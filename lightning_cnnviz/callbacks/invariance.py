@@ -1,0 +1,124 @@
+"""What the network does not care about, while training goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import Unpack
+
+from lightning_cnnviz.callbacks.experiments import Progress, SampleMonitor, SampleOptions
+from lightning_cnnviz.callbacks.shown import ShownSample, shown_sample
+from lightning_cnnviz.core.capture import keep_random_state
+from lightning_cnnviz.core.invariance import (
+    DEFAULT_TRANSFORMS,
+    InvarianceCurves,
+    check_invariance,
+    measure_invariance,
+)
+from lightning_cnnviz.core.layers import select_layers
+from lightning_cnnviz.core.sample import Sample
+from lightning_cnnviz.core.transforms import PixelScale, Transform, resolve_transforms
+from lightning_cnnviz.render.invariance import EXAMPLE_IMAGES, examples_at, invariance_report
+from lightning_cnnviz.report import Report
+
+__all__ = ["InvarianceMonitor"]
+
+
+class InvarianceMonitor(SampleMonitor):
+    """Shows what moving, enlarging and turning images does to features and class (Zeiler & Fergus 2013, Fig. 5).
+
+    For each transform one picture under `invariance/<transform>`: examples along the sweep, the distance of features at
+    the first and at a deep layer, p(true class); areas and half widths to be followed under `invariance_stats/...`. The
+    same images at every look. A look costs a forward pass of each transformed copy: 78 an image by default.
+
+    Args:
+        layers: Names, globs and keywords (see `core.layers.select_layers`); by default the first convolution and what
+            the classifier is given.
+        transforms: Names among `core.transforms.TRANSFORMS`, or `Transform(name, function, values)` of your own.
+        images: How many images are drawn; or the images `(N, C, H, W)` in the values that the network is given, or
+            `(images, labels)`. Without labels, the class that the network finds is followed.
+        normalization: Mean and std of the network's input; by default found in the data set's transforms.
+        names: Names of the classes; by default the data set's `classes`.
+        options: See `SampleMonitor`.
+
+    Raises:
+        ValueError: At set-up, or before the first step: there is no such layer or transform, labels are out of range,
+            the network does not take the images, or returns no logits.
+    """
+
+    def __init__(
+        self,
+        layers: str | list[str] | None = None,
+        transforms: Sequence[str | Transform] = DEFAULT_TRANSFORMS,
+        images: int | Tensor | tuple[Tensor, Tensor] = 5,
+        *,
+        normalization: tuple[list[float], list[float]] | None = None,
+        names: list[str] | None = None,
+        **options: Unpack[SampleOptions],
+    ) -> None:
+        super().__init__(images, **options)
+        self.layers, self.transforms = layers, transforms
+        self.normalization, self.names = normalization, names
+        self._shown: ShownSample | None = None
+        self._examples: dict[str, list[list[Tensor]]] = {}
+
+    def prepare(self, network: nn.Module) -> None:
+        """Try the names of layers and transforms."""
+        if self.layers is not None:
+            select_layers(network, self.layers)
+        resolve_transforms(self.transforms, torch.zeros(1, 1, 8, 8), torch.zeros(1))
+        self._shown, self._examples = None, {}
+
+    def check_sample(self, network: nn.Module, sample: Sample) -> None:
+        """Try the network, and the transforms."""
+        shown = shown_sample(self.normalization, self.dataset, self.sample)
+        check_invariance(
+            network, sample.images, sample.labels, self.layers, self.transforms, normalization=shown.mean_and_std
+        )
+        self._shown, self._examples = shown, {}
+
+    def experiment_on(self, network: nn.Module, sample: Sample, progress: Progress) -> InvarianceCurves:
+        """Measure."""
+        return measure_invariance(
+            network,
+            sample.images,
+            sample.labels,
+            self.layers,
+            self.transforms,
+            normalization=self._showing.mean_and_std,
+            fill=self._showing.fill,
+            progress=progress,
+        )
+
+    def merge(self, results: list[Any]) -> InvarianceCurves:
+        """Put the images in order."""
+        return InvarianceCurves.joined(results)
+
+    def render(self, result: InvarianceCurves) -> Report:
+        """Draw the curves, beside the examples."""
+        if not self._examples:
+            self._examples = self._transformed()
+        notes = (self._showing.normalization.sentence(),)
+        return invariance_report(result, self._examples, class_names=self.names or self.class_names, notes=notes)
+
+    def _transformed(self) -> dict[str, list[list[Tensor]]]:
+        """By transform, for each image that has room its copies along the sweep as pixels."""
+        shown, images = self._showing, self.sample.images[:EXAMPLE_IMAGES].float()
+        scale = PixelScale(*shown.mean_and_std)
+        found = {}
+        for transform in resolve_transforms(self.transforms, images, shown.fill):
+            places = examples_at(torch.tensor(transform.values))
+            with keep_random_state():  # the user's own transform may draw from it
+                copies = [scale.apply(transform, images, transform.values[place]) for place in places]
+            found[transform.name] = [
+                [shown.normalization.to_pixels(copy[number]) for copy in copies] for number in range(len(images))
+            ]
+        return found
+
+    @property
+    def _showing(self) -> ShownSample:
+        assert self._shown is not None, "the sample comes first"
+        return self._shown

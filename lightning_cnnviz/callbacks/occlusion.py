@@ -1,0 +1,104 @@
+"""What the network looks at, while training goes on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from typing_extensions import Unpack
+
+from lightning_cnnviz.callbacks.experiments import Progress, SampleMonitor, SampleOptions
+from lightning_cnnviz.callbacks.shown import ShownSample, shown_sample
+from lightning_cnnviz.core.layers import select_layers
+from lightning_cnnviz.core.occlusion import OcclusionMaps, check_occlusion, occlude
+from lightning_cnnviz.core.sample import Sample
+from lightning_cnnviz.render.occlusion import occlusion_report
+from lightning_cnnviz.report import Report
+
+__all__ = ["OcclusionMonitor"]
+
+
+class OcclusionMonitor(SampleMonitor):
+    """Slides a gray square over images and shows what the network loses (Zeiler & Fergus 2013, section 4.2 and Fig. 7).
+
+    For each image one picture under `occlusion/image <index>`: by the occluder's position the activation of a deep
+    layer's strongest feature map, p(true class) and the most probable class, and that feature map projected to pixels;
+    how much hangs on one place under `occlusion_stats/...`. The same images at every look. A look costs a forward pass
+    for each position: about 144 an image by default.
+
+    Args:
+        images: How many images are drawn; or the images `(N, C, H, W)` in the values that the network is given, or
+            `(images, labels)`. Without labels, the class that the network finds is followed.
+        size: Of the occluder in pixels, or its height and width; by default 50 of 224.
+        stride: Its step in pixels, or down and right, up to its size; by default 16 of 224.
+        layer: Whose strongest feature map is followed; by default the last before the classifier.
+        normalization: Mean and std of the network's input; by default found in the data set's transforms.
+        names: Names of the classes; by default the data set's `classes`.
+        options: See `SampleMonitor`.
+
+    Raises:
+        ValueError: At set-up, or before the first step: the occluder is larger than the images, or the stride than the
+            occluder; there is no such layer, labels are out of range, the network does not take the images, or returns
+            no logits.
+    """
+
+    def __init__(
+        self,
+        images: int | Tensor | tuple[Tensor, Tensor] = 5,
+        size: int | tuple[int, int] | None = None,
+        stride: int | tuple[int, int] | None = None,
+        *,
+        layer: str | None = None,
+        normalization: tuple[list[float], list[float]] | None = None,
+        names: list[str] | None = None,
+        **options: Unpack[SampleOptions],
+    ) -> None:
+        super().__init__(images, **options)
+        self.size, self.stride, self.layer = size, stride, layer
+        self.normalization, self.names = normalization, names
+        self._shown: ShownSample | None = None
+
+    def prepare(self, network: nn.Module) -> None:
+        """Try the layer's name."""
+        if self.layer is not None:
+            select_layers(network, self.layer)
+        self._shown = None
+
+    def check_sample(self, network: nn.Module, sample: Sample) -> None:
+        """Try the network, and the occluder."""
+        self._shown = shown_sample(self.normalization, self.dataset, self.sample)
+        check_occlusion(network, sample.images, sample.labels, self.layer, size=self.size, stride=self.stride)
+
+    def experiment_on(self, network: nn.Module, sample: Sample, progress: Progress) -> OcclusionMaps:
+        """Occlude."""
+        return occlude(
+            network,
+            sample.images,
+            sample.labels,
+            self.layer,
+            size=self.size,
+            stride=self.stride,
+            fill=self._showing.fill,
+            progress=progress,
+        )
+
+    def merge(self, results: list[Any]) -> OcclusionMaps:
+        """Put the images in order."""
+        return OcclusionMaps.joined(results)
+
+    def render(self, result: OcclusionMaps) -> Report:
+        """Draw the maps over the images."""
+        shown = self._showing
+        return occlusion_report(
+            result,
+            shown.pixels,
+            shown.indices,
+            class_names=self.names or self.class_names,
+            fill=shown.fill_pixel,
+            notes=(shown.normalization.sentence(),),
+        )
+
+    @property
+    def _showing(self) -> ShownSample:
+        assert self._shown is not None, "the sample comes first"
+        return self._shown

@@ -1,0 +1,55 @@
+"""How a sample of images is shown, and what is put where one of them is covered or ends."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_cnnviz.callbacks.display import chosen_normalization
+from lightning_cnnviz.core.classification import fill_values
+from lightning_cnnviz.core.sample import Sample
+from lightning_cnnviz.render.normalization import Normalization, find_normalization
+
+__all__ = ["ShownSample", "shown_sample"]
+
+
+@dataclass(frozen=True, eq=False)
+class ShownSample:
+    """A sample of images, as people see it.
+
+    Attributes:
+        normalization: Undone for display.
+        fill: `(C,)`, gray in the network's values: the mean that was subtracted where a normalization is known, else
+            the sample's own mean.
+        pixels: Of each image, `(3, H, W)` uint8.
+        indices: Of each image.
+    """
+
+    normalization: Normalization
+    fill: Tensor
+    pixels: tuple[Tensor, ...]
+    indices: tuple[int, ...]
+
+    @property
+    def mean_and_std(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """The normalization as core takes it."""
+        return self.normalization.mean, self.normalization.std
+
+    @property
+    def fill_pixel(self) -> Tensor:
+        """The fill as a color `(3,)` uint8."""
+        return self.normalization.to_pixels(self.fill.view(-1, 1, 1).float())[:, 0, 0]
+
+
+def shown_sample(given: tuple[list[float], list[float]] | None, dataset: Any, sample: Sample) -> ShownSample:
+    """Settle how a sample is shown, by a given normalization or by that of its data set."""
+    normalization = chosen_normalization(given, dataset, sample.images)
+    known = given is not None or find_normalization(dataset) is not None
+    # Zero is the mean that was subtracted; of a normalization that subtracts none, it would be black.
+    subtracts = known and any(value != 0 for value in normalization.mean)
+    fill = torch.zeros(sample.images.shape[1]) if subtracts else fill_values(sample.images.float(), None)
+    pixels = tuple(normalization.to_pixels(image) for image in sample.images)
+    return ShownSample(normalization, fill, pixels, tuple(sample.indices.tolist()))

@@ -1,0 +1,171 @@
+"""A network as a classifier of a few images: logits, the class whose score is followed, and its probability."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Classified", "check_images", "class_logits", "classify", "fill_values", "interleave"]
+
+
+@dataclass(frozen=True, eq=False)
+class Classified:
+    """What a network makes of some untouched images.
+
+    Attributes:
+        targets: `(N,)` int64, the class whose probability is followed: the label, or where there are no labels, the
+            most probable class.
+        labeled: Whether the targets are labels.
+        probabilities: `(N,)` float, 0 to 1, of the target.
+        predictions: `(N,)` int64, the most probable class.
+        classes: How many classes there are.
+        normalized: Whether the network returns probabilities already, instead of logits.
+    """
+
+    targets: Tensor
+    labeled: bool
+    probabilities: Tensor
+    predictions: Tensor
+    classes: int
+    normalized: bool = False
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    @property
+    def target_name(self) -> str:
+        """What the followed class is."""
+        return "true class" if self.labeled else "predicted class"
+
+    def probabilities_of(self, logits: Tensor) -> Tensor:
+        """Return the probabilities `(N, classes)` for logits that the same network returned for other images."""
+        return logits if self.normalized else logits.softmax(1)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Classified]) -> Classified:
+        """Put the shares of several ranks together; see `interleave`."""
+        whole = {
+            found.name: interleave([getattr(part, found.name) for part in parts])
+            for found in fields(cls)
+            if isinstance(getattr(parts[0], found.name), Tensor)
+        }
+        first = parts[0]
+        return cls(labeled=first.labeled, classes=first.classes, normalized=first.normalized, **whole)
+
+
+def classify(model: nn.Module, images: Tensor, labels: Tensor | None = None, *, batch_size: int = 32) -> Classified:
+    """Run untouched images through a network, in whatever mode it is.
+
+    Args:
+        model: A classifier: returns logits `(N, classes)`.
+        images: `(N, C, H, W)`, on the network's device.
+        labels: `(N,)` whole numbers; None where there are none.
+        batch_size: Images of one pass.
+
+    Raises:
+        ValueError: The network does not take the images, or returns no logits; labels do not fit the images or are no
+            class of the network's.
+    """
+    logits = torch.cat([class_logits(model, batch) for batch in images.split(batch_size)])
+    # Settled here, once: the single row of another pass may look like probabilities by chance.
+    sums = logits.sum(1)
+    normalized = bool((logits >= 0).all()) and bool(torch.allclose(sums, torch.ones_like(sums), atol=1e-3))
+    probabilities = (logits if normalized else logits.softmax(1)).detach().cpu()
+    predictions = probabilities.argmax(1)
+    count, classes = probabilities.shape
+    targets = predictions if labels is None else _checked_labels(labels, count, classes)
+    own = probabilities.gather(1, targets[:, None])[:, 0]
+    return Classified(targets, labels is not None, own, predictions, classes, normalized)
+
+
+def class_logits(model: nn.Module, images: Tensor) -> Tensor:
+    """Return a network's logits `(N, classes)` as float, on its device.
+
+    Raises:
+        ValueError: The network does not take such images, or does not return logits.
+    """
+    try:
+        returned: Any = model(images)
+    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise ValueError(
+            f"{type(model).__name__} does not take images of shape {tuple(images.shape[1:])}: {error}"
+        ) from error
+    logits = getattr(returned, "logits", returned)
+    if not isinstance(logits, Tensor):
+        form = type(returned).__name__
+    else:
+        form = f"a tensor of shape {tuple(logits.shape)}"
+        if logits.ndim == 2 and logits.shape[0] == len(images) and logits.shape[1] > 1 and logits.is_floating_point():
+            return logits.float()
+    raise ValueError(
+        f"{type(model).__name__} returns {form} for {len(images)} images; logits ({len(images)}, classes) of two or "
+        'more classes are needed: name the submodule that returns them with model="..."'
+    )
+
+
+def check_images(images: Tensor) -> None:
+    """Refuse what is no batch of images.
+
+    Raises:
+        ValueError: It is no float tensor `(N, C, H, W)`, or has no image.
+    """
+    if images.ndim != 4 or not len(images) or not images.is_floating_point():
+        raise ValueError(
+            f"images are {images.dtype} of shape {tuple(images.shape)}; give one or more as a float tensor "
+            "(N, C, H, W), in the values that the network is given"
+        )
+
+
+def fill_values(images: Tensor, fill: float | Sequence[float] | Tensor | None) -> Tensor:
+    """Return what stands where an image is covered, or ends: one value a channel, in the network's (input) values.
+
+    Args:
+        images: `(N, C, H, W)`.
+        fill: One value, or one a channel; None for the images' own mean of each channel.
+
+    Raises:
+        ValueError: There are not so many channels.
+    """
+    channels = images.shape[1]
+    if fill is None:
+        return images.float().mean((0, 2, 3)).to(images)
+    values = torch.as_tensor(fill, dtype=images.dtype, device=images.device).flatten()
+    if len(values) not in (1, channels):
+        raise ValueError(
+            f"fill has {len(values)} values, but the images have {channels} channels: give 1 or {channels}"
+        )
+    return values.expand(channels).clone()
+
+
+def interleave(parts: Sequence[Tensor], dim: int = 0) -> Tensor:
+    """Put shares together, of which share r holds entries r, r + shares, r + 2 shares, ... along a dimension.
+
+    Example:
+        >>> interleave([torch.tensor([0, 2, 4]), torch.tensor([1, 3])]).tolist()
+        [0, 1, 2, 3, 4]
+    """
+    count = sum(part.shape[dim] for part in parts)
+    order = torch.cat([torch.arange(count)[start :: len(parts)] for start in range(len(parts))])
+    return torch.cat(list(parts), dim).index_select(dim, order.argsort())
+
+
+def _checked_labels(labels: Tensor, count: int, classes: int) -> Tensor:
+    if labels.is_floating_point() or labels.shape != (count,):
+        raise ValueError(
+            f"labels are {labels.dtype} of shape {tuple(labels.shape)}; give one whole number for each of the {count} "
+            "images, or no labels"
+        )
+    found = labels.detach().cpu().long()
+    wrong = found[(found < 0) | (found >= classes)]
+    if len(wrong):
+        raise ValueError(
+            f"labels {sorted(set(wrong.tolist()))[:6]} are out of range: the network has {classes} classes "
+            f"(0 to {classes - 1})"
+        )
+    return found

@@ -1,0 +1,99 @@
+"""Figures of several panels, composed with matplotlib, as pixels; and values as colors over an image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_cnnviz.render.charts import COLORS, DASHES, house_style, shorten
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = [
+    "class_color",
+    "class_label",
+    "figure_pixels",
+    "line_style",
+    "new_figure",
+    "overlaid",
+    "show_pixels",
+]
+
+_DPI = 110
+# What speaks for a class, and against it: bright enough to be seen on a dark image.
+_FOR, _AGAINST = (230, 40, 30), (40, 110, 240)
+
+
+@contextmanager
+def new_figure(width: float, height: float) -> Iterator[Figure]:
+    """Open an empty figure in the house's style, in inches; draw, and take `figure_pixels`, inside the block."""
+    from matplotlib.figure import Figure
+
+    with house_style():
+        yield Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
+
+
+def figure_pixels(figure: Figure) -> Tensor:
+    """Draw a figure: `(3, H, W)` uint8."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas: Any = FigureCanvasAgg(figure)
+    canvas.draw()
+    pixels = np.array(canvas.buffer_rgba())[..., :3]
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+
+
+def line_style(number: int) -> dict[str, Any]:
+    """Return color and dashes of the n-th line, the same in all charts."""
+    return {"color": COLORS[number % len(COLORS)], "linestyle": DASHES[number // len(COLORS) % len(DASHES)]}
+
+
+def class_color(number: int) -> tuple[float, float, float]:
+    """Return the color of the n-th class of a map, red, green and blue from 0 to 1."""
+    from matplotlib.colors import to_rgb
+
+    return to_rgb(COLORS[number % len(COLORS)])
+
+
+def show_pixels(axes: Axes, pixels: Tensor, title: str = "") -> None:
+    """Show pixels `(3, H, W)` uint8 without axes."""
+    height, width = pixels.shape[-2:]
+    axes.imshow(pixels.permute(1, 2, 0).cpu().numpy(), extent=(0, width, height, 0), interpolation="antialiased")
+    axes.set_axis_off()
+    if title:
+        axes.set_title(title, fontsize=10, loc="left")
+
+
+def class_label(names: Sequence[str] | None, number: int, length: int = 28) -> str:
+    """Return the name of a class, short enough for a legend; its number where there is none."""
+    named = names is not None and 0 <= number < len(names)
+    return shorten(str(names[number]), length) if named and names is not None else f"class {number}"
+
+
+def overlaid(pixels: Tensor, values: Tensor, *, signed: bool) -> Tensor:
+    """Lay values `(H, W)` over pixels `(3, H, W)` uint8 as colors: the stronger, the less of the image shows.
+
+    Values are from 0 to 1, or if `signed` from -1 to 1: red above zero, blue below.
+    """
+    shown = values.clamp(-1 if signed else 0, 1)
+    weight = 0.85 * shown.abs().sqrt()
+    gray = pixels.float().mean(0, keepdim=True).expand(3, -1, -1)
+    if signed:
+        # Of one strength each: a color scale by way of white would lie on the image as a haze.
+        colored = torch.where(shown > 0, _level(_FOR), _level(_AGAINST))
+    else:
+        from matplotlib import colormaps
+
+        colored = torch.from_numpy(colormaps["inferno"](shown.numpy())[..., :3]).permute(2, 0, 1).float() * 255
+    return (gray * (1 - weight) + colored * weight).round().clamp(0, 255).to(torch.uint8)
+
+
+def _level(color: tuple[int, int, int]) -> Tensor:
+    return torch.tensor(color, dtype=torch.float32).view(3, 1, 1)

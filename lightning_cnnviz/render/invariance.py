@@ -1,0 +1,210 @@
+"""Invariance curves as a report, in the layout of Fig. 5 of Zeiler & Fergus (2013)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, get_args
+
+import torch
+from torch import Tensor
+
+from lightning_cnnviz.core.invariance import DistanceKind, InvarianceCurves, Sweep, area, half_width
+from lightning_cnnviz.render.figures import class_label, figure_pixels, line_style, new_figure, show_pixels
+from lightning_cnnviz.report import Item, Picture, Report, Scalar
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure, SubFigure
+
+__all__ = ["EXAMPLES", "EXAMPLE_IMAGES", "examples_at", "invariance_report"]
+
+EXAMPLES = 7
+"""Examples of each image along a sweep."""
+
+EXAMPLE_IMAGES = 8
+"""More images than these have lines, but no examples."""
+
+_KINDS: tuple[DistanceKind, ...] = get_args(DistanceKind)
+_KIND_LABELS = {
+    "raw": "distance |g - f|",
+    "relative": "|g - f| / |f|",
+    "unit": "between unit vectors",
+}
+# More layers go to a picture of their own.
+_LAYERS_SHOWN = 3
+# In inches.
+_HEIGHT, _EXAMPLES_WIDTH, _PANEL_WIDTH, _TITLE = 7.0, 7.4, 3.1, 0.2
+# Between examples, as a share of their distance.
+_GAP = 0.04
+
+
+def examples_at(values: Tensor) -> list[int]:
+    """Return which values of a sweep are shown as examples: evenly, with the first and the last."""
+    count = min(EXAMPLES, len(values))
+    return [round(n * (len(values) - 1) / max(1, count - 1)) for n in range(count)]
+
+
+def invariance_report(
+    found: InvarianceCurves,
+    examples: Mapping[str, Sequence[Sequence[Tensor]]],
+    *,
+    class_names: Sequence[str] | None = None,
+    notes: Sequence[str] = (),
+) -> Report:
+    """Draw each transform as one picture: examples on the left, then distances at each layer, then the probability.
+
+    Args:
+        found: What was measured.
+        examples: By transform, for each image its copies `(3, H, W)` uint8 at the values of `examples_at`.
+        class_names: Names of the classes.
+        notes: What else a reader needs to know, for example how the network's input is shown.
+    """
+    items: list[Item] = []
+    for sweep in found.sweeps:
+        for start in range(0, len(found.layers), _LAYERS_SHOWN):
+            layers = list(range(start, min(start + _LAYERS_SHOWN, len(found.layers))))
+            name = sweep.transform if start == 0 else f"{sweep.transform}/from {found.layers[start]}"
+            pixels = _draw(found, sweep, layers, examples.get(sweep.transform, ()), class_names)
+            items.append(Picture(name, pixels, _caption(found, sweep)))
+        items += _scalars(found, sweep)
+    explained = (
+        "f are the features of the image as it is, g those of its transformed copy; distances are Euclidean, as they "
+        "are (the paper's), relative to the length of f, and between f and g scaled to length one (0 to 2).",
+        "Areas are divided by the width of the sweep (mean heights); half width is how far a transform may go about "
+        "its identity before the probability is half of its own, at most the sweep.",
+    )
+    return Report("invariance", "Invariance", tuple(items), (*explained, *notes))
+
+
+def _caption(found: InvarianceCurves, sweep: Sweep) -> str:
+    untouched = found.untouched
+    right = int((untouched.predictions == untouched.targets).sum())
+    known = f", {right} of {len(untouched)} images classified correctly as they are" if untouched.labeled else ""
+    return f"{sweep.label}: distance of features by layer, and probability of the {untouched.target_name}{known}"
+
+
+def _scalars(found: InvarianceCurves, sweep: Sweep) -> list[Item]:
+    """Means over the images, to be followed over time."""
+    items: list[Item] = []
+    for number, layer in enumerate(found.layers):
+        for kind in _KINDS:
+            # An image without features at a layer has no relative distances there.
+            mean = float(area(sweep.distances(kind)[number], sweep.values).nanmean())
+            items.append(Scalar(f"{sweep.transform}/{layer}/area_{kind}", mean))
+    target = "p_true" if found.untouched.labeled else "p_predicted"
+    items.append(Scalar(f"{sweep.transform}/{target}/area", float(area(sweep.probabilities, sweep.values).mean())))
+    widths = half_width(sweep.probabilities, sweep.values, sweep.identity, found.untouched.probabilities)
+    items.append(Scalar(f"{sweep.transform}/{target}/half_width", float(widths.mean())))
+    return items
+
+
+def _draw(
+    found: InvarianceCurves,
+    sweep: Sweep,
+    layers: Sequence[int],
+    examples: Sequence[Sequence[Tensor]],
+    class_names: Sequence[str] | None,
+) -> Tensor:
+    labels = [class_label(class_names, int(target)) for target in found.untouched.targets]
+    width = _PANEL_WIDTH * (len(layers) + 1)
+    with new_figure(_EXAMPLES_WIDTH + width, _HEIGHT) as figure:
+        halves: Any = figure.subfigures(1, 2, width_ratios=(_EXAMPLES_WIDTH, width))
+        left, right = halves
+        _draw_examples(left, sweep, examples[:EXAMPLE_IMAGES], labels)
+        panels = right.subplots(len(_KINDS), len(layers) + 1, sharex=True, squeeze=False)
+        for row, kind in enumerate(_KINDS):
+            for column, layer in enumerate(layers):
+                axes = panels[row, column]
+                _draw_lines(axes, sweep.values, sweep.distances(kind)[layer])
+                axes.set_ylabel(_KIND_LABELS[kind], fontsize=9)
+                if row == 0:
+                    axes.set_title(found.layers[layer], loc="left", fontsize=11, fontweight="bold")
+                if row == len(_KINDS) - 1:
+                    axes.set_xlabel(sweep.label, fontsize=9)
+        _draw_probability(panels[0, -1], found, sweep)
+        for axes in panels[1:, -1]:
+            axes.remove()
+        legend = right.add_subplot(panels[0, -1].get_gridspec()[1:, -1])
+        _draw_legend(legend, found, sweep, labels)
+        return figure_pixels(figure)
+
+
+def _draw_lines(axes: Axes, values: Tensor, lines: Tensor) -> None:
+    for number, line in enumerate(lines):
+        axes.plot(values.numpy(), line.numpy(), linewidth=1.7, **line_style(number))
+    axes.set_xlim(float(values[0]), float(values[-1]))
+    axes.set_ylim(bottom=0)
+    axes.tick_params(labelsize=8, labelbottom=True)
+
+
+def _draw_probability(axes: Axes, found: InvarianceCurves, sweep: Sweep) -> None:
+    _draw_lines(axes, sweep.values, sweep.probabilities)
+    axes.set_ylim(0, 1.02)
+    axes.set_ylabel("probability", fontsize=9)
+    axes.set_xlabel(sweep.label, fontsize=9)
+    axes.set_title(f"p({found.untouched.target_name})", loc="left", fontsize=11, fontweight="bold")
+
+
+def _draw_legend(axes: Axes, found: InvarianceCurves, sweep: Sweep, labels: Sequence[str]) -> None:
+    """Name each line, with what is to be read from it as a number."""
+    widths = half_width(sweep.probabilities, sweep.values, sweep.identity, found.untouched.probabilities)
+    axes.set_axis_off()
+    lines = [axes.plot([], [], linewidth=2.2, **line_style(number))[0] for number in range(len(labels))]
+    texts = []
+    for label, p, width in zip(labels, found.untouched.probabilities.tolist(), widths.tolist(), strict=True):
+        half = "" if width != width else f", half width {width:.3g}"
+        texts.append(f"{label}\np {p:.2f}{half}")
+    shown = 2 * EXAMPLE_IMAGES if len(texts) > EXAMPLE_IMAGES else EXAMPLE_IMAGES
+    if len(texts) > EXAMPLE_IMAGES:
+        texts = [text.partition("\n")[0] for text in texts]
+    more = f" (first {shown} of {len(texts)})" if len(texts) > shown else ""
+    axes.legend(
+        lines[:shown],
+        texts[:shown],
+        title=f"image's {found.untouched.target_name}{more}",
+        loc="upper left",
+        bbox_to_anchor=(-0.1, 0.92),
+        alignment="left",
+        frameon=False,
+        fontsize=9,
+    )
+
+
+def _draw_examples(
+    figure: SubFigure | Figure, sweep: Sweep, examples: Sequence[Sequence[Tensor]], labels: Sequence[str]
+) -> None:
+    """One row an image, one column a value of the sweep; placed by hand, so that tiles are as large as they can be."""
+    left = 0.05
+    title = sweep.transform.replace("_", " ").capitalize()
+    figure.text(left / _EXAMPLES_WIDTH, 1 - 0.12 / _HEIGHT, title, va="top", fontsize=14, fontweight="bold")
+    if not examples:
+        return
+    rows, columns = len(examples), len(examples[0])
+    size = examples[0][0].shape[-2:]
+    room = min((_HEIGHT - 1.0) / rows, 1.2) - _TITLE
+    width = min((_EXAMPLES_WIDTH - left) / columns, room / size[0] * size[1]) * (1 - _GAP)
+    height, pitch = width / size[1] * size[0], width / (1 - _GAP)
+    # One picture of all of them: axes are slow.
+    sheet = torch.cat([part for copies in examples for part in _strip(copies, _TITLE / height)], 1)
+    top = _HEIGHT - 0.4
+    bottom = top - height * sheet.shape[1] / size[0]
+    box = (left / _EXAMPLES_WIDTH, bottom / _HEIGHT, width * sheet.shape[2] / size[1] / _EXAMPLES_WIDTH)
+    show_pixels(figure.add_axes((*box, (top - bottom) / _HEIGHT)), sheet)
+    for row, label in enumerate(labels[:rows]):
+        above = top - row * (top - bottom) / rows - _TITLE + 0.03
+        color = line_style(row)["color"]
+        figure.text(left / _EXAMPLES_WIDTH, above / _HEIGHT, label, va="bottom", fontsize=9, color=color)
+    for column, place in enumerate(examples_at(sweep.values)):
+        middle = (left + column * pitch + width / 2) / _EXAMPLES_WIDTH
+        value = f"{float(sweep.values[place]):.3g}"
+        figure.text(middle, (bottom - 0.05) / _HEIGHT, value, ha="center", va="top", fontsize=9)
+    middle = (left + (columns - 1) * pitch / 2 + width / 2) / _EXAMPLES_WIDTH
+    figure.text(middle, (bottom - 0.28) / _HEIGHT, sweep.label, ha="center", va="top", fontsize=9)
+
+
+def _strip(copies: Sequence[Tensor], title: float) -> tuple[Tensor, Tensor]:
+    """Copies side by side, under room for a title, given as a share of their height."""
+    height, width = copies[0].shape[-2:]
+    gap = torch.full((3, height, round(width * _GAP / (1 - _GAP))), 255, dtype=torch.uint8)
+    strip = torch.cat([part for copy in copies for part in (gap, copy)][1:], 2)
+    return torch.full((3, round(height * title), strip.shape[2]), 255, dtype=torch.uint8), strip

@@ -1,0 +1,213 @@
+"""Occlusion maps as a report: the pictures of Fig. 7 of Zeiler & Fergus (2013), one row an image."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lightning_cnnviz.core.occlusion import OcclusionMaps
+from lightning_cnnviz.render.charts import shorten
+from lightning_cnnviz.render.figures import class_color, class_label, figure_pixels, new_figure, show_pixels
+from lightning_cnnviz.render.patches import brief, to_gray_centered
+from lightning_cnnviz.report import Item, Picture, Report, Scalar
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["occlusion_report"]
+
+_PANELS = 5
+# So many classes have a color of their own in the map of the most probable class.
+_CLASSES_SHOWN = 7
+
+
+def occlusion_report(
+    found: OcclusionMaps,
+    pixels: Sequence[Tensor],
+    indices: Sequence[int],
+    *,
+    class_names: Sequence[str] | None = None,
+    fill: Tensor | None = None,
+    notes: Sequence[str] = (),
+) -> Report:
+    """Draw each image's maps as one picture, over the image, each with its scale.
+
+    Args:
+        found: What was measured.
+        pixels: Each image as pixels `(3, H, W)` uint8.
+        indices: Their numbers in the data set.
+        class_names: Names of the classes.
+        fill: `(3,)` uint8, the occluder's color.
+        notes: What else a reader needs to know, for example how the network's input is shown.
+    """
+    items: list[Item] = []
+    for number, (image, index) in enumerate(zip(pixels, indices, strict=True)):
+        target = class_label(class_names, int(found.untouched.targets[number]))
+        caption = (
+            f"image {index}, {found.untouched.target_name} {target}: what an occluder of "
+            f"{found.size[0]} x {found.size[1]} pixels does, by the position of its center"
+        )
+        items.append(Picture(f"image {index}", _draw(found, number, image, index, class_names, fill), caption))
+    items += _scalars(found)
+    explained = [
+        f"Activation: the sum, above zero, of the feature map of {found.layer} that is strongest without an occluder."
+    ]
+    if found.unprojected:
+        explained.append(f"The feature map is not projected to pixels: {found.unprojected}.")
+    else:
+        explained.append(
+            "Projection: that feature map's strongest unit, back to pixels by a deconvnet; gray is no contribution."
+        )
+    return Report("occlusion", "Occlusion", tuple(items), (*explained, *notes))
+
+
+def _scalars(found: OcclusionMaps) -> list[Item]:
+    """How much of the score hangs on one place: means over the images, to be followed over time."""
+    untouched = found.untouched.probabilities
+    drop = untouched - found.probabilities.flatten(1).amin(1)
+    start = found.untouched_activations
+    # A map without any activation has none to lose.
+    relative = (1 - found.activations.flatten(1).amin(1) / start).masked_fill(start <= 0, torch.nan)
+    kept = (found.predictions == found.untouched.targets[:, None, None]).float().flatten(1).mean(1)
+    target = "p_true" if found.untouched.labeled else "p_predicted"
+    return [
+        Scalar(f"{target}/largest_drop", float(drop.mean())),
+        Scalar(f"{target}/most_probable_share", float(kept.mean())),
+        Scalar(f"{found.layer}/largest_drop", float(relative.nanmean())),
+    ]
+
+
+def _draw(
+    found: OcclusionMaps,
+    number: int,
+    image: Tensor,
+    index: int,
+    class_names: Sequence[str] | None,
+    fill: Tensor | None,
+) -> Tensor:
+    height, width = image.shape[-2:]
+    untouched = found.untouched
+    target = class_label(class_names, int(untouched.targets[number]))
+    gray = image.float().mean(0, keepdim=True).expand(3, -1, -1).mul(0.6).add(95).to(torch.uint8)
+    with new_figure(3.1 * _PANELS + 2.0, 2.8 * height / width + 0.7) as figure:
+        panels: Sequence[Any] = figure.subplots(1, _PANELS, gridspec_kw={"wspace": 0.06})
+        show_pixels(panels[0], _with_occluder(image, found, fill), f"image {index}\n{target}")
+        _frame(panels[0], found)
+        channel, start = int(found.channels[number]), float(found.untouched_activations[number])
+        title = f"activation of map {channel}\n{shorten(found.layer, 24)}, {brief(start)} untouched"
+        _heat(panels[1], gray, found, found.activations[number], title, start)
+        _draw_projection(panels[2], found, number, channel)
+        p = float(untouched.probabilities[number])
+        title = f"p({untouched.target_name})\n{p:.2f} untouched"
+        _heat(panels[3], gray, found, found.probabilities[number], title, p, low=0)
+        _classes(panels[4], gray, found, number, class_names)
+        return figure_pixels(figure)
+
+
+def _with_occluder(image: Tensor, found: OcclusionMaps, fill: Tensor | None) -> Tensor:
+    """The image with the occluder in its first position."""
+    shown = image.clone()
+    top, left, bottom, right = found.boxes[0, 0].tolist()
+    color = torch.full((3,), 128, dtype=torch.uint8) if fill is None else fill
+    shown[:, top:bottom, left:right] = color.view(3, 1, 1)
+    return shown
+
+
+def _frame(axes: Axes, found: OcclusionMaps) -> None:
+    """Draw the first occluder's border, for where it has the color of the image."""
+    from matplotlib.patches import Rectangle
+
+    top, left, bottom, right = found.boxes[0, 0].tolist()
+    for color, width in (("white", 3.0), ("black", 1.0)):
+        axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, color=color, linewidth=width))
+
+
+def _draw_projection(axes: Axes, found: OcclusionMaps, number: int, channel: int) -> None:
+    if found.projections:
+        show_pixels(axes, to_gray_centered(found.projections[number]), f"projection\nof map {channel}'s strongest unit")
+        return
+    axes.set_axis_off()
+    axes.set_title("no projection\n", fontsize=10, loc="left")
+    axes.text(0, 0.95, "\n".join(textwrap.wrap(found.unprojected, 36)[:8]), va="top", fontsize=8)
+
+
+def _extent(found: OcclusionMaps) -> tuple[float, float, float, float]:
+    """Where the maps lie over the image: each position about the center of its occluder."""
+    starts = found.boxes[..., :2].float()
+    half = torch.tensor(found.size) / 2
+    steps = [
+        float(starts[1, 0, 0] - starts[0, 0, 0]) if len(starts) > 1 else float(found.size[0]),
+        float(starts[0, 1, 1] - starts[0, 0, 1]) if starts.shape[1] > 1 else float(found.size[1]),
+    ]
+    first, last = starts[0, 0] + half, starts[-1, -1] + half
+    return (
+        float(first[1]) - steps[1] / 2,
+        float(last[1]) + steps[1] / 2,
+        float(last[0]) + steps[0] / 2,
+        float(first[0]) - steps[0] / 2,
+    )
+
+
+def _heat(
+    axes: Axes, gray: Tensor, found: OcclusionMaps, values: Tensor, title: str, start: float, low: float | None = None
+) -> None:
+    """Lay a map over the gray image, with its scale: from the lowest value, or where it is told, a line where it was.
+
+    The scale reaches the untouched value in any case, so that what has never been lost does not look like a drop.
+    """
+    show_pixels(axes, gray, title)
+    height, width = gray.shape[-2:]
+    low = min(float(values.min()), start) if low is None else low
+    high = max(float(values.max()), start)
+    high = high if high > low else low + 1
+    drawn = axes.imshow(
+        values.numpy(),
+        extent=_extent(found),
+        cmap="turbo",
+        vmin=low,
+        vmax=high,
+        alpha=0.6,
+        interpolation="nearest",
+    )
+    axes.set_xlim(0, width)
+    axes.set_ylim(height, 0)
+    bar = axes.figure.colorbar(drawn, ax=axes, fraction=0.046, pad=0.02)
+    ticks = [low + (high - low) * part / 4 for part in range(5)]
+    bar.set_ticks(ticks, labels=[brief(tick) for tick in ticks])
+    bar.ax.tick_params(labelsize=8)
+    bar.ax.axhline(start, color="black", linewidth=2)
+    outline: Any = bar.outline
+    outline.set_visible(False)
+
+
+def _classes(axes: Axes, gray: Tensor, found: OcclusionMaps, number: int, class_names: Sequence[str] | None) -> None:
+    """Color each position by its most probable class; the rarest share one color."""
+    from matplotlib.patches import Patch
+
+    show_pixels(axes, gray, "most probable class\nby position of the occluder")
+    predictions = found.predictions[number]
+    target = int(found.untouched.targets[number])
+    counted = torch.bincount(predictions.flatten(), minlength=found.untouched.classes)
+    order = sorted((c for c in counted.nonzero().flatten().tolist()), key=lambda c: (c != target, -int(counted[c])))
+    shown = order if len(order) <= _CLASSES_SHOWN else order[: _CLASSES_SHOWN - 1]
+    colors = torch.ones(*predictions.shape, 3)
+    patches = []
+    for place, found_class in enumerate(shown):
+        color = class_color(place)
+        colors[predictions == found_class] = torch.tensor(color)
+        share = float(counted[found_class]) / predictions.numel()
+        patches.append(Patch(color=color, label=f"{class_label(class_names, found_class, 22)} {share:.0%}"))
+    if len(order) > len(shown):
+        rest = float(sum(int(counted[c]) for c in order[len(shown) :])) / predictions.numel()
+        patches.append(Patch(color=(1, 1, 1), label=f"{len(order) - len(shown)} other classes {rest:.0%}"))
+    height, width = gray.shape[-2:]
+    axes.imshow(colors.numpy(), extent=_extent(found), alpha=0.6, interpolation="nearest")
+    axes.set_xlim(0, width)
+    axes.set_ylim(height, 0)
+    legend = axes.legend(handles=patches, loc="upper left", bbox_to_anchor=(1.02, 1), frameon=False, fontsize=8)
+    for patch in legend.get_patches():
+        patch.set_edgecolor("#606060")
