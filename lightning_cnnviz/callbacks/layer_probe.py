@@ -1,0 +1,208 @@
+"""What each layer knows, by linear probes, while training goes on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, Literal
+
+from torch import nn
+from typing_extensions import Unpack
+
+from lightning_cnnviz.callbacks.base import MonitorOptions
+from lightning_cnnviz.callbacks.experiments import ExperimentMonitor, Progress
+from lightning_cnnviz.callbacks.trainer import chosen_loader
+from lightning_cnnviz.core.batches import BatchFn
+from lightning_cnnviz.core.features import Features, merge_features, tap_features
+from lightning_cnnviz.core.layers import SelectedLayer, select_layers
+from lightning_cnnviz.core.probing import LayerProbe, probe_layers, random_twin
+from lightning_cnnviz.core.protocols import Protocol, find_protocol
+from lightning_cnnviz.render.layer_probe import layer_probe_report
+from lightning_cnnviz.report import Report
+
+__all__ = ["LAYERS", "LayerProbeMonitor", "spread_layers"]
+
+LAYERS = 6
+"""How many layers are probed by default."""
+
+_REHEARSED = 8
+_IMAGES = 1000
+
+_Sets = tuple[Features, Features | None]
+
+
+class LayerProbeMonitor(ExperimentMonitor):
+    """Shows what each layer already knows: linear classifiers on its features (Zeiler & Fergus 2013, Table 7).
+
+    Accuracy against depth under `layer_probe/accuracy by depth`, the table behind it under `layer_probe/accuracy`, and
+    each number to follow over epochs under `layer_probe_stats/<layer>/<head>`. In fit, probes learn from the trainer's
+    training set and are tested on its validation set; in `trainer.validate` and `trainer.test`, and where one loader is
+    given, both are drawn from the same set. Images are read in an order of our own, by the set's own transforms: random
+    ones give the same pixels at every look. Ranks share the images.
+
+    Args:
+        layers: Names, globs and keywords (see `core.layers.select_layers`); by default up to six convolutions, evenly
+            spread in depth. A convolution chosen by kind is read behind its BatchNorm and a ReLU, a layer chosen by
+            name as it is.
+        heads: Of `"svm"`, `"softmax"` and `"knn"`.
+        per_class: Images of each class to learn from; None for all, or, with several splits, four fifths, drawn anew.
+        splits: How many times images are drawn.
+        protocol: A published protocol (`"caltech101-30"`, ..., see `core.protocols.PROTOCOLS`) or one of your own; what
+            is given beside it changes it.
+        images: Up to how many images are read of each set, the same ones at every look, or `"all"`; by default 1,000,
+            and all where `per_class` or a protocol is given.
+        pool: Up to how many features of each layer, by average pooling; None for whole maps, on disk.
+        control: `"random"` draws the same for a copy of the network with random weights beside it.
+        data: A loader to draw both sets from, or a pair of loaders to learn from and to test on.
+        dataloader_idx: Which of several validation (or test) loaders to test on.
+        batch_fn: Takes a batch and returns `(images, labels)`, for batches of unusual form.
+        allow_fewer: Whether classes with too few images give what they have.
+        seed: Which images are read and how they are split.
+        options: See `Monitor`; `every_n_epochs` is 5 by default.
+
+    Raises:
+        ValueError: At set-up or before the first step: no such layer (with the closest names), no such protocol, no
+            class labels, multi-label data, or no data.
+    """
+
+    def __init__(
+        self,
+        layers: str | list[str] | None = None,
+        heads: tuple[str, ...] | list[str] | None = None,
+        *,
+        per_class: int | None = None,
+        splits: int | None = None,
+        protocol: str | Protocol | None = None,
+        images: int | Literal["all"] | None = None,
+        pool: int | None = 4096,
+        control: Literal["random"] | None = None,
+        data: Any = None,
+        dataloader_idx: int = 0,
+        batch_fn: BatchFn | None = None,
+        allow_fewer: bool = False,
+        seed: int = 0,
+        **options: Unpack[MonitorOptions],
+    ) -> None:
+        options.setdefault("every_n_epochs", 5)
+        super().__init__(**options)
+        if control not in (None, "random"):
+            raise ValueError(f'control={control!r}: give "random", or None for no control')
+        if isinstance(images, int) and images < 1:
+            raise ValueError(f'images={images}: give 1 or more, or "all"')
+        if pool is not None and pool < 1:
+            raise ValueError(f"pool={pool}: give the largest number of features of a layer, or None for whole maps")
+        self.layers, self.heads, self.per_class, self.splits, self.protocol = layers, heads, per_class, splits, protocol
+        self.images, self.pool, self.control, self.data = images, pool, control, data
+        self.dataloader_idx, self.batch_fn, self.allow_fewer, self.seed = dataloader_idx, batch_fn, allow_fewer, seed
+        self._plan = self._planned()
+        whole = images == "all" or (images is None and not (per_class is None and protocol is None))
+        self._limit = None if whole else _IMAGES if images is None else int(images)
+        self._chosen: list[SelectedLayer] = []
+        self._loaders: tuple[Any, Any] = (None, None)
+        self._share = (0, 1)
+        self._control_read = False
+        self._control: LayerProbe | None = None
+
+    def prepare(self, network: nn.Module) -> None:
+        """Choose the layers."""
+        chosen = select_layers(network, "conv" if self.layers is None else self.layers)
+        self._chosen = spread_layers(chosen, LAYERS) if self.layers is None else chosen
+        self._control_read, self._control = False, None
+
+    def check_trainer(self, trainer: Any, stage: str) -> None:
+        """Refuse whole maps on several ranks: files are not gathered."""
+        if self.pool is None and trainer.world_size > 1:
+            raise ValueError(
+                f"{self._who}(pool=None) reads whole feature maps into files, which {trainer.world_size} processes do "
+                "not share; give pool=<number of features>"
+            )
+
+    def rehearse(self, network: nn.Module, trainer: Any) -> None:
+        """Find the data, and read a few images."""
+        self._loaders = self._find_loaders(trainer)
+        self._share = (trainer.global_rank, trainer.world_size)
+        with trainer.precision_plugin.forward_context():
+            for loader in self._loaders:
+                if loader is not None:
+                    self._read(network, loader, limit=_REHEARSED, share=(0, 1))
+
+    def takes_part(self, rank: int) -> bool:
+        """Every rank reads its share of the images."""
+        return True
+
+    def experiment(self, network: nn.Module, progress: Progress) -> list[_Sets]:
+        """Read features of the network and, at the first look, of its random control."""
+        found = [self._sets(network, progress)]
+        if self.control is not None and not self._control_read:
+            found.append(self._sets(random_twin(network, self.seed), progress))
+            self._control_read = True
+        return found
+
+    def merge(self, results: list[list[_Sets]]) -> LayerProbe:
+        """Put the ranks' shares together, and fit the probes."""
+        probes = []
+        for parts in zip(*results, strict=True):
+            train = merge_features([train for train, _ in parts])
+            tests = [test for _, test in parts if test is not None]
+            probes.append(probe_layers(train, self._plan, test=merge_features(tests) if tests else None))
+        if len(probes) > 1:
+            self._control = probes[1]
+        return replace(probes[0], control=None if self._control is None else self._control.scores)
+
+    def render(self, result: LayerProbe) -> Report:
+        """Draw accuracy against depth."""
+        return layer_probe_report(result)
+
+    def _planned(self) -> Protocol:
+        heads = None if self.heads is None else tuple(self.heads)
+        given = {"heads": heads, "per_class": self.per_class, "splits": self.splits, "seed": self.seed}
+        fewer = {"allow_fewer": True} if self.allow_fewer else {}
+        return find_protocol(Protocol() if self.protocol is None else self.protocol, **given, **fewer)
+
+    def _find_loaders(self, trainer: Any) -> tuple[Any, Any]:
+        if isinstance(self.data, (tuple, list)) and len(self.data) == 2:
+            return self.data[0], self.data[1]
+        if self.data is not None:
+            return self.data, None
+        stage = str(trainer.state.fn.value)
+        loaders = trainer.test_dataloaders if stage == "test" else trainer.val_dataloaders
+        if stage != "fit":
+            return chosen_loader(loaders, self.dataloader_idx), None
+        train = chosen_loader(trainer.train_dataloader, 0)
+        if loaders is None or trainer.limit_val_batches == 0:
+            return train, None
+        return train, chosen_loader(loaders, self.dataloader_idx)
+
+    def _sets(self, network: nn.Module, progress: Progress) -> _Sets:
+        learned, tested = self._loaders
+        test = None
+        if tested is not None:
+            test = self._read(network, tested, limit=self._limit, share=self._share, progress=progress)
+        return self._read(network, learned, limit=self._limit, share=self._share, progress=progress), test
+
+    def _read(
+        self,
+        network: nn.Module,
+        loader: Any,
+        *,
+        limit: int | None,
+        share: tuple[int, int],
+        progress: Progress | None = None,
+    ) -> Features:
+        return tap_features(
+            network,
+            loader,
+            self._chosen,
+            pool=self.pool,
+            limit=limit,
+            share=share,
+            batch_fn=self.batch_fn,
+            seed=self.seed,
+            progress=progress,
+        )
+
+
+def spread_layers(layers: list[SelectedLayer], count: int) -> list[SelectedLayer]:
+    """Return at most `count` of the layers, 2 or more, from the first to the last, evenly."""
+    if len(layers) <= count:
+        return layers
+    return [layers[round(place * (len(layers) - 1) / (count - 1))] for place in range(count)]

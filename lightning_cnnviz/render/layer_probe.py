@@ -1,0 +1,164 @@
+"""Linear probes as a report: accuracy against depth, and the table behind it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from lightning_cnnviz.core.online_probing import OnlineScores
+from lightning_cnnviz.core.probing import LayerProbe, ProbeScores
+from lightning_cnnviz.report import Curve, Item, Number, Report, Scalar, Series, Table
+
+__all__ = ["layer_probe_report", "online_probe_report"]
+
+_HEADS = {"svm": "SVM", "softmax": "softmax", "knn": "kNN"}
+_NAMES_LENGTH = 160  # more letters than this would not stand in a caption
+
+
+def layer_probe_report(found: LayerProbe) -> Report:
+    """Draw test accuracy against depth, one line a head with a band of one standard deviation over splits.
+
+    The same of a network with random weights stands beside it where there is one, and what a paper printed for the
+    protocol. Scalars are accuracies, 0 to 1; table and chart are in percent.
+    """
+    first = found.scores[0]
+    items: list[Item] = [_curve(found), _table(found)]
+    if first.protocol.paper:
+        rows = tuple(first.protocol.paper.items())
+        items.append(Table("paper", ("source", "accuracy in %"), rows, "What was published for this protocol"))
+    items += [Scalar(f"{scores.layer}/{head}", scores.mean(head)) for scores in found.scores for head in scores.heads]
+    return Report("layer_probe", "What each layer knows", tuple(items), _notes(found))
+
+
+def online_probe_report(found: OnlineScores) -> Report:
+    """Draw the validation accuracy of probes that learn along with the network against depth.
+
+    Scalars are accuracies, 0 to 1; table and chart are in percent.
+    """
+    depth = tuple(float(place) for place in range(1, len(found.layers) + 1))
+    accuracy = [100 * value for value in found.accuracy.tolist()]
+    curve = Curve(
+        "accuracy by depth",
+        (Series("softmax, learned online", depth, tuple(accuracy)), _chance(depth, found.classes)),
+        "layer, in order of depth",
+        "validation accuracy in %",
+        f"Learned along with the network, {found.classes} classes. {_named(found.layers)}",
+    )
+    rows = tuple((layer, round(value, 2)) for layer, value in zip(found.layers, accuracy, strict=True))
+    table = Table("accuracy", ("layer", "accuracy in %"), rows, f"Share of {found.images:,} validation images")
+    scalars = [Scalar(layer, value / 100) for layer, value in zip(found.layers, accuracy, strict=True)]
+    notes = [
+        "Each probe is a softmax layer that learns from a layer's features as training passes by; the network learns "
+        "nothing from it.",
+        f"Learned from {found.batches:,} training batches, tested on {found.images:,} images.",
+    ]
+    lost = [
+        f"{count:,} at {layer}" for layer, count in zip(found.layers, found.left_out.tolist(), strict=True) if count
+    ]
+    if lost:
+        notes.append(f"Left out of training, for features that are NaN or infinite: {', '.join(lost)}.")
+    return Report("online_probe", "What each layer knows, learned online", (curve, table, *scalars), tuple(notes))
+
+
+def _curve(found: LayerProbe) -> Curve:
+    depth = tuple(float(place) for place in range(1, len(found.scores) + 1))
+    series = [_series(_HEADS[head], found.scores, head, depth) for head in found.scores[0].heads]
+    if found.control is not None:
+        series += [
+            _series(f"{_HEADS[head]}, random weights", found.control, head, depth) for head in found.control[0].heads
+        ]
+    first = found.scores[0]
+    return Curve(
+        "accuracy by depth",
+        (*series, _chance(depth, first.classes)),
+        "layer, in order of depth",
+        "mean accuracy of the classes in %" if first.protocol.average == "class" else "test accuracy in %",
+        f"{_learned(found)}. {_named([scores.layer for scores in found.scores])}",
+    )
+
+
+def _series(name: str, scores: Sequence[ProbeScores], head: str, depth: tuple[float, ...]) -> Series:
+    means = [100 * one.mean(head) for one in scores]
+    spreads = [100 * one.std(head) for one in scores]
+    if any(math.isnan(spread) for spread in spreads):
+        return Series(name, depth, tuple(means))
+    low = tuple(mean - spread for mean, spread in zip(means, spreads, strict=True))
+    high = tuple(mean + spread for mean, spread in zip(means, spreads, strict=True))
+    return Series(name, depth, tuple(means), low, high)
+
+
+def _chance(depth: tuple[float, ...], classes: int) -> Series:
+    return Series("chance", depth, (100 / classes,) * len(depth))
+
+
+def _table(found: LayerProbe) -> Table:
+    heads = found.scores[0].heads
+    columns = ["layer", "features", *(f"{head} in %" for head in heads)]
+    columns += [f"C of {head}" for head in heads if head != "knn"]
+    if found.control is not None:
+        columns += [f"{head}, random weights, in %" for head in heads]
+    controls = found.control or (None,) * len(found.scores)
+    rows = []
+    for scores, control in zip(found.scores, controls, strict=True):
+        row: list[Number] = [scores.layer, scores.dimensions, *(_with_spread(scores, head) for head in heads)]
+        row += [_strengths(scores, head) for head in heads if head != "knn"]
+        if control is not None:
+            row += [_with_spread(control, head) for head in heads]
+        rows.append(tuple(row))
+    return Table("accuracy", tuple(columns), tuple(rows), f"{_learned(found)}: mean ± std over splits")
+
+
+def _with_spread(scores: ProbeScores, head: str) -> str:
+    mean, spread = 100 * scores.mean(head), 100 * scores.std(head)
+    return f"{mean:.1f}" if math.isnan(spread) else f"{mean:.1f} ± {spread:.1f}"
+
+
+def _strengths(scores: ProbeScores, head: str) -> str:
+    values = scores.C[scores.heads.index(head)].tolist()
+    return ", ".join(f"{value:g}" for value in sorted(set(values)))
+
+
+def _learned(found: LayerProbe) -> str:
+    scores = found.scores[0]
+    protocol, splits = scores.protocol, scores.accuracy.shape[1]
+    own_test = found.images[1] > 0
+    whole = "all images" if splits == 1 and own_test else "four fifths of the images"
+    many = whole if protocol.per_class is None else f"{protocol.per_class} images"
+    times = f", {splits} splits" if splits > 1 else ""
+    named = "Learned" if protocol.name == "custom" else f"Protocol {protocol.name}: learned"
+    return f"{named} from {many} of each of {scores.classes} classes{times}"
+
+
+def _named(names: Sequence[str]) -> str:
+    """Which layer is which number."""
+    # A number and its name stay on one line.
+    whole = "Layers: " + ", ".join(f"{place}\N{NO-BREAK SPACE}{name}" for place, name in enumerate(names, start=1))
+    return whole if len(whole) <= _NAMES_LENGTH else f"Layers 1 to {len(names)}: {names[0]} to {names[-1]}"
+
+
+def _notes(found: LayerProbe) -> tuple[str, ...]:
+    first = found.scores[0]
+    protocol = first.protocol
+    train, test = found.images
+    notes = [
+        "Classifiers on the fixed features of a layer; C and scaling are chosen on training images alone.",
+        f"Splits {first.digest[:16]} (seed {protocol.seed}): equal numbers stand for the same images. Scaling: "
+        f'"{protocol.scaling}"; C from {", ".join(f"{value:g}" for value in protocol.Cs)}.',
+    ]
+    if train:
+        notes.append(f"Features of {train:,} images" + (f" to learn from and {test:,} to test on." if test else "."))
+    if found.control is not None:
+        notes.append("Random weights: the same network, all layers initialized anew.")
+    ends = [head for head in first.heads if protocol.chooses and head != "knn" and _at_the_end(found, head) > 0.5]
+    notes += [f"{_HEADS[head]} mostly chose the largest C: it may do better with larger ones." for head in ends]
+    slow = [scores.layer for scores in (*found.scores, *(found.control or ())) if not bool(scores.converged.all())]
+    if slow:
+        notes.append(f"The solver did not reach its tolerance at {', '.join(dict.fromkeys(slow))}.")
+    return tuple(notes)
+
+
+def _at_the_end(found: LayerProbe, head: str) -> float:
+    """In which share of the fits the largest C was chosen."""
+    chosen: list[float] = [value for scores in found for value in scores.C[scores.heads.index(head)].tolist()]
+    largest = max(found.scores[0].protocol.Cs)
+    return chosen.count(largest) / len(chosen)

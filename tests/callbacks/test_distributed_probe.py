@@ -1,0 +1,38 @@
+"""Two processes give the table of one, and online probes that are the same on both."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+SCRIPT = Path(__file__).with_name("ddp_probe_run.py")
+
+
+def run(ranks: int, out: Path) -> Any:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    command = [sys.executable, str(SCRIPT), str(ranks), str(out)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return torch.load(out, weights_only=False)
+
+
+def test_two_processes_give_the_table_of_one(tmp_path: Path) -> None:
+    one, two = run(1, tmp_path / "one.pt"), run(2, tmp_path / "two.pt")
+    for mine, theirs in zip(one["probes"], two["probes"], strict=True):
+        assert mine.images == theirs.images == (37, 23)  # no image is lost, none comes twice
+        assert mine.control is not None
+        for first, second in zip((*mine, *mine.control), (*theirs, *theirs.control), strict=True):
+            assert first.layer == second.layer
+            assert first.digest == second.digest
+            assert torch.equal(first.accuracy, second.accuracy), first.layer
+            assert torch.equal(first.C.nan_to_num(), second.C.nan_to_num())
+    assert len(one["probes"]) == 1
+    assert two["same"] == [True, True]
+    assert one["online"] == [f"Learned from {count} training batches, tested on 23 images." for count in (5, 10)]
+    # Each process has half of the batches, and of the padded validation set no image counts twice.
+    assert two["online"] == [f"Learned from {count} training batches, tested on 23 images." for count in (3, 6)]
