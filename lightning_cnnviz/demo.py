@@ -20,8 +20,20 @@ from torch.utils.data import DataLoader, Dataset
 from torchmetrics.classification import MulticlassAccuracy
 from torchvision.transforms.v2 import Normalize
 
-from lightning_cnnviz.callbacks import DeconvnetMonitor, TopPatchesMonitor
-from lightning_cnnviz.sinks import PageSink, WandbSink
+from lightning_cnnviz.callbacks import (
+    ActivationMapMonitor,
+    AttributionMonitor,
+    DeconvnetMonitor,
+    FilterMonitor,
+    InvarianceMonitor,
+    LayerProbeMonitor,
+    LayerTableMonitor,
+    MaximizationMonitor,
+    OcclusionMonitor,
+    OnlineProbeMonitor,
+    TopPatchesMonitor,
+)
+from lightning_cnnviz.sinks import PageSink, Sink, WandbSink
 
 __all__ = ["DemoNet", "DemoResult", "Digits", "run_demo"]
 
@@ -140,7 +152,7 @@ def run_demo(out: Path, *, epochs: int = 8, online: bool = False) -> DemoResult:
     trainer = pl.Trainer(
         max_epochs=epochs,
         logger=logger,
-        callbacks=[TopPatchesMonitor(sinks=[WandbSink(), page]), DeconvnetMonitor(sinks=[WandbSink(), page])],
+        callbacks=_monitors(page),
         accelerator="cpu",
         default_root_dir=out,
         enable_checkpointing=False,
@@ -157,6 +169,27 @@ def run_demo(out: Path, *, epochs: int = 8, online: bool = False) -> DemoResult:
     run = Path(logger.experiment.dir).parent
     logger.experiment.finish()
     return DemoResult(float(tested[0]["test/accuracy"]), page.path.resolve(), run.resolve())
+
+
+def _monitors(page: PageSink) -> list[pl.Callback]:
+    """Every monitor; those whose looks take seconds look at the trained network alone."""
+
+    def sinks() -> list[Sink]:
+        return [WandbSink(), page]
+
+    return [
+        LayerTableMonitor(sinks=sinks()),
+        TopPatchesMonitor(sinks=sinks()),
+        DeconvnetMonitor(sinks=sinks()),
+        FilterMonitor(sinks=sinks()),
+        ActivationMapMonitor(sinks=sinks()),
+        LayerProbeMonitor(every_n_epochs=4, control="random", sinks=sinks()),
+        OnlineProbeMonitor(sinks=sinks()),
+        InvarianceMonitor(every_n_epochs=4, sinks=sinks()),
+        OcclusionMonitor(epochs="last", sinks=sinks()),
+        AttributionMonitor(epochs="last", sinks=sinks()),
+        MaximizationMonitor(penalty=0.8, invariance=0, epochs="last", sinks=sinks()),
+    ]
 
 
 def _loader(part: str, *, shuffle: bool = False) -> DataLoader[tuple[Tensor, int]]:

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import os
+
+# Before torch is loaded: processes that share the cores get in each other's way with threads of their own.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import shutil
 from collections.abc import Iterator
 from typing import Any

@@ -61,7 +61,8 @@ function keysOf(gallery) {
   });
 }
 const rowOf = (gallery, key) => gallery?.rows[keysOf(gallery).indexOf(key)];
-const viewNow = () => views.find((view) => view.view === state.view) ?? views[0];
+// Pictures come before tables, in whatever order they were made.
+const viewNow = () => views.find((view) => view.view === state.view) ?? views.find((view) => layersOf(view).length) ?? views[0];
 function lookAt(view) {
   const index = view.looks.findIndex((look) => keyOf(look) === state.look);
   return index < 0 ? view.looks.length - 1 : index;

@@ -327,7 +327,7 @@ def test_a_feature_opens_with_its_nine_patches(written: PageSink, browser_page: 
     assert dialog.locator("h2").inner_text() == "features.3 · channel 0"
     page.keyboard.press("Escape")
     assert not dialog.is_visible()
-    assert page.evaluate("document.activeElement.dataset.testid") == "feature-0"
+    page.wait_for_selector("[data-testid=feature-0]:focus")
     page.keyboard.press("Enter")
     assert dialog.is_visible()
     page.get_by_test_id("close").click()

@@ -1,0 +1,238 @@
+"""Maximizing inputs as a report: several starts side by side, beside the strongest real image."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from lightning_cnnviz.core.maximization import Maximization, Strongest
+from lightning_cnnviz.core.optimum import OptimumInvariance
+from lightning_cnnviz.render.normalization import Normalization
+from lightning_cnnviz.render.patches import brief, placed, to_gray_centered
+from lightning_cnnviz.report import Curve, Gallery, Item, Number, Report, Row, Scalar, Series, Tile
+
+__all__ = ["MaximizedLayer", "invariance_items", "maximization_report"]
+
+# A chart of more objectives than this shows their median and quartiles.
+_SINGLE_LINES = 7
+# Steps are averaged to so many points: each one saw the image under another transform.
+_POINTS = 32
+# So wide, in pixels, a tile has room for its caption.
+_SIDE = 96
+# What lies outside a unit's receptive field, in a layer where others have larger ones: as light as the sheet's paper.
+_UNSEEN = 243
+
+
+@dataclass(frozen=True, eq=False)
+class MaximizedLayer:
+    """What was found for one layer, or for the classes.
+
+    Attributes:
+        name: The layer's name, or `"classes"`.
+        captions: What each objective is called beside its images, for example `"channel 3"`.
+        found: The maximizing inputs.
+        strongest: The real images to compare with, where there are any.
+        invariances: Of some objectives, by their number.
+    """
+
+    name: str
+    captions: tuple[str, ...]
+    found: Maximization
+    strongest: Strongest | None = None
+    invariances: tuple[tuple[int, OptimumInvariance], ...] = ()
+
+
+def maximization_report(layers: Sequence[MaximizedLayer], normalization: Normalization, *, compared: int = 0) -> Report:
+    """Draw each layer as a gallery, a row an objective, with the ascent as a curve.
+
+    Activations are given in multiples of the strongest real image's, where there is one and it is above zero.
+
+    Args:
+        layers: What was found.
+        normalization: How inputs are shown.
+        compared: Among how many real images the strongest were looked for.
+    """
+    items: list[Item] = []
+    notes = [normalization.sentence()]
+    if any(layer.strongest is not None for layer in layers):
+        notes.append("Blue is what lies beyond a real image's border.")
+    for layer in layers:
+        items += [_gallery(layer, normalization, compared), _ascent(layer), *_scalars(layer)]
+        for number, invariance in layer.invariances:
+            if invariance.linear:
+                notes.append(
+                    f"{invariance.objective}, is linear about its optimum: all changes of it cost the same, and none "
+                    "is drawn."
+                )
+            else:
+                items += invariance_items(f"{layer.name}/{layer.captions[number]}", invariance, normalization)
+    if compared:
+        notes.append(f"8x is 8 times the activation of the strongest of {compared} real images, the last of each row.")
+    if any(not found.linear for layer in layers for _, found in layer.invariances):
+        notes.append(
+            "Invariance: the optimum is turned on the sphere of inputs of its norm, toward eigenvectors of the "
+            "activation's Hessian there; at 0° it is the optimum itself. Random directions cost little, since a unit "
+            "hardly sees most of them."
+        )
+    return Report("maximization", "Activation maximization", tuple(items), tuple(notes))
+
+
+def invariance_items(name: str, found: OptimumInvariance, normalization: Normalization) -> list[Item]:
+    """Draw how a unit's optimum may change: a row of pictures a direction, and the activation along it."""
+    degrees = [math.degrees(angle) for angle in found.angles.tolist()]
+    rows, lines = [], []
+    kinds = _directions(found)
+    for direction, kind in enumerate(kinds):
+        activations = found.activations[direction].tolist()
+        tiles = tuple(
+            Tile(
+                normalization.to_pixels(found.seen(direction, point)),
+                caption=f"{_signed(degrees[point])}° {_part(activations[point], found.activation)}",
+                numbers={"angle in degrees": degrees[point], "activation": activations[point]},
+            )
+            for point in range(len(degrees))
+        )
+        # What is turned toward: the optimum's own part cancels out between opposite angles.
+        toward = to_gray_centered(found.seen(direction, -1) - found.seen(direction, 0))
+        tiles += (Tile(toward, "direction"),)
+        rows.append(Row(f"{kind} effect", tiles, {"curvature": float(found.curvatures[direction])}))
+        lines.append(Series(f"{kind} effect", tuple(degrees), tuple(activations)))
+    lines.append(Series("random directions", tuple(degrees), tuple(found.random.tolist())))
+    caption = (
+        f"The optimum of {found.objective} (activation {brief(found.activation)}), turned toward the directions that "
+        "change it least and most"
+    )
+    numbers: dict[str, Number] = {"curvature where nothing is seen": found.unseen, "alignment": found.alignment}
+    return [
+        Gallery(f"{name}/invariance", tuple(rows), caption, numbers, columns=len(degrees) + 1, tile_side=_SIDE),
+        Curve(
+            f"{name}/invariance",
+            tuple(lines),
+            "angle from the optimum, in degrees",
+            "activation",
+            f"{found.objective}, about its optimum on the sphere of inputs of one norm",
+        ),
+    ]
+
+
+def _directions(found: OptimumInvariance) -> list[str]:
+    most = len(found.curvatures) - found.least
+    return [_nth(place, "least") for place in range(found.least)] + [_nth(place, "most") for place in range(most)]
+
+
+def _nth(place: int, kind: str) -> str:
+    words = ("", "second ", "third ")
+    return f"{words[place]}{kind}" if place < len(words) else f"{place + 1}th {kind}"
+
+
+def _gallery(layer: MaximizedLayer, normalization: Normalization, compared: int) -> Gallery:
+    found, real = layer.found, layer.strongest
+    sizes = [_field_size(layer, objective) for objective in range(len(found))]
+    height, width = max(size[0] for size in sizes), max(size[1] for size in sizes)
+    rows = []
+    for objective, (caption, field) in enumerate(zip(layer.captions, sizes, strict=True)):
+        order = found.ranked(objective)
+        scale = float("nan") if real is None else float(real.activations[objective])
+        tiles = [_tile(found, number, scale, normalization, field) for number in order]
+        numbers: dict[str, Number] = {"activation": float(found.activations[order[0]])}
+        if real is not None:
+            pixels = placed(normalization.to_pixels(real.patches[objective]), real.boxes[objective], field)
+            figures: dict[str, Number] = {"activation": scale, "image": int(real.numbers[objective])}
+            tiles.append(Tile(pixels, f"real {brief(scale)}", figures))
+            numbers["strongest real"] = scale
+        tiles = [replace(tile, pixels=_centered(tile.pixels, (height, width))) for tile in tiles]
+        rows.append(Row(caption, tuple(tiles), numbers))
+    what = "One start" if found.starts == 1 else f"{found.starts} starts, the highest activation first"
+    text = f"{what}, {found.history.shape[1]} steps each; {width} x {height} px"
+    if real is not None:
+        text += f"; last, the strongest of {compared} real images" if compared else "; last, the strongest real image"
+    return Gallery(layer.name, tuple(rows), text, columns=found.starts + (real is not None), tile_side=_SIDE)
+
+
+def _tile(found: Maximization, number: int, scale: float, normalization: Normalization, size: tuple[int, int]) -> Tile:
+    activation = float(found.activations[number])
+    figures: dict[str, Number] = {"activation": activation, "start": number % found.starts}
+    caption = brief(activation)
+    if scale > 0:
+        figures["of the strongest real"] = activation / scale
+        caption = f"{brief(activation)} = {brief(activation / scale)}x"
+    box = found.boxes[number // found.starts]
+    return Tile(placed(normalization.to_pixels(found.seen(number)), box, size), caption, figures)
+
+
+def _field_size(layer: MaximizedLayer, objective: int) -> tuple[int, int]:
+    """What an objective can see: the larger of what it saw in the made image and in the real one."""
+    boxes = [layer.found.boxes[objective]]
+    if layer.strongest is not None:
+        boxes.append(layer.strongest.boxes[objective])
+    return max(int(box[2] - box[0]) for box in boxes), max(int(box[3] - box[1]) for box in boxes)
+
+
+def _centered(pixels: Tensor, size: tuple[int, int]) -> Tensor:
+    """Put what an objective sees in the middle of a tile for what others see: in a layer, fields may differ."""
+    height, width = pixels.shape[-2:]
+    if (height, width) == size:
+        return pixels
+    tile = torch.full((3, *size), _UNSEEN, dtype=torch.uint8)
+    top, left = (size[0] - height) // 2, (size[1] - width) // 2
+    tile[:, top : top + height, left : left + width] = pixels
+    return tile
+
+
+def _ascent(layer: MaximizedLayer) -> Curve:
+    """The best start of each objective over the steps."""
+    found, scales = layer.found, _scales(layer)
+    best = [found.ranked(objective)[0] for objective in range(len(found))]
+    histories = found.history[best].double() / (1 if scales is None else scales[:, None])
+    places = torch.arange(histories.shape[1]).chunk(min(_POINTS, histories.shape[1]))
+    steps = tuple(float(part.double().mean()) + 1 for part in places)
+    lines = torch.stack([histories[:, part].mean(1) for part in places], 1)
+    if len(lines) <= _SINGLE_LINES:
+        series = tuple(
+            Series(caption, steps, tuple(line.tolist())) for caption, line in zip(layer.captions, lines, strict=True)
+        )
+    else:
+        low, middle, high = (tuple(lines.quantile(part, 0).tolist()) for part in (0.25, 0.5, 0.75))
+        series = (Series(f"median of {len(lines)}", steps, middle, low, high),)
+    band = "" if len(lines) <= _SINGLE_LINES else "; the band holds the middle half"
+    return Curve(
+        f"{layer.name}/steps",
+        series,
+        "step",
+        "activation" if scales is None else "activation / that of the strongest real image",
+        f"The best start of each, under the transforms that it has to stand{band}",
+    )
+
+
+def _scalars(layer: MaximizedLayer) -> list[Scalar]:
+    found, scales = layer.found, _scales(layer)
+    by_start = found.activations.view(len(found), found.starts).double()
+    best, worst = by_start.amax(1), by_start.amin(1)
+    spread = ((best - worst) / best.abs()).nanmedian() if found.starts > 1 else torch.tensor(math.nan)
+    figures = [
+        Scalar(f"{layer.name}/activation", float(best.nanmedian())),
+        Scalar(f"{layer.name}/spread_of_starts", float(spread)),
+    ]
+    if layer.strongest is not None:
+        ratio = math.nan if scales is None else float((best / scales).nanmedian())
+        figures.append(Scalar(f"{layer.name}/of_strongest_real", ratio))
+    return figures
+
+
+def _scales(layer: MaximizedLayer) -> Tensor | None:
+    """The strongest real activations, where all are above zero: else ratios would mislead."""
+    if layer.strongest is None or not bool((layer.strongest.activations > 0).all()):
+        return None
+    return layer.strongest.activations.double()
+
+
+def _signed(degrees: float) -> str:
+    return f"{degrees:+.0f}" if round(degrees) else "0"
+
+
+def _part(value: float, whole: float) -> str:
+    return f"{100 * value / whole:.0f}%" if whole > 0 else brief(value)
