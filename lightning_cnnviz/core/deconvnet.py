@@ -301,8 +301,8 @@ class Projector:
         def keep(layer: str, value: Any) -> None:
             if layer not in values:
                 tape.mark(layer, value)
-                # A copy: what follows may write into it.
-                values[layer] = value.detach().clone()
+                # A copy, where it will be read: what follows may write into it.
+                values[layer] = value.detach().clone() if enough is None else value.detach()
             if len(values) == len(maps):
                 raise FarEnough
 

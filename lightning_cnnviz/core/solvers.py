@@ -219,14 +219,13 @@ def _start(
     if start is None:
         return coordinates.new_zeros(len(coordinates), rows, classes)
     weights, intercept = (start.weights, start.intercept) if batched else (start.weights[None], start.intercept[None])
+    if weights.shape != (len(coordinates), rows - (shift is not None or kind is not GramSpace), classes):
+        raise ValueError(f"start has weights {tuple(start.weights.shape)}, which are not those of this problem")
     below = intercept[..., None, :].to(coordinates)
     at = weights.to(coordinates)
     if shift is not None:
         below = below + shift @ at
-    at = at if kind is GramSpace and shift is None else torch.cat([at, below], -2)
-    if at.shape != (len(coordinates), rows, classes):
-        raise ValueError(f"start has weights {tuple(start.weights.shape)}, which are not those of this problem")
-    return at
+    return at if kind is GramSpace and shift is None else torch.cat([at, below], -2)
 
 
 def _weights(at: Tensor, shift: Tensor | None, kind: type[Space]) -> tuple[Tensor, Tensor]:

@@ -69,10 +69,10 @@ def test_probes_learn_from_the_training_set_and_are_tested_on_the_validation_set
     assert sink.reports[0][1].notes[1] == report.notes[1]
 
 
-def test_by_default_every_fifth_epoch() -> None:
+def test_by_default_every_fifth_epoch_and_the_last() -> None:
     sink = MemorySink()
     fitted(LayerProbeMonitor(splits=1, sinks=[sink], on_error="raise"), max_epochs=6)
-    assert [step.epoch for step, _ in sink.reports] == [5]
+    assert [step.epoch for step, _ in sink.reports] == [5, 6]
 
 
 @pytest.mark.parametrize("stage", ["validate", "test"])
