@@ -163,11 +163,12 @@ function featureBlock(gallery, row, key, index, scale) {
     onclick: () => choose({ feature: key }) },
     tight(gallery, row, scale), row.caption ? h("strong", {}, row.caption) : null, facts(row.numbers));
 }
-const columnsFor = (tiles) => Math.min(Math.ceil(Math.sqrt(Math.max(tiles, 1))), 8);
+// As the report says, where places mean something (projections beside patches); else as nearly a square as possible.
+const columnsFor = (gallery, tiles) => Math.min(gallery.columns ?? Math.ceil(Math.sqrt(Math.max(tiles, 1))), gallery.columns ? 12 : 8);
 function drawGallery(gallery) {
   if (!gallery.rows.length) return [empty("This gallery has no rows at this look.")];
-  const columns = columnsFor(Math.max(...gallery.rows.map((row) => row.tiles.length)));
-  const goal = [112, 80, phone.matches ? 48 : 64][columns - 1] ?? 40;
+  const columns = columnsFor(gallery, Math.max(...gallery.rows.map((row) => row.tiles.length)));
+  const side = phone.matches ? 48 : 64, goal = [112, 80, side, ...(gallery.columns ? [side, side, side] : [])][columns - 1] ?? 40;
   const scale = scaleTo(goal, gallery.size, false);
   const wide = Math.max(columns * (gallery.size[0] * scale + 2) - 2, 110);
   const keys = keysOf(gallery);
@@ -231,17 +232,22 @@ function drawMain(view, look, now, layers, layer) {
 }
 
 function patches(gallery, row) {
-  const goal = row.tiles.length === 1 ? 320 : row.tiles.length <= 4 ? 220 : 140;
+  const goal = row.tiles.length === 1 ? 320 : row.tiles.length <= 4 ? 220 : gallery.columns > 4 ? 96 : 140;
   const scale = gallery.size[0] < goal * 0.75 ? scaleTo(goal, gallery.size, gallery.enlarge) : 1;
   const all = h("div", { class: "patches" }, ...row.tiles.map(([name, caption, numbers], index) => {
     const image = picture(name, gallery.size, scale, { class: gallery.enlarge && scale > 1 ? "pixels" : null, alt: caption || `Tile ${index + 1}` });
     const list = h("dl", {}, ...numbers.map(([key, value]) => h("div", {}, h("dt", {}, words(key)), h("dd", {}, show(value)))));
     return h("figure", { "data-testid": `patch-${index}` }, image, h("figcaption", {}, caption ? h("strong", {}, caption) : null, list));
   }));
-  return [all, columnsFor(row.tiles.length) * (gallery.size[0] * scale + 14)];
+  const columns = columnsFor(gallery, row.tiles.length);
+  if (gallery.columns && !phone.matches) {
+    all.classList.add("placed");
+    all.style.setProperty("--columns", columns);
+  }
+  return [all, columns * (gallery.size[0] * scale + 14)];
 }
 function block(gallery, row, width) {
-  const columns = columnsFor(row.tiles.length), tiles = tight(gallery, row, scaleTo(width / columns, gallery.size, false));
+  const columns = columnsFor(gallery, row.tiles.length), tiles = tight(gallery, row, scaleTo(width / columns, gallery.size, false));
   tiles.style.setProperty("--columns", columns);
   return tiles;
 }

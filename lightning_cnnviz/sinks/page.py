@@ -165,7 +165,8 @@ def _describe(item: Item, put: _Put) -> dict[str, Any]:
     if isinstance(item, Gallery):
         size = next((_extent(tile) for row in item.rows for tile in row.tiles), (0, 0))
         rows = [_describe_row(row, put) for row in item.rows]
-        return head | {"numbers": _numbers(item.numbers), "enlarge": item.enlarge, "size": size, "rows": rows}
+        form = {"enlarge": item.enlarge, "columns": item.columns, "size": size}
+        return head | {"numbers": _numbers(item.numbers), **form, "rows": rows}
     if isinstance(item, Picture):
         return head | {"picture": put(item.pixels), "size": _extent(item)}
     if isinstance(item, Curve):

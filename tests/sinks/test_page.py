@@ -335,6 +335,28 @@ def test_a_feature_opens_with_its_nine_patches(written: PageSink, browser_page: 
 
 
 @pytest.mark.browser
+def test_tiles_stand_in_the_columns_that_the_report_says(tmp_path: Path, browser_page: Any) -> None:
+    sink = PageSink(tmp_path)
+    sink.open([], tmp_path)
+    beside = Gallery("beside", gallery(tiles=18).rows, "Projections beside patches.", columns=6)
+    sink.write(report(beside, gallery("square", tiles=18)), Step(1, 10))
+    browser_page.goto(sink.path.as_uri())
+
+    def columns(images: str) -> int:
+        lefts = browser_page.eval_on_selector_all(
+            images, "is => is.map(i => Math.round(i.getBoundingClientRect().left))"
+        )
+        return len(set(lefts))
+
+    assert columns("[data-testid=feature-0] img") == 6
+    browser_page.get_by_test_id("feature-0").click()
+    assert columns("#patches img") == 6
+    browser_page.keyboard.press("Escape")
+    browser_page.get_by_test_id("layer-square").click()
+    assert columns("[data-testid=feature-0] img") == 5
+
+
+@pytest.mark.browser
 def test_the_slider_moves_through_the_looks(written: PageSink, browser_page: Any) -> None:
     page = browser_page
     page.goto(written.path.as_uri())
