@@ -17,6 +17,8 @@ __all__ = ["PatchStore", "exchanged", "gathered"]
 
 # Above this part of the image a patch is kept as a view of the image, which it shares with other such patches.
 _NEARLY_WHOLE = 0.75
+# So are patches above this part, where those that an image gives at once are together larger than the image.
+_LARGE_PART = 0.1
 # Smaller blocks than this are the allocator's.
 _LARGE = 2**15
 
@@ -63,12 +65,26 @@ class PatchStore:
             return
         source = self._source(images.detach(), indices, places, listed[new])
         wanted = self._wanted(listed[lines], top.details[self._lines[lines]])
+        entering: list[tuple[int, _Key, _Box]] = []
         for line, boxes in zip(lines.tolist(), wanted, strict=True):
             held = self._held[line]
             for key in held.keys() - boxes.keys():
                 self._let_go(key[0], held.pop(key))
-            for key in boxes.keys() - held.keys():
-                held[key] = self._take(key[0], source[key[0]], boxes[key], self._parts[line])
+            entering += [(line, key, boxes[key]) for key in boxes.keys() - held.keys()]
+        shared = self._shared(entering, images.shape[2] * images.shape[3])
+        for line, key, box in entering:
+            part = min(self._parts[line], _LARGE_PART) if key[0] in shared else self._parts[line]
+            self._held[line][key] = self._take(key[0], source[key[0]], box, part)
+
+    @staticmethod
+    def _shared(entering: Sequence[tuple[int, _Key, _Box]], whole: int) -> set[int]:
+        """The images whose large patches are together larger than they are: one copy of them takes less."""
+        areas: Counter[int] = Counter()
+        for _, (image, _), (top, left, bottom, right) in entering:
+            area = (bottom - top) * (right - left)
+            if area >= _LARGE_PART * whole:
+                areas[image] += area
+        return {image for image, area in areas.items() if area > whole}
 
     @staticmethod
     def _source(images: Tensor, indices: Tensor, places: Tensor, needed: Tensor) -> dict[int, Tensor]:
