@@ -35,7 +35,7 @@ ONLY_IN = {
     "jinja2": {"sinks/page.py"},
     "PIL": {"render", "sinks/wandb.py"},
     "sklearn": {"demo.py"},
-    "torchvision": {"cli.py", "core/transforms.py", "demo.py", "render"},
+    "torchvision": {"core/transforms.py", "demo.py", "render"},
     "captum": {"core/attribution.py", "core/occlusion.py"},
 }
 

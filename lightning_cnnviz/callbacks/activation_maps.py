@@ -7,19 +7,18 @@ from typing import Any
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from lightning_cnnviz.callbacks.display import chosen_normalization
-from lightning_cnnviz.callbacks.experiments import Progress, SampleMonitor, SampleOptions
+from lightning_cnnviz.callbacks.experiments import Progress, SampleOptions
+from lightning_cnnviz.callbacks.shown import ShownSampleMonitor
 from lightning_cnnviz.core.activation_maps import ActivationMaps, activation_maps, find_maps, interleave
 from lightning_cnnviz.core.layers import resolve_features, select_layers
 from lightning_cnnviz.core.sample import Sample
 from lightning_cnnviz.render.activation_maps import activation_maps_report
-from lightning_cnnviz.render.normalization import Normalization
 from lightning_cnnviz.report import Report
 
 __all__ = ["ActivationMapMonitor"]
 
 
-class ActivationMapMonitor(SampleMonitor):
+class ActivationMapMonitor(ShownSampleMonitor):
     """Shows the feature maps of a few images, the same ones at every look, strongest channels first.
 
     One sheet a layer under `activation_maps/<layer>`, in it a block an image: the image, and the feature maps with the
@@ -51,20 +50,18 @@ class ActivationMapMonitor(SampleMonitor):
         class_names: list[str] | None = None,
         **options: Unpack[SampleOptions],
     ) -> None:
-        super().__init__(images, **options)
+        super().__init__(images, normalization=normalization, class_names=class_names, **options)
         if k < 1:
             raise ValueError(f"k={k}: show 1 feature map or more")
         self.layers, self.k, self.features = layers, k, features
-        self.normalization, self._names = normalization, class_names
-        self._shown_as: Normalization | None = None
 
     def prepare(self, network: nn.Module) -> None:
         """Choose the layers."""
         select_layers(network, self.layers)
-        self._shown_as = None
 
     def check_sample(self, network: nn.Module, sample: Sample) -> None:
         """Find the maps."""
+        super().check_sample(network, sample)
         for layer in find_maps(network, sample.images[:1], self.layers):
             resolve_features(layer.layer, layer.shape[0], self.features)
 
@@ -78,6 +75,4 @@ class ActivationMapMonitor(SampleMonitor):
 
     def render(self, result: tuple[ActivationMaps, ...]) -> Report:
         """Draw the maps."""
-        if self._shown_as is None:  # once, so that looks can be compared
-            self._shown_as = chosen_normalization(self.normalization, self.dataset, list(self.sample.images))
-        return activation_maps_report(result, self.sample, self._shown_as, class_names=self._names or self.class_names)
+        return activation_maps_report(result, self.sample, self.shown.normalization, class_names=self.class_names)

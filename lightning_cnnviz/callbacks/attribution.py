@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from lightning_cnnviz.callbacks.experiments import Progress, SampleMonitor, SampleOptions
-from lightning_cnnviz.callbacks.shown import ShownSample, shown_sample
+from lightning_cnnviz.callbacks.experiments import Progress, SampleOptions
+from lightning_cnnviz.callbacks.shown import ShownSampleMonitor
 from lightning_cnnviz.core.attribution import (
     AttributionMaps,
     AttributionMethod,
@@ -24,7 +24,7 @@ from lightning_cnnviz.report import Report
 __all__ = ["AttributionMonitor"]
 
 
-class AttributionMonitor(SampleMonitor):
+class AttributionMonitor(ShownSampleMonitor):
     """Shows which pixels of a few images speak for their class, by captum: one sheet under `attribution/<method>`.
 
     The same images at every look.
@@ -35,7 +35,7 @@ class AttributionMonitor(SampleMonitor):
             `(images, labels)`. Without labels, the class that the network finds is explained.
         layer: Whose feature maps Grad-CAM weighs; by default the last before the classifier.
         normalization: Mean and std of the network's input; by default found in the data set's transforms.
-        names: Names of the classes; by default the data set's `classes`.
+        class_names: Names of the classes; by default the data set's `classes`.
         options: See `SampleMonitor`.
 
     Raises:
@@ -50,24 +50,21 @@ class AttributionMonitor(SampleMonitor):
         *,
         layer: str | None = None,
         normalization: tuple[list[float], list[float]] | None = None,
-        names: list[str] | None = None,
+        class_names: list[str] | None = None,
         **options: Unpack[SampleOptions],
     ) -> None:
-        super().__init__(images, **options)
+        super().__init__(images, normalization=normalization, class_names=class_names, **options)
         check_method(method)
         self.method, self.layer = method, layer
-        self.normalization, self.names = normalization, names
-        self._shown: ShownSample | None = None
 
     def prepare(self, network: nn.Module) -> None:
         """Try the layer's name."""
         if self.layer is not None:
             select_layers(network, self.layer)
-        self._shown = None
 
     def check_sample(self, network: nn.Module, sample: Sample) -> None:
         """Try the network."""
-        self._shown = shown_sample(self.normalization, self.dataset, self.sample)
+        super().check_sample(network, sample)
         check_attribution(network, sample.images, sample.labels, self.method, layer=self.layer)
 
     def experiment_on(self, network: nn.Module, sample: Sample, progress: Progress) -> AttributionMaps:
@@ -78,7 +75,7 @@ class AttributionMonitor(SampleMonitor):
             sample.labels,
             self.method,
             layer=self.layer,
-            baseline=self._showing.fill,
+            baseline=self.shown.fill,
             progress=progress,
         )
 
@@ -88,16 +85,11 @@ class AttributionMonitor(SampleMonitor):
 
     def render(self, result: AttributionMaps) -> Report:
         """Draw the attributions over the images."""
-        shown = self._showing
+        shown = self.shown
         return attribution_report(
             result,
             shown.pixels,
             shown.indices,
-            class_names=self.names or self.class_names,
+            class_names=self.class_names,
             notes=(shown.normalization.sentence(),),
         )
-
-    @property
-    def _showing(self) -> ShownSample:
-        assert self._shown is not None, "the sample comes first"
-        return self._shown

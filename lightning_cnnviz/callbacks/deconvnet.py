@@ -12,7 +12,7 @@ from lightning_cnnviz.callbacks.display import chosen_normalization
 from lightning_cnnviz.callbacks.mining import MiningMonitor
 from lightning_cnnviz.callbacks.passes import PassOptions
 from lightning_cnnviz.core.deconvnet import Method, Projector, Unit
-from lightning_cnnviz.core.layers import SelectedLayer, select_layers
+from lightning_cnnviz.core.layers import evenly, select_layers
 from lightning_cnnviz.core.patches import exchanged
 from lightning_cnnviz.core.top_patches import TopPatches
 from lightning_cnnviz.render.deconvnet import Look, deconvnet_report
@@ -76,7 +76,7 @@ class DeconvnetMonitor(MiningMonitor):
         """Choose the layers."""
         chosen = select_layers(network, "conv" if self.layers is None else self.layers)
         if self.layers is None:
-            chosen = _spread(chosen, _LAYERS)
+            chosen = evenly(chosen, _LAYERS)
         self.mine(network, chosen)
         self._projector = Projector(network, chosen, self.method)
         self._checked, self._shown_as, self._evolution = False, None, {}
@@ -149,10 +149,3 @@ def _units(found: TopPatches) -> list[Unit]:
         )
         for layer, feature, rank in _places(found)
     ]
-
-
-def _spread(layers: list[SelectedLayer], count: int) -> list[SelectedLayer]:
-    """Some layers, from the first to the last, evenly."""
-    if len(layers) <= count:
-        return layers
-    return [layers[round(place * (len(layers) - 1) / (count - 1))] for place in range(count)]

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from lightning_cnnviz.callbacks.experiments import Progress, SampleMonitor, SampleOptions
-from lightning_cnnviz.callbacks.shown import ShownSample, shown_sample
+from lightning_cnnviz.callbacks.experiments import Progress, SampleOptions
+from lightning_cnnviz.callbacks.shown import ShownSampleMonitor
 from lightning_cnnviz.core.capture import keep_random_state
 from lightning_cnnviz.core.invariance import (
     DEFAULT_TRANSFORMS,
@@ -27,7 +27,7 @@ from lightning_cnnviz.report import Report
 __all__ = ["InvarianceMonitor"]
 
 
-class InvarianceMonitor(SampleMonitor):
+class InvarianceMonitor(ShownSampleMonitor):
     """Shows what moving, enlarging and turning images does to features and class (Zeiler & Fergus 2013, Fig. 5).
 
     For each transform one picture under `invariance/<transform>`: examples along the sweep, the distance of features at
@@ -41,7 +41,7 @@ class InvarianceMonitor(SampleMonitor):
         images: How many images are drawn; or the images `(N, C, H, W)` in the values that the network is given, or
             `(images, labels)`. Without labels, the class that the network finds is followed.
         normalization: Mean and std of the network's input; by default found in the data set's transforms.
-        names: Names of the classes; by default the data set's `classes`.
+        class_names: Names of the classes; by default the data set's `classes`.
         options: See `SampleMonitor`.
 
     Raises:
@@ -56,13 +56,11 @@ class InvarianceMonitor(SampleMonitor):
         images: int | Tensor | tuple[Tensor, Tensor] = 5,
         *,
         normalization: tuple[list[float], list[float]] | None = None,
-        names: list[str] | None = None,
+        class_names: list[str] | None = None,
         **options: Unpack[SampleOptions],
     ) -> None:
-        super().__init__(images, **options)
+        super().__init__(images, normalization=normalization, class_names=class_names, **options)
         self.layers, self.transforms = layers, transforms
-        self.normalization, self.names = normalization, names
-        self._shown: ShownSample | None = None
         self._examples: dict[str, list[list[Tensor]]] = {}
 
     def prepare(self, network: nn.Module) -> None:
@@ -70,15 +68,15 @@ class InvarianceMonitor(SampleMonitor):
         if self.layers is not None:
             select_layers(network, self.layers)
         resolve_transforms(self.transforms, torch.zeros(1, 1, 8, 8), torch.zeros(1))
-        self._shown, self._examples = None, {}
+        self._examples = {}
 
     def check_sample(self, network: nn.Module, sample: Sample) -> None:
         """Try the network, and the transforms."""
-        shown = shown_sample(self.normalization, self.dataset, self.sample)
+        super().check_sample(network, sample)
         check_invariance(
-            network, sample.images, sample.labels, self.layers, self.transforms, normalization=shown.mean_and_std
+            network, sample.images, sample.labels, self.layers, self.transforms, normalization=self.shown.mean_and_std
         )
-        self._shown, self._examples = shown, {}
+        self._examples = {}
 
     def experiment_on(self, network: nn.Module, sample: Sample, progress: Progress) -> InvarianceCurves:
         """Measure."""
@@ -88,8 +86,8 @@ class InvarianceMonitor(SampleMonitor):
             sample.labels,
             self.layers,
             self.transforms,
-            normalization=self._showing.mean_and_std,
-            fill=self._showing.fill,
+            normalization=self.shown.mean_and_std,
+            fill=self.shown.fill,
             progress=progress,
         )
 
@@ -101,12 +99,12 @@ class InvarianceMonitor(SampleMonitor):
         """Draw the curves, beside the examples."""
         if not self._examples:
             self._examples = self._transformed()
-        notes = (self._showing.normalization.sentence(),)
-        return invariance_report(result, self._examples, class_names=self.names or self.class_names, notes=notes)
+        notes = (self.shown.normalization.sentence(),)
+        return invariance_report(result, self._examples, class_names=self.class_names, notes=notes)
 
     def _transformed(self) -> dict[str, list[list[Tensor]]]:
         """By transform, for each image that has room its copies along the sweep as pixels."""
-        shown, images = self._showing, self.sample.images[:EXAMPLE_IMAGES].float()
+        shown, images = self.shown, self.sample.images[:EXAMPLE_IMAGES].float()
         scale = PixelScale(*shown.mean_and_std)
         found = {}
         for transform in resolve_transforms(self.transforms, images, shown.fill):
@@ -117,8 +115,3 @@ class InvarianceMonitor(SampleMonitor):
                 [shown.normalization.to_pixels(copy[number]) for copy in copies] for number in range(len(images))
             ]
         return found
-
-    @property
-    def _showing(self) -> ShownSample:
-        assert self._shown is not None, "the sample comes first"
-        return self._shown

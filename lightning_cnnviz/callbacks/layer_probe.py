@@ -13,13 +13,13 @@ from lightning_cnnviz.callbacks.experiments import ExperimentMonitor, Progress
 from lightning_cnnviz.callbacks.trainer import chosen_loader
 from lightning_cnnviz.core.batches import BatchFn
 from lightning_cnnviz.core.features import Features, merge_features, tap_features
-from lightning_cnnviz.core.layers import SelectedLayer, select_layers
+from lightning_cnnviz.core.layers import SelectedLayer, evenly, select_layers
 from lightning_cnnviz.core.probing import LayerProbe, probe_layers, random_twin
 from lightning_cnnviz.core.protocols import Protocol, find_protocol
 from lightning_cnnviz.render.layer_probe import layer_probe_report
 from lightning_cnnviz.report import Report
 
-__all__ = ["LAYERS", "LayerProbeMonitor", "spread_layers"]
+__all__ = ["LAYERS", "LayerProbeMonitor"]
 
 LAYERS = 6
 """How many layers are probed by default."""
@@ -105,7 +105,7 @@ class LayerProbeMonitor(ExperimentMonitor):
     def prepare(self, network: nn.Module) -> None:
         """Choose the layers."""
         chosen = select_layers(network, "conv" if self.layers is None else self.layers)
-        self._chosen = spread_layers(chosen, LAYERS) if self.layers is None else chosen
+        self._chosen = evenly(chosen, LAYERS) if self.layers is None else chosen
         self._control_read, self._control = False, None
 
     def check_trainer(self, trainer: Any, stage: str) -> None:
@@ -199,10 +199,3 @@ class LayerProbeMonitor(ExperimentMonitor):
             seed=self.seed,
             progress=progress,
         )
-
-
-def spread_layers(layers: list[SelectedLayer], count: int) -> list[SelectedLayer]:
-    """Return at most `count` of the layers, 2 or more, from the first to the last, evenly."""
-    if len(layers) <= count:
-        return layers
-    return [layers[round(place * (len(layers) - 1) / (count - 1))] for place in range(count)]

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from lightning_cnnviz.callbacks.display import chosen_normalization
-from lightning_cnnviz.callbacks.experiments import Progress, SampleMonitor, SampleOptions
+from lightning_cnnviz.callbacks.experiments import Progress, SampleOptions
+from lightning_cnnviz.callbacks.shown import ShownSampleMonitor
 from lightning_cnnviz.core.capture import FeatureMaps, analysis_mode, trace_feature_maps
-from lightning_cnnviz.core.layers import resolve_features, select_layers
+from lightning_cnnviz.core.layers import evenly, resolve_features, select_layers
 from lightning_cnnviz.core.maximization import home_of, maximize, strongest_images, unit_input_size
 from lightning_cnnviz.core.objectives import Channel, ClassScore, Objective, Unit
 from lightning_cnnviz.core.optimum import optimum_invariance
@@ -39,7 +39,7 @@ class _Plan:
     size: tuple[int, int, int]
 
 
-class MaximizationMonitor(SampleMonitor):
+class MaximizationMonitor(ShownSampleMonitor):
     """Shows inputs that the network itself makes up to drive its units most (Erhan et al. 2009; Simonyan et al. 2014).
 
     For each chosen feature map, and for classes, the result from several starts, beside the strongest of some real
@@ -90,7 +90,7 @@ class MaximizationMonitor(SampleMonitor):
         class_names: list[str] | None = None,
         **options: Unpack[SampleOptions],
     ) -> None:
-        super().__init__(images, **options)
+        super().__init__(images, normalization=normalization, class_names=class_names, **options)
         for name, value, least in (("starts", starts, 1), ("steps", steps, 1), ("invariance", invariance, 0)):
             if value < least:
                 raise ValueError(f"{name}={value}: give {least} or more")
@@ -101,23 +101,21 @@ class MaximizationMonitor(SampleMonitor):
         self.layers, self.features, self.classes, self.objective = layers, features, classes, objective
         self.starts, self.steps, self.learning_rate = starts, steps, learning_rate
         self.transforms, self.penalty, self.invariance = transforms, penalty, invariance
-        self.normalization, self.names = normalization, class_names
         self._plans: list[_Plan] = []
-        self._shown_as: Normalization | None = None
 
     def prepare(self, network: nn.Module) -> None:
         """Choose the layers."""
         select_layers(network, "conv" if self.layers is None else self.layers)
-        self._plans, self._shown_as = [], None
+        self._plans = []
 
     def check_sample(self, network: nn.Module, sample: Sample) -> None:
         """Find out what there is to maximize, and refuse what there is not."""
+        super().check_sample(network, sample)
         image = sample.images[:1].to(home_of(network)[1])
         chosen = select_layers(network, "conv" if self.layers is None else self.layers)
         traced = trace_feature_maps(network, image, chosen)
         if self.layers is None:
-            traced = _evenly(traced, _LAYERS)
-        self._shown_as = chosen_normalization(self.normalization, self.dataset, sample.images)
+            traced = evenly(traced, _LAYERS)
         self._plans = [self._layer_plan(network, maps, image) for maps in traced]
         classes = self._class_plan(network, image)
         if classes is not None:
@@ -142,12 +140,7 @@ class MaximizationMonitor(SampleMonitor):
 
     def render(self, result: list[MaximizedLayer]) -> Report:
         """Draw the sheets."""
-        return maximization_report(result, self._display, compared=len(self.sample))
-
-    @property
-    def _display(self) -> Normalization:
-        assert self._shown_as is not None, "no images have been drawn"
-        return self._shown_as
+        return maximization_report(result, self.shown.normalization, compared=len(self.sample))
 
     def _layer_plan(self, network: nn.Module, maps: FeatureMaps, image: Tensor) -> _Plan:
         channels = resolve_features(maps.layer, maps.shape[0], self.features)
@@ -176,7 +169,7 @@ class MaximizationMonitor(SampleMonitor):
         wrong = [index for index in indices if not 0 <= index < count]
         if wrong or (isinstance(wanted, int) and wanted < 0):
             raise ValueError(f"classes={self.classes}: the network has {count} classes (0 to {count - 1})")
-        names = self.names or self.class_names or []
+        names = self.class_names or []
         captions = tuple(names[index] if index < len(names) else f"class {index}" for index in indices)
         objectives = tuple(ClassScore(index, names[index] if index < len(names) else "") for index in indices)
         return _Plan("classes", captions, objectives, (image.shape[1], image.shape[2], image.shape[3]))
@@ -191,7 +184,7 @@ class MaximizationMonitor(SampleMonitor):
             starts=self.starts,
             steps=self.steps,
             learning_rate=self.learning_rate,
-            parametrization=Parametrization(bounds=_bounds(self._display), colors=color_correlation(images)),
+            parametrization=Parametrization(bounds=_bounds(self.shown.normalization), colors=color_correlation(images)),
             transforms=self.transforms,
             penalty=self.penalty / deviation * TotalVariation() if self.penalty else None,
             seed=self.seed,
@@ -217,13 +210,6 @@ class MaximizationMonitor(SampleMonitor):
         return MaximizedLayer(
             plan.name, plan.captions, found, strongest_images(network, plan.objectives, sample.images), invariances
         )
-
-
-def _evenly(maps: list[FeatureMaps], count: int) -> list[FeatureMaps]:
-    """Some layers, from the first to the last, evenly."""
-    if len(maps) <= count:
-        return maps
-    return [maps[round(place * (len(maps) - 1) / (count - 1))] for place in range(count)]
 
 
 def _bounds(shown_as: Normalization) -> Box:

@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from lightning_cnnviz.callbacks.experiments import Progress, SampleMonitor, SampleOptions
-from lightning_cnnviz.callbacks.shown import ShownSample, shown_sample
+from lightning_cnnviz.callbacks.experiments import Progress, SampleOptions
+from lightning_cnnviz.callbacks.shown import ShownSampleMonitor
 from lightning_cnnviz.core.layers import select_layers
 from lightning_cnnviz.core.occlusion import OcclusionMaps, check_occlusion, occlude
 from lightning_cnnviz.core.sample import Sample
@@ -18,7 +18,7 @@ from lightning_cnnviz.report import Report
 __all__ = ["OcclusionMonitor"]
 
 
-class OcclusionMonitor(SampleMonitor):
+class OcclusionMonitor(ShownSampleMonitor):
     """Slides a gray square over images and shows what the network loses (Zeiler & Fergus 2013, section 4.2 and Fig. 7).
 
     For each image one picture under `occlusion/image <index>`: by the occluder's position the activation of a deep
@@ -33,7 +33,7 @@ class OcclusionMonitor(SampleMonitor):
         stride: Its step in pixels, or down and right, up to its size; by default 16 of 224.
         layer: Whose strongest feature map is followed; by default the last before the classifier.
         normalization: Mean and std of the network's input; by default found in the data set's transforms.
-        names: Names of the classes; by default the data set's `classes`.
+        class_names: Names of the classes; by default the data set's `classes`.
         options: See `SampleMonitor`.
 
     Raises:
@@ -50,23 +50,20 @@ class OcclusionMonitor(SampleMonitor):
         *,
         layer: str | None = None,
         normalization: tuple[list[float], list[float]] | None = None,
-        names: list[str] | None = None,
+        class_names: list[str] | None = None,
         **options: Unpack[SampleOptions],
     ) -> None:
-        super().__init__(images, **options)
+        super().__init__(images, normalization=normalization, class_names=class_names, **options)
         self.size, self.stride, self.layer = size, stride, layer
-        self.normalization, self.names = normalization, names
-        self._shown: ShownSample | None = None
 
     def prepare(self, network: nn.Module) -> None:
         """Try the layer's name."""
         if self.layer is not None:
             select_layers(network, self.layer)
-        self._shown = None
 
     def check_sample(self, network: nn.Module, sample: Sample) -> None:
         """Try the network, and the occluder."""
-        self._shown = shown_sample(self.normalization, self.dataset, self.sample)
+        super().check_sample(network, sample)
         check_occlusion(network, sample.images, sample.labels, self.layer, size=self.size, stride=self.stride)
 
     def experiment_on(self, network: nn.Module, sample: Sample, progress: Progress) -> OcclusionMaps:
@@ -78,7 +75,7 @@ class OcclusionMonitor(SampleMonitor):
             self.layer,
             size=self.size,
             stride=self.stride,
-            fill=self._showing.fill,
+            fill=self.shown.fill,
             progress=progress,
         )
 
@@ -88,17 +85,12 @@ class OcclusionMonitor(SampleMonitor):
 
     def render(self, result: OcclusionMaps) -> Report:
         """Draw the maps over the images."""
-        shown = self._showing
+        shown = self.shown
         return occlusion_report(
             result,
             shown.pixels,
             shown.indices,
-            class_names=self.names or self.class_names,
+            class_names=self.class_names,
             fill=shown.fill_pixel,
             notes=(shown.normalization.sentence(),),
         )
-
-    @property
-    def _showing(self) -> ShownSample:
-        assert self._shown is not None, "the sample comes first"
-        return self._shown

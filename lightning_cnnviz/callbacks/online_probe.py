@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from lightning_cnnviz.callbacks.layer_probe import LAYERS, spread_layers
+from lightning_cnnviz.callbacks.layer_probe import LAYERS
 from lightning_cnnviz.callbacks.passes import PassMonitor, PassOptions
 from lightning_cnnviz.callbacks.trainer import find_network
 from lightning_cnnviz.core.batches import read_batch
 from lightning_cnnviz.core.capture import hooked
 from lightning_cnnviz.core.features import MapReader, why_no_labels
-from lightning_cnnviz.core.layers import SelectedLayer, select_layers
+from lightning_cnnviz.core.layers import SelectedLayer, evenly, select_layers
 from lightning_cnnviz.core.online_probing import OnlineProbes, OnlineScores, score_online, watched
 from lightning_cnnviz.render.layer_probe import online_probe_report
 from lightning_cnnviz.report import Report
@@ -71,7 +71,7 @@ class OnlineProbeMonitor(PassMonitor):
         _refuse_compiled(self._who, network)
         self._network = network
         chosen = select_layers(network, "conv" if self.layers is None else self.layers)
-        self._chosen = spread_layers(chosen, LAYERS) if self.layers is None else chosen
+        self._chosen = evenly(chosen, LAYERS) if self.layers is None else chosen
         self._reader_of_maps = MapReader(network, self._chosen, pool=self.pool)
 
     def check_trainer(self, trainer: Any, stage: str) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from lightning_cnnviz.core import classification
 from lightning_cnnviz.core.capture import FeatureMaps, Site, analysis_mode, hooked, trace_feature_maps
 from lightning_cnnviz.core.layers import FeatureSpec, LayerSpec, resolve_features, select_layers
 
@@ -115,19 +116,13 @@ def interleave(parts: Sequence[Sequence[ActivationMaps]]) -> tuple[ActivationMap
     if len({tuple(layer.layer for layer in part) for part in parts}) != 1:
         raise ValueError("the parts are of different layers")
 
-    def woven(tensors: list[Tensor]) -> Tensor:
-        whole = tensors[0].new_empty(sum(len(tensor) for tensor in tensors), *tensors[0].shape[1:])
-        for place, tensor in enumerate(tensors):
-            whole[place :: len(tensors)] = tensor
-        return whole
-
     return tuple(
         ActivationMaps(
             same[0].layer,
             same[0].channels,
-            woven([part.features for part in same]),
-            woven([part.peaks for part in same]),
-            woven([part.maps for part in same]),
+            classification.interleave([part.features for part in same]),
+            classification.interleave([part.peaks for part in same]),
+            classification.interleave([part.maps for part in same]),
         )
         for same in zip(*parts, strict=True)
     )

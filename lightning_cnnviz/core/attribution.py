@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from lightning_cnnviz.core.capture import Site, analysis_mode
+from lightning_cnnviz.core.capture import Site, analysis_mode, model_device
 from lightning_cnnviz.core.classification import (
     Classified,
     check_images,
@@ -19,7 +19,7 @@ from lightning_cnnviz.core.classification import (
     interleave,
 )
 from lightning_cnnviz.core.deconvnet import Unit, project
-from lightning_cnnviz.core.landmarks import layer_site, model_device
+from lightning_cnnviz.core.landmarks import layer_site
 from lightning_cnnviz.core.layers import LayerSpec
 from lightning_cnnviz.core.memory import images_at_once
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from lightning_cnnviz.core.layers import LayerNotFoundError, SelectedLayer
 from lightning_cnnviz.core.receptive_field import BoundsMode, ReceptiveField
 
-__all__ = ["FeatureMaps", "Site", "analysis_mode", "hooked", "keep_random_state", "trace_feature_maps"]
+__all__ = ["FeatureMaps", "Site", "analysis_mode", "hooked", "keep_random_state", "model_device", "trace_feature_maps"]
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +49,11 @@ class FeatureMaps:
     site: Site
     shape: tuple[int, int, int]
     field: ReceptiveField
+
+
+def model_device(model: nn.Module) -> torch.device:
+    """Return where a network is."""
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
 @contextmanager

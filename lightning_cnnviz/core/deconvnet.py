@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_cnnviz.core.capture import FeatureMaps, analysis_mode, hooked, trace_feature_maps
+from lightning_cnnviz.core.capture import FeatureMaps, analysis_mode, hooked, model_device, trace_feature_maps
 from lightning_cnnviz.core.layers import LayerSpec, SelectedLayer, select_layers
 from lightning_cnnviz.core.tape import FarEnough, Method, ProjectionError, Seed, Tape
 
@@ -173,7 +173,7 @@ class Projector:
     ) -> Projection:
         """Project units; see `core.deconvnet.project`."""
         _check_images(images, units)
-        device = next((parameter.device for parameter in self._model.parameters()), torch.device("cpu"))
+        device = model_device(self._model)
         groups: dict[tuple[int, ...], list[int]] = {}
         for number, unit in enumerate(units):
             groups.setdefault(tuple(images[unit.image].shape), []).append(number)

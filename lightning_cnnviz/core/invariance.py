@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from lightning_cnnviz.core.capture import Site, analysis_mode, hooked, trace_feature_maps
+from lightning_cnnviz.core.capture import Site, analysis_mode, hooked, model_device, trace_feature_maps
 from lightning_cnnviz.core.classification import (
     Classified,
     check_images,
@@ -19,7 +19,7 @@ from lightning_cnnviz.core.classification import (
     fill_values,
     interleave,
 )
-from lightning_cnnviz.core.landmarks import find_landmarks, model_device
+from lightning_cnnviz.core.landmarks import find_landmarks
 from lightning_cnnviz.core.layers import LayerNotFoundError, LayerSpec, select_layers
 from lightning_cnnviz.core.memory import images_at_once
 from lightning_cnnviz.core.transforms import PixelScale, Transform, TransformSpec, resolve_transforms

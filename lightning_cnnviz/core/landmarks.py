@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from lightning_cnnviz.core.capture import Site, analysis_mode, hooked, trace_feature_maps
 from lightning_cnnviz.core.layers import LayerNotFoundError, LayerSpec, SelectedLayer, select_layers
 
-__all__ = ["Landmarks", "find_landmarks", "layer_site", "model_device"]
+__all__ = ["Landmarks", "find_landmarks", "layer_site"]
 
 _WEIGHTED = (nn.Linear, nn.modules.conv._ConvNd)
 # They pass on what another layer has found; feature maps are read before them.
@@ -35,11 +34,6 @@ class Landmarks:
     first: SelectedLayer | None
     deep: SelectedLayer | None
     classifier: SelectedLayer | None
-
-
-def model_device(model: nn.Module) -> torch.device:
-    """Return where a network is."""
-    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
 def find_landmarks(model: nn.Module, image: Tensor) -> Landmarks:

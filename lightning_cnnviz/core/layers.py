@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import TypeVar
 
 from torch import nn
 
@@ -14,6 +15,7 @@ __all__ = [
     "LayerNotFoundError",
     "LayerSpec",
     "SelectedLayer",
+    "evenly",
     "resolve_features",
     "select_layers",
 ]
@@ -31,6 +33,7 @@ _KEYWORDS: dict[str, tuple[type[nn.Module], ...]] = {
     "relu": (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.GELU, nn.SiLU, nn.Hardswish, nn.ELU),
 }
 _COMPILED_PREFIX = "_orig_mod."
+_Layer = TypeVar("_Layer")
 
 
 class LayerNotFoundError(ValueError):
@@ -108,6 +111,18 @@ def resolve_features(layer: str, channels: int, features: FeatureSpec) -> tuple[
             "features={'layer': [...]} chooses them layer by layer"
         )
     return tuple(sorted(set(chosen)))
+
+
+def evenly(layers: Sequence[_Layer], count: int) -> list[_Layer]:
+    """Return at most `count` of some layers, 2 or more, from the first to the last, evenly.
+
+    Example:
+        >>> evenly("abcdefg", 4)
+        ['a', 'c', 'e', 'g']
+    """
+    if len(layers) <= count:
+        return list(layers)
+    return [layers[round(place * (len(layers) - 1) / (count - 1))] for place in range(count)]
 
 
 def _plain(name: str) -> str:

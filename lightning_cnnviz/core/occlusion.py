@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_cnnviz.core.capture import Site, analysis_mode, hooked
+from lightning_cnnviz.core.capture import Site, analysis_mode, hooked, model_device
 from lightning_cnnviz.core.classification import (
     Classified,
     check_images,
@@ -21,7 +21,7 @@ from lightning_cnnviz.core.classification import (
     interleave,
 )
 from lightning_cnnviz.core.deconvnet import Projector, Unit
-from lightning_cnnviz.core.landmarks import layer_site, model_device
+from lightning_cnnviz.core.landmarks import layer_site
 from lightning_cnnviz.core.layers import LayerSpec, SelectedLayer
 from lightning_cnnviz.core.memory import images_at_once
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_cnnviz.core.batches import BatchFn, indexed_batches, read_batch
-from lightning_cnnviz.core.capture import analysis_mode
+from lightning_cnnviz.core.capture import analysis_mode, model_device
 from lightning_cnnviz.core.layers import FeatureSpec, LayerSpec, select_layers
 from lightning_cnnviz.core.mining import LayerTopPatches, PatchMiner, TopPatches
 
@@ -79,7 +79,7 @@ def mine_top_patches(
         (torch.Size([8, 3]), torch.Size([1, 5, 5]))
     """
     miner = PatchMiner(model, select_layers(model, layers), k=k, features=features, per_image=per_image)
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    device = model_device(model)
     with analysis_mode(model), miner, closing(indexed_batches(loader)) as batches:
         arrived = 0
         for batch, indices in progress(batches) if progress is not None else batches:

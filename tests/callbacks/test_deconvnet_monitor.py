@@ -11,8 +11,8 @@ from callbacks.littlenet import LittleNet, quiet_trainer, train_loader, val_load
 from torch import nn
 
 from lightning_cnnviz import DeconvnetMonitor, MemorySink, TopPatchesMonitor
-from lightning_cnnviz.callbacks.deconvnet import _LOOKS, _spread
-from lightning_cnnviz.core.layers import select_layers
+from lightning_cnnviz.callbacks.deconvnet import _LOOKS
+from lightning_cnnviz.core.layers import evenly, select_layers
 from lightning_cnnviz.report import Gallery
 
 
@@ -73,5 +73,5 @@ def test_a_network_that_cannot_be_projected_is_refused_before_training() -> None
 
 def test_a_few_layers_from_the_first_to_the_last() -> None:
     net = nn.Sequential(*(nn.Conv2d(1, 1, 1) for _ in range(11)))
-    assert [layer.name for layer in _spread(select_layers(net), 4)] == ["0", "3", "7", "10"]
-    assert len(_spread(select_layers(net)[:3], 4)) == 3
+    assert [layer.name for layer in evenly(select_layers(net), 4)] == ["0", "3", "7", "10"]
+    assert len(evenly(select_layers(net)[:3], 4)) == 3

@@ -115,7 +115,7 @@ def test_class_names_are_those_of_the_data_set_or_given(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(invariance, "invariance_report", spy)
     loader = DataLoader(Subset(Named(*dataset(23, seed=1).tensors), range(20)), batch_size=6)
-    for options in ({}, {"names": ["a", "b", "c", "d"]}):
+    for options in ({}, {"class_names": ["a", "b", "c", "d"]}):
         fit(Recording(images=2, **options), loader=loader, max_epochs=1)  # type: ignore[arg-type]
     fit(Recording(images=2), max_epochs=1)
     assert seen == [NAMES, ["a", "b", "c", "d"], None]
@@ -188,7 +188,7 @@ trainer:
         transforms: [translation, blur]
         images: 2
         normalization: [[0.0], [1.0]]
-        names: [hen, cock, jay, kite]
+        class_names: [hen, cock, jay, kite]
     - class_path: lightning_cnnviz.callbacks.occlusion.OcclusionMonitor
       init_args: {{images: 2, size: [5, 6], stride: 5, layer: features.4}}
     - class_path: lightning_cnnviz.callbacks.attribution.AttributionMonitor

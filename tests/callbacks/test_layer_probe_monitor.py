@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_cnnviz import MemorySink
-from lightning_cnnviz.callbacks.layer_probe import LayerProbeMonitor, spread_layers
+from lightning_cnnviz.callbacks.layer_probe import LayerProbeMonitor
 from lightning_cnnviz.core.features import tap_features
-from lightning_cnnviz.core.layers import select_layers
+from lightning_cnnviz.core.layers import evenly, select_layers
 from lightning_cnnviz.core.probing import probe_layers
 from lightning_cnnviz.core.protocols import Protocol
 from lightning_cnnviz.report import Curve, Report, Scalar, Table
@@ -222,5 +222,5 @@ def test_wrong_arguments_are_refused() -> None:
 def test_six_layers_from_the_first_to_the_last() -> None:
     net = torch.nn.Sequential(*(torch.nn.Conv2d(1, 1, 1) for _ in range(17)))
     layers = select_layers(net)
-    assert [layer.name for layer in spread_layers(layers, 6)] == ["0", "3", "6", "10", "13", "16"]
-    assert spread_layers(layers[:5], 6) == layers[:5]
+    assert [layer.name for layer in evenly(layers, 6)] == ["0", "3", "6", "10", "13", "16"]
+    assert evenly(layers[:5], 6) == layers[:5]

@@ -11,7 +11,8 @@ import torchvision
 from torch import Tensor, nn
 
 from lightning_cnnviz.core import memory
-from lightning_cnnviz.core.landmarks import find_landmarks, layer_site, model_device
+from lightning_cnnviz.core.capture import model_device
+from lightning_cnnviz.core.landmarks import find_landmarks, layer_site
 from lightning_cnnviz.core.layers import LayerNotFoundError
 from lightning_cnnviz.core.memory import images_at_once
 
