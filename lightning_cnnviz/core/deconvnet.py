@@ -21,7 +21,7 @@ __all__ = ["Method", "Projection", "ProjectionError", "Projector", "Unit", "proj
 log = logging.getLogger(__name__)
 
 # Signals of units that go back together take up to so many elements at their widest: they stay near the caches.
-_ELEMENTS = 2**22
+_ELEMENTS = 2**20
 # Images that are run together.
 _IMAGES = 16
 
@@ -302,7 +302,7 @@ class Projector:
             if layer not in values:
                 tape.mark(layer, value)
                 # A copy, where it will be read: what follows may write into it.
-                values[layer] = value.detach().clone() if enough is None else value.detach()
+                values[layer] = tape.copy(value) if enough is None else value
             if len(values) == len(maps):
                 raise FarEnough
 

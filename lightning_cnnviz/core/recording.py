@@ -86,6 +86,9 @@ class Recorder(TorchDispatchMode):
         nodes: Grows by one for each such operation.
         shapes: Grows by one for each value; the images are the first.
         enough: The number of nodes at which `FarEnough` ends the pass; by default it goes on.
+
+    Attributes:
+        paused: Whether operations run without being noted: those of whoever looks on.
     """
 
     def __init__(
@@ -97,7 +100,7 @@ class Recorder(TorchDispatchMode):
         enough: int | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._enough = enough
+        self._enough, self.paused = enough, False
         self._method, self._batch, self._nodes, self._shapes = method, batch, nodes, shapes
         self._own, self._time = WeakTensorKeyDictionary(), 0
         # Of memory that was written to: when, as which view, the value, and a reference that reserves its address.
@@ -129,6 +132,8 @@ class Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if self.paused:
+            return func(*args, **kwargs)
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         known = [(tensor, value) for tensor in given if (value := self.value(tensor)) is not None]
         if not known:
@@ -285,9 +290,21 @@ def _max_pool(call: _Call) -> Rule | None:
     turned = maps.contiguous(memory_format=torch.channels_last) if maps.device.type == "cpu" else maps
     values, indices = torch.ops.aten.max_pool2d_with_indices(turned, kernel, stride, padding, dilation, ceil)
     if maps.is_contiguous():
-        values, indices = values.contiguous(), indices.contiguous()
-    rule = MaxPool(indices.to(torch.int32), kernel, stride, padding, dilation)
-    rule.made = values if call.name == "max_pool2d" else (values, indices)
+        values = values.contiguous()
+    width = max(maps.shape[-1], dilation[1] * (kernel[1] - 1) + 1)
+    if width > maps.shape[-1]:
+        rows = indices.div(maps.shape[-1], rounding_mode="floor")
+        switches = indices + rows * (width - maps.shape[-1])
+    else:
+        switches = indices
+    # Each pooling window's first place may lie in the padding.
+    tops, lefts = (
+        torch.arange(count, device=maps.device) * step - pad
+        for count, step, pad in zip(values.shape[2:], stride, padding, strict=True)
+    )
+    switches = (switches - (tops[:, None] * width + lefts)).to(torch.int32).contiguous()
+    rule = MaxPool(switches, width, kernel, stride, padding, dilation)
+    rule.made = values if call.name == "max_pool2d" else (values, indices.contiguous())
     return rule
 
 

@@ -112,7 +112,9 @@ class Convolution(Rule):
         shape, weight = node.shapes_in[0], self.weight.to(signal.values.dtype)
         values = self._transposed(signal.values, weight)
         if signal.window is not None:
-            return [placed(values, _before(signal.window, self.stride, self.padding), shape, seed)]
+            before = _before(signal.window, self.stride, self.padding)
+            # Beyond the image itself nothing is read any more.
+            return [placed(values, before, shape, seed, clear=node.inputs != (0,))]
         # What came from the padding is cut off; what the last stride did not reach gets nothing.
         bottom, right = (shape[2 + axis] + self.padding[axis] - values.shape[2 + axis] for axis in (0, 1))
         return [Signal(F.pad(values, (-self.padding[1], right, -self.padding[0], bottom)), None)]
@@ -158,7 +160,9 @@ def _before(window: Window, stride: tuple[int, int], padding: tuple[int, int]) -
 class MaxPool(Rule):
     """Unpooling: each value goes back to the place that the maximum came from; where windows overlap, values add up."""
 
-    switches: Tensor  # (N, C, H, W) int32: which place of its map each maximum came from, row by row
+    # (N, C, H, W) int32: which place each maximum came from, row by row, counted from the first of its pooling window.
+    switches: Tensor
+    width: int  # of these rows: the map's, or, where it is narrower, the window's
     kernel: tuple[int, int]
     stride: tuple[int, int]
     padding: tuple[int, int]
@@ -175,15 +179,23 @@ class MaxPool(Rule):
             (count - 1) * self.stride[axis] + self.dilation[axis] * (self.kernel[axis] - 1) + 1
             for axis, count in enumerate(values.shape[-2:])
         ]
-        switches = gathered_at(self.switches, signal, seed).flatten(2).to(torch.int64)
-        tops, lefts = (start.view(-1, 1, 1).to(values.device) for start in seed.starts(before))
-        rows = switches.div(shape[-1], rounding_mode="floor")
-        places = (rows - tops) * size[1] + (switches - rows * shape[-1] - lefts)
-        # Places of another window are of signals outside of the map: they are zero, and add nothing.
-        places = places.clamp_(0, size[0] * size[1] - 1).flatten(0, 1)
+        switches = gathered_at(self.switches, signal, seed)
+        # Counted in rows of the signal's window, and not of the map. Places that lie outside of the map repeat those at
+        # its edge, but of signals that are zero: they add nothing.
+        inside = self._inside(size[1]).to(values.device).index_select(0, switches.view(-1))
+        firsts = [torch.arange(count) * step for count, step in zip(values.shape[-2:], self.stride, strict=True)]
+        starts = (firsts[0][:, None] * size[1] + firsts[1]).to(values.device)
+        places = inside.view(values.shape).add_(starts).flatten(0, 1).flatten(1)
         back = values.new_zeros(len(places), size[0] * size[1])
         back.scatter_add_(1, places, values.reshape(len(places), -1))
         return [placed(back.view(*values.shape[:2], *size), before, shape, seed)]
+
+    def _inside(self, own: int) -> Tensor:
+        """By a switch, the same place in rows of a length of its own."""
+        down, right = (torch.arange(length) * step for length, step in zip(self.kernel, self.dilation, strict=True))
+        found = torch.zeros(int(down[-1]) * self.width + int(right[-1]) + 1, dtype=torch.int64)
+        found[down[:, None] * self.width + right] = down[:, None] * own + right
+        return found
 
 
 @dataclass(eq=False)
@@ -261,7 +273,7 @@ class Padding(Rule):
             return [Signal(F.pad(signal.values, (-left, -right, -top, -bottom)), None)]
         jump, offset = signal.window
         moved = Window(jump, (offset[0] - top, offset[1] - left))
-        return [placed(signal.values, moved, node.shapes_in[0], seed)]
+        return [placed(signal.values.clone(), moved, node.shapes_in[0], seed)]
 
 
 @dataclass(eq=False)

@@ -86,21 +86,29 @@ def _overlap(start: int, length: int, size: int) -> slice:
     return slice(first, max(first, min(start + length, size)))
 
 
-def placed(values: Tensor, window: Window, shape: Sequence[int], seed: Seed) -> Signal:
-    """A signal whose window may reach beyond the map: nothing lies there."""
+def placed(values: Tensor, window: Window, shape: Sequence[int], seed: Seed, *, clear: bool = True) -> Signal:
+    """A signal whose window may reach beyond the map: nothing lies there.
+
+    Args:
+        values: `(U, ..., h, w)`, this signal's own: they may be written to.
+        window: Where it lies.
+        shape: The map's.
+        seed: The units.
+        clear: Whether zeros are written there; else nobody reads what is there.
+    """
     height, width = values.shape[-2:]
     signal = Signal(values, window)
     if height >= shape[-2] and width >= shape[-1]:
         return Signal(whole(signal, shape, seed), None)
-    inside = None
+    if not clear:
+        return signal
     for start, length, size, dim in zip(seed.starts(window), (height, width), shape[-2:], (-2, -1), strict=True):
         if int(start.min()) >= 0 and int(start.max()) + length <= size:
             continue
         places = start[:, None] + torch.arange(length)
-        valid = ((places >= 0) & (places < size)).to(values.device)
-        valid = valid.view(len(seed), *[1] * (values.ndim - 3), *((length, 1) if dim == -2 else (1, length)))
-        inside = valid if inside is None else inside & valid
-    return signal if inside is None else Signal(values * inside, window)
+        inside = ((places >= 0) & (places < size)).to(values.dtype).to(values.device)
+        values *= inside.view(len(seed), *[1] * (values.ndim - 3), *((length, 1) if dim == -2 else (1, length)))
+    return signal
 
 
 def add(first: Signal, second: Signal, shape: Sequence[int], seed: Seed) -> Signal:

@@ -83,6 +83,15 @@ class Tape:
             raise ProjectionError(f"layer '{layer}' computes nothing from the image")
         self.marked[layer] = found
 
+    def copy(self, value: Tensor) -> Tensor:
+        """A copy of a value, made inside `record`, which is no operation of the pass."""
+        assert self._recorder is not None
+        self._recorder.paused = True
+        try:
+            return value.detach().clone()
+        finally:
+            self._recorder.paused = False
+
     def needs_data(self, layer: str) -> bool:
         """Whether going back from a layer needs what the pass has computed, not its weights alone."""
         return any(node.rule.needs_data for node in self._behind(layer))

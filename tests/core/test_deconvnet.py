@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 from unittest import mock
 
@@ -285,3 +286,50 @@ def test_phases_are_a_transposed_convolution(kernel: tuple[int, int], stride: tu
     weight = torch.randn(3, 2, *kernel, dtype=torch.float64)
     expected = nn.functional.conv_transpose2d(values, weight, stride=stride)
     torch.testing.assert_close(_in_phases(values, weight, stride), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_known_units_run_each_image_once_and_only_as_far_as_the_last_switches() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        *[nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)],
+        *[nn.Conv2d(4, 4, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(4, 4, 3)],
+    )
+    images = torch.rand(20, 3, 12, 12)
+    layers = select_layers(net, ["3", "5"])
+    projector = Projector(net, layers)
+    projector.check(images[:1])
+    ran: dict[str, list[int]] = {}
+    for name, module in net.named_children():
+        module.register_forward_pre_hook(lambda _, given, name=name: ran.setdefault(name, []).append(len(given[0])))
+    units = [Unit(image, layer, 1, 2, 2, 1.0) for image in range(20) for layer in ("3", "5")]
+    found = projector.project(images, units)
+    # One image tells the way back; the others come in batches, and end with the pooling.
+    assert ran["2"] == [1, 16, 4]
+    assert ran["3"] == ran["5"] == [1]
+    unknown = project(net, images, [unit._replace(activation=None) for unit in units])
+    for one, other, unit in zip(found.pixels, unknown.pixels, unknown.units, strict=True):
+        assert unit.activation is not None
+        assert torch.allclose(one * unit.activation, other, atol=1e-6)
+
+
+def test_pooling_windows_wider_than_the_map() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 3, 1), nn.ReLU(), nn.MaxPool2d(3, 1, 1), nn.Conv2d(3, 2, 1))
+    images = torch.rand(6, 1, 2, 2)
+    units = [
+        Unit(image, "3", channel, row, column)
+        for image in range(6)
+        for channel, row, column in product((0, 1), repeat=3)
+    ]
+    found = project(net, images, units)
+    for number, unit in enumerate(found.units):
+        maps = net[:2](images[unit.image])
+        expected = torch.zeros(1, 2, 2)
+        assert unit.activation is not None
+        assert unit.row is not None
+        assert unit.column is not None
+        for feature in range(3):
+            weight = net[3].weight[unit.channel, feature, 0, 0].relu()
+            place = divmod(int(maps[feature].argmax()), 2)  # every window covers the whole map
+            expected[0, place[0], place[1]] += unit.activation * weight * net[0].weight[feature, 0, 0, 0]
+        assert torch.allclose(found.on_image(number), expected.detach(), atol=1e-6)
