@@ -20,8 +20,9 @@ __all__ = ["Method", "Projection", "ProjectionError", "Projector", "Unit", "proj
 
 log = logging.getLogger(__name__)
 
-# Signals of units that go back together take up to so many elements at their widest: they stay near the caches.
-_ELEMENTS = 2**20
+# Signals of units that go back together take up to so many elements at their widest: they stay near the caches. Where
+# that is less than four units, four are still faster, as long as they are not too large for that.
+_ELEMENTS, _FEW, _MOST_ELEMENTS = 2**20, 4, 2**23
 # Images that are run together.
 _IMAGES = 16
 
@@ -360,7 +361,8 @@ class Projector:
 
         zero = torch.zeros(1, dtype=torch.int64)
         tape.project(name, Seed(zero, zero, zero, zero), watch=watch)
-        return max(1, min(256, _ELEMENTS // widest))
+        few = min(_FEW, _MOST_ELEMENTS // widest)
+        return max(1, few, min(256, _ELEMENTS // widest))
 
 
 @dataclass(frozen=True)

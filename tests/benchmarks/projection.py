@@ -10,7 +10,8 @@ a line of its own. The ratio is of milliseconds a unit, in one run; the last col
 projections, relative to the largest pixel.
 
 `--whole N` projects the nine strongest units of every feature map of every convolution over N images: mining is
-included in ours, and not in captum's, whose time is that of its units above times their number.
+included in ours, and not in captum's, whose time is that of its units above times their number. `--every M` takes every
+M-th feature map alone: with N / M images, as many units an image as the whole network has with N.
 """
 
 from __future__ import annotations
@@ -100,11 +101,11 @@ def measure(name: str, options: argparse.Namespace) -> None:
     ours, captum = totals
     print(f"{K} units of every feature map, at that rate: {ours:.0f} s, {captum:.0f} s, {captum / ours:.1f}x")
     if options.whole:
-        measure_whole(model, options.whole, captum)
+        measure_whole(model, options.whole, options.every, captum / options.every)
 
 
-def measure_whole(model: nn.Module, count: int, captum: float) -> None:
-    """Mine and project all feature maps of all convolutions."""
+def measure_whole(model: nn.Module, count: int, every: int, captum: float) -> None:
+    """Mine, and project all feature maps of all convolutions, or every so many."""
     batches = [torch.randn(min(32, count - at), 3, SIZE, SIZE) for at in range(0, count, 32)]
     images = [image for batch in batches for image in batch]
     start = time.perf_counter()
@@ -113,7 +114,7 @@ def measure_whole(model: nn.Module, count: int, captum: float) -> None:
     units = [
         Unit(int(image), layer.layer, feature, int(row), int(column), float(activation))
         for layer in found
-        for feature in range(len(layer.images))
+        for feature in range(0, len(layer.images), every)
         for image, row, column, activation in zip(
             layer.images[feature], layer.rows[feature], layer.columns[feature], layer.activations[feature], strict=True
         )
@@ -136,6 +137,7 @@ def main() -> None:
     parser.add_argument("--peer-units", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--whole", type=int, default=0, metavar="N", help="project everything over N images, too")
+    parser.add_argument("--every", type=int, default=1, metavar="M", help="of these, every M-th feature map alone")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     warnings.filterwarnings("ignore", module="captum")
