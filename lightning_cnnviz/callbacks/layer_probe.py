@@ -10,7 +10,8 @@ from typing_extensions import Unpack
 
 from lightning_cnnviz.callbacks.base import MonitorOptions
 from lightning_cnnviz.callbacks.experiments import ExperimentMonitor, Progress
-from lightning_cnnviz.callbacks.trainer import chosen_loader
+from lightning_cnnviz.callbacks.trainer import chosen_loader, find_network
+from lightning_cnnviz.callbacks.validation_tap import ValidationTap
 from lightning_cnnviz.core.batches import BatchFn
 from lightning_cnnviz.core.features import Features, merge_features, tap_features
 from lightning_cnnviz.core.layers import SelectedLayer, evenly, select_layers
@@ -36,8 +37,10 @@ class LayerProbeMonitor(ExperimentMonitor):
     Accuracy against depth under `layer_probe/accuracy by depth`, the table behind it under `layer_probe/accuracy`, and
     each number to follow over epochs under `layer_probe_stats/<layer>/<head>`. In fit, probes learn from the trainer's
     training set and are tested on its validation set; in `trainer.validate` and `trainer.test`, and where one loader is
-    given, both are drawn from the same set. Images are read in an order of our own, by the set's own transforms: random
-    ones give the same pixels at every look. Ranks share the images.
+    given, both are drawn from the same set. Features of validation images come from the passes that validation makes
+    anyway, where these were made with the weights of the look and the loader tells its order. Other images are read in
+    an order of our own, by the set's own transforms: random ones give the same pixels at every look. Ranks share the
+    images.
 
     Args:
         layers: Names, globs and keywords (see `core.layers.select_layers`); by default up to six convolutions, evenly
@@ -101,6 +104,80 @@ class LayerProbeMonitor(ExperimentMonitor):
         self._share = (0, 1)
         self._control_read = False
         self._control: LayerProbe | None = None
+        self._tap: ValidationTap | None = None
+        self._tapped: tuple[Any, Features | None] = (None, None)  # from which loader, for the look under way
+
+    # From validation's own passes.
+
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        """Read along, where a look is due and the validation's images are among those to be read."""
+        self._tap = None
+        if self.data is not None or self.pool is None or trainer.sanity_checking or not self._due(trainer):
+            return
+        if self._failure is not None:
+            return
+        stage = str(trainer.state.fn.value)
+        loaders = trainer.test_dataloaders if stage == "test" else trainer.val_dataloaders
+        with self._guard():
+            self._tap = ValidationTap(
+                find_network(self._who, pl_module, self.model),
+                self._chosen,
+                chosen_loader(loaders, self.dataloader_idx),
+                pool=self.pool,
+                limit=self._limit,
+                seed=self.seed,
+                batch_fn=self.batch_fn,
+                share=(trainer.global_rank, trainer.world_size),
+            )
+
+    def on_validation_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Announce a batch."""
+        if self._tap is not None and dataloader_idx == self.dataloader_idx:
+            self._tap.start_batch(batch)
+
+    def on_validation_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Take what the batch has shown."""
+        if self._tap is not None and dataloader_idx == self.dataloader_idx:
+            self._tap.end_batch()
+
+    def on_test_start(self, trainer: Any, pl_module: Any) -> None:
+        """As for validation."""
+        self.on_validation_start(trainer, pl_module)
+
+    def on_test_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """As for validation."""
+        self.on_validation_batch_start(trainer, pl_module, batch, batch_idx, dataloader_idx)
+
+    def on_test_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """As for validation."""
+        self.on_validation_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
+
+    def stop_look(self) -> None:
+        """Leave no hook behind."""
+        if self._tap is not None:
+            self._tap.close()
+            self._tap = None
+
+    def _look(self, trainer: Any, pl_module: Any, *, within_epoch: bool = True) -> None:
+        tap, self._tap = self._tap, None
+        found = None
+        with self._guard():
+            found = tap.features() if tap is not None else None
+        # On all ranks or on none: a pass of our own is shared out otherwise.
+        if tap is not None and trainer.strategy.reduce_boolean_decision(found is not None, all=True):
+            self._tapped = (tap.loader, found)
+        try:
+            super()._look(trainer, pl_module, within_epoch=within_epoch)
+        finally:
+            self._tapped = (None, None)
 
     def prepare(self, network: nn.Module) -> None:
         """Choose the layers."""
@@ -131,7 +208,7 @@ class LayerProbeMonitor(ExperimentMonitor):
 
     def experiment(self, network: nn.Module, progress: Progress) -> list[_Sets]:
         """Read features of the network and, at the first look, of its random control."""
-        found = [self._sets(network, progress)]
+        found = [self._sets(network, progress, tapped=True)]
         if self.control is not None and not self._control_read:
             found.append(self._sets(random_twin(network, self.seed), progress))
             self._control_read = True
@@ -172,12 +249,16 @@ class LayerProbeMonitor(ExperimentMonitor):
             return train, None
         return train, chosen_loader(loaders, self.dataloader_idx)
 
-    def _sets(self, network: nn.Module, progress: Progress) -> _Sets:
+    def _sets(self, network: nn.Module, progress: Progress, *, tapped: bool = False) -> _Sets:
+        def read(loader: Any) -> Features:
+            known, found = self._tapped
+            if tapped and found is not None and known is loader:
+                return found
+            return self._read(network, loader, limit=self._limit, share=self._share, progress=progress)
+
         learned, tested = self._loaders
-        test = None
-        if tested is not None:
-            test = self._read(network, tested, limit=self._limit, share=self._share, progress=progress)
-        return self._read(network, learned, limit=self._limit, share=self._share, progress=progress), test
+        test = None if tested is None else read(tested)
+        return read(learned), test
 
     def _read(
         self,

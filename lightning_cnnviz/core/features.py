@@ -28,6 +28,7 @@ __all__ = [
     "Features",
     "LayerFeatures",
     "MapReader",
+    "drawn_images",
     "first_of_each",
     "merge_features",
     "tap_features",
@@ -333,6 +334,8 @@ class FeatureTap:
         self._whole, self._folder = pool is None, folder
         self._keeper: Any = None
         self._hooks = ExitStack()
+        self._error: Exception | None = None
+        self._chosen: Tensor | None = None
         self._parts: dict[str, list[Tensor]] = {}
         self._labels: list[Tensor] = []
         self._indices: list[Tensor] = []
@@ -343,25 +346,34 @@ class FeatureTap:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def start_batch(self, images: Tensor, indices: Tensor, labels: Tensor) -> None:
+    def start_batch(self, images: Tensor, indices: Tensor, labels: Tensor, *, keep: Tensor | None = None) -> None:
         """Place hooks for the forward pass that follows.
 
         Args:
             images: `(N, C, H, W)` on the network's device.
             indices: `(N,)` int64.
             labels: `(N,)` int64.
+            keep: Places of the images whose features are kept; by default of all.
         """
         self._reader.expect(images)
-        self._hooks.enter_context(hooked(self._reader.sites, self._reader.take))
-        self._indices.append(indices.cpu())
-        self._labels.append(labels.cpu())
+        self._error, self._chosen = None, keep
+        self._hooks.enter_context(hooked(self._reader.sites, self._take))
+        self._indices.append(indices.cpu() if keep is None else indices.cpu()[keep])
+        self._labels.append(labels.cpu() if keep is None else labels.cpu()[keep])
 
     def end_batch(self) -> None:
-        """Remove the hooks and keep what they saw."""
+        """Remove the hooks and keep what they saw.
+
+        Raises:
+            ValueError: See `tap_features`, `MapReader.take` and `MapReader.check`.
+        """
         self._hooks.close()
+        if self._error is not None:
+            raise self._error
         self._reader.check()
         for maps in self._reader.maps:
             rows = self._reader.values.pop(maps.layer)
+            rows = rows if self._chosen is None else rows[self._chosen.to(rows.device)]
             self._keep(maps.layer, _finite(rows.float().cpu(), maps.layer, self._indices[-1]))
 
     def close(self) -> None:
@@ -384,6 +396,13 @@ class FeatureTap:
                 values = torch.cat(self._parts[maps.layer])
                 layers.append(LayerFeatures(maps.layer, values, shape, pooled, len(indices)))
         return merge_features([Features(tuple(layers), labels, indices, self.known)])
+
+    def _take(self, layer: str, value: Any) -> None:
+        # A failure must not pass through the forward pass, which may be the user's.
+        try:
+            self._reader.take(layer, value)
+        except Exception as error:
+            self._error = error
 
     def _keep(self, layer: str, rows: Tensor) -> None:
         if not self._whole:
@@ -502,6 +521,18 @@ def _chosen(indices: Tensor, limit: int | None, share: tuple[int, int]) -> Tenso
     return (own if limit is None else own & (indices < limit)).nonzero().flatten()
 
 
+def drawn_images(count: int, limit: int | None, seed: int) -> Tensor:
+    """Return the indices, ascending, of the images of a data set of `count` that are read at a limit.
+
+    Example:
+        >>> len(drawn_images(50, 7, seed=0)), drawn_images(3, 7, seed=0)
+        (7, tensor([0, 1, 2]))
+    """
+    if limit is None or limit >= count:
+        return torch.arange(count)
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:limit].sort().values
+
+
 def _ordered_batches(
     loader: Any, limit: int | None, share: tuple[int, int], seed: int
 ) -> Generator[tuple[Any, Tensor | None], None, None]:
@@ -512,10 +543,7 @@ def _ordered_batches(
         return
     count = len(loader.dataset)
     generator = torch.Generator().manual_seed(seed)
-    drawn = torch.arange(count)
-    if limit is not None and limit < count:
-        drawn = torch.randperm(count, generator=generator)[:limit].sort().values
-    own = drawn[share[0] :: share[1]].split(loader.batch_size)
+    own = drawn_images(count, limit, seed)[share[0] :: share[1]].split(loader.batch_size)
     copy = DataLoader(
         loader.dataset,
         batch_sampler=[places.tolist() for places in own if len(places)],

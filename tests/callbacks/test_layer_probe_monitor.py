@@ -224,3 +224,86 @@ def test_six_layers_from_the_first_to_the_last() -> None:
     layers = select_layers(net)
     assert [layer.name for layer in evenly(layers, 6)] == ["0", "3", "6", "10", "13", "16"]
     assert evenly(layers[:5], 6) == layers[:5]
+
+
+class Counting(LittleNet):
+    """Counts the images that pass through it while it does not train."""
+
+    images = 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        if not self.training:
+            self.images += len(images)
+        return super().forward(images)
+
+
+def counted(monitors: list[Any], val: Any, **options: Any) -> Counting:
+    pl.seed_everything(4, verbose=False)
+    model = Counting()
+    trainer = quiet_trainer(callbacks=monitors, max_epochs=2, num_sanity_val_steps=0, **options)
+    trainer.fit(model, loader(shuffle=True), val)
+    return model
+
+
+def expected_scores(model: LittleNet, limit: int | None = None) -> dict[str, float]:
+    known, test = (tap_features(model, images, pool=4096, limit=limit) for images in (loader(), loader(24, 1)))
+    found = probe_layers(known, Protocol(), test=test)
+    return {f"{scores.layer}/{head}": scores.mean(head) for scores in found for head in ("svm", "softmax")}
+
+
+@pytest.mark.parametrize("limit", [None, 16])
+def test_validation_images_are_read_in_validations_own_pass(limit: int | None) -> None:
+    sink = MemorySink()
+    monitor = LayerProbeMonitor(every_n_epochs=2, images=limit, sinks=[sink], on_error="raise")
+    model, plain = counted([monitor], loader(24, 1)), counted([], loader(24, 1))
+    # Beside those of validation: what is tried before training and traced, and the training images.
+    assert model.images - plain.images < 24 + (limit or 60) + 8
+    assert numbers(sink.reports[-1][1]) == pytest.approx(expected_scores(model, limit))
+
+
+class Otherwise(Counting):
+    """Is called with halves of each batch."""
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        for half in batch[0].chunk(2):
+            self(half)
+
+
+class Averaging(pl.Callback):
+    """Validates with other weights, written behind autograd's back."""
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.kept = [parameter.data.clone() for parameter in pl_module.parameters()]
+        for parameter in pl_module.parameters():
+            parameter.data.mul_(0.5)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        for parameter, kept in zip(pl_module.parameters(), self.kept, strict=True):
+            parameter.data.copy_(kept)
+
+
+@pytest.mark.filterwarnings("ignore:Your `val_dataloader`'s sampler has shuffling enabled")
+@pytest.mark.parametrize("why", ["shuffled", "halves", "middle", "part", "averaged"])
+def test_where_validations_pass_does_not_serve_there_is_one_more(why: str) -> None:
+    sink = MemorySink()
+    monitor = LayerProbeMonitor(every_n_epochs=2, sinks=[sink], on_error="raise")
+    options: dict[str, Any] = {"middle": {"val_check_interval": 4}, "part": {"limit_val_batches": 2}}.get(why, {})
+    pl.seed_everything(4, verbose=False)
+    model = Otherwise() if why == "halves" else LittleNet()
+    callbacks = [monitor, Averaging()] if why == "averaged" else [monitor]
+    trainer = quiet_trainer(callbacks=callbacks, max_epochs=2, **options)
+    trainer.fit(model, loader(shuffle=True), loader(24, 1, shuffle=why == "shuffled"))
+    assert numbers(sink.reports[-1][1]) == pytest.approx(expected_scores(model))
+
+
+def test_in_validate_the_pass_serves_too() -> None:
+    sink = MemorySink()
+    monitor = LayerProbeMonitor(sinks=[sink], splits=2, on_error="raise")
+    torch.manual_seed(0)
+    model = Counting()
+    quiet_trainer(callbacks=[monitor]).validate(model, loader(), verbose=False)
+    assert model.images < 2 * 60
+    expected = probe_layers(tap_features(model, loader(), pool=4096), Protocol(splits=2))
+    assert numbers(sink.reports[-1][1]) == pytest.approx(
+        {f"{scores.layer}/{head}": scores.mean(head) for scores in expected for head in ("svm", "softmax")}
+    )
