@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from lightning_cnnviz.callbacks.base import MonitorOptions
@@ -13,10 +15,10 @@ from lightning_cnnviz.callbacks.experiments import ExperimentMonitor, Progress
 from lightning_cnnviz.callbacks.trainer import chosen_loader, find_network
 from lightning_cnnviz.callbacks.validation_tap import ValidationTap
 from lightning_cnnviz.core.batches import BatchFn
-from lightning_cnnviz.core.features import Features, merge_features, tap_features
+from lightning_cnnviz.core.features import Features, drawn_images, known_labels, merge_features, tap_features
 from lightning_cnnviz.core.layers import SelectedLayer, evenly, select_layers
 from lightning_cnnviz.core.probing import LayerProbe, probe_layers, random_twin
-from lightning_cnnviz.core.protocols import Protocol, find_protocol
+from lightning_cnnviz.core.protocols import Manifest, Protocol, draw_splits, find_protocol, restricted
 from lightning_cnnviz.render.layer_probe import layer_probe_report
 from lightning_cnnviz.report import Report
 
@@ -51,8 +53,9 @@ class LayerProbeMonitor(ExperimentMonitor):
         splits: How many times images are drawn.
         protocol: A published protocol (`"caltech101-30"`, ..., see `core.protocols.PROTOCOLS`) or one of your own; what
             is given beside it changes it.
-        images: Up to how many images are read of each set, the same ones at every look, or `"all"`; by default 1,000,
-            and all where `per_class` or a protocol is given.
+        images: Up to how many images of each set are drawn from, the same ones at every look, or `"all"`; by default
+            1,000, and all where `per_class` or a protocol is given. Where the data set tells its labels (`targets`),
+            those alone are read that are drawn.
         pool: Up to how many features of each layer, by average pooling; None for whole maps, on disk.
         control: `"random"` draws the same for a copy of the network with random weights beside it.
         data: A loader to draw both sets from, or a pair of loaders to learn from and to test on.
@@ -64,7 +67,7 @@ class LayerProbeMonitor(ExperimentMonitor):
 
     Raises:
         ValueError: At set-up or before the first step: no such layer (with the closest names), no such protocol, no
-            class labels, multi-label data, or no data.
+            class labels, multi-label data, or no data; too few images of a class, where the data set tells its labels.
     """
 
     def __init__(
@@ -104,6 +107,8 @@ class LayerProbeMonitor(ExperimentMonitor):
         self._share = (0, 1)
         self._control_read = False
         self._control: LayerProbe | None = None
+        self._manifest: Manifest | None = None  # drawn before training, where labels are known
+        self._wanted: tuple[Tensor | None, Tensor | None] = (None, None)  # indices of the images that it needs
         self._tap: ValidationTap | None = None
         self._tapped: tuple[Any, Features | None] = (None, None)  # from which loader, for the look under way
 
@@ -125,6 +130,7 @@ class LayerProbeMonitor(ExperimentMonitor):
                 chosen_loader(loaders, self.dataloader_idx),
                 pool=self.pool,
                 limit=self._limit,
+                indices=self._wanted[1 if stage == "fit" else 0],
                 seed=self.seed,
                 batch_fn=self.batch_fn,
                 share=(trainer.global_rank, trainer.world_size),
@@ -198,9 +204,8 @@ class LayerProbeMonitor(ExperimentMonitor):
         self._loaders = self._find_loaders(trainer)
         self._share = (trainer.global_rank, trainer.world_size)
         with trainer.precision_plugin.forward_context():
-            for loader in self._loaders:
-                if loader is not None:
-                    self._read(network, loader, limit=_REHEARSED, share=(0, 1))
+            tried = [None if loader is None else self._try(network, loader) for loader in self._loaders]
+        self._draw(tried)
 
     def takes_part(self, rank: int) -> bool:
         """Every rank reads its share of the images."""
@@ -220,7 +225,8 @@ class LayerProbeMonitor(ExperimentMonitor):
         for parts in zip(*results, strict=True):
             train = merge_features([train for train, _ in parts])
             tests = [test for _, test in parts if test is not None]
-            probes.append(probe_layers(train, self._plan, test=merge_features(tests) if tests else None))
+            test = merge_features(tests) if tests else None
+            probes.append(probe_layers(train, self._plan, test=test, manifest=self._manifest))
         if len(probes) > 1:
             self._control = probes[1]
         return replace(probes[0], control=None if self._control is None else self._control.scores)
@@ -254,29 +260,42 @@ class LayerProbeMonitor(ExperimentMonitor):
             known, found = self._tapped
             if tapped and found is not None and known is loader:
                 return found
-            return self._read(network, loader, limit=self._limit, share=self._share, progress=progress)
+            return tap_features(
+                network,
+                loader,
+                self._chosen,
+                pool=self.pool,
+                limit=self._limit,
+                indices=self._wanted[loader is not self._loaders[0]],
+                share=self._share,
+                batch_fn=self.batch_fn,
+                seed=self.seed,
+                progress=progress,
+            )
 
         learned, tested = self._loaders
         test = None if tested is None else read(tested)
         return read(learned), test
 
-    def _read(
-        self,
-        network: nn.Module,
-        loader: Any,
-        *,
-        limit: int | None,
-        share: tuple[int, int],
-        progress: Progress | None = None,
-    ) -> Features:
+    def _try(self, network: nn.Module, loader: Any) -> Features:
         return tap_features(
-            network,
-            loader,
-            self._chosen,
-            pool=self.pool,
-            limit=limit,
-            share=share,
-            batch_fn=self.batch_fn,
-            seed=self.seed,
-            progress=progress,
+            network, loader, self._chosen, pool=self.pool, limit=_REHEARSED, batch_fn=self.batch_fn, seed=self.seed
         )
+
+    def _draw(self, tried: Sequence[Features | None]) -> None:
+        """Draw the splits where data sets tell their labels, which are right for the images that were tried."""
+        self._manifest, self._wanted = None, (None, None)
+        drawn: list[Tensor | None] = []
+        labels: list[Tensor | None] = []
+        for loader, found in zip(self._loaders, tried, strict=True):
+            known = None if found is None else known_labels(loader)
+            if found is not None and (known is None or not torch.equal(known[found.indices], found.labels)):
+                return
+            drawn.append(None if known is None else drawn_images(len(known), self._limit, self.seed))
+            labels.append(None if known is None else known[drawn[-1]])
+        (learned, tested), (own, others) = drawn, labels
+        assert learned is not None
+        assert own is not None
+        manifest = draw_splits(own, self._plan, indices=learned, test_labels=others, test_indices=tested)
+        self._manifest, places, test_places = restricted(manifest, own_test=tested is not None)
+        self._wanted = (learned[places], None if tested is None else tested[test_places])

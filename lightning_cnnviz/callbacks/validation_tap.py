@@ -32,6 +32,7 @@ class ValidationTap:
         loader: The validation's.
         pool: See `core.features.tap_features`.
         limit: Likewise.
+        indices: Likewise.
         seed: Likewise.
         batch_fn: Likewise.
         share: This rank, and the number of ranks.
@@ -48,6 +49,7 @@ class ValidationTap:
         *,
         pool: int | None,
         limit: int | None,
+        indices: Tensor | None,
         seed: int,
         batch_fn: BatchFn | None,
         share: tuple[int, int],
@@ -62,7 +64,7 @@ class ValidationTap:
         if self._serves:
             count = len(loader.dataset)
             self._wanted = torch.zeros(count, dtype=torch.bool)
-            self._wanted[drawn_images(count, limit, seed)] = True
+            self._wanted[drawn_images(count, limit, seed) if indices is None else indices] = True
             self._expected = len(loader)
 
     def start_batch(self, batch: Any) -> None:

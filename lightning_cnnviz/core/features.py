@@ -16,7 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset
 
 from lightning_cnnviz.core.batches import BatchFn, indexed_batches, read_batch
 from lightning_cnnviz.core.capture import FeatureMaps, Site, analysis_mode, hooked, trace_feature_maps
@@ -30,6 +30,7 @@ __all__ = [
     "MapReader",
     "drawn_images",
     "first_of_each",
+    "known_labels",
     "merge_features",
     "tap_features",
     "why_no_labels",
@@ -136,6 +137,7 @@ def tap_features(
     pool: int | None = DIMENSIONS,
     rectify: bool = True,
     limit: int | None = None,
+    indices: Tensor | None = None,
     folder: Path | None = None,
     batch_fn: BatchFn | None = None,
     share: tuple[int, int] = (0, 1),
@@ -159,6 +161,7 @@ def tap_features(
             an average pooling leaves of unrectified maps is linear in the layer below. A layer chosen by name is read
             as it is.
         limit: At most so many images, drawn by `seed` where the data set has indices, else the first ones.
+        indices: `(M,)` int64, ascending: only these images of the data set, which must have indices.
         folder: Where features that are not pooled are written, one file a layer; by default a temporary folder that is
             gone with the result.
         batch_fn: See `read_batch`.
@@ -180,27 +183,31 @@ def tap_features(
     """
     if limit is not None and limit < 1:
         raise ValueError(f"limit={limit}: give 1 or more images, or None for all")
+    if indices is not None and not _has_indices(loader):
+        raise ValueError(
+            f"indices={tuple(indices.shape)}: the loader {type(loader).__name__} has no indices to choose by"
+        )
     tap = FeatureTap(model, _selected(model, layers), pool=pool, rectify=rectify, folder=folder)
     parameter = next(model.parameters(), torch.empty(0))
     numbered = _has_indices(loader)
-    with analysis_mode(model), tap, closing(_ordered_batches(loader, limit, share, seed)) as batches:
+    with analysis_mode(model), tap, closing(_ordered_batches(loader, limit, indices, share, seed)) as batches:
         arrived = 0
-        for batch, indices in progress(batches) if progress is not None else batches:
+        for batch, numbers in progress(batches) if progress is not None else batches:
             images, labels = read_batch(batch, batch_fn)
             if len(images) == 0:
                 continue
-            if indices is None or len(indices) != len(images):
-                indices, tap.known = torch.arange(arrived, arrived + len(images)), isinstance(loader, (list, tuple))
+            if numbers is None or len(numbers) != len(images):
+                numbers, tap.known = torch.arange(arrived, arrived + len(images)), isinstance(loader, (list, tuple))
             arrived += len(images)
             if labels is None:
                 raise ValueError(why_no_labels(batch, batch_fn))
             # Of a data set that is read by our own loader, only chosen images arrive.
-            chosen = torch.arange(len(images)) if numbered else _chosen(indices, limit, share)
+            chosen = torch.arange(len(images)) if numbered else _chosen(numbers, limit, share)
             if len(chosen):
                 images = images[chosen.to(images.device)].to(parameter.device)
                 if images.is_floating_point():
                     images = images.to(parameter.dtype)  # as the trainer does with half and double precision
-                tap.start_batch(images, indices[chosen], labels[chosen.to(labels.device)])
+                tap.start_batch(images, numbers[chosen], labels[chosen.to(labels.device)])
                 model(images)
                 tap.end_batch()
         if arrived == 0 and share[1] == 1:
@@ -534,7 +541,7 @@ def drawn_images(count: int, limit: int | None, seed: int) -> Tensor:
 
 
 def _ordered_batches(
-    loader: Any, limit: int | None, share: tuple[int, int], seed: int
+    loader: Any, limit: int | None, indices: Tensor | None, share: tuple[int, int], seed: int
 ) -> Generator[tuple[Any, Tensor | None], None, None]:
     """Batches of a data set in the order of its indices; of other loaders as they come."""
     torch.manual_seed(seed)  # within analysis_mode, which restores it
@@ -543,7 +550,8 @@ def _ordered_batches(
         return
     count = len(loader.dataset)
     generator = torch.Generator().manual_seed(seed)
-    own = drawn_images(count, limit, seed)[share[0] :: share[1]].split(loader.batch_size)
+    drawn = drawn_images(count, limit, seed) if indices is None else indices
+    own = drawn[share[0] :: share[1]].split(loader.batch_size)
     copy = DataLoader(
         loader.dataset,
         batch_sampler=[places.tolist() for places in own if len(places)],
@@ -555,6 +563,36 @@ def _ordered_batches(
         generator=generator,
     )
     yield from zip(copy, (places for places in own if len(places)), strict=True)
+
+
+def known_labels(loader: Any) -> Tensor | None:
+    """Return the class of each image of a loader's data set, `(N,)` int64, where it tells without reading images.
+
+    Example:
+        >>> from torch.utils.data import Subset, TensorDataset
+        >>> images = TensorDataset(torch.rand(3, 1, 4, 4), torch.tensor([2, 0, 1]))
+        >>> known_labels(DataLoader(Subset(images, [0, 2])))
+        tensor([2, 1])
+    """
+    return _labels_of(loader.dataset) if _has_indices(loader) else None
+
+
+def _labels_of(dataset: Any) -> Tensor | None:
+    if isinstance(dataset, Subset):
+        inner = _labels_of(dataset.dataset)
+        return None if inner is None else inner[torch.as_tensor(list(dataset.indices), dtype=torch.int64)]
+    if isinstance(dataset, TensorDataset):
+        found: Any = dataset.tensors[-1]
+    elif getattr(dataset, "target_transform", None) is not None:
+        return None
+    else:
+        found = getattr(dataset, "targets", getattr(dataset, "labels", None))
+    try:
+        labels = torch.as_tensor(found)
+    except (TypeError, ValueError, RuntimeError):
+        return None
+    whole = labels.ndim == 1 and len(labels) == len(dataset) and not labels.is_floating_point()
+    return labels.to(torch.int64) if whole and labels.dtype != torch.bool else None
 
 
 def why_no_labels(batch: Any, batch_fn: BatchFn | None = None) -> str:

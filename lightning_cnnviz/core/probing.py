@@ -154,6 +154,7 @@ def probe_layers(
     protocol: str | Protocol = "full",
     *,
     test: Features | None = None,
+    manifest: Manifest | None = None,
     device: torch.device | str | None = None,
     progress: Callable[[Iterable[Any]], Iterable[Any]] | None = None,
 ) -> LayerProbe:
@@ -168,9 +169,10 @@ def probe_layers(
     """
     protocol = find_protocol(protocol)
     test_labels, test_indices = (None, None) if test is None else (test.labels, test.indices)
-    manifest = draw_splits(
-        features.labels, protocol, indices=features.indices, test_labels=test_labels, test_indices=test_indices
-    )
+    if manifest is None:
+        manifest = draw_splits(
+            features.labels, protocol, indices=features.indices, test_labels=test_labels, test_indices=test_indices
+        )
     scores = []
     for layer in progress(features) if progress is not None else features:
         tested = None if test is None else (test[layer.layer], test.labels)

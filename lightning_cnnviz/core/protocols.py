@@ -13,7 +13,16 @@ from torch import Tensor
 
 from lightning_cnnviz.core.solvers import HEADS
 
-__all__ = ["PROTOCOLS", "Manifest", "Protocol", "Split", "check_classes", "draw_splits", "find_protocol"]
+__all__ = [
+    "PROTOCOLS",
+    "Manifest",
+    "Protocol",
+    "Split",
+    "check_classes",
+    "draw_splits",
+    "find_protocol",
+    "restricted",
+]
 
 Scaling = Literal["center", "standard", "none"]
 
@@ -211,6 +220,33 @@ def draw_splits(
             part = part.sort().values
             digest.update(len(part).to_bytes(8, "little") + part.to(torch.int64).numpy().tobytes())
     return Manifest(tuple(splits), digest.hexdigest(), fewer)
+
+
+def restricted(manifest: Manifest, *, own_test: bool) -> tuple[Manifest, Tensor, Tensor | None]:
+    """Return a manifest over the images alone that its splits need, and which these are.
+
+    Args:
+        manifest: From `draw_splits`.
+        own_test: Whether test images are of a set of their own.
+
+    Returns:
+        The manifest, its places counted among these images; their places among all, `(M,)` int64, ascending; and
+        likewise those of the test set, where there is one.
+    """
+    tests = [split.test for split in manifest.splits]
+    learned = torch.cat([split.train for split in manifest.splits] + ([] if own_test else tests)).unique()
+    tested = torch.cat(tests).unique() if own_test else None
+    asked = learned if tested is None else tested
+    splits = tuple(
+        Split(
+            torch.searchsorted(learned, split.train),
+            torch.searchsorted(learned, split.fit),
+            torch.searchsorted(learned, split.held_out),
+            torch.searchsorted(asked, split.test),
+        )
+        for split in manifest.splits
+    )
+    return replace(manifest, splits=splits), learned, tested
 
 
 def _draw(

@@ -24,7 +24,8 @@ def run(ranks: int, out: Path) -> Any:
 def test_two_processes_give_the_table_of_one(tmp_path: Path) -> None:
     one, two = run(1, tmp_path / "one.pt"), run(2, tmp_path / "two.pt")
     for mine, theirs in zip(one["probes"], two["probes"], strict=True):
-        assert mine.images == theirs.images == (37, 23)  # no image is lost, none comes twice
+        # No image is lost, none comes twice; one of the 37 is in no split.
+        assert mine.images == theirs.images == (36, 23)
         assert mine.control is not None
         for first, second in zip((*mine, *mine.control), (*theirs, *theirs.control), strict=True):
             assert first.layer == second.layer

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import lightning.pytorch as pl
@@ -7,7 +8,7 @@ import pytest
 import torch
 from callbacks.littlenet import LittleNet, quiet_trainer
 from torch import Tensor
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from lightning_cnnviz import MemorySink
 from lightning_cnnviz.callbacks.layer_probe import LayerProbeMonitor
@@ -181,19 +182,66 @@ def test_labels_that_cannot_be_learned_stop_the_run_before_the_first_step(data: 
     assert trainer.global_step == 0
 
 
+class Silent(Dataset[tuple[Tensor, Tensor]]):
+    """Does not tell its labels without being read."""
+
+    def __init__(self, data: TensorDataset) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        images, labels = self.data[index]
+        return images, labels
+
+
+def few(telling: bool) -> DataLoader[Any]:
+    data = TensorDataset(*(part[:11] for part in corners(20).tensors))
+    return DataLoader(data if telling else Silent(data), batch_size=5)
+
+
 def test_too_few_images_are_named_unless_fewer_are_allowed(caplog: pytest.LogCaptureFixture) -> None:
-    few = DataLoader(TensorDataset(*(part[:11] for part in corners(20).tensors)), batch_size=5)
-    with pytest.raises(ValueError, match="only class 0: 3, class 1: 3, class 2: 3, class 3: 2: give allow_fewer=True"):
-        fitted(LayerProbeMonitor(per_class=8, every_n_epochs=1, sinks=[MemorySink()], on_error="raise"), train=few)
-    fitted(LayerProbeMonitor(per_class=8, every_n_epochs=1, sinks=[MemorySink()]), train=few)
+    match = "only class 0: 3, class 1: 3, class 2: 3, class 3: 2: give allow_fewer=True"
+    monitor = LayerProbeMonitor(per_class=8, every_n_epochs=1, sinks=[MemorySink()])
+    model = LittleNet()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match=match):
+        quiet_trainer(callbacks=[monitor]).fit(model, few(telling=True), loader(24, 1))
+    # Before the first step, where the data set tells its labels.
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    fitted(monitor, train=few(telling=False))
     assert "LayerProbeMonitor has failed and is switched off" in caplog.text
     sink = MemorySink()
     monitor = LayerProbeMonitor(per_class=8, allow_fewer=True, every_n_epochs=2, sinks=[sink], on_error="raise")
-    fitted(monitor, train=few)
+    fitted(monitor, train=few(telling=True))
     assert len(sink.reports) == 1
     one = DataLoader(TensorDataset(corners(20).tensors[0], torch.ones(20, dtype=torch.int64)), batch_size=5)
     with pytest.raises(ValueError, match=r"all 20 images are of class \[1\]"):
-        fitted(LayerProbeMonitor(every_n_epochs=1, sinks=[MemorySink()], on_error="raise"), train=one, val=one)
+        fitted(LayerProbeMonitor(every_n_epochs=1, sinks=[MemorySink()]), train=one, val=one)
+
+
+@pytest.mark.parametrize("own_test", [True, False])
+def test_where_labels_are_known_only_what_is_drawn_is_read(own_test: bool) -> None:
+    sinks = [MemorySink(), MemorySink()]
+    protocol = Protocol(per_class=3, test_per_class=2, splits=2)
+    models = []
+    for sink, telling in zip(sinks, (True, False), strict=True):
+        data: dict[str, Any] = {"data": None if own_test else loader(60)}
+        monitor = LayerProbeMonitor(protocol=protocol, every_n_epochs=2, sinks=[sink], on_error="raise", **data)
+        if not own_test and not telling:
+            monitor.data = DataLoader(Silent(corners(60)), batch_size=10)
+        train = loader() if telling else DataLoader(Silent(corners(60)), batch_size=10)
+        pl.seed_everything(4, verbose=False)
+        models.append(Counting())
+        trainer = quiet_trainer(callbacks=[monitor], max_epochs=2, num_sanity_val_steps=0)
+        trainer.fit(models[-1], train, loader(24, 1))
+    known, unknown = models
+    # Of four classes three training images (and two to test on) in each of two splits, instead of all.
+    assert unknown.images - known.images >= 60 - 2 * 4 * (3 if own_test else 5)
+    one, other = (sink.reports[-1][1] for sink in sinks)
+    assert numbers(one) == pytest.approx(numbers(other))
+    assert one.notes[1] == other.notes[1]  # the same splits
 
 
 def test_features_that_are_not_finite_are_named() -> None:

@@ -5,15 +5,16 @@ import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
-from lightning_cnnviz.core.features import Features, _grid, merge_features, tap_features
+from lightning_cnnviz.core.features import Features, _grid, known_labels, merge_features, tap_features
 from lightning_cnnviz.core.layers import LayerNotFoundError, select_layers
 
 
@@ -259,3 +260,46 @@ def test_bad_arguments_are_named() -> None:
     assert tap_features(Net(), sizes, pool=100)["conv1"].dense().shape == (4, 96)
     with pytest.raises(ValueError, match="different sizes"):
         tap_features(Net(), sizes, pool=None)
+
+
+class Telling(Dataset[tuple[Tensor, int]]):
+    def __init__(self, targets: Any, transform: Any = None) -> None:
+        self.targets, self.target_transform = targets, transform
+
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return torch.rand(1, 4, 4), int(self.targets[index])
+
+
+@pytest.mark.parametrize(
+    ("dataset", "expected"),
+    [
+        (Telling([2, 0, 1]), [2, 0, 1]),
+        (Telling(np.array([2, 0, 1])), [2, 0, 1]),
+        (Subset(Telling(torch.tensor([2, 0, 1])), [2, 0]), [1, 2]),
+        (TensorDataset(torch.rand(3, 1), torch.tensor([5, 6, 7])), [5, 6, 7]),
+        (Telling([2, 0, 1], transform=lambda label: 2 - label), None),
+        (Telling([2, 0]), None),
+        (Telling(["a", "b", "c"]), None),
+        (Telling([0.5, 1.0, 2.0]), None),
+        (Telling([[0, 1], [1, 0], [1, 1]]), None),
+        (Telling(None), None),
+    ],
+)
+def test_labels_that_a_data_set_tells(dataset: Any, expected: list[int] | None) -> None:
+    found = known_labels(DataLoader(dataset, batch_size=2))
+    assert (None if found is None else found.tolist()) == expected
+
+
+def test_only_chosen_images_are_read() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 2, 3))
+    data = TensorDataset(torch.rand(9, 1, 6, 6), torch.arange(9))
+    whole = tap_features(model, DataLoader(data, batch_size=4))
+    some = tap_features(model, DataLoader(data, batch_size=2, shuffle=True), indices=torch.tensor([1, 4, 7]))
+    assert some.indices.tolist() == some.labels.tolist() == [1, 4, 7]
+    assert torch.allclose(some["0"].dense(), whole["0"].dense()[[1, 4, 7]])
+    with pytest.raises(ValueError, match="the loader list has no indices to choose by"):
+        tap_features(model, [(torch.rand(2, 1, 6, 6), torch.arange(2))], indices=torch.tensor([1]))

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lightning_cnnviz.core.protocols import PROTOCOLS, Manifest, Protocol, draw_splits, find_protocol
+from lightning_cnnviz.core.protocols import PROTOCOLS, Manifest, Protocol, draw_splits, find_protocol, restricted
 
 
 def counts(labels: Tensor, places: Tensor) -> list[int]:
@@ -199,3 +199,18 @@ def test_no_image_to_choose_c_on_and_no_such_protocol() -> None:
     with pytest.raises(ValueError, match="protocol='caltech-30': there are caltech101-15, "):
         find_protocol("caltech-30")
     assert find_protocol("decaf-30", per_class=None).per_class == 30  # None leaves a field
+
+
+@pytest.mark.parametrize("own_test", [True, False])
+def test_a_manifest_over_the_images_that_it_needs_means_the_same_ones(own_test: bool) -> None:
+    labels = torch.arange(60) % 3
+    tested = torch.arange(30) % 3 if own_test else None
+    manifest = draw_splits(labels, Protocol(per_class=4, test_per_class=2, splits=3), test_labels=tested)
+    smaller, learned, others = restricted(manifest, own_test=own_test)
+    assert len(learned) < 60
+    assert (others is not None) == own_test
+    assert smaller.digest == manifest.digest
+    for before, after in zip(manifest.splits, smaller.splits, strict=True):
+        for name in ("train", "fit", "held_out"):
+            assert torch.equal(learned[getattr(after, name)], getattr(before, name))
+        assert torch.equal((learned if others is None else others)[after.test], before.test)
