@@ -63,7 +63,7 @@ def fit_gram(
     head: Head,
     C: float | Sequence[float] | Tensor = 1.0,  # noqa: N803
     start: Classifier | None = None,
-    tolerance: float = 1e-7,
+    tolerance: float = 1e-11,
 ) -> Classifier:
     """Fit a linear classifier, given the inner products of the training images' features.
 
@@ -101,7 +101,7 @@ def fit_features(
     head: Head,
     C: float | Sequence[float] | Tensor = 1.0,  # noqa: N803
     start: Classifier | None = None,
-    tolerance: float = 1e-7,
+    tolerance: float = 1e-11,
 ) -> Classifier:
     """Fit a linear classifier on features, where images outnumber them; otherwise `fit_gram` is faster.
 
@@ -134,7 +134,7 @@ def fit_path(
     head: Head,
     Cs: Sequence[float],  # noqa: N803
     space: Literal["gram", "features"],
-    tolerance: float = 1e-7,
+    tolerance: float = 1e-11,
 ) -> list[Classifier]:
     """Fit one classifier for each C: from the smallest up, each from the last one; as one batch on a GPU.
 
