@@ -13,11 +13,19 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import HealthCheck, settings
 
 # How long an example takes says more of the machine than of the code.
 settings.register_profile("cnnviz", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("cnnviz")
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """Whatever a test draws, it draws the same in any order of tests."""
+    torch.manual_seed(0)
+
 
 _FLAGS = (
     "--headless",

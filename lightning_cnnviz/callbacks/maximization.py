@@ -202,6 +202,7 @@ class MaximizationMonitor(ShownSampleMonitor):
                     found.images[found.ranked(number)[0]],
                     center=center,
                     seed=self.seed,
+                    progress=progress,
                 ),
             )
             for number in examined

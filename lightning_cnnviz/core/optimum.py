@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -96,6 +97,7 @@ def optimum_invariance(
     smoothing: float = 0.3,
     iterations: int = 48,
     seed: int = 0,
+    progress: Callable[[Iterable[Any]], Iterable[Any]] | None = None,
 ) -> OptimumInvariance:
     """Find the directions in which an optimum can be changed with the least and with the most effect.
 
@@ -121,6 +123,7 @@ def optimum_invariance(
             everywhere.
         iterations: Of Lanczos' method, a Hessian-vector product each.
         seed: Of the random directions.
+        progress: Wraps the iterable of steps to show progress, for example `tqdm.tqdm`.
 
     Raises:
         LayerNotFoundError: There is no such layer, or it does not run exactly once.
@@ -139,19 +142,26 @@ def optimum_invariance(
             basis.smooth(image - gray, inverse=True),
         )
         generator = torch.Generator().manual_seed(seed)
+        iterations = min(iterations, sphere.point.numel() - 1)
+        steps = range(settle + iterations)
+        ticks = iter(steps if progress is None else progress(steps))
         # All that the Hessian says is of one function: where it is smooth, the optimum is that of the smooth unit.
         with Rectifiers(softened(smoothing)) if smoothing else nullcontext():
-            sphere.settle(settle)
+            sphere.settle(settle, lambda: next(ticks, None))
             slope, gradient_norm = sphere.slope()
             product = sphere.hessian()
         if slope == 0 and gradient_norm == 0:
             raise ValueError(f"{objective} does not change with the image at the optimum: it has no directions")
+
+        def ticking(vector: Tensor) -> Tensor:
+            next(ticks, None)
+            return product(vector)
+
         curvatures, vectors, residuals = lanczos(
-            product,
-            lambda: sphere.random(1, generator).flatten(),
-            min(iterations, sphere.point.numel() - 1),
-            product.unit[None],
+            ticking, lambda: sphere.random(1, generator).flatten(), iterations, product.unit[None]
         )
+        for _ in ticks:  # what ended early is done, too
+            pass
         kept = min(directions, (len(curvatures) + 1) // 2)
         chosen = [*range(kept), *range(len(curvatures) - 1, max(len(curvatures) - 1 - kept, kept - 1), -1)]
         found = sphere.unflatten(vectors[chosen])
@@ -278,11 +288,12 @@ class _Sphere:
             (gradient,) = torch.autograd.grad(value, where)
         return float(value.detach()), gradient
 
-    def settle(self, steps: int) -> None:
-        """Climb along the sphere, never down."""
+    def settle(self, steps: int, tick: Callable[[], object]) -> None:
+        """Climb along the sphere, never down; `tick` is called at each step."""
         length = 0.5
         best, gradient = self.measure(self.point)
         for _ in range(steps):
+            tick()
             norm = float(gradient.norm())
             if norm == 0 or not math.isfinite(norm):
                 return

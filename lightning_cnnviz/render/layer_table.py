@@ -231,7 +231,7 @@ def _left_over(found: WindowFit, names: Sequence[str]) -> str:
 def _what_fits(found: WindowFit) -> str:
     sizes = " or ".join(str(size) for size in found.fitting_sizes)
     padding = f", or padding {found.fitting_padding}" if found.fitting_padding is not None else ""
-    return f"an input of {sizes} would fit{padding}"
+    return f"{sizes} going into the layer would fit{padding}"
 
 
 def _shrinks(row: LayerRow) -> list[_Remark]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pytest
@@ -243,3 +244,19 @@ def test_what_has_no_directions_is_refused() -> None:
         model[5].weight.zero_()  # type: ignore[operator]
     with pytest.raises(ValueError, match="class 0 does not change with the image"):
         optimum_invariance(model, ClassScore(0), image(1, 6, 6))
+
+
+@pytest.mark.parametrize("settle", [0, 30])
+def test_progress_is_told_of_every_step_whether_it_was_needed_or_not(settle: int) -> None:
+    told: list[int] = []
+
+    def progress(work: Iterable[Any]) -> Iterator[Any]:
+        for step in work:
+            told.append(step)
+            yield step
+
+    options: dict[str, Any] = {"settle": settle, "iterations": 8}
+    found = optimum_invariance(smooth_net(), ClassScore(1), image(1, 6, 6), progress=progress, **options)
+    assert told == list(range(settle + 8))
+    same = optimum_invariance(smooth_net(), ClassScore(1), image(1, 6, 6), **options)
+    assert torch.equal(found.curvatures, same.curvatures)

@@ -76,12 +76,12 @@ def test_what_does_not_fit_says_where_and_what_would(resnet: LayerTable) -> None
         "conv1",
         "(224+2·3\u22127)/2+1\xa0=\xa0112.5",
         "of the padding, 1 row at the bottom and 1 column at the right not read; nothing of the input lost",
-        "an input of 223 or 225 would fit",
+        "223 or 225 going into the layer would fit",
     )
     by_layer = {row[0]: row for row in misfits.rows}
     assert by_layer["layer2.0.downsample.0"][2:] == (
         "1 row at the bottom and 1 column at the right dropped",
-        "an input of 55 or 57 would fit",
+        "55 or 57 going into the layer would fit",
     )
 
 
@@ -108,8 +108,11 @@ def test_text_names_biases_reuse_and_what_differs_along_the_axes() -> None:
     assert "shared" in again
     assert "4 x 1" in again
     assert "11 x 5" in again
-    assert "- 1: (32 - 3)/2 + 1 = 15.5: 1 row at the bottom dropped; an input of 31 or 33 would fit" in text
-    assert "rounded up, the last windows overhang by 1 column at the right; an input of 32 or 34 would fit" in told
+    assert "- 1: (32 - 3)/2 + 1 = 15.5: 1 row at the bottom dropped; 31 or 33 going into the layer would fit" in text
+    assert (
+        "rounded up, the last windows overhang by 1 column at the right; 32 or 34 going into the layer would fit"
+        in told
+    )
 
 
 def test_what_is_said_of_several_layers_is_said_once() -> None:
