@@ -1,23 +1,30 @@
-"""The command line: `cnnviz demo`, `cnnviz layers`."""
+"""The command line: `cnnviz demo`, `layers`, `fit`, `validate`, `test`, `predict` and `study`."""
 
 from __future__ import annotations
 
 import argparse
-import difflib
 import importlib
+import importlib.util
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from torch import nn
 
 __all__ = ["main"]
+
+# Commands with a parser of their own, which takes seconds to load.
+_TRAINING = {
+    "fit": "fine-tune a network on a folder of images, as a YAML file says",
+    "validate": "measure a trained network on the validation images",
+    "test": "measure a trained network on the test images",
+    "predict": "write what a trained network takes images for, as CSV",
+}
+_STUDY = "many trainings and one table: images a class, or layers removed"
+_NEEDED = ("jsonargparse", "docstring_parser", "typeshed_client")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return its exit status."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
     parser = argparse.ArgumentParser(prog="cnnviz", description="See what a convnet learns, while it trains.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     demo = commands.add_parser(
@@ -41,6 +48,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     layers.add_argument(
         "--input", type=_positive, nargs=3, default=[3, 224, 224], metavar=("C", "H", "W"), help="default: 3 224 224"
     )
+    for name, help_text in {**_TRAINING, "study": _STUDY}.items():
+        commands.add_parser(name, help=help_text, add_help=False)
+    if arguments and arguments[0] in _TRAINING:
+        return _train(parser, arguments)
+    if arguments and arguments[0] == "study":
+        from lightning_cnnviz.studies.cli import study_main
+
+        return study_main(arguments[1:])
     options = parser.parse_args(arguments)
     if options.command == "layers":
         try:
@@ -66,75 +81,32 @@ def _demo(out: Path, epochs: int, online: bool) -> int:
     return 0
 
 
+def _train(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> int:
+    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        packages = " and ".join(missing)
+        parser.error(f'{arguments[0]} needs {packages}, not installed: pip install "lightning_cnnviz[cli]"')
+    importlib.import_module("lightning_cnnviz.callbacks")  # so that monitors are known by their bare names
+    from lightning_cnnviz.finetune.cli import finetune_main
+
+    return finetune_main(arguments)
+
+
 class _UsageError(Exception):
     """What was asked for on the command line cannot be had."""
 
 
 def _layers(name: str, size: Sequence[int]) -> int:
     from lightning_cnnviz.core.arithmetic import layer_table
+    from lightning_cnnviz.core.networks import make_network
     from lightning_cnnviz.render.layer_table import layer_table_text
 
-    model = _model(name)
     try:
+        model = make_network(name, values=False)
         print(layer_table_text(layer_table(model, size)))
-    except ValueError as error:
+    except (ImportError, ValueError) as error:
         raise _UsageError(str(error)) from error
     return 0
-
-
-def _model(name: str) -> nn.Module:
-    """Make the network that a name means, without its weights' values where that can be."""
-    if ":" in name:
-        return _imported(name)
-    if name.startswith("timm/"):
-        try:
-            timm = importlib.import_module("timm")
-        except ImportError as error:
-            raise _UsageError(f"'{name}' needs timm, which is not installed: pip install timm") from error
-        name = name.removeprefix("timm/")
-        known, make = timm.list_models(), timm.create_model
-        options: dict[str, Any] = {"pretrained": False}
-    else:
-        models = importlib.import_module("torchvision.models")
-        known, make = models.list_models(module=models), models.get_model
-        # Their own initialization draws slowly, and warns of it.
-        options = {"weights": None} | ({"init_weights": False} if name in ("googlenet", "inception_v3") else {})
-    if name.split(".")[0] not in known:
-        close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-        hint = "Did you mean " + " or ".join(f"'{word}'" for word in close) + "?" if close else ""
-        other = "Other networks: timm/NAME, or package.module:factory"
-        raise _UsageError(f"no network is called '{name}'. {hint or other}")
-    import torch
-
-    try:
-        with torch.device("meta"):
-            made: nn.Module = make(name, **options)
-    except (NotImplementedError, RuntimeError):  # some look at values while they are built
-        made = make(name, **options)
-    return made
-
-
-def _imported(name: str) -> nn.Module:
-    """Return what `package.module:factory` is, or what it returns."""
-    from torch import nn
-
-    path, _, attribute = name.partition(":")
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        found: Any = importlib.import_module(path)
-    except ImportError as error:
-        raise _UsageError(f"'{name}': cannot import '{path}' ({error})") from error
-    for part in attribute.split("."):
-        if not hasattr(found, part):
-            close = difflib.get_close_matches(part, dir(found), n=3, cutoff=0.5)
-            hint = " Did you mean " + " or ".join(f"'{word}'" for word in close) + "?" if close else ""
-            raise _UsageError(f"'{name}': '{path}' has no '{part}'.{hint}")
-        found = getattr(found, part)
-    made = found if isinstance(found, nn.Module) else found() if callable(found) else found
-    if not isinstance(made, nn.Module):
-        raise _UsageError(f"'{name}' gives {type(made).__name__}, which is no torch.nn.Module")
-    return made
 
 
 def _positive(text: str) -> int:

@@ -82,4 +82,4 @@ def test_an_unknown_timm_network(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("timm")
     with pytest.raises(SystemExit, match="2"):
         main(["layers", "timm/resnet10x"])
-    assert "no network is called 'resnet10x'. Did you mean 'resnet10t'" in capsys.readouterr().err
+    assert "no network is called 'timm/resnet10x'. Did you mean 'resnet10t'" in capsys.readouterr().err

@@ -15,11 +15,11 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info  # type: ignore
 from torch import nn
 from tqdm.auto import tqdm
 
-from lightning_cnnviz.callbacks.trainer import find_network, log_folder
+from lightning_cnnviz.callbacks.trainer import find_network
 from lightning_cnnviz.report import Report, Step
 from lightning_cnnviz.sinks.base import Sink
 from lightning_cnnviz.sinks.page import PageSink
-from lightning_cnnviz.sinks.wandb import WandbSink
+from lightning_cnnviz.sinks.trainer import default_sinks, log_folder, shared_page
 
 __all__ = ["Monitor", "MonitorOptions", "nothing_to_lose"]
 
@@ -212,13 +212,8 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
 
     def _default_sinks(self, trainer: Any, folder: Path) -> list[Sink]:
         # All monitors of a trainer share one page.
-        pages = [callback._page for callback in trainer.callbacks if isinstance(callback, Monitor) and callback._page]
-        self._page = pages[0] if pages else PageSink()
-        try:
-            WandbSink().open(trainer.loggers, folder)
-        except ValueError:
-            return [self._page]  # there is no WandbLogger
-        return [WandbSink(), self._page]
+        self._page = shared_page(trainer)
+        return default_sinks(trainer, folder, self._page)
 
 
 def nothing_to_lose(trainer: Any) -> bool:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from lightning_cnnviz.report import Step
+from lightning_cnnviz.sinks.trainer import log_folder
 
 __all__ = ["chosen_loader", "find_network", "log_folder", "mixed_precision", "step_of"]
 
@@ -80,15 +79,3 @@ def mixed_precision(trainer: Any) -> AbstractContextManager[Any]:
     """
     plugin = trainer.precision_plugin
     return plugin.forward_context() if str(plugin.precision).endswith("-mixed") else nullcontext()
-
-
-def log_folder(trainer: Any) -> Path:
-    """Return the folder of this run, beside its checkpoints; every rank must ask."""
-    folder = Path(trainer.log_dir or ".")
-    loggers: Sequence[Any] = trainer.loggers
-    if loggers and str(loggers[0].log_dir) != str(folder):
-        # A logger without folders of its own (W&B): as ModelCheckpoint does, by project and run.
-        version = loggers[0].version
-        version = version if isinstance(version, str) else f"version_{version}"
-        folder = folder / str(loggers[0].name) / version
-    return folder

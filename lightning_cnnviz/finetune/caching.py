@@ -1,0 +1,180 @@
+"""A frozen backbone's features, computed once an image instead of once an epoch."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from lightning_cnnviz.core.batches import read_batch
+from lightning_cnnviz.core.capture import Site, analysis_mode, hooked, model_device
+
+__all__ = ["CachedBatch", "Tail", "cached_loader", "find_tail"]
+
+Tail = Callable[[Tensor], Tensor]
+
+_TRIED = 3
+
+
+class CachedBatch(NamedTuple):
+    """A batch of what the classifying layer is given, in place of images."""
+
+    features: Tensor
+    labels: Tensor
+
+
+class _CachedFeatures(Dataset[CachedBatch]):
+    """Features and labels by the index of their image."""
+
+    def __init__(self, features: Tensor, labels: Tensor) -> None:
+        self.features, self.labels = features, labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> CachedBatch:
+        return self.__getitems__([index])
+
+    def __getitems__(self, indices: Sequence[int]) -> CachedBatch:
+        chosen = torch.as_tensor(indices)
+        return CachedBatch(self.features[chosen], self.labels[chosen])
+
+
+def find_tail(model: nn.Module, classifier: str, images: Tensor) -> Tail:
+    """Return what a network does behind its classifying layer.
+
+    Raises:
+        ValueError: It is none of what is known here: nothing, or a mean over the image, with a ReLU before it or not.
+    """
+    probe: list[Tensor] = []
+
+    def replace(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+        # Of both signs, whatever the network makes of these images: a ReLU is to be seen.
+        noise = torch.randn(output.shape, generator=torch.Generator().manual_seed(0))
+        probe.append(noise.to(output))
+        return probe[0].clone()
+
+    with analysis_mode(model):
+        handle = model.get_submodule(classifier).register_forward_hook(replace)
+        try:
+            output = model(images)
+        finally:
+            handle.remove()
+        for tail in _TAILS:
+            logits = tail(probe[0])
+            if logits.shape == output.shape and torch.allclose(logits, output, rtol=1e-4, atol=1e-6):
+                return tail
+    raise ValueError(
+        f"cache_features=True: {type(model).__name__} goes on behind its classifier '{classifier}' in a way that "
+        "is not known here; train it with cache_features=False"
+    )
+
+
+def cached_loader(loader: Any, model: nn.Module, classifier: str, what: str) -> DataLoader[CachedBatch]:
+    """Run all images of a loader's data set through the backbone; return a loader of their features, in its order.
+
+    An image is known by its index in the data set. The sampler is the loader's own, so that images come in the order
+    in which they would have come.
+
+    Args:
+        loader: A DataLoader over a data set with a length.
+        model: The network.
+        classifier: Its classifying layer, whose input is kept.
+        what: Which images these are, for messages.
+
+    Raises:
+        ValueError: The images' indices cannot be known, or images change from one look to the next.
+    """
+    _check(loader, what)
+    features, labels = [], []
+
+    def keep(_: str, value: Tensor) -> None:
+        features.append(value.detach().cpu().clone())
+
+    device = model_device(model)
+    with analysis_mode(model):
+        _check_unchanging(loader.dataset, what)
+        plain = DataLoader(
+            loader.dataset,
+            batch_size=loader.batch_sampler.batch_size,
+            num_workers=loader.num_workers,
+            collate_fn=loader.collate_fn,
+            worker_init_fn=loader.worker_init_fn,
+        )
+        with hooked({classifier: Site(model.get_submodule(classifier), "input")}, keep):
+            for batch in plain:
+                images, known = read_batch(batch)
+                if known is None:
+                    raise ValueError(f"cache_features=True: a batch of {what} images has no class labels")
+                labels.append(known)
+                model(images.to(device))
+    found = _CachedFeatures(torch.cat(features), torch.cat(labels))
+    if len(found) != len(loader.dataset) or len(found.features) != len(found):
+        raise ValueError(
+            f"cache_features=True: {len(loader.dataset)} {what} images gave {len(found.features)} features and "
+            f"{len(found)} labels, so which is whose cannot be known; train with cache_features=False"
+        )
+    return DataLoader(
+        found,
+        batch_sampler=loader.batch_sampler,
+        generator=loader.generator,
+        collate_fn=_as_is,
+        pin_memory=loader.pin_memory,
+    )
+
+
+def _as_is(batch: Any) -> Any:
+    return batch
+
+
+def _check(loader: Any, what: str) -> None:
+    if (
+        not isinstance(loader, DataLoader)
+        or isinstance(loader.dataset, IterableDataset)
+        or not hasattr(loader.batch_sampler, "batch_size")
+    ):
+        raise ValueError(
+            f"cache_features=True: which image is which must be known, but the loader of {what} images is no torch "
+            "DataLoader that draws batches from a data set by index; train with cache_features=False"
+        )
+
+
+def _check_unchanging(images: Any, what: str) -> None:
+    """Refuse augmentation: where the data set says so, or where an image is another one when it is read again."""
+    changing = bool(getattr(images, "augmented", False))
+    for index in range(min(_TRIED, 0 if changing else len(images))):
+        first, again = copy.deepcopy(images[index]), images[index]
+        changing = changing or not torch.equal(_pixels(first), _pixels(again))
+    if changing:
+        raise ValueError(
+            f"cache_features=True: {what} images change from one epoch to the next (augmentation), so their features "
+            'cannot be computed once; switch it off (augment="none") or train with cache_features=False'
+        )
+
+
+def _pixels(item: Any) -> Tensor:
+    image = item[0] if isinstance(item, (tuple, list)) else item
+    return image if isinstance(image, Tensor) else torch.empty(0)
+
+
+def _as_it_is(made: Tensor) -> Tensor:
+    return made
+
+
+def _flat(made: Tensor) -> Tensor:
+    return made.flatten(1)
+
+
+def _mean(made: Tensor) -> Tensor:
+    return nn.functional.adaptive_avg_pool2d(made, 1).flatten(1) if made.ndim == 4 else made
+
+
+def _rectified_mean(made: Tensor) -> Tensor:
+    return _mean(made.relu())
+
+
+_TAILS: tuple[Tail, ...] = (_as_it_is, _flat, _mean, _rectified_mean)

@@ -1,0 +1,343 @@
+"""The layer of a network that classifies: found by running the network, and replaced."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from lightning_cnnviz.core.capture import Site, analysis_mode, hooked, model_device
+from lightning_cnnviz.core.landmarks import find_landmarks
+from lightning_cnnviz.core.networks import closest
+
+__all__ = ["Classifier", "Classifiers", "Head", "find_classifiers", "install_heads", "read_logits", "sample_images"]
+
+Head = Literal["linear", "mlp"]
+
+_WEIGHTED = (nn.Linear, nn.modules.conv._ConvNd)
+_HIDDEN = 512
+_DROPOUT = 0.5
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A layer that classifies.
+
+    Attributes:
+        name: Its name in the network.
+        key: Which part of the network's output is its logits: a place, a name, or None for the output as a whole.
+    """
+
+    name: str
+    key: int | str | None
+
+
+@dataclass(frozen=True)
+class Classifiers:
+    """The layers of a network that classify.
+
+    Attributes:
+        main: The one whose logits count.
+        auxiliary: Those that run in training alone, and only help: inception's and googlenet's.
+        training_key: Which part of the output is the main one's logits in training, as `Classifier.key`.
+    """
+
+    main: Classifier
+    auxiliary: tuple[Classifier, ...] = ()
+    training_key: int | str | None = None
+
+
+def sample_images(model: nn.Module, size: tuple[int, int, int], count: int = 1) -> Tensor:
+    """Return noise images `(count, C, H, W)` where the network is; no random state is touched."""
+    images = torch.rand(count, *size, generator=torch.Generator().manual_seed(0))
+    dtype = next((value.dtype for value in model.parameters() if value.is_floating_point()), images.dtype)
+    return images.to(model_device(model), dtype)
+
+
+def find_classifiers(model: nn.Module, size: tuple[int, int, int], name: str | None = None) -> Classifiers:
+    """Run a network and say which of its layers (Linear or 1x1 convolution) make its logits.
+
+    From the output its computation is followed back to the layers with weights that are met first; their names say
+    nothing. A second pass, in training mode, finds auxiliary classifiers.
+
+    Args:
+        model: The network; left as it is.
+        size: `(C, H, W)` of the images that it takes.
+        name: The classifying layer, where several could be meant.
+
+    Raises:
+        ValueError: The network cannot be run; no layer or several layers could be meant.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
+        >>> find_classifiers(model, (1, 8, 8)).main.name
+        '3'
+    """
+    try:
+        found = _frontiers(model, size, training=False)
+    except _CannotRunError as error:
+        raise ValueError(
+            f"{type(model).__name__} cannot be run on an image of {_words(size)}: {error}; "
+            "give image_size=(C, H, W) of the images that it takes"
+        ) from error
+    main = _chosen(model, size, found, name)
+    try:
+        in_training = _frontiers(model, size, training=True)
+    except _CannotRunError as error:
+        raise ValueError(
+            f"{type(model).__name__} runs on an image of {_words(size)}, but not in training mode: {error}; "
+            "give image_size=(C, H, W) of the images that it will be trained on"
+        ) from error
+    # In training mode an output may have parts that it has not otherwise.
+    own = next((key for key, layers in in_training.items() if main.name in layers), None)
+    auxiliary = tuple(
+        Classifier(layers[0], key)
+        for key, layers in in_training.items()
+        if key != own and len(layers) == 1 and layers[0] != main.name and key not in found
+    )
+    return Classifiers(main, auxiliary, own)
+
+
+def install_heads(
+    model: nn.Module,
+    classifiers: Classifiers,
+    num_classes: int,
+    head: Head | nn.Module,
+    size: tuple[int, int, int],
+) -> None:
+    """Put new heads into a network, in the place of its classifying layers.
+
+    Args:
+        model: The network; changed.
+        classifiers: From `find_classifiers`.
+        num_classes: How many logits an image has from now on.
+        head: `"linear"`: a layer of the same kind as the old one; `"mlp"`: two of them, with a ReLU and dropout
+            between; or a module of your own, which is put in as it is.
+        size: `(C, H, W)` of the images.
+
+    Raises:
+        ValueError: `head` is neither, or what it takes and returns does not fit.
+    """
+    old = model.get_submodule(classifiers.main.name)
+    if not isinstance(head, nn.Module) and head not in ("linear", "mlp"):
+        raise ValueError(
+            f'head={head!r}: give "linear", "mlp" or a module.{closest(str(head), ["linear", "mlp"], " ")}'
+        )
+    given = _input_shape(model, classifiers.main.name, size)
+    _replace(model, classifiers.main.name, head if isinstance(head, nn.Module) else _new(old, num_classes, head))
+    for extra in classifiers.auxiliary:
+        _replace(model, extra.name, _new(model.get_submodule(extra.name), num_classes, "linear"))
+    what = f"head={head!r}" if isinstance(head, str) else f"head={type(head).__name__}(...)"
+    where = f"layer '{classifiers.main.name}' is given features of shape {given}"
+    for training in (False, True):
+        count = 2 if training else 1
+        try:
+            output = _run(model, size, training=training)
+        except _CannotRunError as error:
+            raise ValueError(f"{what} does not fit: {where}, and the network fails with it: {error}") from error
+        logits, others = read_logits(output, classifiers, training=training)
+        for made in (logits, *others):
+            if not isinstance(made, Tensor) or tuple(made.shape) != (count, num_classes):
+                found = tuple(made.shape) if isinstance(made, Tensor) else type(made).__name__
+                raise ValueError(
+                    f"{what} does not fit: {where}, and the network returns {found} for {count} images; "
+                    f"num_classes={num_classes} needs {(count, num_classes)}"
+                )
+
+
+def read_logits(output: Any, classifiers: Classifiers, *, training: bool) -> tuple[Tensor, list[Tensor]]:
+    """Return the logits `(N, classes)` of what a network returned, and those of its auxiliary classifiers."""
+    parts = _parts(output)
+    if training and len(parts) > 1 and classifiers.auxiliary:
+        return parts[classifiers.training_key], [parts[extra.key] for extra in classifiers.auxiliary]
+    key = classifiers.main.key if classifiers.main.key in parts else next(iter(parts), None)
+    if key not in parts:
+        raise ValueError(f"the network returns {type(output).__name__}, in which there are no logits")
+    return parts[key], []
+
+
+class _CannotRunError(Exception):
+    """The network raised something of its own."""
+
+
+def _run(model: nn.Module, size: tuple[int, int, int], *, training: bool) -> Any:
+    """Run images through a network: one in eval mode, or two in training mode; its buffers are as before."""
+    images = sample_images(model, size, 2 if training else 1)
+    with _passing(model, training=training):
+        try:
+            return model(images)
+        except Exception as error:
+            raise _CannotRunError(f"{type(error).__name__}: {error}") from error
+
+
+class _passing:  # noqa: N801 - used as a function
+    """`analysis_mode`, with every module in the mode that is asked for, and buffers put back."""
+
+    def __init__(self, model: nn.Module, *, training: bool) -> None:
+        self._model, self._training, self._analysis = model, training, analysis_mode(model)
+
+    def __enter__(self) -> None:
+        # BatchNorms count and average in training mode.
+        buffers = [buffer for buffer in self._model.buffers() if not is_lazy(buffer)]
+        self._kept = [(buffer, buffer.detach().clone()) for buffer in buffers] if self._training else []
+        self._analysis.__enter__()
+        for module in self._model.modules():
+            module.training = self._training
+
+    def __exit__(self, *error: Any) -> None:
+        with torch.no_grad():
+            for buffer, value in self._kept:
+                buffer.copy_(value)
+        self._analysis.__exit__(*error)
+
+
+def _parts(output: Any) -> dict[int | str | None, Any]:
+    """The tensors of an output: by name, by place, or as a whole."""
+    if isinstance(output, Tensor):
+        return {None: output}
+    if isinstance(output, tuple) and hasattr(output, "_asdict"):
+        output = output._asdict()
+    logits = getattr(output, "logits", None)
+    if isinstance(logits, Tensor) and not isinstance(output, Mapping):
+        return {"logits": logits}
+    pairs: Any = output.items() if isinstance(output, Mapping) else enumerate(output) if _is_list(output) else ()
+    return {key: value for key, value in pairs if isinstance(value, Tensor)}
+
+
+def _is_list(output: Any) -> bool:
+    return isinstance(output, (list, tuple))
+
+
+def _frontiers(model: nn.Module, size: tuple[int, int, int], *, training: bool) -> dict[int | str | None, list[str]]:
+    """Of each part of the output, the layers with weights that its computation meets first, walking back."""
+    modules = {name: module for name, module in model.named_modules() if isinstance(module, _WEIGHTED)}
+    made: dict[Any, str] = {}
+
+    def on_output(name: str, output: Any) -> None:
+        if isinstance(output, Tensor) and output.grad_fn is not None:
+            made[output.grad_fn] = name
+
+    # Hooks belong to the analysis in which they are made.
+    with _passing(model, training=training), torch.enable_grad():
+        images = sample_images(model, size, 2 if training else 1).requires_grad_()
+        with hooked({name: Site(module) for name, module in modules.items()}, on_output):
+            try:
+                output = model(images)
+            except Exception as error:
+                raise _CannotRunError(f"{type(error).__name__}: {error}") from error
+    return {key: sorted(set(_walk(value.grad_fn, made))) for key, value in _parts(output).items()}
+
+
+def _walk(start: Any, made: Mapping[Any, str]) -> Iterator[str]:
+    waiting, seen = [start], set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if node in made:
+            yield made[node]
+        else:
+            waiting.extend(following for following, _ in node.next_functions)
+
+
+def _chosen(
+    model: nn.Module, size: tuple[int, int, int], found: dict[int | str | None, list[str]], name: str | None
+) -> Classifier:
+    who = type(model).__name__
+    names = sorted({layer for layers in found.values() for layer in layers})
+    fit = [layer for layer in names if _classifies(model.get_submodule(layer))]
+    listed = ", ".join(f"'{layer}' ({_describe(model.get_submodule(layer))})" for layer in names) or "none"
+    if name is not None:
+        known = {layer: module for layer, module in model.named_modules() if layer}
+        if name not in known:
+            raise ValueError(
+                f"classifier='{name}': {who} has no such layer. {closest(name, known)} Its output is made by {listed}"
+            )
+        if not _classifies(known[name]):
+            raise ValueError(
+                f"classifier='{name}' is {_describe(known[name])}; a Linear or a 1x1 convolution is needed"
+            )
+        # A layer that is named need not be the last one: then the output as a whole is meant.
+        key = next((key for key, layers in found.items() if name in layers), next(iter(found), None))
+        return Classifier(name, key)
+    if not names and len(found) == 1:
+        # Part of the network hides from autograd: the last layer to run is meant.
+        last = find_landmarks(model, sample_images(model, size)).classifier
+        if last is not None and _classifies(last.module):
+            return Classifier(last.name, next(iter(found)))
+    if len(fit) != 1 or len(names) != 1:
+        problem = (
+            "several layers make its output" if len(names) > 1 else "no Linear or 1x1 convolution makes its output"
+        )
+        raise ValueError(
+            f"which layer of {who} classifies? {problem} (candidates: {listed}); "
+            'name the one to replace with classifier="..."'
+        )
+    if not fit[0]:
+        raise ValueError(f"{who} is itself the classifying layer: put it into a torch.nn.Sequential")
+    return Classifier(fit[0], next(key for key, layers in found.items() if layers))
+
+
+def _classifies(module: nn.Module) -> bool:
+    if isinstance(module, nn.modules.conv._ConvNd):
+        return not module.transposed and set(module.kernel_size) == {1} and module.groups == 1
+    return isinstance(module, nn.Linear)
+
+
+def _describe(module: nn.Module) -> str:
+    if isinstance(module, nn.Linear):
+        return f"Linear {module.in_features} -> {module.out_features}"
+    if isinstance(module, nn.modules.conv._ConvNd):
+        kernel = "x".join(str(side) for side in module.kernel_size)
+        return f"{kernel} convolution {module.in_channels} -> {module.out_channels}"
+    return type(module).__name__
+
+
+def _new(old: nn.Module, num_classes: int, head: Head) -> nn.Module:
+    """A head of the old one's kind, where it is and of its dtype."""
+    assert isinstance(old, _WEIGHTED)
+    options: dict[str, Any] = {"device": old.weight.device, "dtype": old.weight.dtype}
+    if isinstance(old, nn.Linear):
+        if head == "linear":
+            return nn.Linear(old.in_features, num_classes, **options)
+        hidden = min(_HIDDEN, old.in_features)
+        first: nn.Module = nn.Linear(old.in_features, hidden, **options)
+        last: nn.Module = nn.Linear(hidden, num_classes, **options)
+    else:
+        kind: Any = next(base for base in type(old).__mro__ if base in (nn.Conv1d, nn.Conv2d, nn.Conv3d))
+        place = {"stride": old.stride, "padding": old.padding}
+        if head == "linear":
+            made: nn.Module = kind(old.in_channels, num_classes, 1, **place, **options)
+            return made
+        hidden = min(_HIDDEN, old.in_channels)
+        first, last = kind(old.in_channels, hidden, 1, **place, **options), kind(hidden, num_classes, 1, **options)
+    return nn.Sequential(first, nn.ReLU(), nn.Dropout(_DROPOUT), last)
+
+
+def _replace(model: nn.Module, name: str, new: nn.Module) -> None:
+    """Put a module in another's place, under all of its names."""
+    old = model.get_submodule(name)
+    for parent in list(model.modules()):
+        for child_name, child in list(parent.named_children()):
+            if child is old:
+                setattr(parent, child_name, new)
+
+
+def _input_shape(model: nn.Module, name: str, size: tuple[int, int, int]) -> tuple[int | str, ...]:
+    shapes: list[tuple[int | str, ...]] = []
+
+    def on_input(_: str, value: Any) -> None:
+        shapes.append(("N", *value.shape[1:]))
+
+    with analysis_mode(model), hooked({name: Site(model.get_submodule(name), "input")}, on_input):
+        model(sample_images(model, size))
+    return shapes[-1]
+
+
+def _words(size: tuple[int, ...]) -> str:
+    return " x ".join(str(number) for number in size)

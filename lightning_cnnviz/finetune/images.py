@@ -1,0 +1,100 @@
+"""Images as a network is given them, in an order and with random changes that depend on a seed and the epoch alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, DistributedSampler
+from torchvision.transforms.v2.functional import to_image
+
+from lightning_cnnviz.finetune.sources import Pool
+from lightning_cnnviz.finetune.splits import seed_of
+
+__all__ = ["EpochOrder", "LabeledImages"]
+
+
+class LabeledImages(Dataset[tuple[Tensor, int]]):
+    """Images of a pool, transformed, and their labels.
+
+    Attributes:
+        indices: Of each image, its number in the pool.
+        targets: Of each image, its place in `classes`; -1 where it is not known.
+        classes: Names of the classes.
+        transform: From a PIL image, or a tensor, to the network's input.
+        augmented: Whether the transform is random: then an image changes from epoch to epoch.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        indices: Sequence[int],
+        targets: Sequence[int],
+        classes: Sequence[str],
+        transform: Callable[[Any], Tensor],
+        *,
+        channels: int = 3,
+        augmented: bool = False,
+        seed: int = 0,
+    ) -> None:
+        self.indices, self.targets, self.classes = list(indices), list(targets), list(classes)
+        self.transform, self.augmented = transform, augmented
+        self._pool, self._channels, self._seed = pool, channels, seed
+        # Shared, so that workers which outlive an epoch see the next one.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    @property
+    def files(self) -> list[str] | None:
+        """The images' files, where they are files of their own."""
+        return None if self._pool.files is None else [self._pool.files[index] for index in self.indices]
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the random changes of an epoch."""
+        self._epoch.fill_(epoch)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        image = _in_channels(self._pool.read(self.indices[index]), self._channels)
+        if not self.augmented:
+            return self.transform(image), self.targets[index]
+        with _drawing(f"{self._seed}/{int(self._epoch)}/{self.indices[index]}"):
+            return self.transform(image), self.targets[index]
+
+
+class EpochOrder(DistributedSampler[tuple[Tensor, int]]):
+    """An order of its own for each epoch, and for each seed; the images' random changes go along with it."""
+
+    def __init__(self, images: LabeledImages, seed: int, ranks: int, rank: int) -> None:
+        # torch adds the epoch to the seed: another seed's epochs are to be others.
+        super().__init__(images, num_replicas=ranks, rank=rank, shuffle=True, seed=seed_of(f"order/{seed}") >> 16)
+        self._images = images
+
+    def set_epoch(self, epoch: int) -> None:
+        """Lightning calls this before each epoch."""
+        super().set_epoch(epoch)
+        self._images.set_epoch(epoch)
+
+
+@contextmanager
+def _drawing(key: str) -> Iterator[None]:
+    """Draw random numbers by a key; the random state stays as it was."""
+    # The CPU's alone: torch.manual_seed would also start a GPU's numbers anew, on which dropout may draw.
+    generator = torch.default_generator
+    state = generator.get_state()
+    generator.manual_seed(seed_of(key))
+    try:
+        yield
+    finally:
+        generator.set_state(state)
+
+
+def _in_channels(image: Any, channels: int) -> Any:
+    """Return a PIL image, or a tensor `(C, H, W)`, with 1 or 3 channels."""
+    if not isinstance(image, Tensor):
+        return image.convert("L" if channels == 1 else "RGB")
+    return to_image(image.mean(0, keepdim=True) if channels < len(image) else image.expand(channels, -1, -1))

@@ -1,0 +1,191 @@
+"""Optimizers and schedulers by name, and the parameter groups of a network whose stages learn at their own rates."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import math
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+
+from lightning_cnnviz.core.networks import closest
+from lightning_cnnviz.finetune.freezing import Stages, is_norm
+
+__all__ = ["find_class", "make_optimizer", "make_scheduler", "parameter_groups", "warmup_cosine"]
+
+_COSINE = "cosine"
+
+
+def find_class(name: str, home: Any, kind: type, argument: str) -> Callable[..., Any]:
+    """Return the class that a name means: one of `home`, or a class path.
+
+    Raises:
+        ValueError: There is none, or it is of another kind.
+    """
+    found: Any = getattr(home, name, None)
+    if found is None and "." in name:
+        path, _, last = name.rpartition(".")
+        try:
+            found = getattr(importlib.import_module(path), last, None)
+        except ImportError as error:
+            raise ValueError(f"{argument}='{name}': cannot import '{path}' ({error})") from error
+    if not (isinstance(found, type) and issubclass(found, kind)):
+        known = [each for each, value in vars(home).items() if isinstance(value, type) and issubclass(value, kind)]
+        by_letters = {each.lower(): each for each in known}
+        hint = (
+            f" Did you mean '{by_letters[name.lower()]}'?" if name.lower() in by_letters else closest(name, known, " ")
+        )
+        raise ValueError(
+            f"{argument}='{name}': {home.__name__} has no such {kind.__name__}.{hint} "
+            "A class path, such as package.module.Name, is taken as well"
+        )
+    return found
+
+
+def parameter_groups(
+    model: nn.Module, stages: Stages, layer_decay: float, never: Collection[str], *, decays: bool
+) -> list[dict[str, Any]]:
+    """Return every parameter that is ever trained, in groups by stage; biases and norms apart, without weight decay.
+
+    Each group says in `lr_scale` by how much its learning rate differs from the head's.
+    """
+    parameters = dict(model.named_parameters())
+    plain = {id(value) for module in model.modules() if is_norm(module) for value in module.parameters(recurse=False)}
+    groups = []
+    for number, names in enumerate(stages.parameters):
+        parts: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+        for name in names:
+            value = parameters[name]
+            if name not in never:
+                parts[value.ndim > 1 and id(value) not in plain].append(value)
+        for decayed, values in parts.items():
+            if values:
+                more: dict[str, Any] = {} if decayed or not decays else {"weight_decay": 0.0}
+                groups.append({"params": values, "lr_scale": layer_decay ** (stages.top - number)} | more)
+    return groups
+
+
+def make_optimizer(
+    optimizer: str | Callable[..., Any],
+    groups: Callable[[bool], list[dict[str, Any]]],
+    lr: float,
+    options: dict[str, Any],
+) -> Optimizer:
+    """Make an optimizer of parameter groups, given whether it knows weight decay; scale the groups' learning rates.
+
+    Raises:
+        TypeError: It does not take these options.
+        ValueError: A callable is given together with options.
+    """
+    if isinstance(optimizer, str):
+        kind = find_class(optimizer, torch.optim, Optimizer, "optimizer")
+        takes = inspect.signature(kind).parameters
+        check_options(kind, {"params": None, "lr": lr, **options}, f"optimizer_options of {optimizer}")
+        made = kind(groups("weight_decay" in takes), lr=lr, **options)
+    else:
+        made = optimizer(groups(True))
+    if not isinstance(made, Optimizer):
+        raise TypeError(f"optimizer={optimizer!r} returns {type(made).__name__}, which is no torch.optim.Optimizer")
+    for group in made.param_groups:
+        group["lr"] = group["lr"] * group.pop("lr_scale", 1.0)
+    return made
+
+
+def check_options(kind: Callable[..., Any], options: Mapping[str, Any], what: str) -> None:
+    """Refuse options that a class does not take.
+
+    Raises:
+        ValueError: One is unknown.
+    """
+    takes = inspect.signature(kind).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values()):
+        return
+    for name in options:
+        if name not in takes:
+            raise ValueError(f"{what}: there is no option '{name}'. {closest(name, takes)}".rstrip())
+
+
+def warmup_cosine(step: int, warmup: int, total: int) -> float:
+    """Return the share of the learning rate in a step: rising linearly, then falling to zero along a cosine.
+
+    Example:
+        >>> [round(warmup_cosine(step, 2, 6), 3) for step in range(7)]
+        [0.333, 0.667, 1.0, 0.854, 0.5, 0.146, 0.0]
+    """
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    done = (step - warmup) / max(1, total - warmup)
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+
+def make_scheduler(
+    scheduler: str,
+    optimizer: Optimizer,
+    options: Mapping[str, Any],
+    *,
+    total: Callable[[], int],
+    epochs: Callable[[], int],
+    warmup: Callable[[], int],
+) -> dict[str, Any]:
+    """Make a scheduler, with when Lightning is to step it.
+
+    Args:
+        scheduler: `"cosine"`, a name in torch.optim.lr_scheduler, or a class path.
+        optimizer: What it schedules.
+        options: Its own; `interval` (`"epoch"` or `"step"`) and `monitor` are Lightning's.
+        total: Tells the number of optimizer steps of the run.
+        epochs: Tells the number of its epochs.
+        warmup: Tells the number of steps of the warm-up.
+
+    Raises:
+        ValueError: There is no such scheduler or option.
+    """
+    rest = dict(options)
+    settings: dict[str, Any] = {name: rest.pop(name) for name in ("interval", "monitor", "frequency") if name in rest}
+    if scheduler == _COSINE:
+        rising, whole = warmup(), total()
+        return {"scheduler": LambdaLR(optimizer, lambda step: warmup_cosine(step, rising, whole)), "interval": "step"}
+    kind = find_scheduler(scheduler)
+    takes = inspect.signature(kind).parameters
+    if kind is torch.optim.lr_scheduler.OneCycleLR:
+        settings.setdefault("interval", "step")
+        rest.setdefault("max_lr", [group["lr"] for group in optimizer.param_groups])
+        if "epochs" not in rest:
+            rest.setdefault("total_steps", total())
+    if "T_max" in takes and "T_max" not in rest:
+        rest["T_max"] = total() if settings.get("interval") == "step" else epochs()
+    if kind is torch.optim.lr_scheduler.ReduceLROnPlateau:
+        settings.setdefault("monitor", "val/loss")
+    return {"scheduler": kind(optimizer, **rest), "interval": "epoch", **settings}
+
+
+def find_scheduler(name: str) -> Callable[..., Any]:
+    """Return a scheduler's class.
+
+    Raises:
+        ValueError: There is none of this name.
+    """
+    if "." not in name and not hasattr(torch.optim.lr_scheduler, name):
+        near = closest(name, [_COSINE])
+        if near:
+            raise ValueError(f"scheduler='{name}': there is no such scheduler. {near}")
+    return find_class(name, torch.optim.lr_scheduler, LRScheduler, "scheduler")
+
+
+def check_scheduler(scheduler: str | None, options: Mapping[str, Any]) -> None:
+    """Refuse a scheduler that does not exist, and options that it does not take.
+
+    Raises:
+        ValueError: It is so.
+    """
+    if scheduler is None or scheduler == _COSINE:
+        if options:
+            raise ValueError(f"scheduler_options={dict(options)}: scheduler={scheduler!r} has none")
+        return
+    own = {name: value for name, value in options.items() if name not in ("interval", "monitor", "frequency")}
+    check_options(find_scheduler(scheduler), own, f"scheduler_options of {scheduler}")

@@ -1,0 +1,381 @@
+"""Where labeled images come from: folders, scikit-learn's digits, torchvision's data sets."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+from torchvision import datasets
+from torchvision.datasets.folder import IMG_EXTENSIONS
+from tqdm.auto import tqdm
+
+__all__ = ["Found", "Pool", "broken_files", "file_pool", "find_images", "list_images"]
+
+_PARTS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+_TRAIN_FLAG: dict[str, dict[str, Any]] = {"train": {"train": True}, "test": {"train": False}}
+_TRAIN_TEST: dict[str, dict[str, Any]] = {"train": {"split": "train"}, "test": {"split": "test"}}
+_THREE: dict[str, dict[str, Any]] = {**_TRAIN_TEST, "val": {"split": "val"}}
+_WHOLE: dict[str, dict[str, Any]] = {"all": {}}
+_THREADS = 8
+_SLOW = 2.0  # seconds after which a check shows its progress
+
+
+@dataclass(frozen=True, eq=False)
+class Pool:
+    """Labeled images, read one at a time.
+
+    Attributes:
+        labels: Of each image, its place in the classes; -1 where it is not known.
+        read: Takes an image's number and returns it as a PIL image, or as a tensor `(C, H, W)` from 0 to 1.
+        files: Of each image; None where images are not files of their own.
+    """
+
+    labels: tuple[int, ...]
+    read: Callable[[int], Any]
+    files: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """A data set, and what is known of how its images are best shown to a network.
+
+    Attributes:
+        name: For messages.
+        classes: Their names.
+        pools: The images by part: `"train"`, `"val"` and `"test"` as far as there are any, or `"all"` in one.
+        ignored: How many files that are no images were found, by suffix.
+        small: Whether objects fill the frame of small images: nothing is cut off at the borders.
+        mirror: Whether an image and its mirror image are of the same class.
+        size: The images' own side, where it is to be kept.
+        channels: 3, or 1 for gray images that are to stay so.
+        mean: Of the pixels from 0 to 1, where it is not ImageNet's.
+        std: Likewise.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    pools: Mapping[str, Pool]
+    ignored: Mapping[str, int] = field(default_factory=dict)
+    small: bool = False
+    mirror: bool = True
+    size: int = 224
+    channels: int = 3
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True)
+class _TorchvisionSet:
+    """How one of torchvision's data sets is asked for its parts."""
+
+    parts: Mapping[str, Mapping[str, Any]]
+    small: bool = False
+    mirror: bool = True
+
+
+_SETS = {
+    "CIFAR10": _TorchvisionSet(_TRAIN_FLAG, small=True),
+    "CIFAR100": _TorchvisionSet(_TRAIN_FLAG, small=True),
+    "Caltech101": _TorchvisionSet(_WHOLE),
+    "Caltech256": _TorchvisionSet(_WHOLE),
+    "Country211": _TorchvisionSet({**_TRAIN_TEST, "val": {"split": "valid"}}),
+    "DTD": _TorchvisionSet(_THREE),
+    "EuroSAT": _TorchvisionSet(_WHOLE, small=True),
+    "FGVCAircraft": _TorchvisionSet(_THREE),
+    "FashionMNIST": _TorchvisionSet(_TRAIN_FLAG, small=True),
+    "Flowers102": _TorchvisionSet(_THREE),
+    "Food101": _TorchvisionSet(_TRAIN_TEST),
+    "GTSRB": _TorchvisionSet(_TRAIN_TEST, small=True, mirror=False),
+    "Imagenette": _TorchvisionSet({"train": {"split": "train"}, "val": {"split": "val"}}),
+    "KMNIST": _TorchvisionSet(_TRAIN_FLAG, small=True, mirror=False),
+    "MNIST": _TorchvisionSet(_TRAIN_FLAG, small=True, mirror=False),
+    "OxfordIIITPet": _TorchvisionSet({"train": {"split": "trainval"}, "test": {"split": "test"}}),
+    "RenderedSST2": _TorchvisionSet(_THREE, mirror=False),
+    "SEMEION": _TorchvisionSet(_WHOLE, small=True, mirror=False),
+    "STL10": _TorchvisionSet(_TRAIN_TEST, small=True),
+    "SUN397": _TorchvisionSet(_WHOLE),
+    "SVHN": _TorchvisionSet(_TRAIN_TEST, small=True, mirror=False),
+    "StanfordCars": _TorchvisionSet(_TRAIN_TEST),
+    "USPS": _TorchvisionSet(_TRAIN_FLAG, small=True, mirror=False),
+}
+
+
+def find_images(data: str | Path, *, root: str | Path = "data", download: bool = False) -> Found:
+    """Find the images that `data` means; of a folder, the files are listed and none is read.
+
+    Args:
+        data: A folder, `"digits"`, or the name of one of torchvision's data sets; a folder of such a name is written
+            with its path (`"./digits"`).
+        root: Where torchvision's data sets are.
+        download: Whether they may be downloaded.
+
+    Raises:
+        FileNotFoundError: There is no such folder or data set, or it is not there and may not be downloaded.
+        ValueError: The folder is not made as it should be; says how it should.
+    """
+    if data == "digits":
+        return _digits()
+    names = {name.lower(): name for name in _SETS}
+    if isinstance(data, str) and data.lower() in names:
+        return _torchvision(names[data.lower()], root, download)
+    folder = Path(data).expanduser()
+    if folder.is_dir():
+        return _folder(folder)
+    if folder.exists():
+        raise ValueError(f"data='{data}' is a file; give a folder with a folder of images for each class")
+    close = [names[word] for word in difflib.get_close_matches(str(data).lower(), list(names), n=2)]
+    close += ["digits"] if difflib.get_close_matches(str(data).lower(), ["digits"]) else []
+    close += [str(folder.parent / name) for name in difflib.get_close_matches(folder.name, _folders_in(folder.parent))]
+    hint = "Did you mean " + " or ".join(f"'{word}'" for word in close[:3]) + "?" if close else ""
+    kinds = f'Give a folder of images, "digits", or one of torchvision\'s {", ".join(_SETS)}'
+    raise FileNotFoundError(f"data='{data}': there is no such folder ({folder.absolute()}). {hint or kinds}")
+
+
+def list_images(place: str | Path) -> tuple[str, ...]:
+    """Return a file, or the image files in a folder and its folders, in the order of their names.
+
+    Raises:
+        FileNotFoundError: There is none.
+    """
+    place = Path(place).expanduser()
+    if place.is_file():
+        return (str(place),)
+    files, _ = _files_below(place)
+    if not files:
+        raise FileNotFoundError(f"there is no image in {place.absolute()} ({', '.join(IMG_EXTENSIONS)})")
+    return tuple(files)
+
+
+def file_pool(files: Sequence[str], labels: Sequence[int] | None = None) -> Pool:
+    """Return files as a pool; without labels, none is known."""
+    files = tuple(files)
+    return Pool((-1,) * len(files) if labels is None else tuple(labels), _Reader(files), files)
+
+
+def _read_file(file: str) -> Image.Image:
+    """Read an image file, whole.
+
+    Raises:
+        ValueError: It cannot be read; names it.
+    """
+    try:
+        with Image.open(file) as opened:
+            opened.load()
+        image: Image.Image = opened
+        return image
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(
+            f'{file} cannot be read as an image ({error}); on_corrupt="skip" leaves such files out'
+        ) from error
+
+
+def broken_files(files: Sequence[str]) -> dict[str, str]:
+    """Return which image files cannot be read, and why, in their order.
+
+    Files are decoded, in threads: a header says nothing of a file that ends too early. Of a JPEG all data is read, but
+    only an eighth of the pixels is made from it, which takes two thirds of the time.
+    """
+    with ThreadPoolExecutor(max(1, min(_THREADS, os.cpu_count() or 1))) as threads:
+        reasons = tqdm(threads.map(_reason, files), "checking images", len(files), delay=_SLOW, leave=False)
+        return {file: reason for file, reason in zip(files, reasons, strict=True) if reason is not None}
+
+
+def _reason(file: str) -> str | None:
+    try:
+        with Image.open(file) as image:
+            image.draft("L", (1, 1))
+            image.load()
+    except Exception as error:  # decoders raise whatever they please
+        return str(error).replace(repr(file), "it") or type(error).__name__
+    return None
+
+
+# Folders
+
+
+def _folder(folder: Path) -> Found:
+    parts = _part_folders(folder)
+    if parts and "train" not in parts:
+        raise ValueError(
+            f"{folder} has {', '.join(f'{part.name}/' for part in parts.values())} and no train/; give a folder with "
+            "train/ (and test/, val/), or one with a folder for each class"
+        )
+    listed, ignored = {}, Counter[str]()
+    for part, place in (parts or {"all": folder}).items():
+        listed[part], others = _class_files(place)
+        ignored += others
+    classes = tuple(sorted({name for found in listed.values() for name in found}))
+    if len(classes) < 2:
+        raise ValueError(_one_class(folder, parts.get("train", folder), classes[0]))
+    return Found(str(folder), classes, {part: _file_pool(found, classes) for part, found in listed.items()}, ignored)
+
+
+def _part_folders(folder: Path) -> dict[str, Path]:
+    """Return train/, val/ and test/ by part; none where folders of these names can only be classes."""
+    found: dict[str, Path] = {}
+    for name in _folders_in(folder):
+        part = _PARTS.get(name.lower())
+        if part is None or not _folders_in(folder / name):
+            continue
+        if part in found:
+            raise ValueError(f"{folder} has both {found[part].name}/ and {name}/; one of them must go elsewhere")
+        found[part] = folder / name
+    others = [name for name in _folders_in(folder) if name.lower() not in _PARTS]
+    # "train" may be a class, as in bus, car, train.
+    return found if "train" in found or not others else {}
+
+
+def _class_files(folder: Path) -> tuple[dict[str, list[str]], Counter[str]]:
+    names = _folders_in(folder)
+    if not names:
+        files, others = _files_below(folder)
+        there = f"{len(files)} images and no folders" if files else f"no folders ({_counted(others) or 'it is empty'})"
+        raise ValueError(f"{folder} has {there}: put the images of each class into a folder of its own, named after it")
+    found, ignored = {}, Counter[str]()
+    for name in names:
+        found[name], others = _files_below(folder / name)
+        ignored += others
+    return found, ignored
+
+
+def _files_below(folder: Path) -> tuple[list[str], Counter[str]]:
+    """Return the image files of a folder, sorted, and how many others there are by suffix; hidden ones do not count."""
+    files: list[str] = []
+    others = Counter[str]()
+    for place, _, names in os.walk(folder, followlinks=True):
+        for name in names:
+            if name.lower().endswith(IMG_EXTENSIONS):
+                files.append(os.path.join(place, name))
+            elif not name.startswith("."):
+                others[Path(name).suffix.lower() or name] += 1
+    return sorted(files), others
+
+
+def _file_pool(found: Mapping[str, Sequence[str]], classes: Sequence[str]) -> Pool:
+    pairs = [(file, label) for label, name in enumerate(classes) for file in found.get(name, ())]
+    return file_pool([file for file, _ in pairs], [label for _, label in pairs])
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Reads files by number; a class, since loaders' workers cannot be given a function made here."""
+
+    files: tuple[str, ...]
+
+    def __call__(self, index: int) -> Image.Image:
+        return _read_file(self.files[index])
+
+
+def _one_class(folder: Path, place: Path, name: str) -> str:
+    inner = _folders_in(place / name)
+    if len(inner) > 1:
+        return f"{place} has one folder, '{name}', with {len(inner)} folders in it; did you mean data='{place / name}'?"
+    return f"{folder} has one class, '{name}'; telling classes apart takes two or more"
+
+
+def _folders_in(folder: Path) -> list[str]:
+    if not folder.is_dir():
+        return []
+    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _counted(others: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {suffix}" for suffix, count in sorted(others.items()))
+
+
+# Data sets
+
+
+def _digits() -> Found:
+    from sklearn.datasets import load_digits  # takes a second
+
+    pixels, labels = load_digits(return_X_y=True)
+    images = torch.tensor(pixels, dtype=torch.float32).view(-1, 1, 8, 8) / 16
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    pools = {}
+    for part, chosen in (("train", order[600:]), ("val", order[:300]), ("test", order[300:600])):
+        enlarged = F.interpolate(images[chosen], size=32, mode="bilinear", antialias=False)
+        pools[part] = Pool(tuple(torch.tensor(labels)[chosen].tolist()), _TensorReader(enlarged))
+    return Found(
+        "scikit-learn's digits",
+        tuple(str(digit) for digit in range(10)),
+        pools,
+        small=True,
+        mirror=False,
+        size=32,
+        channels=1,
+        mean=(0.305,),
+        std=(0.33,),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _TensorReader:
+    images: Tensor
+
+    def __call__(self, index: int) -> Tensor:
+        return self.images[index]
+
+
+def _torchvision(name: str, root: str | Path, download: bool) -> Found:
+    kind = _SETS[name]
+    opened = {part: _opened(name, root, download, options) for part, options in kind.parts.items()}
+    labels = {part: _labels(dataset) for part, dataset in opened.items()}
+    count = 1 + max(max(numbers) for numbers in labels.values())
+    classes = _names(next(iter(opened.values())), count)
+    pools = {part: Pool(labels[part], _TorchvisionReader(dataset)) for part, dataset in opened.items()}
+    return Found(f"torchvision's {name}", classes, pools, small=kind.small, mirror=kind.mirror)
+
+
+def _opened(name: str, root: str | Path, download: bool, options: Mapping[str, Any]) -> Any:
+    make = getattr(datasets, name)
+    place = Path(root).expanduser()
+    try:
+        return make(place, download=False, **options)
+    except (RuntimeError, OSError) as error:
+        if not download:
+            raise FileNotFoundError(
+                f"{name} is not in root='{root}' ({place.absolute()}): give download=True to fetch it, or "
+                f"root=<the folder in which torchvision has put it> ({error})"
+            ) from error
+    try:
+        return make(place, download=True, **options)
+    except (RuntimeError, OSError) as error:
+        raise FileNotFoundError(
+            f"{name} could not be downloaded to root='{root}' ({type(error).__name__}: {error}); without a network, "
+            "give root=<a folder in which torchvision has put it on another machine>"
+        ) from error
+
+
+@dataclass(frozen=True)
+class _TorchvisionReader:
+    dataset: Any
+
+    def __call__(self, index: int) -> Any:
+        return self.dataset[index][0]
+
+
+def _labels(dataset: Any) -> tuple[int, ...]:
+    """Return the label of each image without reading one; torchvision keeps them under many names."""
+    for name in ("targets", "labels", "y", "_labels"):
+        values = getattr(dataset, name, None)
+        if values is not None:
+            return tuple(int(value) for value in values)
+    return tuple(int(label) for _, label in dataset._samples)
+
+
+def _names(dataset: Any, count: int) -> tuple[str, ...]:
+    names: Iterable[Any] = getattr(dataset, "classes", None) or getattr(dataset, "categories", None) or ()
+    # Imagenette gives several names for each.
+    named = tuple(name if isinstance(name, str) else str(name[0]) for name in names)
+    return named if len(named) >= count else tuple(str(number) for number in range(count))

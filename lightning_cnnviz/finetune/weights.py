@@ -1,0 +1,230 @@
+"""Weights by name or from a file: read without running any code of theirs, and fitted to the network by key."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from lightning_cnnviz.core.networks import closest, weights_enum
+from lightning_cnnviz.finetune.heads import Classifiers
+
+__all__ = ["WeightsError", "load_weights", "read_weights"]
+
+log = logging.getLogger("lightning_cnnviz")
+
+_TIMM = "timm/"
+_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".tar")
+_WRAPPERS = ("state_dict", "model_state_dict", "model")
+_SHOWN = 3
+
+
+class WeightsError(ValueError):
+    """Weights cannot be read, or do not fit the network."""
+
+
+def read_weights(backbone: str | nn.Module, weights: str) -> dict[str, Tensor]:
+    """Return a state dict on the CPU.
+
+    Args:
+        backbone: The network's name, or the network.
+        weights: `"DEFAULT"`, the name of an entry of torchvision's enum or of timm's tags, or a local file: what
+            `torch.save` has written of a state dict or a checkpoint, or `.safetensors`.
+
+    Raises:
+        WeightsError: There is no such file or name, the file holds no state dict, or the download fails.
+    """
+    path = Path(weights).expanduser()
+    if path.is_file():
+        return _from_file(path)
+    if path.suffix in _SUFFIXES or path.parent != Path("."):
+        raise WeightsError(f"weights={weights!r}: there is no such file")
+    if not isinstance(backbone, str) or ":" in backbone:
+        raise WeightsError(
+            f"weights={weights!r}: there is no such file, and a network of your own has no weights by name; "
+            "give weights=FILE, or None for the values that it has"
+        )
+    if backbone.startswith(_TIMM):
+        return _from_timm(backbone, weights)
+    try:
+        entry = weights_enum(backbone, weights)
+    except ValueError as error:
+        raise WeightsError(str(error)) from None
+    try:
+        found: dict[str, Tensor] = entry.get_state_dict(progress=False, check_hash=True, map_location="cpu")
+    except Exception as error:
+        raise _download_failed(backbone, weights, f"{entry.url} ({error})") from error
+    return found
+
+
+def load_weights(
+    model: nn.Module, found: Mapping[str, Tensor], classifiers: Classifiers, source: str = "the state dict"
+) -> None:
+    """Put weights into a network, before its head is replaced.
+
+    Prefixes such as `module.`, `model.`, `_orig_mod.` or those of a LightningModule are taken off. A classifier of
+    another number of classes, or of another form, is left out, as it is going to be replaced.
+
+    Args:
+        model: The network; changed.
+        found: Tensors by key.
+        classifiers: From `find_classifiers`.
+        source: Where they are from, for messages.
+
+    Raises:
+        WeightsError: Any other key is missing, left over, or of another shape.
+    """
+    expected = model.state_dict()
+    stripped = _stripped(found, expected)
+    heads = [classifiers.main.name, *(extra.name for extra in classifiers.auxiliary)]
+    optional = [name.rpartition(".")[0] for name in heads[1:]]
+    for name in heads:
+        ours, theirs = _below(expected, name), _below(stripped, name)
+        if {key: tuple(expected[key].shape) for key in ours} == {key: tuple(stripped[key].shape) for key in theirs}:
+            continue
+        for key in theirs:
+            del stripped[key]
+        for key in ours:
+            del expected[key]
+        log.info("%s: the weights of the classifier '%s' do not fit and are left out", source, name)
+    for name in filter(None, optional):
+        if not _below(stripped, name):  # an auxiliary branch, which many files lack
+            expected = {key: value for key, value in expected.items() if key not in _below(expected, name)}
+    missing = [key for key in expected if key not in stripped and not key.endswith("num_batches_tracked")]
+    extra = [key for key in stripped if key not in expected]
+    shaped = [
+        key
+        for key, value in stripped.items()
+        if key in expected and not is_lazy(expected[key]) and value.shape != expected[key].shape
+    ]
+    if missing or extra or shaped:
+        raise WeightsError(_misfit(model, source, expected, stripped, missing, extra, shaped))
+    model.load_state_dict(stripped, strict=False)
+
+
+def _from_file(path: Path) -> dict[str, Tensor]:
+    if path.suffix == ".safetensors":
+        try:
+            safetensors = importlib.import_module("safetensors.torch")
+        except ImportError as error:
+            raise WeightsError(
+                f"weights='{path}' needs safetensors, which is not installed: pip install safetensors"
+            ) from error
+        try:
+            read: dict[str, Tensor] = safetensors.load_file(str(path))
+        except Exception as error:
+            raise WeightsError(f"weights='{path}' cannot be read as safetensors: {error}") from error
+        return read
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise WeightsError(
+            f"weights='{path}' holds more than tensors (a pickled module, perhaps), or is damaged; no code is run that "
+            "a file brings. Where you trust it, save its tensors alone: "
+            "torch.save(torch.load(FILE, weights_only=False).state_dict(), NEW_FILE)"
+        ) from error
+    except Exception as error:
+        raise WeightsError(f"weights='{path}' cannot be read as a file of torch.save: {error}") from error
+    return _unwrapped(found, path)
+
+
+def _unwrapped(found: Any, path: Path) -> dict[str, Tensor]:
+    while isinstance(found, Mapping):
+        inner = next((found[key] for key in _WRAPPERS if isinstance(found.get(key), Mapping)), None)
+        if inner is None:
+            tensors = {str(key): value for key, value in found.items() if isinstance(value, Tensor)}
+            if tensors:
+                return tensors
+            break
+        found = inner
+    what = f"the keys {', '.join(map(repr, list(found)[:6]))}" if isinstance(found, Mapping) else type(found).__name__
+    raise WeightsError(
+        f"weights='{path}' holds no state dict but {what}; save one with torch.save(model.state_dict(), FILE)"
+    )
+
+
+def _from_timm(backbone: str, weights: str) -> dict[str, Tensor]:
+    try:
+        timm = importlib.import_module("timm")
+    except ImportError as error:
+        raise ImportError(f"'{backbone}' needs timm, which is not installed: pip install timm") from error
+    name = backbone.removeprefix(_TIMM)
+    base = name.split(".")[0]
+    tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{base}.*")]
+    if weights != "DEFAULT":
+        if weights not in tags:
+            there = ", ".join(f'"{tag}"' for tag in ["DEFAULT", *tags])
+            raise WeightsError(
+                f"weights={weights!r}: there is no such file, and the weights of {backbone} are called {there}."
+                f"{closest(weights, tags, ' ')} A local file: weights=FILE; None trains from scratch"
+            )
+        name = f"{base}.{weights}"
+    try:
+        made: dict[str, Tensor] = timm.create_model(name, pretrained=True).state_dict()
+    except Exception as error:
+        raise _download_failed(backbone, weights, str(error)) from error
+    return made
+
+
+def _download_failed(backbone: str, weights: str, why: str) -> WeightsError:
+    return WeightsError(
+        f"weights={weights!r} of {backbone} cannot be downloaded: {why}. "
+        "With a file of them on this machine: weights=FILE; None trains from scratch"
+    )
+
+
+def _stripped(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors by their key in the network: the prefix under which most of its keys are found is taken off."""
+    plain = {key.replace("_orig_mod.", ""): value for key, value in found.items()}
+    # In the network's own keys the same, for one that is compiled in part.
+    own = {key.replace("_orig_mod.", ""): key for key in expected}
+    prefixes = {""}
+    for key in plain:
+        parts = key.split(".")
+        for length in range(1, len(parts)):
+            if ".".join(parts[length:]) in own:
+                prefixes.add(".".join(parts[:length]) + ".")
+
+    def matches(prefix: str) -> tuple[int, int]:
+        return sum(key.startswith(prefix) and key[len(prefix) :] in own for key in plain), -len(prefix)
+
+    best = max(sorted(prefixes), key=matches)
+    # Beside the network, a checkpoint holds what belongs to a loss, say.
+    inside = {key[len(best) :]: value for key, value in plain.items() if key.startswith(best)}
+    return {own.get(key, key): value for key, value in inside.items()}
+
+
+def _below(keys: Mapping[str, Any], name: str) -> list[str]:
+    return [key for key in keys if key.startswith(f"{name}.")]
+
+
+def _misfit(
+    model: nn.Module,
+    source: str,
+    expected: Mapping[str, Tensor],
+    found: Mapping[str, Tensor],
+    missing: list[str],
+    extra: list[str],
+    shaped: list[str],
+) -> str:
+    said = []
+    if missing:
+        said.append(f"{len(missing)} of {len(expected)} tensors are missing ({_few(missing)})")
+    if extra:
+        hints = [f"'{key}'{closest(key, missing, ': ')}" for key in extra[:_SHOWN]]
+        said.append(f"{len(extra)} of its {len(found)} are not the network's ({', '.join(hints)})")
+    if shaped:
+        pairs = [f"'{key}' {tuple(found[key].shape)} for {tuple(expected[key].shape)}" for key in shaped[:_SHOWN]]
+        said.append(f"{len(shaped)} are of another shape ({', '.join(pairs)})")
+    return f"{source} does not fit {type(model).__name__}: {'; '.join(said)}. Is it the same network?"
+
+
+def _few(keys: list[str]) -> str:
+    return ", ".join(f"'{key}'" for key in keys[:_SHOWN]) + (", ..." if len(keys) > _SHOWN else "")
