@@ -1,0 +1,64 @@
+"""What all studies show alike: a mean with its spread, a page, a table for the terminal, a summary run."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from torch import Tensor
+
+from lightning_cnnviz.render.tables import Side, text_table
+from lightning_cnnviz.report import Report, Step, Table
+from lightning_cnnviz.sinks.page import PageSink
+from lightning_cnnviz.sinks.wandb import WandbSink
+from lightning_cnnviz.studies.training import Runs
+
+__all__ = ["NOT_KNOWN", "report_text", "show_study", "spread", "with_spread"]
+
+NOT_KNOWN = "\N{EN DASH}"
+
+
+def spread(values: Tensor) -> float:
+    """Return the standard deviation over seeds (of a sample: n - 1), NaN for a single one."""
+    return float(values.std()) if len(values) > 1 else math.nan
+
+
+def with_spread(values: Tensor, *, sign: bool = False) -> str:
+    """Write values from 0 to 1 in percent: mean ± standard deviation.
+
+    Example:
+        >>> with_spread(torch.tensor([0.5, 0.52])), with_spread(torch.tensor([0.25]), sign=True)
+        ('51.0 ± 1.4', '+25.0')
+    """
+    mean = f"{100 * float(values.mean()):{'+' if sign else ''}.1f}"
+    return mean if len(values) < 2 else f"{mean} ± {100 * spread(values):.1f}"
+
+
+def report_text(report: Report) -> str:
+    """Return a report's first table for a terminal, and its notes."""
+    table = next(item for item in report.items if isinstance(item, Table))
+    cells = [[NOT_KNOWN if cell is None else _written(cell) for cell in row] for row in table.rows]
+    align: list[Side] = ["right" if _is_number(column) else "left" for column in zip(*cells, strict=True)]
+    return "\n".join([report.title, "", text_table(table.columns, cells, align, widest=60), "", *report.notes])
+
+
+def show_study(report: Report, folder: Path, runs: Runs | None) -> Path:
+    """Write a study's page, and its summary run where runs are logged; return the page."""
+    page, step = PageSink(folder), Step(0, 0, "test")
+    page.open([], folder)
+    page.write(report, step)
+    if runs is not None:
+        logger = runs.logger(f"{runs.group} summary", "summary")
+        sink = WandbSink()
+        sink.open([logger], folder)
+        sink.write(report, step)
+        logger.experiment.finish()
+    return page.path
+
+
+def _written(cell: object) -> str:
+    return f"{cell:,}" if isinstance(cell, int) else f"{cell:g}" if isinstance(cell, float) else str(cell)
+
+
+def _is_number(column: tuple[str, ...]) -> bool:
+    return all(cell[:1].isdigit() or cell[:1] in "+-\N{EN DASH}" for cell in column)
