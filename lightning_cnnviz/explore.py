@@ -1,0 +1,257 @@
+"""Exploration of a trained network: every view of it on a folder of images, on one page, without training."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.loggers import WandbLogger
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from lightning_cnnviz.callbacks import (
+    ActivationMapMonitor,
+    AttributionMonitor,
+    DeconvnetMonitor,
+    FilterMonitor,
+    InvarianceMonitor,
+    LayerProbeMonitor,
+    LayerTableMonitor,
+    MaximizationMonitor,
+    OcclusionMonitor,
+    TopPatchesMonitor,
+)
+from lightning_cnnviz.core.capture import analysis_mode, model_device
+from lightning_cnnviz.core.classification import class_logits
+from lightning_cnnviz.core.networks import closest
+from lightning_cnnviz.finetune.images import LabeledImages
+from lightning_cnnviz.finetune.presets import image_transform
+from lightning_cnnviz.finetune.sources import Pool, file_pool, find_images, list_images
+from lightning_cnnviz.sinks import PageSink, Sink, WandbSink
+
+__all__ = ["VIEWS", "Exploration", "explore", "find_exploration_images"]
+
+_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_BATCH = 32
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What a view is made with.
+
+    Attributes:
+        options: For views of all images.
+        sample: For views of a few images and of class scores.
+        layers: Those that were asked for, by the name of the argument; empty for each view's own choice.
+    """
+
+    options: dict[str, Any]
+    sample: dict[str, Any]
+    layers: dict[str, Any]
+
+
+VIEWS: Mapping[str, Callable[[_Given], pl.Callback]] = {
+    "layer_table": lambda given: LayerTableMonitor(**given.options),
+    "filters": lambda given: FilterMonitor(**given.options),
+    "top_patches": lambda given: TopPatchesMonitor(**given.layers, **given.options),
+    "deconvnet": lambda given: DeconvnetMonitor(**given.layers, **given.options),
+    "activation_maps": lambda given: ActivationMapMonitor(**given.layers, **given.sample),
+    "layer_probe": lambda given: LayerProbeMonitor(**given.layers, **given.options),
+    "invariance": lambda given: InvarianceMonitor(**given.sample),
+    "occlusion": lambda given: OcclusionMonitor(**given.sample),
+    "attribution": lambda given: AttributionMonitor(**given.sample),
+    "maximization": lambda given: MaximizationMonitor(steps=64, **given.layers, **given.sample),
+}
+"""How each view is made, by its name."""
+
+
+@dataclass(frozen=True)
+class Exploration:
+    """What an exploration made.
+
+    Attributes:
+        page: The local page.
+        views: Which views are on it.
+        left_out: Which are not, and why.
+    """
+
+    page: Path
+    views: tuple[str, ...]
+    left_out: Mapping[str, str]
+
+
+def find_exploration_images(
+    data: str | Path,
+    *,
+    input_size: Sequence[int] = (3, 224, 224),
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    most: int | None = None,
+) -> LabeledImages:
+    """Return images to explore a network with: test images where there are some, else validation's, else all.
+
+    Args:
+        data: A folder of images, with a folder for each class or without; `"digits"`; or a torchvision data set.
+        input_size: Channels, height and width of the network's input.
+        mean: Subtracted from pixels of 0 to 1; by default ImageNet's.
+        std: And divided by.
+        most: At most so many images, spread evenly over them; by default all.
+
+    Raises:
+        FileNotFoundError: There is no such folder, or no image in it.
+        ValueError: `input_size` has no 1 or 3 channels, or a number is out of range.
+    """
+    channels, height, width = input_size
+    if channels not in (1, 3) or min(height, width) < 1:
+        raise ValueError(f"input_size={tuple(input_size)}: give channels (1 or 3), height and width")
+    if most is not None and most < 1:
+        raise ValueError(f"{most} images: give 1 or more")
+    pool, classes, crop = _pool(data)
+    places = list(range(len(pool.labels)))
+    if most is not None and most < len(places):
+        places = [places[round(number * (len(places) - 1) / max(1, most - 1))] for number in range(most)]
+    by_default = ([_IMAGENET[0], _IMAGENET[1]]) if channels == 3 else [(0.449,), (0.226,)]
+    transform = image_transform(
+        (height, width), crop=crop, mean=list(mean or by_default[0]), std=list(std or by_default[1])
+    )
+    return LabeledImages(pool, places, [pool.labels[place] for place in places], classes, transform, channels=channels)
+
+
+def explore(
+    network: nn.Module,
+    images: LabeledImages,
+    out: Path,
+    *,
+    views: Sequence[str] | None = None,
+    layers: Sequence[str] | None = None,
+    wandb: str | None = None,
+) -> Exploration:
+    """Look at a trained network from every side, and write one page.
+
+    The images' classes are taken for the network's own where it has as many. Else, class scores are those of the class
+    that the network finds in each image.
+
+    Args:
+        network: Takes images `(N, C, H, W)`; left as it was.
+        images: From `find_exploration_images`.
+        out: Folder of the page.
+        views: Names in `VIEWS`; by default all that can be had.
+        layers: For the views that show layers; by default each chooses its own.
+        wandb: A W&B project, to log an offline run there, too.
+
+    Raises:
+        ValueError: There is no such view or layer, or the network does not take the images.
+    """
+    unknown = [view for view in views or () if view not in VIEWS]
+    if unknown:
+        raise ValueError(f"no view is called '{unknown[0]}'.{closest(unknown[0], VIEWS, ' ')} There are {[*VIEWS]}")
+    left_out = _left_out(network, images)
+    refused = [f"{view}: {left_out[view]}" for view in views or () if view in left_out]
+    if refused:
+        raise ValueError("; ".join(refused))
+    chosen = [view for view in views or VIEWS if view not in left_out]
+    out.mkdir(parents=True, exist_ok=True)
+    page, logger = PageSink(out), None if wandb is None else _logger(wandb, out)
+
+    def given() -> _Given:
+        sinks: list[Sink] = [page] if wandb is None else [WandbSink(), page]
+        options: dict[str, Any] = {"sinks": sinks, "on_error": "raise"}
+        return _Given(
+            options, options | _sample_options(network, images), {} if layers is None else {"layers": [*layers]}
+        )
+
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    trainer = pl.Trainer(
+        logger=logger or False,
+        callbacks=[VIEWS[view](given()) for view in chosen],
+        accelerator="cpu" if model_device(network).type == "cpu" else "auto",
+        devices=1,
+        default_root_dir=out,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        trainer.validate(_Explored(network), _loader(images), verbose=False)
+    if logger is not None:
+        logger.experiment.finish()
+    return Exploration(page.path.resolve(), tuple(chosen), {} if views else left_out)
+
+
+class _Explored(pl.LightningModule):
+    """A network that is looked at, and not trained; without a `forward`, layers have the network's own names."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self.network(batch[0])
+
+
+def _pool(data: str | Path) -> tuple[Pool, tuple[str, ...], float]:
+    """The images, their classes' names, and how much of them the crop covers."""
+    folder = Path(data).expanduser()
+    if folder.is_dir() and not any(place.is_dir() for place in folder.iterdir()):
+        return file_pool(list_images(folder)), (), 224 / 256
+    found = find_images(data)
+    part = next(part for part in ("test", "val", "all", "train") if part in found.pools)
+    return found.pools[part], found.classes, 1.0 if found.small else 224 / 256
+
+
+def _left_out(network: nn.Module, images: LabeledImages) -> dict[str, str]:
+    """The views that cannot be had, and why."""
+    if not any(isinstance(module, nn.Conv2d) for module in network.modules()):
+        raise ValueError(f"{type(network).__name__} has no convolution (nn.Conv2d): there is nothing to see")
+    left_out = {}
+    labels = {label for label in images.targets if label >= 0}
+    if len(labels) < 2:
+        left_out["layer_probe"] = "it needs images of two classes or more, in a folder for each class"
+    elif min(images.targets.count(label) for label in labels) < _LEAST:
+        left_out["layer_probe"] = f"it needs {_LEAST} images of each class"
+    if _outputs(network, images) is None:
+        left_out |= dict.fromkeys(_OF_CLASSES, "the network returns no class scores (N, classes)")
+    return left_out
+
+
+_LEAST = 5  # to learn from, to choose C on, and to test on
+_OF_CLASSES = ("invariance", "occlusion", "attribution")
+
+
+def _sample_options(network: nn.Module, images: LabeledImages) -> dict[str, Any]:
+    """What the images' classes say to views of class scores."""
+    if images.targets and min(images.targets) >= 0 and len(images.classes) == _outputs(network, images):
+        return {}
+    # Names of other classes than the network's would be put to its numbers.
+    alone = LabeledImages(images._pool, images.indices, images.targets, [], images.transform, channels=images._channels)
+    return {"data": _loader(alone), "batch_fn": _images_alone}
+
+
+def _outputs(network: nn.Module, images: LabeledImages) -> int | None:
+    """The number of the network's classes; None where it returns no scores of classes."""
+    image = images[0][0][None].to(model_device(network))
+    with analysis_mode(network):
+        try:
+            return int(class_logits(network, image).shape[1])
+        except ValueError as error:
+            if "does not take images" in str(error):
+                raise
+            return None
+
+
+def _images_alone(batch: tuple[Tensor, Tensor]) -> Tensor:
+    return batch[0]
+
+
+def _loader(images: LabeledImages) -> DataLoader[tuple[Tensor, int]]:
+    return DataLoader(images, batch_size=_BATCH, generator=torch.Generator().manual_seed(0))
+
+
+def _logger(project: str, out: Path) -> WandbLogger:
+    return WandbLogger(project=project, save_dir=str(out), offline=True, settings={"silent": True, "console": "off"})

@@ -1,0 +1,128 @@
+"""A trained network is explored without training, and stays as it was."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from lightning_cnnviz.explore import VIEWS, explore, find_exploration_images
+
+pytestmark = pytest.mark.filterwarnings("ignore:The 'validate_dataloader' does not have many workers")
+
+
+class Little(nn.Module):
+    def __init__(self, classes: int = 2) -> None:
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 6, 3), nn.ReLU())
+        self.head = nn.Linear(6, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.features(images).mean((2, 3)))
+        return logits
+
+
+def write_images(folder: Path, count: int, seed: int) -> None:
+    folder.mkdir(parents=True)
+    generator = torch.Generator().manual_seed(seed)
+    for number in range(count):
+        pixels = torch.randint(0, 256, (20, 24, 3), generator=generator, dtype=torch.uint8)
+        Image.fromarray(pixels.numpy()).save(folder / f"{number}.png")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for number, name in enumerate(("cat", "dog")):
+        write_images(tmp_path / "images" / name, 6, number)
+    return tmp_path / "images"
+
+
+def test_every_view_is_on_one_page_and_the_network_is_as_it_was(folder: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = Little().train()
+    network.features[0].weight.requires_grad_(False)
+    before, state = copy.deepcopy(network.state_dict()), torch.get_rng_state()
+    images = find_exploration_images(folder, input_size=(3, 16, 16))
+    made = explore(network, images, tmp_path / "out")
+    assert made.views == tuple(VIEWS)
+    assert made.left_out == {}
+    page = made.page.read_text()
+    for view in ("filters", "top_patches", "deconvnet", "invariance", "maximization"):
+        assert view in page
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert all(module.training for module in network.modules())
+    assert [parameter.requires_grad for parameter in network.parameters()] == [False, True, True, True, True, True]
+    assert all(parameter.grad is None for parameter in network.parameters())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_images_without_classes_are_explored_without_probes(folder: Path, tmp_path: Path) -> None:
+    images = find_exploration_images(folder / "cat", input_size=(3, 16, 16), most=3)
+    assert len(images) == 3
+    made = explore(Little(), images, tmp_path / "out", views=["top_patches", "occlusion"], layers=["features.0"])
+    assert made.views == ("top_patches", "occlusion")
+    with pytest.raises(ValueError, match="layer_probe: it needs images of two classes or more"):
+        explore(Little(), images, tmp_path / "out", views=["layer_probe"])
+
+
+@pytest.mark.parametrize(("classes", "labeled"), [(2, True), (3, False)])
+def test_labels_count_only_where_they_can_be_the_networks_own(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, classes: int, labeled: bool
+) -> None:
+    from lightning_cnnviz.callbacks import occlusion
+
+    seen: list[Any] = []
+    real = occlusion.OcclusionMonitor.check_sample
+
+    def spy(self: Any, network: Any, sample: Any) -> None:
+        seen.append((sample.labels is not None, self.class_names))
+        real(self, network, sample)
+
+    monkeypatch.setattr(occlusion.OcclusionMonitor, "check_sample", spy)
+    images = find_exploration_images(folder, input_size=(3, 16, 16))
+    explore(Little(classes), images, tmp_path / "out", views=["occlusion"])
+    ((has_labels, names),) = seen
+    assert has_labels == labeled
+    assert (list(names) == ["cat", "dog"]) if labeled else not names
+
+
+def test_a_network_without_class_scores_has_the_other_views(folder: Path, tmp_path: Path) -> None:
+    images = find_exploration_images(folder, input_size=(3, 16, 16))
+    network = Little().features
+    made = explore(network, images, tmp_path / "out", views=["filters", "top_patches"])
+    assert made.views == ("filters", "top_patches")
+    with pytest.raises(ValueError, match="occlusion: the network returns no class scores"):
+        explore(network, images, tmp_path / "out", views=["occlusion"])
+
+
+def test_images_are_spread_over_the_data_and_read_as_the_network_wants(folder: Path) -> None:
+    whole = find_exploration_images(folder, input_size=(1, 12, 14), mean=[0.5], std=[0.25])
+    some = find_exploration_images(folder, input_size=(1, 12, 14), mean=[0.5], std=[0.25], most=4)
+    assert whole[0][0].shape == (1, 12, 14)
+    assert some.targets == [0, 0, 1, 1]
+    assert torch.equal(some[3][0], whole[11][0])
+    assert -2.0 <= float(whole[0][0].min()) < float(whole[0][0].max()) <= 2.0
+
+
+def test_what_cannot_be_had_is_named(folder: Path, tmp_path: Path) -> None:
+    images = find_exploration_images(folder, input_size=(3, 16, 16))
+    with pytest.raises(ValueError, match=r"no view is called 'filter'\. Did you mean 'filters'"):
+        explore(Little(), images, tmp_path / "out", views=["filter"])
+    with pytest.raises(ValueError, match="Linear has no convolution"):
+        explore(nn.Linear(2, 2), images, tmp_path / "out")
+    with pytest.raises(ValueError, match=r"no layer of Little matches 'features\.9'"):
+        explore(Little(), images, tmp_path / "out", layers=["features.9"])
+    with pytest.raises(ValueError, match="Little does not take images of shape"):
+        explore(Little(), find_exploration_images(folder, input_size=(1, 16, 16)), tmp_path / "out")
+    with pytest.raises(ValueError, match=r"input_size=\(2, 16, 16\): give channels"):
+        find_exploration_images(folder, input_size=(2, 16, 16))
+    with pytest.raises(FileNotFoundError, match="there is no such folder"):
+        find_exploration_images(folder / "nothing")
+    with pytest.raises(ValueError, match="0 images: give 1 or more"):
+        find_exploration_images(folder, most=0)
