@@ -38,9 +38,14 @@ if TYPE_CHECKING:
     from lightning_cnnviz.core.protocols import Protocol
     from lightning_cnnviz.core.top_patches import TopPatches, mine_top_patches
     from lightning_cnnviz.core.transforms import Transform
+    from lightning_cnnviz.finetune.data import ImageFolderDataModule
+    from lightning_cnnviz.finetune.module import FineTuner
     from lightning_cnnviz.sinks.base import MemorySink, Sink
     from lightning_cnnviz.sinks.page import PageSink
     from lightning_cnnviz.sinks.wandb import WandbSink
+    from lightning_cnnviz.studies.ablation import ablation_study
+    from lightning_cnnviz.studies.digits import digits_transfer
+    from lightning_cnnviz.studies.sample_efficiency import sample_efficiency
 
 __all__ = [
     "ActivationMapMonitor",
@@ -48,6 +53,8 @@ __all__ = [
     "AttributionMonitor",
     "DeconvnetMonitor",
     "FilterMonitor",
+    "FineTuner",
+    "ImageFolderDataModule",
     "InvarianceCurves",
     "InvarianceMonitor",
     "LayerProbeMonitor",
@@ -69,7 +76,9 @@ __all__ = [
     "Transform",
     "Unit",
     "WandbSink",
+    "ablation_study",
     "attribute",
+    "digits_transfer",
     "layer_table",
     "maximize",
     "measure_invariance",
@@ -78,6 +87,7 @@ __all__ = [
     "probe",
     "probe_layers",
     "project",
+    "sample_efficiency",
     "tap_features",
 ]
 
@@ -87,6 +97,8 @@ _HOMES = {
     "AttributionMonitor": "callbacks.attribution",
     "DeconvnetMonitor": "callbacks.deconvnet",
     "FilterMonitor": "callbacks.filters",
+    "FineTuner": "finetune.module",
+    "ImageFolderDataModule": "finetune.data",
     "InvarianceCurves": "core.invariance",
     "InvarianceMonitor": "callbacks.invariance",
     "LayerProbeMonitor": "callbacks.layer_probe",
@@ -108,7 +120,9 @@ _HOMES = {
     "Transform": "core.transforms",
     "Unit": "core.deconvnet",
     "WandbSink": "sinks.wandb",
+    "ablation_study": "studies.ablation",
     "attribute": "core.attribution",
+    "digits_transfer": "studies.digits",
     "layer_table": "core.arithmetic",
     "maximize": "core.maximization",
     "measure_invariance": "core.invariance",
@@ -117,6 +131,7 @@ _HOMES = {
     "probe": "core.probing",
     "probe_layers": "core.probing",
     "project": "core.deconvnet",
+    "sample_efficiency": "studies.sample_efficiency",
     "tap_features": "core.features",
 }
 

@@ -1,4 +1,4 @@
-"""The command line: `cnnviz demo`, `layers`, `fit`, `validate`, `test`, `predict` and `study`."""
+"""The command line: `cnnviz demo`, `layers`, `explore`, `fit`, `validate`, `test`, `predict` and `study`."""
 
 from __future__ import annotations
 
@@ -48,6 +48,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     layers.add_argument(
         "--input", type=_positive, nargs=3, default=[3, 224, 224], metavar=("C", "H", "W"), help="default: 3 224 224"
     )
+    explore = commands.add_parser(
+        "explore",
+        help="look at a trained network from every side, on one page",
+        description="Look at a trained network with images of your own: its layers and filters, what drives its "
+        "feature maps, projections, probes, invariance, occlusion, attributions, inputs of its own making. Writes a "
+        "local page.",
+    )
+    explore.add_argument(
+        "model",
+        metavar="MODEL",
+        help="a torchvision classifier, timm/NAME, package.module:factory, or a checkpoint of fit",
+    )
+    explore.add_argument(
+        "--data", required=True, help="a folder of images (or one for each class), or a data set's name"
+    )
+    explore.add_argument("--weights", help="a file, or DEFAULT; by default what the network is made with")
+    explore.add_argument(
+        "--input", type=_positive, nargs=3, default=[3, 224, 224], metavar=("C", "H", "W"), help="default: 3 224 224"
+    )
+    explore.add_argument("--images", type=_positive, metavar="N", help="at most so many; default: all")
+    explore.add_argument("--mean", type=float, nargs="+", help="of the network's input; default: ImageNet's")
+    explore.add_argument("--std", type=float, nargs="+", help="default: ImageNet's")
+    explore.add_argument("--views", nargs="+", metavar="VIEW", help="layer_table, top_patches, ...; default: all")
+    explore.add_argument("--layers", nargs="+", metavar="LAYER", help="names or globs; default: each view's own choice")
+    explore.add_argument("--out", type=Path, default=Path("cnnviz_explore"), metavar="DIR", help="default: %(default)s")
+    explore.add_argument("--wandb", metavar="PROJECT", help="log an offline W&B run, too")
     for name, help_text in {**_TRAINING, "study": _STUDY}.items():
         commands.add_parser(name, help=help_text, add_help=False)
     if arguments and arguments[0] in _TRAINING:
@@ -63,7 +89,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except _UsageError as error:
             layers.error(str(error))
     if options.out.exists() and not options.out.is_dir():
-        demo.error(f"--out {options.out} is a file; give a folder")
+        (demo if options.command == "demo" else explore).error(f"--out {options.out} is a file; give a folder")
+    if options.command == "explore":
+        try:
+            return _explore(options)
+        except _UsageError as error:
+            explore.error(str(error))
     return _demo(options.out, options.epochs, options.online)
 
 
@@ -106,6 +137,23 @@ def _layers(name: str, size: Sequence[int]) -> int:
         print(layer_table_text(layer_table(model, size)))
     except (ImportError, ValueError) as error:
         raise _UsageError(str(error)) from error
+    return 0
+
+
+def _explore(options: argparse.Namespace) -> int:
+    from lightning_cnnviz.explore import explore, find_exploration_images, find_network
+
+    try:
+        images = find_exploration_images(
+            options.data, input_size=options.input, mean=options.mean, std=options.std, most=options.images
+        )
+        network = find_network(options.model, options.weights, options.input)
+        made = explore(network, images, options.out, views=options.views, layers=options.layers, wandb=options.wandb)
+    except (ImportError, OSError, ValueError) as error:
+        raise _UsageError(str(error)) from error
+    for view, reason in made.left_out.items():
+        print(f"Without {view}: {reason}")
+    print(f"Page, to open in a browser: {made.page}")
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import pickle
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,13 +30,16 @@ from lightning_cnnviz.callbacks import (
 )
 from lightning_cnnviz.core.capture import analysis_mode, model_device
 from lightning_cnnviz.core.classification import class_logits
-from lightning_cnnviz.core.networks import closest
+from lightning_cnnviz.core.networks import closest, make_network
+from lightning_cnnviz.finetune.heads import find_classifiers
 from lightning_cnnviz.finetune.images import LabeledImages
+from lightning_cnnviz.finetune.module import FineTuner
 from lightning_cnnviz.finetune.presets import image_transform
 from lightning_cnnviz.finetune.sources import Pool, file_pool, find_images, list_images
+from lightning_cnnviz.finetune.weights import load_weights, read_weights
 from lightning_cnnviz.sinks import PageSink, Sink, WandbSink
 
-__all__ = ["VIEWS", "Exploration", "explore", "find_exploration_images"]
+__all__ = ["VIEWS", "Exploration", "explore", "find_exploration_images", "find_network"]
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _BATCH = 32
@@ -84,6 +88,58 @@ class Exploration:
     page: Path
     views: tuple[str, ...]
     left_out: Mapping[str, str]
+
+
+def find_network(name: str, weights: str | None = None, input_size: Sequence[int] = (3, 224, 224)) -> nn.Module:
+    """Return a trained network.
+
+    Args:
+        name: A checkpoint of a `FineTuner`, or a network by its name: torchvision's, `timm/NAME`, or
+            `package.module:factory`.
+        weights: `"DEFAULT"`, another name of weights, or a file; None for the values that the network is made with.
+        input_size: Channels, height and width of its input.
+
+    Raises:
+        ImportError: A package is needed that is not installed.
+        ValueError: There is no such network, or weights do not fit it.
+    """
+    file = Path(name).expanduser()
+    if file.is_file():
+        if weights is not None:
+            raise ValueError(f"weights={weights!r}: '{name}' is a checkpoint, which has its own; leave them out")
+        return _from_checkpoint(file)
+    network = make_network(name)
+    if weights is not None:
+        channels, height, width = input_size
+        classifiers = find_classifiers(network, (channels, height, width))
+        head = network.get_submodule(classifiers.main.name)
+        before = [parameter.detach().clone() for parameter in head.parameters()]
+        load_weights(network, read_weights(name, weights), classifiers, f"weights={weights!r}")
+        if all(torch.equal(one, other) for one, other in zip(before, head.parameters(), strict=True)):
+            raise ValueError(
+                f"weights={weights!r} has no classifier of as many classes as {name}; of a network that was "
+                "fine-tuned, give FineTuner's checkpoint in place of the name"
+            )
+    return network
+
+
+def _from_checkpoint(file: Path) -> nn.Module:
+    found: Any = None
+    try:
+        found = torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError) as error:
+        raise ValueError(f"{file} cannot be read as a checkpoint ({str(error).splitlines()[0]})") from error
+    settings = found.get("hyper_parameters", {}) if isinstance(found, dict) else {}
+    if not isinstance(settings.get("backbone"), str):
+        raise ValueError(
+            f"{file} is no checkpoint of a FineTuner with a network by name; give the network's name, and "
+            f"weights={str(file)!r}"
+        )
+    tuner: FineTuner = FineTuner.load_from_checkpoint(file, map_location="cpu")
+    network = tuner.network
+    for parameter in network.parameters():
+        parameter.requires_grad_(True)
+    return network.eval()
 
 
 def find_exploration_images(
@@ -229,8 +285,7 @@ def _sample_options(network: nn.Module, images: LabeledImages) -> dict[str, Any]
     if images.targets and min(images.targets) >= 0 and len(images.classes) == _outputs(network, images):
         return {}
     # Names of other classes than the network's would be put to its numbers.
-    alone = LabeledImages(images._pool, images.indices, images.targets, [], images.transform, channels=images._channels)
-    return {"data": _loader(alone), "batch_fn": _images_alone}
+    return {"data": _loader(images.without_classes()), "batch_fn": _images_alone}
 
 
 def _outputs(network: nn.Module, images: LabeledImages) -> int | None:

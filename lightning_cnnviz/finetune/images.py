@@ -51,6 +51,19 @@ class LabeledImages(Dataset[tuple[Tensor, int]]):
         """The images' files, where they are files of their own."""
         return None if self._pool.files is None else [self._pool.files[index] for index in self.indices]
 
+    def without_classes(self) -> LabeledImages:
+        """Return the same images of no known class."""
+        return LabeledImages(
+            self._pool,
+            self.indices,
+            [-1] * len(self.indices),
+            (),
+            self.transform,
+            channels=self._channels,
+            augmented=self.augmented,
+            seed=self._seed,
+        )
+
     def set_epoch(self, epoch: int) -> None:
         """Choose the random changes of an epoch."""
         self._epoch.fill_(epoch)
