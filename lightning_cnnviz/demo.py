@@ -33,7 +33,10 @@ from lightning_cnnviz.callbacks import (
     OnlineProbeMonitor,
     TopPatchesMonitor,
 )
+from lightning_cnnviz.report import Step
 from lightning_cnnviz.sinks import PageSink, Sink, WandbSink
+from lightning_cnnviz.studies.digits import digits_transfer
+from lightning_cnnviz.studies.sample_efficiency import sample_efficiency_report
 
 __all__ = ["DemoNet", "DemoResult", "Digits", "run_demo"]
 
@@ -166,9 +169,20 @@ def run_demo(out: Path, *, epochs: int = 8, online: bool = False) -> DemoResult:
         model = DemoNet()
         trainer.fit(model, _loader("train", shuffle=True), _loader("val"))
         tested: list[Any] = list(trainer.test(model, _loader("test"), verbose=False))
+        _show_transfer(out, trainer, page)
     run = Path(logger.experiment.dir).parent
     logger.experiment.finish()
     return DemoResult(float(tested[0]["test/accuracy"]), page.path.resolve(), run.resolve())
+
+
+def _show_transfer(out: Path, trainer: pl.Trainer, page: PageSink) -> None:
+    """What the digits 0 to 4 teach about 5 to 9; a study in small."""
+    found = digits_transfer(out / "study", variants=("pretrained-full", "scratch"), seeds=(0, 1))
+    step = Step(trainer.current_epoch, trainer.global_step, "test")
+    for sink in (WandbSink(), page):
+        sink.open(trainer.loggers, out)
+        sink.write(sample_efficiency_report(found), step)
+        sink.close()
 
 
 def _monitors(page: PageSink) -> list[pl.Callback]:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
+from tqdm.auto import tqdm
 
 from lightning_cnnviz.core.batches import read_batch
 from lightning_cnnviz.core.capture import Site, analysis_mode, hooked, model_device
@@ -74,7 +75,9 @@ def find_tail(model: nn.Module, classifier: str, images: Tensor) -> Tail:
     )
 
 
-def cached_loader(loader: Any, model: nn.Module, classifier: str, what: str) -> DataLoader[CachedBatch]:
+def cached_loader(
+    loader: Any, model: nn.Module, classifier: str, what: str, *, progress: bool = False
+) -> DataLoader[CachedBatch]:
     """Run all images of a loader's data set through the backbone; return a loader of their features, in its order.
 
     An image is known by its index in the data set. The sampler is the loader's own, so that images come in the order
@@ -85,6 +88,7 @@ def cached_loader(loader: Any, model: nn.Module, classifier: str, what: str) -> 
         model: The network.
         classifier: Its classifying layer, whose input is kept.
         what: Which images these are, for messages.
+        progress: Whether to show a bar.
 
     Raises:
         ValueError: The images' indices cannot be known, or images change from one look to the next.
@@ -106,7 +110,7 @@ def cached_loader(loader: Any, model: nn.Module, classifier: str, what: str) -> 
             worker_init_fn=loader.worker_init_fn,
         )
         with hooked({classifier: Site(model.get_submodule(classifier), "input")}, keep):
-            for batch in plain:
+            for batch in tqdm(plain, f"features of {what} images", leave=False, disable=not progress):
                 images, known = read_batch(batch)
                 if known is None:
                     raise ValueError(f"cache_features=True: a batch of {what} images has no class labels")

@@ -14,8 +14,8 @@ from lightning_cnnviz.finetune.heads import sample_images
 __all__ = ["BackboneFeatures"]
 
 
-class _Reached(Exception):  # noqa: N818 - no error
-    """All feature maps are there: what follows in the network need not run."""
+class _Reached(BaseException):
+    """All feature maps are there: what follows need not run. No `except Exception` of a network stops it."""
 
 
 class BackboneFeatures(nn.Module):

@@ -413,7 +413,9 @@ class FineTuner(pl.LightningModule):
         generators = [
             (each, each.get_state()) for each in {getattr(loader, "generator", None) for loader in loaders} if each
         ]
-        combined.flattened = [cached_loader(loader, self.network, name, what) for loader in loaders]
+        bar = self.trainer.progress_bar_callback
+        shown = bool(self.trainer.is_global_zero and getattr(bar, "is_enabled", False))
+        combined.flattened = [cached_loader(loader, self.network, name, what, progress=shown) for loader in loaders]
         for generator, state in generators:
             generator.set_state(state)
         self._put_back.append((combined, loaders))
