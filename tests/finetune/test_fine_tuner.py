@@ -200,6 +200,20 @@ def test_the_rate_rises_and_falls_step_by_step() -> None:
     assert rates.found == pytest.approx(rising + falling)
 
 
+def test_the_rate_rises_and_falls_where_steps_alone_end_the_run() -> None:
+    seen: list[float] = []
+
+    class Rates(pl.Callback):
+        def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
+            seen.append(trainer.optimizers[0].param_groups[-1]["lr"])
+
+    # Epochs have 3 batches.
+    fit(tuner(lr=0.1, warmup_epochs=1), callbacks=[Rates()], max_epochs=-1, max_steps=8)
+    rising = [0.1 * (step + 1) / 4 for step in range(3)]
+    falling = [0.05 * (1 + math.cos(math.pi * step / 5)) for step in range(5)]
+    assert seen == pytest.approx(rising + falling)
+
+
 # Losses and measures
 
 
