@@ -396,13 +396,12 @@ def _cut(values: Tensor, box: Sequence[int], top: int, left: int) -> Tensor:
     """The part `(C, h, w)` of a signal that begins at (top, left) which lies in a box."""
     upper, start, lower, end = box[0] - top, box[1] - left, box[2] - top, box[3] - left
     height, width = values.shape[-2:]
-    if (upper, start, lower, end) == (0, 0, height, width):
-        return values
     if upper >= 0 and start >= 0 and lower <= height and end <= width:
-        return values[:, upper:lower, start:end].clone()
+        part = values[:, upper:lower, start:end]
+        return part.clone(memory_format=torch.contiguous_format) if part.numel() < values.numel() else part.contiguous()
     # The box may be larger than what the signal reached, where an operation's true reach is not known.
     pad = (max(0, -start), max(0, end - width), max(0, -upper), max(0, lower - height))
-    return F.pad(values, pad)[:, max(upper, 0) :, max(start, 0) :][:, : lower - upper, : end - start].clone()
+    return F.pad(values, pad)[:, max(upper, 0) :, max(start, 0) :][:, : lower - upper, : end - start].contiguous()
 
 
 def _check_images(images: Any, units: Sequence[Unit]) -> None:

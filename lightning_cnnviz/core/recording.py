@@ -302,7 +302,8 @@ def _max_pool(call: _Call) -> Rule | None:
         torch.arange(count, device=maps.device) * step - pad
         for count, step, pad in zip(values.shape[2:], stride, padding, strict=True)
     )
-    switches = (switches - (tops[:, None] * width + lefts)).to(torch.int32).contiguous()
+    switches = (switches - (tops[:, None] * width + lefts)).to(torch.int32)
+    switches = switches.contiguous(memory_format=torch.channels_last)
     rule = MaxPool(switches, width, kernel, stride, padding, dilation)
     rule.made = values if call.name == "max_pool2d" else (values, indices.contiguous())
     return rule

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 from typing_extensions import override
 
-from lightning_cnnviz.core.signals import Seed, Signal, Window, add, gathered_at, placed, whole
+from lightning_cnnviz.core.signals import Seed, Signal, Window, add, channels_last, gathered_at, placed, whole
 
 __all__ = [
     "INPUT",
@@ -105,12 +105,15 @@ class Convolution(Rule):
     dilation: tuple[int, int]
     groups: int
 
+    def __post_init__(self) -> None:
+        self._filters: Tensor | None = None
+
     @override
     def back(self, node: Node, signals: list[Signal | None], seed: Seed) -> list[Signal | None]:
         (signal,) = signals
         assert signal is not None
-        shape, weight = node.shapes_in[0], self.weight.to(signal.values.dtype)
-        values = self._transposed(signal.values, weight)
+        shape = node.shapes_in[0]
+        values = self._transposed(signal.values, self._own_filters(signal.values))
         if signal.window is not None:
             before = _before(signal.window, self.stride, self.padding)
             # Beyond the image itself nothing is read any more.
@@ -119,12 +122,19 @@ class Convolution(Rule):
         bottom, right = (shape[2 + axis] + self.padding[axis] - values.shape[2 + axis] for axis in (0, 1))
         return [Signal(F.pad(values, (-self.padding[1], right, -self.padding[0], bottom)), None)]
 
+    def _own_filters(self, values: Tensor) -> Tensor:
+        """The weights, in the dtype of the signals and the order in memory that convolutions are fastest in."""
+        if self._filters is None:
+            self._filters = channels_last(self.weight.to(values.dtype))
+        return self._filters
+
     def _transposed(self, values: Tensor, weight: Tensor) -> Tensor:
         """The transposed convolution, whole: `(U, C, stride * (h - 1) + dilation * (kernel - 1) + 1, ...)`."""
         plain = self.dilation == (1, 1) and self.groups == 1
         if plain and values.shape[-2:] == (1, 1):
             # As every way begins: a product of matrices, many times as fast as what the library makes of it.
-            return (values.flatten(1) @ weight.flatten(1)).view(len(values), *weight.shape[1:])
+            return (values.flatten(1) @ self.weight.to(values.dtype).flatten(1)).view(len(values), *weight.shape[1:])
+        values = channels_last(values)
         if plain and _in_phases_is_faster(weight, self.stride):
             return _in_phases(values, weight, self.stride)
         return F.conv_transpose2d(values, weight, stride=self.stride, dilation=self.dilation, groups=self.groups)
@@ -160,7 +170,8 @@ def _before(window: Window, stride: tuple[int, int], padding: tuple[int, int]) -
 class MaxPool(Rule):
     """Unpooling: each value goes back to the place that the maximum came from; where windows overlap, values add up."""
 
-    # (N, C, H, W) int32: which place each maximum came from, row by row, counted from the first of its pooling window.
+    # (N, C, H, W) int32, channels last: which place each maximum came from, row by row, counted from the first place of
+    # its pooling window.
     switches: Tensor
     width: int  # of these rows: the map's, or, where it is narrower, the window's
     kernel: tuple[int, int]
@@ -179,16 +190,19 @@ class MaxPool(Rule):
             (count - 1) * self.stride[axis] + self.dilation[axis] * (self.kernel[axis] - 1) + 1
             for axis, count in enumerate(values.shape[-2:])
         ]
-        switches = gathered_at(self.switches, signal, seed)
+        # Channels last, as are the signals that come from convolutions: each place is one piece of memory.
+        switches = gathered_at(self.switches, signal, seed).permute(0, 2, 3, 1)
         # Counted in rows of the signal's window, and not of the map. Places that lie outside of the map repeat those at
         # its edge, but of signals that are zero: they add nothing.
-        inside = self._inside(size[1]).to(values.device).index_select(0, switches.view(-1))
+        inside = self._inside(size[1]).to(values.device).index_select(0, switches.reshape(-1)).view(switches.shape)
         firsts = [torch.arange(count) * step for count, step in zip(values.shape[-2:], self.stride, strict=True)]
         starts = (firsts[0][:, None] * size[1] + firsts[1]).to(values.device)
-        places = inside.view(values.shape).add_(starts).flatten(0, 1).flatten(1)
-        back = values.new_zeros(len(places), size[0] * size[1])
-        back.scatter_add_(1, places, values.reshape(len(places), -1))
-        return [placed(back.view(*values.shape[:2], *size), before, shape, seed)]
+        places = inside.add_(starts[:, :, None]).permute(0, 3, 1, 2)
+        like = values.new_empty((len(values), *size, values.shape[1])).permute(0, 3, 1, 2)
+        back = torch.ops.aten.max_pool2d_with_indices_backward(
+            channels_last(values), like, self.kernel, self.stride, (0, 0), self.dilation, False, places
+        )
+        return [placed(back, before, shape, seed)]
 
     def _inside(self, own: int) -> Tensor:
         """By a switch, the same place in rows of a length of its own."""

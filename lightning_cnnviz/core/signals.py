@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["Seed", "Signal", "Window", "add", "gathered_at", "placed", "whole"]
+__all__ = ["Seed", "Signal", "Window", "add", "channels_last", "gathered_at", "placed", "whole"]
 
 
 class Window(NamedTuple):
@@ -66,12 +66,20 @@ class Seed:
         return self.rows * down + top, self.columns * right + left
 
 
+def channels_last(values: Tensor) -> Tensor:
+    """The same `(N, C, H, W)`, the channels of a place side by side in memory: on a CPU, convolutions like it best."""
+    return values.contiguous(memory_format=torch.channels_last) if values.device.type == "cpu" else values
+
+
 def whole(signal: Signal, shape: Sequence[int], seed: Seed) -> Tensor:
     """A signal in the value's own shape `(U, ...)`."""
     if signal.window is None:
         return signal.values
     values = signal.values
-    found = values.new_zeros(*values.shape[:-2], *shape[-2:])
+    if values.ndim == 4:
+        found = values.new_zeros(len(values), *shape[-2:], values.shape[1]).permute(0, 3, 1, 2)
+    else:
+        found = values.new_zeros(*values.shape[:-2], *shape[-2:])
     tops, lefts = (start.tolist() for start in seed.starts(signal.window))
     for unit, (top, left) in enumerate(zip(tops, lefts, strict=True)):
         rows, columns = _overlap(top, values.shape[-2], shape[-2]), _overlap(left, values.shape[-1], shape[-1])
@@ -140,6 +148,10 @@ def gathered_at(data: Tensor, signal: Signal, seed: Seed) -> Tensor:
     columns = (lefts[:, None] + torch.arange(width)).clamp_(0, data.shape[-1] - 1).to(data.device)
     # One flat index a place, the same for all channels.
     places = (rows[:, :, None] * data.shape[-1] + columns[:, None, :]).flatten(1)
+    if data.ndim == 4 and data.is_contiguous(memory_format=torch.channels_last):
+        by_place = data.permute(0, 2, 3, 1).flatten(1, 2)
+        found = [by_place[slot].index_select(0, place) for slot, place in zip(slots.tolist(), places, strict=True)]
+        return torch.stack(found).view(len(seed), height, width, -1).permute(0, 3, 1, 2)
     lead = data.shape[1:-2]
     flat = data.flatten(-2).reshape(len(data), -1, data.shape[-2] * data.shape[-1])
     found = [flat[slot].index_select(1, place) for slot, place in zip(slots.tolist(), places, strict=True)]
