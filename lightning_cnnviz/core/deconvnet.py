@@ -14,15 +14,18 @@ from torch import Tensor, nn
 
 from lightning_cnnviz.core.capture import FeatureMaps, analysis_mode, hooked, model_device, trace_feature_maps
 from lightning_cnnviz.core.layers import LayerSpec, SelectedLayer, select_layers
+from lightning_cnnviz.core.memory import numbers_at_once
 from lightning_cnnviz.core.tape import FarEnough, Method, ProjectionError, Seed, Tape
 
 __all__ = ["Method", "Projection", "ProjectionError", "Projector", "Unit", "project"]
 
 log = logging.getLogger(__name__)
 
-# Signals of units that go back together take up to so many elements at their widest: they stay near the caches. Where
-# that is less than four units, four are still faster, as long as they are not too large for that.
+# On a CPU, signals of units that go back together take up to so many elements at their widest: they stay near the
+# caches. Where that is less than four units, four are still faster, as long as they are not too large for that.
 _ELEMENTS, _FEW, _MOST_ELEMENTS = 2**20, 4, 2**23
+# Units that go back together, at most.
+_UNITS, _UNITS_ON_GPU = 256, 2048
 # Images that are run together.
 _IMAGES = 16
 
@@ -361,8 +364,11 @@ class Projector:
 
         zero = torch.zeros(1, dtype=torch.int64)
         tape.project(name, Seed(zero, zero, zero, zero), watch=watch)
-        few = min(_FEW, _MOST_ELEMENTS // widest)
-        return max(1, few, min(256, _ELEMENTS // widest))
+        room = numbers_at_once(tape.device)
+        if tape.device.type != "cpu":
+            return max(1, min(_UNITS_ON_GPU, room // widest))
+        few = min(_FEW, min(_MOST_ELEMENTS, room) // widest)
+        return max(1, few, min(_UNITS, min(_ELEMENTS, room) // widest))
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""How many images fit into memory at once."""
+"""How many images, or numbers, fit into memory at once."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lightning_cnnviz.core.capture import Site, analysis_mode, hooked
 from lightning_cnnviz.core.classification import class_logits
 
-__all__ = ["images_at_once"]
+__all__ = ["images_at_once", "numbers_at_once"]
 
 # The share of the free memory that a look may take: training needs what it had.
 _SHARE = 0.25
@@ -21,6 +21,8 @@ _MOST, _MOST_ON_CPU = 256, 16
 # Copies of the image that a sweep holds beside the network's own values, and of the largest value inside a layer.
 _IMAGES, _VALUES = 16, 4
 _UNKNOWN = 2**30
+# Tensors of the size of the largest that there are at a time on the way back through a network.
+_TENSORS = 8
 
 
 def images_at_once(model: nn.Module, image: Tensor, *, gradients: bool = False) -> int:
@@ -47,6 +49,11 @@ def images_at_once(model: nn.Module, image: Tensor, *, gradients: bool = False) 
     an_image = _IMAGES * image.numel() * image.element_size() + _VALUES * values
     most = _MOST if image.device.type == "cuda" else _MOST_ON_CPU
     return max(1, min(most, int(_SHARE * _free_bytes(image.device) / an_image)))
+
+
+def numbers_at_once(device: torch.device, bytes_each: int = 4) -> int:
+    """Return how many numbers the largest tensor of a computation may have, for its kin to fit into the free memory."""
+    return max(1, int(_SHARE * _free_bytes(device) / (_TENSORS * bytes_each)))
 
 
 def _free_bytes(device: torch.device) -> int:

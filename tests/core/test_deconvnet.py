@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from lightning_cnnviz.core import memory
 from lightning_cnnviz.core.deconvnet import Projection, ProjectionError, Projector, Unit, project
 from lightning_cnnviz.core.layers import LayerNotFoundError, select_layers
 from lightning_cnnviz.core.rules import _in_phases
@@ -333,3 +334,21 @@ def test_pooling_windows_wider_than_the_map() -> None:
             place = divmod(int(maps[feature].argmax()), 2)  # every window covers the whole map
             expected[0, place[0], place[1]] += unit.activation * weight * net[0].weight[feature, 0, 0, 0]
         assert torch.allclose(found.on_image(number), expected.detach(), atol=1e-6)
+
+
+def test_with_little_memory_fewer_units_go_back_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 4, 3))
+    image = torch.rand(1, 1, 16, 16)
+    units = [Unit(0, "3", channel, row, 1) for channel in range(4) for row in range(3)]
+    whole = project(net, image, units)
+    together = []
+    for free in (2**30, 2**17, 1):
+        monkeypatch.setattr(memory, "_free_bytes", lambda _device, free=free: free)
+        projector = Projector(net, select_layers(net, ["3"]))
+        same = projector.project(image, units)
+        together += [way.together["3"] for way in projector._ways.values()]
+        assert all(torch.allclose(one, other) for one, other in zip(whole.pixels, same.pixels, strict=True))
+    assert together[0] == 256
+    assert 1 < together[1] < 256
+    assert together[2] == 1
