@@ -495,7 +495,7 @@ def test_images_that_no_patch_needs_are_let_go() -> None:
     alive = []
     with torch.no_grad(), miner:
         for start in range(0, 40, 4):
-            images = noise(4, 2, 9, 9, seed=start)
+            images = noise(4, 2, 11, 11, seed=start)
             alive.append(weakref.ref(images))
             miner.start_batch(images, torch.arange(start, start + 4))
             model(images)
@@ -511,11 +511,11 @@ def test_images_that_no_patch_needs_are_let_go() -> None:
         sizes = {patch.untyped_storage().data_ptr(): patch.untyped_storage().nbytes() for patch in held}
         # Blocks are at most an eighth, or 64 bytes, larger than what is in them.
         assert len(sizes) == 6 + 2
-        assert sum(sizes.values()) <= 6 * (2 * 3 * 3 * 4 + 64) + 2 * (2 * 9 * 9 * 4 + 64)
+        assert sum(sizes.values()) <= 6 * (2 * 3 * 3 * 4 + 64) + 2 * (2 * 11 * 11 * 4 * 9 // 8)
     gc.collect()
     assert [reference() for reference in alive] == [None] * 10
     assert miner._lists is None
-    assert found["2"].patch(0).shape == (2, 9, 9)
+    assert found["2"].patch(0).shape == (2, 11, 11)
 
 
 # No trace
