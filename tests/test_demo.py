@@ -33,6 +33,8 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
+    assert "has failed" not in done.stderr
+    assert "has shown nothing" not in done.stderr
     return out, done.stdout
 
 

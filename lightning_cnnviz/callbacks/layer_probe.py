@@ -190,6 +190,7 @@ class LayerProbeMonitor(ExperimentMonitor):
         chosen = select_layers(network, "conv" if self.layers is None else self.layers)
         self._chosen = evenly(chosen, LAYERS) if self.layers is None else chosen
         self._control_read, self._control = False, None
+        self._loaders, self._manifest, self._wanted = (None, None), None, (None, None)
 
     def check_trainer(self, trainer: Any, stage: str) -> None:
         """Refuse whole maps on several ranks: files are not gathered."""
@@ -226,7 +227,10 @@ class LayerProbeMonitor(ExperimentMonitor):
             train = merge_features([train for train, _ in parts])
             tests = [test for _, test in parts if test is not None]
             test = merge_features(tests) if tests else None
-            probes.append(probe_layers(train, self._plan, test=test, manifest=self._manifest))
+            pairs = zip((train, test), self._wanted, strict=True)
+            whole = all(part is None or wanted is None or torch.equal(part.indices, wanted) for part, wanted in pairs)
+            manifest = self._manifest if whole else None  # images may be missing where a loader leaves some out
+            probes.append(probe_layers(train, self._plan, test=test, manifest=manifest))
         if len(probes) > 1:
             self._control = probes[1]
         return replace(probes[0], control=None if self._control is None else self._control.scores)
@@ -258,15 +262,17 @@ class LayerProbeMonitor(ExperimentMonitor):
     def _sets(self, network: nn.Module, progress: Progress, *, tapped: bool = False) -> _Sets:
         def read(loader: Any) -> Features:
             known, found = self._tapped
+            wanted = self._wanted[loader is not self._loaders[0]]
             if tapped and found is not None and known is loader:
-                return found
+                # Outside of fit, the splits are drawn after the passes.
+                return found if wanted is None else found.among(wanted)
             return tap_features(
                 network,
                 loader,
                 self._chosen,
                 pool=self.pool,
                 limit=self._limit,
-                indices=self._wanted[loader is not self._loaders[0]],
+                indices=wanted,
                 share=self._share,
                 batch_fn=self.batch_fn,
                 seed=self.seed,

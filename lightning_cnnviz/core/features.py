@@ -8,7 +8,7 @@ import tempfile
 import weakref
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +115,15 @@ class Features:
     labels: Tensor
     indices: Tensor
     known: bool = True
+
+    def among(self, indices: Tensor) -> Features:
+        """Return the features, in memory, of those images alone whose index is among some."""
+        kept = torch.isin(self.indices, indices)
+        layers = tuple(
+            replace(layer, values=layer.dense()[kept], images=int(kept.sum()), file=None, _keeper=None)
+            for layer in self.layers
+        )
+        return Features(layers, self.labels[kept], self.indices[kept], self.known)
 
     def __iter__(self) -> Iterator[LayerFeatures]:
         return iter(self.layers)

@@ -355,3 +355,22 @@ def test_in_validate_the_pass_serves_too() -> None:
     assert numbers(sink.reports[-1][1]) == pytest.approx(
         {f"{scores.layer}/{head}": scores.mean(head) for scores in expected for head in ("svm", "softmax")}
     )
+
+
+@pytest.mark.parametrize("stage", ["validate", "test"])
+def test_another_stage_after_fit_draws_from_its_own_images(stage: str) -> None:
+    sink = MemorySink()
+    protocol = Protocol(per_class=2, test_per_class=1, splits=2)
+    monitor = LayerProbeMonitor(protocol=protocol, every_n_epochs=2, sinks=[sink], on_error="raise")
+    pl.seed_everything(4, verbose=False)
+    model = LittleNet()
+    trainer = quiet_trainer(callbacks=[monitor])
+    trainer.fit(model, loader(80, shuffle=True), loader(24, 1))
+    getattr(trainer, stage)(model, loader(36, 2), verbose=False)
+    expected = probe_layers(tap_features(model, loader(36, 2), pool=4096), protocol)
+    step, report = sink.reports[-1]
+    assert step.stage == stage
+    assert numbers(report) == pytest.approx(
+        {f"{scores.layer}/{head}": scores.mean(head) for scores in expected for head in ("svm", "softmax")}
+    )
+    assert expected.scores[0].digest[:16] in " ".join(report.notes)
