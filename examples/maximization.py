@@ -16,10 +16,10 @@ from PIL import Image
 from torchvision.models import squeezenet1_0
 from tqdm import tqdm
 
-from lightning_cnnviz.core.maximization import maximize, unit_input_size
-from lightning_cnnviz.core.objectives import ClassScore, Objective, Unit
-from lightning_cnnviz.core.parametrization import Box, Parametrization
-from lightning_cnnviz.core.regularization import TotalVariation
+from lightning_cnnviz.core.maximization.maximize import maximize, unit_input_size
+from lightning_cnnviz.core.maximization.objectives import ClassScore, Objective, Unit
+from lightning_cnnviz.core.maximization.parametrization import Box, Parametrization
+from lightning_cnnviz.core.maximization.regularization import TotalVariation
 from lightning_cnnviz.render.image import draw_sheet, to_image
 from lightning_cnnviz.render.maximization import MaximizedLayer, maximization_report
 from lightning_cnnviz.render.normalization import Normalization

@@ -17,7 +17,7 @@ from torchvision.transforms import v2
 from tqdm import tqdm
 
 from lightning_cnnviz import PageSink, mine_top_patches
-from lightning_cnnviz.core import diagnose
+from lightning_cnnviz.core.top_patches.search import diagnose
 from lightning_cnnviz.render import find_normalization, top_patches_report
 from lightning_cnnviz.report import Step
 

@@ -128,8 +128,8 @@ class _UsageError(Exception):
 
 
 def _layers(name: str, size: Sequence[int]) -> int:
-    from lightning_cnnviz.core.arithmetic import layer_table
-    from lightning_cnnviz.core.networks import make_network
+    from lightning_cnnviz.core.layer_table.table import layer_table
+    from lightning_cnnviz.finetune.networks import make_network
     from lightning_cnnviz.render.layer_table import layer_table_text
 
     try:

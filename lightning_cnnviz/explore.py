@@ -28,12 +28,12 @@ from lightning_cnnviz.callbacks import (
     OcclusionMonitor,
     TopPatchesMonitor,
 )
-from lightning_cnnviz.core.capture import analysis_mode, model_device
-from lightning_cnnviz.core.classification import class_logits
-from lightning_cnnviz.core.networks import closest, make_network
+from lightning_cnnviz.core.network.classification import class_logits
+from lightning_cnnviz.core.network.hooks import analysis_mode, model_device
 from lightning_cnnviz.finetune.heads import find_classifiers
 from lightning_cnnviz.finetune.images import LabeledImages
 from lightning_cnnviz.finetune.module import FineTuner
+from lightning_cnnviz.finetune.networks import closest, make_network
 from lightning_cnnviz.finetune.presets import image_transform
 from lightning_cnnviz.finetune.sources import Pool, file_pool, find_images, list_images
 from lightning_cnnviz.finetune.weights import load_weights, read_weights

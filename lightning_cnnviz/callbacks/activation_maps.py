@@ -7,11 +7,11 @@ from typing import Any
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from lightning_cnnviz.callbacks.experiments import Progress, SampleOptions
-from lightning_cnnviz.callbacks.shown import ShownSampleMonitor
-from lightning_cnnviz.core.activation_maps import ActivationMaps, activation_maps, find_maps, interleave
-from lightning_cnnviz.core.layers import resolve_features, select_layers
-from lightning_cnnviz.core.sample import Sample
+from lightning_cnnviz.callbacks._base.experiment import Progress, SampleOptions
+from lightning_cnnviz.callbacks._base.shown import ShownSampleMonitor
+from lightning_cnnviz.core.data.sample import Sample
+from lightning_cnnviz.core.images.activation_maps import ActivationMaps, activation_maps, find_maps, interleave
+from lightning_cnnviz.core.network.layers import resolve_features, select_layers
 from lightning_cnnviz.render.activation_maps import activation_maps_report
 from lightning_cnnviz.report import Report
 
@@ -25,7 +25,7 @@ class ActivationMapMonitor(ShownSampleMonitor):
     largest activations on one common scale.
 
     Args:
-        layers: `"conv"` for every convolution, or names, globs and keywords (see `core.layers.select_layers`). The
+        layers: `"conv"` for every convolution, or names, globs and keywords (see `select_layers`). The
             feature map of a convolution that is chosen by kind is read after the BatchNorm that directly follows it.
         k: Number of feature maps that are shown of each image and layer.
         features: Choose among these alone: the first n of each layer, a list of them, a list by layer, None for all.

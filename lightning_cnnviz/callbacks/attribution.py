@@ -7,17 +7,17 @@ from typing import Any
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from lightning_cnnviz.callbacks.experiments import Progress, SampleOptions
-from lightning_cnnviz.callbacks.shown import ShownSampleMonitor
-from lightning_cnnviz.core.attribution import (
+from lightning_cnnviz.callbacks._base.experiment import Progress, SampleOptions
+from lightning_cnnviz.callbacks._base.shown import ShownSampleMonitor
+from lightning_cnnviz.core.data.sample import Sample
+from lightning_cnnviz.core.images.attribution import (
     AttributionMaps,
     AttributionMethod,
     attribute,
     check_attribution,
     check_method,
 )
-from lightning_cnnviz.core.layers import select_layers
-from lightning_cnnviz.core.sample import Sample
+from lightning_cnnviz.core.network.layers import select_layers
 from lightning_cnnviz.render.attribution import attribution_report
 from lightning_cnnviz.report import Report
 
@@ -30,7 +30,7 @@ class AttributionMonitor(ShownSampleMonitor):
     The same images at every look.
 
     Args:
-        method: `"gradcam"`, `"integrated_gradients"`, `"saliency"` or `"guided_gradcam"`, see `core.attribution`.
+        method: `"gradcam"`, `"integrated_gradients"`, `"saliency"` or `"guided_gradcam"`, see `attribute`.
         images: How many images are drawn; or the images `(N, C, H, W)` in the values that the network is given, or
             `(images, labels)`. Without labels, the class that the network finds is explained.
         layer: Whose feature maps Grad-CAM weighs; by default the last before the classifier.

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from lightning_cnnviz.callbacks.display import chosen_normalization
-from lightning_cnnviz.callbacks.mining import MiningMonitor
-from lightning_cnnviz.callbacks.passes import PassOptions
-from lightning_cnnviz.core.deconvnet import Method, Projector, Unit
-from lightning_cnnviz.core.layers import evenly, select_layers
-from lightning_cnnviz.core.patches import exchanged
-from lightning_cnnviz.core.top_patches import TopPatches
+from lightning_cnnviz.callbacks._base.display import chosen_normalization
+from lightning_cnnviz.callbacks._base.mining import MiningMonitor
+from lightning_cnnviz.callbacks._base.passes import PassOptions
+from lightning_cnnviz.core.data.distributed import exchanged
+from lightning_cnnviz.core.deconvnet.projection import Method, Projector, Unit
+from lightning_cnnviz.core.network.layers import evenly, select_layers
+from lightning_cnnviz.core.top_patches.search import TopPatches
 from lightning_cnnviz.render.deconvnet import Look, deconvnet_report
 from lightning_cnnviz.render.normalization import Normalization
 from lightning_cnnviz.report import Report
@@ -43,7 +43,7 @@ class DeconvnetMonitor(MiningMonitor):
         layers: As `TopPatchesMonitor`'s; by default four convolutions from the first to the last. A projection from a
             deep layer costs about as much as two forward passes of its image.
         k: Number of units of each feature map; 1 for top-1 sheets.
-        method: `"deconvnet"`, `"guided"` or `"gradient"`, see `core.deconvnet.project`.
+        method: `"deconvnet"`, `"guided"` or `"gradient"`, see `core.deconvnet.projection.project`.
         features: Feature maps that are shown: the first n of each layer, a list of them, a list by layer, None for all.
         normalization: Mean and std to undo for display; by default found in the data set's transforms.
         options: See `PassMonitor`.

@@ -11,11 +11,11 @@ from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 from typing_extensions import Unpack
 
-from lightning_cnnviz.callbacks.base import MonitorOptions
-from lightning_cnnviz.callbacks.experiments import ExperimentMonitor, Progress
-from lightning_cnnviz.callbacks.trainer import find_network
-from lightning_cnnviz.core.filters import LayerFilters, convolutions, layer_filters, renormalize_
-from lightning_cnnviz.core.layers import resolve_features
+from lightning_cnnviz.callbacks._base.experiment import ExperimentMonitor, Progress
+from lightning_cnnviz.callbacks._base.monitor import MonitorOptions
+from lightning_cnnviz.callbacks._base.trainer import find_network
+from lightning_cnnviz.core.images.filters import LayerFilters, convolutions, layer_filters, renormalize_
+from lightning_cnnviz.core.network.layers import resolve_features
 from lightning_cnnviz.render.filters import filters_report
 from lightning_cnnviz.report import Report
 
@@ -31,7 +31,7 @@ class FilterMonitor(ExperimentMonitor):
 
     Args:
         layers: The network's first convolution by default; or names, globs and keywords (see
-            `core.layers.select_layers`) of convolutions.
+            `core.network.layers.select_layers`) of convolutions.
         features: Filters that are shown: the first n of each layer, a list of them, a list by layer, None for all.
         channels: Of kernels that are no color or gray pictures, how many input channels are shown.
         options: See `Monitor`.
@@ -77,7 +77,7 @@ class RenormalizeFilters(pl.Callback, pytorch_lightning.Callback):  # type: igno
     Args:
         radius: The largest RMS of a filter's weights; the paper's is 0.1, for inputs of roughly -128 to 128.
         layers: The network's first convolution by default; `"conv"` for all, as in the paper, or names, globs and
-            keywords (see `core.layers.select_layers`) of convolutions.
+            keywords (see `select_layers`) of convolutions.
         model: Name of the submodule that is the network; see `Monitor`.
 
     Raises:

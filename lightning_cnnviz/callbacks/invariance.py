@@ -9,18 +9,18 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from lightning_cnnviz.callbacks.experiments import Progress, SampleOptions
-from lightning_cnnviz.callbacks.shown import ShownSampleMonitor
-from lightning_cnnviz.core.capture import keep_random_state
-from lightning_cnnviz.core.invariance import (
+from lightning_cnnviz.callbacks._base.experiment import Progress, SampleOptions
+from lightning_cnnviz.callbacks._base.shown import ShownSampleMonitor
+from lightning_cnnviz.core.data.sample import Sample
+from lightning_cnnviz.core.images.invariance import (
     DEFAULT_TRANSFORMS,
     InvarianceCurves,
     check_invariance,
     measure_invariance,
 )
-from lightning_cnnviz.core.layers import select_layers
-from lightning_cnnviz.core.sample import Sample
-from lightning_cnnviz.core.transforms import PixelScale, Transform, resolve_transforms
+from lightning_cnnviz.core.images.transforms import PixelScale, Transform, resolve_transforms
+from lightning_cnnviz.core.network.hooks import keep_random_state
+from lightning_cnnviz.core.network.layers import select_layers
 from lightning_cnnviz.render.invariance import EXAMPLE_IMAGES, examples_at, invariance_report
 from lightning_cnnviz.report import Report
 
@@ -35,9 +35,9 @@ class InvarianceMonitor(ShownSampleMonitor):
     same images at every look. A look costs a forward pass of each transformed copy: 78 an image by default.
 
     Args:
-        layers: Names, globs and keywords (see `core.layers.select_layers`); by default the first convolution and what
+        layers: Names, globs and keywords (see `select_layers`); by default the first convolution and what
             the classifier is given.
-        transforms: Names among `core.transforms.TRANSFORMS`, or `Transform(name, function, values)` of your own.
+        transforms: Names among `core.images.transforms.TRANSFORMS`, or `Transform(name, function, values)` of your own.
         images: How many images are drawn; or the images `(N, C, H, W)` in the values that the network is given, or
             `(images, labels)`. Without labels, the class that the network finds is followed.
         normalization: Mean and std of the network's input; by default found in the data set's transforms.

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from lightning_cnnviz.callbacks.base import MonitorOptions
-from lightning_cnnviz.callbacks.experiments import ExperimentMonitor, Progress
-from lightning_cnnviz.callbacks.trainer import chosen_loader, find_network
-from lightning_cnnviz.callbacks.validation_tap import ValidationTap
-from lightning_cnnviz.core.batches import BatchFn
-from lightning_cnnviz.core.features import Features, drawn_images, known_labels, merge_features, tap_features
-from lightning_cnnviz.core.layers import SelectedLayer, evenly, select_layers
-from lightning_cnnviz.core.probing import LayerProbe, probe_layers, random_twin
-from lightning_cnnviz.core.protocols import Manifest, Protocol, draw_splits, find_protocol, restricted
+from lightning_cnnviz.callbacks._base.experiment import ExperimentMonitor, Progress
+from lightning_cnnviz.callbacks._base.monitor import MonitorOptions
+from lightning_cnnviz.callbacks._base.trainer import chosen_loader, find_network
+from lightning_cnnviz.callbacks._base.validation_tap import ValidationTap
+from lightning_cnnviz.core.data.batches import BatchFn
+from lightning_cnnviz.core.network.layers import SelectedLayer, evenly, select_layers
+from lightning_cnnviz.core.probing.features import Features, drawn_images, known_labels, merge_features, tap_features
+from lightning_cnnviz.core.probing.probe import LayerProbe, probe_layers, random_twin
+from lightning_cnnviz.core.probing.protocols import Manifest, Protocol, draw_splits, find_protocol, restricted
 from lightning_cnnviz.render.layer_probe import layer_probe_report
 from lightning_cnnviz.report import Report
 
@@ -45,13 +45,13 @@ class LayerProbeMonitor(ExperimentMonitor):
     images.
 
     Args:
-        layers: Names, globs and keywords (see `core.layers.select_layers`); by default up to six convolutions, evenly
+        layers: Names, globs and keywords (see `select_layers`); by default up to six convolutions, evenly
             spread in depth. A convolution chosen by kind is read behind its BatchNorm and a ReLU, a layer chosen by
             name as it is.
         heads: Of `"svm"`, `"softmax"` and `"knn"`.
         per_class: Images of each class to learn from; None for all, or, with several splits, four fifths, drawn anew.
         splits: How many times images are drawn.
-        protocol: A published protocol (`"caltech101-30"`, ..., see `core.protocols.PROTOCOLS`) or one of your own; what
+        protocol: A published protocol (`"caltech101-30"`, ..., see `PROTOCOLS`) or one of your own; what
             is given beside it changes it.
         images: Up to how many images of each set are drawn from, the same ones at every look, or `"all"`; by default
             1,000, and all where `per_class` or a protocol is given. Where the data set tells its labels (`targets`),

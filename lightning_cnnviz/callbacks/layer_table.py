@@ -7,11 +7,11 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from lightning_cnnviz.callbacks.base import Monitor
-from lightning_cnnviz.callbacks.trainer import chosen_loader, find_network, step_of
-from lightning_cnnviz.core.arithmetic import layer_table
-from lightning_cnnviz.core.batches import BatchFn
-from lightning_cnnviz.core.sample import draw_sample
+from lightning_cnnviz.callbacks._base.monitor import Monitor
+from lightning_cnnviz.callbacks._base.trainer import chosen_loader, find_network, step_of
+from lightning_cnnviz.core.data.batches import BatchFn
+from lightning_cnnviz.core.data.sample import draw_sample
+from lightning_cnnviz.core.layer_table.table import layer_table
 from lightning_cnnviz.render.layer_table import layer_table_report
 from lightning_cnnviz.sinks.base import Sink
 

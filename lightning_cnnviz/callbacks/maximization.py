@@ -9,16 +9,17 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from lightning_cnnviz.callbacks.experiments import Progress, SampleOptions
-from lightning_cnnviz.callbacks.shown import ShownSampleMonitor
-from lightning_cnnviz.core.capture import FeatureMaps, analysis_mode, trace_feature_maps
-from lightning_cnnviz.core.layers import evenly, resolve_features, select_layers
-from lightning_cnnviz.core.maximization import home_of, maximize, strongest_images, unit_input_size
-from lightning_cnnviz.core.objectives import Channel, ClassScore, Objective, Unit
-from lightning_cnnviz.core.optimum import optimum_invariance
-from lightning_cnnviz.core.parametrization import Box, Parametrization, color_correlation
-from lightning_cnnviz.core.regularization import TotalVariation, Transform
-from lightning_cnnviz.core.sample import Sample
+from lightning_cnnviz.callbacks._base.experiment import Progress, SampleOptions
+from lightning_cnnviz.callbacks._base.shown import ShownSampleMonitor
+from lightning_cnnviz.core.data.sample import Sample
+from lightning_cnnviz.core.maximization.maximize import home_of, maximize, strongest_images, unit_input_size
+from lightning_cnnviz.core.maximization.objectives import Channel, ClassScore, Objective, Unit
+from lightning_cnnviz.core.maximization.optimum import optimum_invariance
+from lightning_cnnviz.core.maximization.parametrization import Box, Parametrization, color_correlation
+from lightning_cnnviz.core.maximization.regularization import TotalVariation, Transform
+from lightning_cnnviz.core.network.hooks import analysis_mode
+from lightning_cnnviz.core.network.layers import evenly, resolve_features, select_layers
+from lightning_cnnviz.core.tracing.feature_maps import FeatureMaps, trace_feature_maps
 from lightning_cnnviz.render.maximization import MaximizedLayer, maximization_report
 from lightning_cnnviz.render.normalization import Normalization
 from lightning_cnnviz.report import Report

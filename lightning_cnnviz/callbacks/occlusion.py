@@ -7,11 +7,11 @@ from typing import Any
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from lightning_cnnviz.callbacks.experiments import Progress, SampleOptions
-from lightning_cnnviz.callbacks.shown import ShownSampleMonitor
-from lightning_cnnviz.core.layers import select_layers
-from lightning_cnnviz.core.occlusion import OcclusionMaps, check_occlusion, occlude
-from lightning_cnnviz.core.sample import Sample
+from lightning_cnnviz.callbacks._base.experiment import Progress, SampleOptions
+from lightning_cnnviz.callbacks._base.shown import ShownSampleMonitor
+from lightning_cnnviz.core.data.sample import Sample
+from lightning_cnnviz.core.images.occlusion import OcclusionMaps, check_occlusion, occlude
+from lightning_cnnviz.core.network.layers import select_layers
 from lightning_cnnviz.render.occlusion import occlusion_report
 from lightning_cnnviz.report import Report
 

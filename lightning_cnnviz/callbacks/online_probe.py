@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
+from lightning_cnnviz.callbacks._base.passes import PassMonitor, PassOptions
+from lightning_cnnviz.callbacks._base.trainer import find_network
 from lightning_cnnviz.callbacks.layer_probe import LAYERS
-from lightning_cnnviz.callbacks.passes import PassMonitor, PassOptions
-from lightning_cnnviz.callbacks.trainer import find_network
-from lightning_cnnviz.core.batches import read_batch
-from lightning_cnnviz.core.capture import hooked
-from lightning_cnnviz.core.features import MapReader, why_no_labels
-from lightning_cnnviz.core.layers import SelectedLayer, evenly, select_layers
-from lightning_cnnviz.core.online_probing import OnlineProbes, OnlineScores, score_online, watched
+from lightning_cnnviz.core.data.batches import read_batch
+from lightning_cnnviz.core.network.hooks import hooked
+from lightning_cnnviz.core.network.layers import SelectedLayer, evenly, select_layers
+from lightning_cnnviz.core.probing.features import MapReader, why_no_labels
+from lightning_cnnviz.core.probing.online import OnlineProbes, OnlineScores, score_online, watched
 from lightning_cnnviz.render.layer_probe import online_probe_report
 from lightning_cnnviz.report import Report
 
@@ -37,7 +37,7 @@ class OnlineProbeMonitor(PassMonitor):
     first call with as many images as there are labels.
 
     Args:
-        layers: Names, globs and keywords (see `core.layers.select_layers`); by default up to six convolutions, evenly
+        layers: Names, globs and keywords (see `select_layers`); by default up to six convolutions, evenly
             spread in depth. A convolution chosen by kind is read behind its BatchNorm and a ReLU, a layer chosen by
             name as it is.
         pool: Up to how many features of each layer, by average pooling; a channel is not pooled away.

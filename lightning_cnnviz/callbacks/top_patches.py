@@ -7,11 +7,11 @@ from typing import Any
 from torch import nn
 from typing_extensions import Unpack
 
-from lightning_cnnviz.callbacks.display import chosen_normalization, class_names
-from lightning_cnnviz.callbacks.mining import MiningMonitor
-from lightning_cnnviz.callbacks.passes import PassOptions
-from lightning_cnnviz.core.layers import select_layers
-from lightning_cnnviz.core.top_patches import TopPatches, diagnose, without_patches
+from lightning_cnnviz.callbacks._base.display import chosen_normalization, class_names
+from lightning_cnnviz.callbacks._base.mining import MiningMonitor
+from lightning_cnnviz.callbacks._base.passes import PassOptions
+from lightning_cnnviz.core.network.layers import select_layers
+from lightning_cnnviz.core.top_patches.search import TopPatches, diagnose, without_patches
 from lightning_cnnviz.render.normalization import Normalization
 from lightning_cnnviz.render.top_patches import top_patches_report, top_patches_table
 from lightning_cnnviz.report import Report
@@ -27,7 +27,7 @@ class TopPatchesMonitor(MiningMonitor):
     `top_patches_stats/<layer>/...`, and at the end of the run a table of all patches.
 
     Args:
-        layers: `"conv"` for every convolution, or names, globs and keywords (see `core.layers.select_layers`).
+        layers: `"conv"` for every convolution, or names, globs and keywords (see `select_layers`).
         k: Number of patches of each feature map.
         features: Feature maps that are shown: the first n of each layer, a list of them, a list by layer, None for all.
         per_image: Number of patches of one feature map that may come from one image; None for any number.

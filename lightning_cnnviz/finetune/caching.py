@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from tqdm.auto import tqdm
 
-from lightning_cnnviz.core.batches import read_batch
-from lightning_cnnviz.core.capture import Site, analysis_mode, hooked, model_device
+from lightning_cnnviz.core.data.batches import read_batch
+from lightning_cnnviz.core.network.hooks import Site, analysis_mode, hooked, model_device
 
 __all__ = ["CachedBatch", "Tail", "cached_loader", "find_tail"]
 

@@ -13,8 +13,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lightning_cnnviz.core.networks import closest
 from lightning_cnnviz.finetune.images import EpochOrder, LabeledImages
+from lightning_cnnviz.finetune.networks import closest
 from lightning_cnnviz.finetune.presets import Augmentation, image_transform
 from lightning_cnnviz.finetune.sources import Found, Pool, broken_files, file_pool, find_images, list_images
 from lightning_cnnviz.finetune.splits import listed_names, split_images

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lightning_cnnviz.core.capture import trace_feature_maps
-from lightning_cnnviz.core.layers import LayerSpec, select_layers
+from lightning_cnnviz.core.network.layers import LayerSpec, select_layers
+from lightning_cnnviz.core.tracing.feature_maps import trace_feature_maps
 from lightning_cnnviz.finetune.heads import sample_images
 
 __all__ = ["BackboneFeatures"]

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from lightning_cnnviz.core.capture import Site, analysis_mode, hooked
+from lightning_cnnviz.core.network.hooks import Site, analysis_mode, hooked
 from lightning_cnnviz.finetune.heads import Classifiers, sample_images
 
 __all__ = ["Mode", "Stages", "find_stages", "freeze", "is_norm", "lowest_trained", "settle_modes"]

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from lightning_cnnviz.core.capture import Site, analysis_mode, hooked, model_device
-from lightning_cnnviz.core.landmarks import find_landmarks
-from lightning_cnnviz.core.networks import closest
+from lightning_cnnviz.core.network.hooks import Site, analysis_mode, hooked, model_device
+from lightning_cnnviz.core.tracing.default_layers import find_landmarks
+from lightning_cnnviz.finetune.networks import closest
 
 __all__ = ["Classifier", "Classifiers", "Head", "find_classifiers", "install_heads", "read_logits", "sample_images"]
 

@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
-from lightning_cnnviz.core.capture import keep_random_state
-from lightning_cnnviz.core.layers import LayerSpec
-from lightning_cnnviz.core.networks import closest, make_network
+from lightning_cnnviz.core.network.hooks import keep_random_state
+from lightning_cnnviz.core.network.layers import LayerSpec
 from lightning_cnnviz.finetune.caching import CachedBatch, Tail, cached_loader, find_tail
 from lightning_cnnviz.finetune.features import BackboneFeatures
 from lightning_cnnviz.finetune.freezing import Mode, find_stages, freeze, lowest_trained, settle_modes
 from lightning_cnnviz.finetune.heads import find_classifiers, install_heads, read_logits, sample_images
+from lightning_cnnviz.finetune.networks import closest, make_network
 from lightning_cnnviz.finetune.optimization import (
     check_options,
     check_scheduler,

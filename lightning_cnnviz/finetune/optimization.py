@@ -13,8 +13,8 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from lightning_cnnviz.core.networks import closest
 from lightning_cnnviz.finetune.freezing import Stages, is_norm
+from lightning_cnnviz.finetune.networks import closest
 
 __all__ = ["find_class", "make_optimizer", "make_scheduler", "parameter_groups", "warmup_cosine"]
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from lightning_cnnviz.core.networks import closest, weights_enum
 from lightning_cnnviz.finetune.heads import Classifiers
+from lightning_cnnviz.finetune.networks import closest, weights_enum
 
 __all__ = ["WeightsError", "load_weights", "read_weights"]
 

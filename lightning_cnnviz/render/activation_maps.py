@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_cnnviz.core.activation_maps import ActivationMaps
-from lightning_cnnviz.core.sample import Sample
+from lightning_cnnviz.core.data.sample import Sample
+from lightning_cnnviz.core.images.activation_maps import ActivationMaps
 from lightning_cnnviz.render.normalization import Normalization
 from lightning_cnnviz.render.patches import brief
 from lightning_cnnviz.report import Gallery, Number, Report, Row, Tile

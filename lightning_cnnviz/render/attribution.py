@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_cnnviz.core.attribution import AttributionMaps
+from lightning_cnnviz.core.images.attribution import AttributionMaps
 from lightning_cnnviz.render.figures import class_label, overlaid
 from lightning_cnnviz.report import Gallery, Item, Number, Report, Row, Tile
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_cnnviz.core.filters import LayerFilters
+from lightning_cnnviz.core.images.filters import LayerFilters
 from lightning_cnnviz.render.patches import brief
 from lightning_cnnviz.report import Curve, Gallery, Item, Report, Row, Scalar, Series, Tile
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import torch
 from torch import Tensor
 
-from lightning_cnnviz.core.invariance import DistanceKind, InvarianceCurves, Sweep, area, half_width
+from lightning_cnnviz.core.images.invariance import DistanceKind, InvarianceCurves, Sweep, area, half_width
 from lightning_cnnviz.render.figures import class_label, figure_pixels, line_style, new_figure, show_pixels
 from lightning_cnnviz.report import Item, Picture, Report, Scalar
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from lightning_cnnviz.core.online_probing import OnlineScores
-from lightning_cnnviz.core.probing import LayerProbe, ProbeScores
+from lightning_cnnviz.core.probing.online import OnlineScores
+from lightning_cnnviz.core.probing.probe import LayerProbe, ProbeScores
 from lightning_cnnviz.report import Curve, Item, Number, Report, Scalar, Series, Table
 
 __all__ = ["layer_probe_report", "online_probe_report"]

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from textwrap import wrap
 from typing import NamedTuple
 
-from lightning_cnnviz.core.arithmetic import LayerRow, LayerTable, WindowFit
+from lightning_cnnviz.core.layer_table.table import LayerRow, LayerTable, WindowFit
 from lightning_cnnviz.render.tables import Side, text_table
 from lightning_cnnviz.report import Item, Number, Report, Scalar, Table
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from lightning_cnnviz.core.maximization import Maximization, Strongest
-from lightning_cnnviz.core.optimum import OptimumInvariance
+from lightning_cnnviz.core.maximization.maximize import Maximization, Strongest
+from lightning_cnnviz.core.maximization.optimum import OptimumInvariance
 from lightning_cnnviz.render.normalization import Normalization
 from lightning_cnnviz.render.patches import brief, placed, to_gray_centered
 from lightning_cnnviz.report import Curve, Gallery, Item, Number, Report, Row, Scalar, Series, Tile

@@ -1,7 +1,5 @@
 """Where reports go."""
 
-from lightning_cnnviz.sinks.base import MemorySink, Sink
-from lightning_cnnviz.sinks.page import PageSink
-from lightning_cnnviz.sinks.wandb import WandbSink
+import lazy_loader
 
-__all__ = ["MemorySink", "PageSink", "Sink", "WandbSink"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -122,7 +122,7 @@ def ablation_study(
 ) -> AblationStudy:
     """Train a network whole, without some of its layers, and with other widths; each from scratch, with equal means.
 
-    Shapes are repaired as `core.ablation.ablate` does it. Each training is a job (see `run_jobs`) whose result is kept
+    Shapes are repaired as `surgery.ablate` does it. Each training is a job (see `run_jobs`) whose result is kept
     in `folder`, as in `sample_efficiency`.
 
     Args:

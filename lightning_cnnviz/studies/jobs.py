@@ -339,7 +339,7 @@ def _undisturbed(threads: int | None) -> Iterator[None]:
     """Set torch's threads; put them and all random state back."""
     import torch
 
-    from lightning_cnnviz.core.capture import keep_random_state
+    from lightning_cnnviz.core.network.hooks import keep_random_state
 
     before = torch.get_num_threads()
     try:

@@ -23,13 +23,13 @@ import torch
 from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor, nn
 
-from lightning_cnnviz.core.ablation import Ablated, ablate
-from lightning_cnnviz.core.capture import keep_random_state
-from lightning_cnnviz.core.probing import random_twin
+from lightning_cnnviz.core.network.hooks import keep_random_state
+from lightning_cnnviz.core.probing.probe import random_twin
 from lightning_cnnviz.finetune.data import ImageFolderDataModule
 from lightning_cnnviz.finetune.module import FineTuner
 from lightning_cnnviz.finetune.sources import find_images
 from lightning_cnnviz.studies.jobs import Job
+from lightning_cnnviz.studies.surgery import Ablated, ablate
 
 __all__ = [
     "Runs",

@@ -24,9 +24,9 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from lightning_cnnviz.core.invariance import DEFAULT_TRANSFORMS, measure_invariance
-from lightning_cnnviz.core.memory import images_at_once
-from lightning_cnnviz.core.transforms import resolve_transforms
+from lightning_cnnviz.core.images.invariance import DEFAULT_TRANSFORMS, measure_invariance
+from lightning_cnnviz.core.images.transforms import resolve_transforms
+from lightning_cnnviz.core.network.memory import images_at_once
 
 
 def seconds(work: Callable[[], object], device: torch.device) -> float:

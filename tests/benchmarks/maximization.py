@@ -38,11 +38,11 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
-from lightning_cnnviz.core.capture import Site, hooked
-from lightning_cnnviz.core.maximization import maximize, unit_input_size
-from lightning_cnnviz.core.objectives import Unit
-from lightning_cnnviz.core.parametrization import Parametrization
-from lightning_cnnviz.core.regularization import robust
+from lightning_cnnviz.core.maximization.maximize import maximize, unit_input_size
+from lightning_cnnviz.core.maximization.objectives import Unit
+from lightning_cnnviz.core.maximization.parametrization import Parametrization
+from lightning_cnnviz.core.maximization.regularization import robust
+from lightning_cnnviz.core.network.hooks import Site, hooked
 
 SIZE, PEER_SIZE = 224, 128
 LAYERS = 4

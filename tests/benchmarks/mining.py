@@ -45,11 +45,11 @@ import torchvision
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_cnnviz.core import mining
-from lightning_cnnviz.core.capture import Site, hooked
-from lightning_cnnviz.core.mining import PatchMiner
-from lightning_cnnviz.core.top_k import TopK
-from lightning_cnnviz.core.top_patches import mine_top_patches
+from lightning_cnnviz.core.network.hooks import Site, hooked
+from lightning_cnnviz.core.top_patches import mining
+from lightning_cnnviz.core.top_patches.mining import PatchMiner
+from lightning_cnnviz.core.top_patches.search import mine_top_patches
+from lightning_cnnviz.core.top_patches.top_k import TopK
 
 K = 9
 SIZE = 224

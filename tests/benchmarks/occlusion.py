@@ -23,8 +23,8 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from lightning_cnnviz.core.memory import images_at_once
-from lightning_cnnviz.core.occlusion import occlude
+from lightning_cnnviz.core.images.occlusion import occlude
+from lightning_cnnviz.core.network.memory import images_at_once
 
 
 def ours(model: nn.Module, images: Tensor, boxes: Tensor, targets: Tensor) -> Tensor:

@@ -34,12 +34,12 @@ from sklearn.svm import LinearSVC
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_cnnviz.core.features import MapReader, tap_features
-from lightning_cnnviz.core.layers import select_layers
-from lightning_cnnviz.core.online_probing import OnlineProbes, watched
-from lightning_cnnviz.core.probing import gram_matrix, probe
-from lightning_cnnviz.core.protocols import Protocol, draw_splits
-from lightning_cnnviz.core.solvers import HEADS, Head, fit_features, fit_gram
+from lightning_cnnviz.core.network.layers import select_layers
+from lightning_cnnviz.core.probing.features import MapReader, tap_features
+from lightning_cnnviz.core.probing.online import OnlineProbes, watched
+from lightning_cnnviz.core.probing.probe import gram_matrix, probe
+from lightning_cnnviz.core.probing.protocols import Protocol, draw_splits
+from lightning_cnnviz.core.probing.solvers import HEADS, Head, fit_features, fit_gram
 
 GB = 1e9
 TEST_PER_CLASS = 10

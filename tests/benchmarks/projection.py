@@ -27,10 +27,10 @@ import torchvision
 from captum.attr import NeuronDeconvolution
 from torch import Tensor, nn
 
-from lightning_cnnviz.core.capture import trace_feature_maps
-from lightning_cnnviz.core.deconvnet import Projector, Unit
-from lightning_cnnviz.core.layers import select_layers
-from lightning_cnnviz.core.top_patches import mine_top_patches
+from lightning_cnnviz.core.deconvnet.projection import Projector, Unit
+from lightning_cnnviz.core.network.layers import select_layers
+from lightning_cnnviz.core.top_patches.search import mine_top_patches
+from lightning_cnnviz.core.tracing.feature_maps import trace_feature_maps
 
 SIZE = 224
 K = 9

@@ -14,9 +14,9 @@ from callbacks.littlenet import LittleNet, quiet_trainer, train_loader, val_load
 from torch import nn
 
 from lightning_cnnviz import MemorySink
-from lightning_cnnviz.callbacks.experiments import Progress
+from lightning_cnnviz.callbacks._base.experiment import Progress
 from lightning_cnnviz.callbacks.maximization import MaximizationMonitor
-from lightning_cnnviz.core.sample import Sample
+from lightning_cnnviz.core.data.sample import Sample
 
 
 class Counted(MaximizationMonitor):

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from lightning_cnnviz import MemorySink
 from lightning_cnnviz.callbacks.layer_probe import LayerProbeMonitor
 from lightning_cnnviz.callbacks.online_probe import OnlineProbeMonitor
-from lightning_cnnviz.core.probing import LayerProbe
+from lightning_cnnviz.core.probing.probe import LayerProbe
 
 
 class Saving(LayerProbeMonitor):

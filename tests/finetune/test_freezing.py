@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_cnnviz.core.networks import make_network
 from lightning_cnnviz.finetune.freezing import Stages, find_stages, freeze, lowest_trained, settle_modes
 from lightning_cnnviz.finetune.heads import find_classifiers
+from lightning_cnnviz.finetune.networks import make_network
 
 
 def stages_of(model: nn.Module, size: tuple[int, int, int]) -> Stages:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torchvision import models
 
-from lightning_cnnviz.core.networks import make_network
 from lightning_cnnviz.finetune.heads import find_classifiers, install_heads, read_logits
+from lightning_cnnviz.finetune.networks import make_network
 
 CLASSES = 7
 NAMES = models.list_models(module=models)

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_cnnviz.core import networks
-from lightning_cnnviz.core.networks import make_network
+from lightning_cnnviz.finetune import networks
 from lightning_cnnviz.finetune.heads import find_classifiers
+from lightning_cnnviz.finetune.networks import make_network
 from lightning_cnnviz.finetune.weights import WeightsError, load_weights, read_weights
 
 SIZE = (1, 8, 8)

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_cnnviz.core.attribution import AttributionMaps, AttributionMethod
-from lightning_cnnviz.core.classification import Classified
-from lightning_cnnviz.core.invariance import InvarianceCurves, Sweep
-from lightning_cnnviz.core.occlusion import OcclusionMaps, occluder_boxes
+from lightning_cnnviz.core.images.attribution import AttributionMaps, AttributionMethod
+from lightning_cnnviz.core.images.invariance import InvarianceCurves, Sweep
+from lightning_cnnviz.core.images.occlusion import OcclusionMaps, occluder_boxes
+from lightning_cnnviz.core.network.classification import Classified
 from lightning_cnnviz.render.attribution import attribution_report
 from lightning_cnnviz.render.charts import COLORS
 from lightning_cnnviz.render.figures import class_color, class_label, line_style, overlaid

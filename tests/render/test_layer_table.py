@@ -5,7 +5,7 @@ import torch
 import torchvision
 from torch import nn
 
-from lightning_cnnviz.core.arithmetic import LayerTable, layer_table
+from lightning_cnnviz.core.layer_table.table import LayerTable, layer_table
 from lightning_cnnviz.render.layer_table import layer_table_report, layer_table_text
 from lightning_cnnviz.render.tables import text_table
 from lightning_cnnviz.report import Scalar, Table

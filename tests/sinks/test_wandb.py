@@ -9,8 +9,8 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
-from offline_run import keep_wandb_inside, read_offline_artifacts, read_offline_run
 from PIL import Image
+from sinks.offline_run import keep_wandb_inside, read_offline_artifacts, read_offline_run
 
 from lightning_cnnviz.render.charts import draw_curve
 from lightning_cnnviz.render.image import draw_sheet

@@ -10,12 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import job_tasks
 import joblib
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from studies import job_tasks
 
 from lightning_cnnviz.studies import jobs as jobs_module
 from lightning_cnnviz.studies.jobs import Job, JobsFailedError, read_result, run_jobs, write_json

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from sinks.offline_run import _records, keep_wandb_inside
-from study_parts import QUICK, TinyNet, image_folder
+from studies.study_parts import QUICK, TinyNet, image_folder
 from torch import nn
 
 from lightning_cnnviz.finetune.data import ImageFolderDataModule

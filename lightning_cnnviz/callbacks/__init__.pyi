@@ -1,0 +1,13 @@
+from ._base.monitor import Monitor as Monitor
+from .activation_maps import ActivationMapMonitor as ActivationMapMonitor
+from .attribution import AttributionMonitor as AttributionMonitor
+from .deconvnet import DeconvnetMonitor as DeconvnetMonitor
+from .filters import FilterMonitor as FilterMonitor
+from .filters import RenormalizeFilters as RenormalizeFilters
+from .invariance import InvarianceMonitor as InvarianceMonitor
+from .layer_probe import LayerProbeMonitor as LayerProbeMonitor
+from .layer_table import LayerTableMonitor as LayerTableMonitor
+from .maximization import MaximizationMonitor as MaximizationMonitor
+from .occlusion import OcclusionMonitor as OcclusionMonitor
+from .online_probe import OnlineProbeMonitor as OnlineProbeMonitor
+from .top_patches import TopPatchesMonitor as TopPatchesMonitor

@@ -1,0 +1,60 @@
+"""What the ranks of a distributed run say to each other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torchmetrics.utilities.distributed import gather_all_tensors
+
+__all__ = ["collective_device", "exchanged", "gathered", "ranks"]
+
+
+def exchanged(
+    own: Sequence[Tensor | None], boxes: Sequence[tuple[int, int, int, int]], like: Tensor
+) -> list[Tensor | None]:
+    """Bring together what each rank has a part of; every rank gives what is its own, the lowest what several have.
+
+    Args:
+        own: Pixels `(C, bottom - top, right - left)` or None, in the same order on every rank.
+        boxes: Top, left, bottom, right of each.
+        like: `(0, C)`, of the pixels' dtype.
+    """
+    if ranks() == 1:
+        return list(own)
+    has = torch.stack(gathered(torch.tensor([pixels is not None for pixels in own], dtype=torch.uint8)))
+    owners = has.argmax(0).tolist()
+    rank = torch.distributed.get_rank()
+    mine = [pixels.flatten() for pixels, owner in zip(own, owners, strict=True) if pixels is not None and owner == rank]
+    streams = gathered(torch.cat([like.flatten(), *mine]))
+    taken = [0] * len(streams)
+    found: list[Tensor | None] = []
+    for (top, left, bottom, right), owner in zip(boxes, owners, strict=True):
+        shape = (like.shape[1], bottom - top, right - left)
+        count = shape[0] * shape[1] * shape[2]
+        found.append(streams[owner][taken[owner] : taken[owner] + count].view(shape).clone())
+        taken[owner] += count
+    return found
+
+
+def gathered(tensor: Tensor) -> list[Tensor]:
+    """Every rank's tensor (shapes may differ), on the CPU; collectives of GPU back ends run on the GPU."""
+    if ranks() == 1:
+        return [tensor]
+    device = collective_device()
+    return [part.cpu() for part in gather_all_tensors(tensor.to(device))]
+
+
+def collective_device() -> torch.device:
+    """Where tensors must be for the process group to exchange them."""
+    if ranks() > 1 and torch.distributed.get_backend() == "nccl":
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
+
+
+def ranks() -> int:
+    """Return how many processes train together; 1 where there is no process group."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return 1
+    return torch.distributed.get_world_size()

@@ -1,0 +1,128 @@
+"""A few images of a data set, drawn once, to make experiments on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+
+from lightning_cnnviz.core.data.batches import BatchFn, indexed_batches, read_batch
+from lightning_cnnviz.core.network.hooks import keep_random_state
+
+__all__ = ["Sample", "draw_sample"]
+
+# So many times the asked-for number of images are opened to find images of different classes.
+_CANDIDATES = 4
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """A few images.
+
+    Attributes:
+        images: `(N, C, H, W)`, in the values that the network is given, on the CPU.
+        labels: `(N,)` int64, or None where the data has none.
+        indices: `(N,)` int64, data-set indices; the order of arrival where the data set does not number them.
+    """
+
+    images: Tensor
+    labels: Tensor | None
+    indices: Tensor
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def part(self, chosen: slice | Tensor) -> Sample:
+        """Return some of the images."""
+        labels = None if self.labels is None else self.labels[chosen]
+        return Sample(self.images[chosen], labels, self.indices[chosen])
+
+
+def draw_sample(loader: Iterable[Any], count: int, batch_fn: BatchFn | None = None, *, seed: int = 0) -> Sample:
+    """Draw images by a seed of its own, of different classes where there are enough.
+
+    The same images come at every call, and random transforms give the same pixels. The loader and all random number
+    generators stay as they were. Where a data set has no indices, or the loader batches in a way of its own, the first
+    images are taken.
+
+    Args:
+        loader: Any loader of batches.
+        count: How many images; fewer come where there are no more.
+        batch_fn: See `read_batch`.
+        seed: Which images.
+
+    Raises:
+        ValueError: The count is below 1, or the loader gives no image.
+        TypeError: See `read_batch`.
+    """
+    if count < 1:
+        raise ValueError(f"{count} images asked for: give 1 or more")
+    with keep_random_state(), torch.inference_mode(False), torch.no_grad():
+        torch.manual_seed(seed)
+        drawn = _drawn(loader, count, batch_fn) if _numbered(loader) else _first(loader, count, batch_fn)
+    if drawn is None:
+        raise ValueError(f"the loader {type(loader).__name__} is empty: it gave no image")
+    return drawn
+
+
+def _numbered(loader: Any) -> bool:
+    return (
+        isinstance(loader, DataLoader)
+        and not isinstance(loader.dataset, IterableDataset)
+        and loader.batch_size is not None
+        and hasattr(loader.dataset, "__len__")
+    )
+
+
+def _drawn(loader: Any, count: int, batch_fn: BatchFn | None) -> Sample | None:
+    dataset = loader.dataset
+    candidates = torch.randperm(len(dataset))[: _CANDIDATES * count]
+    if not len(candidates):
+        return None
+    images, labels = read_batch(loader.collate_fn([dataset[int(index)] for index in candidates]), batch_fn)
+    if len(images) != len(candidates):
+        return _first(loader, count, batch_fn)  # its collate function leaves images out, or makes more of them
+    everything = Sample(images.detach().cpu(), None if labels is None else labels.detach().cpu(), candidates)
+    return everything.part(_of_different_classes(everything, count))
+
+
+def _of_different_classes(sample: Sample, count: int) -> Tensor:
+    """Places of images, one of each class first, then a second of each, and so on, in the order of drawing."""
+    if sample.labels is None:
+        return torch.arange(min(count, len(sample)))
+    seen: dict[int, int] = {}
+    turns = []
+    for place, label in enumerate(sample.labels.tolist()):
+        seen[label] = seen.get(label, 0) + 1
+        turns.append((seen[label], place))
+    return torch.tensor([place for _, place in sorted(turns)[:count]])
+
+
+def _first(loader: Any, count: int, batch_fn: BatchFn | None) -> Sample | None:
+    parts: list[Sample] = []
+    arrived = 0
+    with closing(indexed_batches(loader)) as batches:
+        for batch, indices in batches:
+            images, labels = read_batch(batch, batch_fn)
+            if indices is None or len(indices) != len(images):
+                indices = torch.arange(arrived, arrived + len(images))
+            arrived += len(images)
+            found = Sample(images.detach().cpu(), None if labels is None else labels.detach().cpu(), indices)
+            if len(found) and (not parts or found.images.shape[1:] == parts[0].images.shape[1:]):
+                parts.append(found.part(slice(count)))
+            if sum(len(part) for part in parts) >= count:
+                break
+    if not parts:
+        return None
+    known = [part.labels for part in parts if part.labels is not None]
+    whole = Sample(
+        torch.cat([part.images for part in parts]),
+        torch.cat(known) if len(known) == len(parts) else None,
+        torch.cat([part.indices for part in parts]),
+    )
+    return whole.part(slice(count))

@@ -1,0 +1,433 @@
+"""Units of any layer back to pixels: deconvnet, guided and plain gradient (Zeiler & Fergus 2013, section 2.1)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_cnnviz.core.deconvnet.tape import FarEnough, Method, ProjectionError, Seed, Tape
+from lightning_cnnviz.core.network.hooks import analysis_mode, hooked, model_device
+from lightning_cnnviz.core.network.layers import LayerSpec, SelectedLayer, select_layers
+from lightning_cnnviz.core.network.memory import numbers_at_once
+from lightning_cnnviz.core.tracing.feature_maps import FeatureMaps, trace_feature_maps
+
+__all__ = ["Method", "Projection", "ProjectionError", "Projector", "Unit", "project"]
+
+log = logging.getLogger(__name__)
+
+# On a CPU, signals of units that go back together take up to so many elements at their widest: they stay near the
+# caches. Where that is less than four units, four are still faster, as long as they are not too large for that.
+_ELEMENTS, _FEW, _MOST_ELEMENTS = 2**20, 4, 2**23
+# Units that go back together, at most.
+_UNITS, _UNITS_ON_GPU = 256, 2048
+# Images that are run together.
+_IMAGES = 16
+
+
+class Unit(NamedTuple):
+    """One unit of a layer, on one image.
+
+    Attributes:
+        image: Which of the images.
+        layer: The layer's name.
+        channel: Which feature map.
+        row: Row in the feature map; with the column left out, too, the strongest unit of this feature map.
+        column: Column in the feature map.
+        activation: Its activation, where it is known; else the network is run to find it.
+    """
+
+    image: int
+    layer: str
+    channel: int
+    row: int | None = None
+    column: int | None = None
+    activation: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Projection:
+    """Units, projected back to pixels.
+
+    Attributes:
+        method: How nonlinearities were passed.
+        units: The units, with rows, columns and activations filled in.
+        boxes: `(U, 4)` int64, receptive fields in the image: top, left, bottom, right, half-open, clipped.
+        pixels: For each unit `(image channels, bottom - top, right - left)`, times the unit's activation; in units of
+            the network's (normalized) input, with either sign. Everything outside the box is zero.
+        image_sizes: `(U, 2)` int64, height and width of each unit's image.
+    """
+
+    method: Method
+    units: tuple[Unit, ...]
+    boxes: Tensor
+    pixels: tuple[Tensor, ...]
+    image_sizes: Tensor
+
+    def __post_init__(self) -> None:
+        if not len(self.units) == len(self.boxes) == len(self.pixels):
+            raise ValueError(f"{len(self.units)} units, but {len(self.boxes)} boxes and {len(self.pixels)} projections")
+
+    def on_image(self, number: int) -> Tensor:
+        """Return one projection in its place on the whole image `(C, H, W)`, zero elsewhere."""
+        top, left, bottom, right = self.boxes[number].tolist()
+        pixels = self.pixels[number]
+        whole = pixels.new_zeros(len(pixels), *self.image_sizes[number])
+        whole[:, top:bottom, left:right] = pixels
+        return whole
+
+
+def project(
+    model: nn.Module,
+    images: Tensor | Sequence[Tensor] | Mapping[int, Tensor],
+    units: Iterable[Unit | Sequence[Any]],
+    *,
+    method: Method = "deconvnet",
+    layers: LayerSpec | None = None,
+    progress: Callable[[Iterable[Any]], Iterable[Any]] | None = None,
+) -> Projection:
+    """Project units back to the pixels that caused them.
+
+    All other units of the layer are set to zero, and what is left goes back through the network: convolutions through
+    their transposed filters (without biases), BatchNorm as the constant scale that it is in eval mode, max pooling by
+    its switches: each value returns to the place that its maximum came from. Where pooling windows overlap, values that
+    meet in one place add up, as the transpose of a linear map has it (the paper does not say; torch's `MaxUnpool2d`
+    keeps only the last one). Average pooling spreads evenly, sums and concatenations go on along each branch.
+
+    Nonlinearities (ReLU in any spelling, ReLU6, `clamp(min=0)`, LeakyReLU, PReLU, ELU, SELU, CELU, GELU, SiLU, Mish,
+    Hardswish, Softplus) are passed as the method says:
+
+    - `"deconvnet"`: the signal is rectified, whatever went forward (Zeiler & Fergus 2013);
+    - `"guided"`: rectified, and times the slope at what went forward (Springenberg et al. 2014);
+    - `"gradient"`: times the slope (Simonyan et al. 2013).
+
+    What else is not linear (sigmoid, softmax, a product of two feature maps as in squeeze-excite) passes its gradient.
+
+    The network is left as it was. Work is done only where the signal can be: inside the receptive field, and only for
+    what pooling, or the method, needs of the forward pass.
+
+    Args:
+        model: Any network that takes images `(N, C, H, W)`.
+        images: `(N, C, H, W)`, or images `(C, H, W)` by number.
+        units: `Unit(image, layer, channel, row, column)`; without row and column the strongest of the feature map.
+        method: See above.
+        layers: How the layers were chosen, where that was by kind (`"conv"`): then units are those behind a BatchNorm
+            that directly follows the convolution, as `mine_top_patches` reads them. By default names are literal.
+        progress: Wraps the iterable of batches of work to show progress, for example `tqdm.tqdm`.
+
+    Raises:
+        LayerNotFoundError: There is no such layer, or it does not run exactly once in a pass.
+        ValueError: A unit lies outside its feature map or image outside of the images, the layer is not spatial, the
+            network does not take such images, the method is unknown, or `"deconvnet"` has no nonlinearity to rectify.
+        ProjectionError: The network computes something that cannot be followed back.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 8, 3))
+        >>> found = project(model, torch.rand(2, 1, 20, 20), [Unit(0, "3", 5, 2, 4), Unit(1, "3", 7)])
+        >>> found.pixels[0].shape, found.on_image(0).shape
+        (torch.Size([1, 8, 8]), torch.Size([1, 20, 20]))
+    """
+    wanted = [Unit(*unit) for unit in units]
+    names = list(dict.fromkeys(unit.layer for unit in wanted))
+    chosen = select_layers(model, names if layers is None else layers) if wanted else []
+    by_name = {layer.name: layer for layer in chosen}
+    missing = [name for name in names if name not in by_name]
+    if missing:
+        raise ValueError(f"units are of layers {missing}, which layers={layers!r} does not choose: {list(by_name)}")
+    return Projector(model, [by_name[name] for name in names], method).project(images, wanted, progress=progress)
+
+
+class Projector:
+    """Projects units of chosen layers; keeps what it has learned of the network for the next time.
+
+    Args:
+        model: The network.
+        layers: From `select_layers`.
+        method: See `project`.
+    """
+
+    def __init__(self, model: nn.Module, layers: Sequence[SelectedLayer], method: Method = "deconvnet") -> None:
+        if method not in get_args(Method):
+            raise ValueError(f"method={method!r}: it is one of {', '.join(map(repr, get_args(Method)))}")
+        self._model, self._layers, self._method = model, list(layers), method
+        self._traced: dict[tuple[int, ...], dict[str, FeatureMaps]] = {}
+        self._ways: dict[tuple[tuple[int, ...], tuple[str, ...]], _Way] = {}
+
+    def check(self, image: Tensor) -> None:
+        """Try whether units of all layers can be projected, with one image `(1, C, H, W)`.
+
+        Raises:
+            ValueError: See `core.deconvnet.projection.project`.
+            ProjectionError: Likewise.
+        """
+        with analysis_mode(self._model):
+            self._way(image, list(self._feature_maps(image)))
+
+    def project(
+        self,
+        images: Tensor | Sequence[Tensor] | Mapping[int, Tensor],
+        units: Sequence[Unit],
+        *,
+        progress: Callable[[Iterable[Any]], Iterable[Any]] | None = None,
+    ) -> Projection:
+        """Project units; see `core.deconvnet.projection.project`."""
+        _check_images(images, units)
+        device = model_device(self._model)
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for number, unit in enumerate(units):
+            groups.setdefault(tuple(images[unit.image].shape), []).append(number)
+        with analysis_mode(self._model):
+            found = _Found(list(units), [None] * len(units), torch.zeros(len(units), 4, dtype=torch.int64))
+            work = [piece for shape, members in groups.items() for piece in self._plan(images, units, members, device)]
+            for run in progress(work) if progress is not None else work:
+                run(found)
+        sizes = torch.tensor([list(images[unit.image].shape[-2:]) for unit in units]).view(-1, 2)
+        pixels = tuple(pixels for pixels in found.pixels if pixels is not None)
+        return Projection(self._method, tuple(found.units), found.boxes, pixels, sizes)
+
+    def _plan(self, images: Any, units: Sequence[Unit], members: list[int], device: torch.device) -> Iterator[Any]:
+        """The pieces of work for units on images of one size."""
+        first = images[units[members[0]].image][None].to(device)
+        maps = self._feature_maps(first)
+        for number in members:
+            _check_unit(units[number], maps[units[number].layer])
+        asked = {units[number].layer for number in members}
+        names = [name for name in maps if name in asked]
+        way = self._way(first, names)
+        # Where the activation is known, and weights alone lead back, no pass is needed; else only a part of it.
+        known = [number for number in members if _is_known(units[number])]
+        ready = [number for number in known if units[number].layer in way.free]
+        # Recorded anew each time, for weights may have changed.
+        tape = self._record(first, {name: maps[name] for name in names})[0] if known else Tape(self._method)
+        for name in names:
+            own = [number for number in ready if units[number].layer == name]
+            step = 16 * way.together[name]
+            for at in range(0, len(own), step):
+                yield partial(self._back, tape, own[at : at + step], None, maps, way.together)
+        by_image: dict[int, list[int]] = {}
+        for number in sorted(set(members) - set(ready)):
+            by_image.setdefault(units[number].image, []).append(number)
+        queue = list(by_image.items())
+        step = _IMAGES if way.batched else 1
+        for at in range(0, len(queue), step):
+            chosen = queue[at : at + step]
+            yield partial(self._forth_and_back, tape, images, chosen, units, maps, way.together, device)
+
+    def _forth_and_back(
+        self,
+        first: Tape,
+        images: Any,
+        chosen: Sequence[tuple[int, list[int]]],
+        units: Sequence[Unit],
+        maps: Mapping[str, FeatureMaps],
+        together: Mapping[str, int],
+        device: torch.device,
+        found: _Found,
+    ) -> None:
+        """Run some images as far as needed, and project the units on them."""
+        numbers = [number for _, own in chosen for number in own]
+        batch = torch.stack([images[image] for image, _ in chosen]).to(device)
+        names = {units[number].layer for number in numbers}
+        sites = {name: found_maps for name, found_maps in maps.items() if name in names}
+        slots = {image: slot for slot, (image, _) in enumerate(chosen)}
+        known = all(_is_known(units[number]) for number in numbers)
+        tape, values = self._record(batch, sites, first.operations_with_data(names) if known else None)
+        if known and not tape.complete(first):  # what a network does may depend on the image
+            tape, values = self._record(batch, sites)
+        for number in [] if known else numbers:
+            unit = found.units[number]
+            own = values[unit.layer][slots[unit.image], unit.channel]
+            row, column = unit.row, unit.column
+            if row is None or column is None:
+                row, column = divmod(int(own.argmax()), own.shape[-1]) if own.ndim == 2 else (0, 0)
+            activation = float(own[row, column] if own.ndim == 2 else own)
+            if unit.activation is not None:
+                activation = unit.activation
+            found.units[number] = unit._replace(row=row, column=column, activation=activation)
+        self._back(tape, numbers, slots, maps, together, found)
+
+    def _back(
+        self,
+        tape: Tape,
+        numbers: Sequence[int],
+        slots: Mapping[int, int] | None,
+        maps: Mapping[str, FeatureMaps],
+        together: Mapping[str, int],
+        found: _Found,
+    ) -> None:
+        """Project units that belong to the images of a tape (or to none, where weights alone are needed)."""
+        by_layer: dict[str, list[int]] = {}
+        for number in numbers:
+            by_layer.setdefault(found.units[number].layer, []).append(number)
+        # The pass may run in half precision; the way back does not.
+        with torch.autocast(tape.device.type, enabled=False):
+            self._back_from(tape, by_layer, slots, maps, together, found)
+
+    @staticmethod
+    def _back_from(
+        tape: Tape,
+        by_layer: Mapping[str, list[int]],
+        slots: Mapping[int, int] | None,
+        maps: Mapping[str, FeatureMaps],
+        together: Mapping[str, int],
+        found: _Found,
+    ) -> None:
+        for name, members in by_layer.items():
+            units = [found.units[number] for number in members]
+            seed = Seed(
+                torch.tensor([0 if slots is None else slots[unit.image] for unit in units]),
+                torch.tensor([unit.channel for unit in units]),
+                torch.tensor([unit.row for unit in units]),
+                torch.tensor([unit.column for unit in units]),
+            )
+            boxes = maps[name].field.box(seed.channels, seed.rows, seed.columns).to(torch.int64)
+            found.boxes[members] = boxes
+            for at in range(0, len(members), together[name]):
+                part = slice(at, at + together[name])
+                pixels, (tops, lefts) = tape.project(name, seed.part(part))
+                strengths = torch.tensor([unit.activation for unit in units[part]], dtype=pixels.dtype)
+                pixels = (pixels.cpu() if pixels.device.type != "cpu" else pixels) * strengths.view(-1, 1, 1, 1)
+                places = zip(members[part], boxes[part].tolist(), tops.tolist(), lefts.tolist(), strict=True)
+                for values, (number, box, top, left) in zip(pixels, places, strict=True):
+                    found.pixels[number] = _cut(values, box, top, left)
+
+    def _record(
+        self, images: Tensor, maps: Mapping[str, FeatureMaps], enough: int | None = None
+    ) -> tuple[Tape, dict[str, Tensor]]:
+        """Run images as far as the last of some layers, or so many operations; return the tape, and feature maps."""
+        tape, values = Tape(self._method), dict[str, Tensor]()
+
+        def keep(layer: str, value: Any) -> None:
+            if layer not in values:
+                tape.mark(layer, value)
+                # A copy, where it will be read: what follows may write into it.
+                values[layer] = tape.copy(value) if enough is None else value
+            if len(values) == len(maps):
+                raise FarEnough
+
+        with tape.record(images, enough=enough), hooked({name: found.site for name, found in maps.items()}, keep):
+            self._model(images)
+        return tape, values
+
+    def _feature_maps(self, image: Tensor) -> dict[str, FeatureMaps]:
+        shape = tuple(image.shape[1:])
+        if shape not in self._traced:
+            try:
+                traced = trace_feature_maps(self._model, image, self._layers)
+            except (RuntimeError, TypeError) as error:
+                if isinstance(error, TypeError) and "returns no feature maps" in str(error):
+                    raise
+                raise ValueError(
+                    f"{type(self._model).__name__} does not take images of shape {shape}: {error}"
+                ) from error
+            self._traced[shape] = {maps.layer: maps for maps in traced}
+        return self._traced[shape]
+
+    def _way(self, image: Tensor, names: Sequence[str]) -> _Way:
+        """What one image tells of the way back from some layers."""
+        key = tuple(image.shape), tuple(names)
+        if key not in self._ways:
+            maps = self._feature_maps(image)
+            tape = self._record(image, {name: maps[name] for name in names})[0]
+            self._check_method(tape, names)
+            for name in names:
+                if not tape.follows_windows(name):
+                    log.debug("the way back from layer '%s' leaves windows: it is followed over whole maps", name)
+            self._ways[key] = _Way(
+                {name: self._together(tape, name) for name in names},
+                frozenset(name for name in names if not tape.needs_data(name)),
+                all(tape.batched(name) for name in names),
+            )
+        return self._ways[key]
+
+    def _check_method(self, tape: Tape, names: Sequence[str]) -> None:
+        for name in names:
+            if self._method == "deconvnet" and tape.convolutions(name) > 1 and not tape.rectifies(name):
+                raise ValueError(
+                    f"method='deconvnet': between layer '{name}' and the pixels there is no ReLU or similar "
+                    "nonlinearity to rectify at; give method='gradient' for the plain gradient"
+                )
+
+    @staticmethod
+    def _together(tape: Tape, name: str) -> int:
+        """How many units of a layer go back together: tried with one."""
+        widest = 1
+
+        def watch(elements: int) -> None:
+            nonlocal widest
+            widest = max(widest, elements)
+
+        zero = torch.zeros(1, dtype=torch.int64)
+        tape.project(name, Seed(zero, zero, zero, zero), watch=watch)
+        room = numbers_at_once(tape.device)
+        if tape.device.type != "cpu":
+            return max(1, min(_UNITS_ON_GPU, room // widest))
+        few = min(_FEW, min(_MOST_ELEMENTS, room) // widest)
+        return max(1, few, min(_UNITS, min(_ELEMENTS, room) // widest))
+
+
+@dataclass(frozen=True)
+class _Way:
+    """The way back from some layers, for one size of image.
+
+    Attributes:
+        together: How many units of a layer go back together.
+        free: Layers from which weights alone lead back.
+        batched: Whether images can be run together.
+    """
+
+    together: Mapping[str, int]
+    free: frozenset[str]
+    batched: bool
+
+
+@dataclass
+class _Found:
+    units: list[Unit]
+    pixels: list[Tensor | None]
+    boxes: Tensor
+
+
+def _is_known(unit: Unit) -> bool:
+    """Whether a pass need not tell where the unit is, and what its activation."""
+    return None not in (unit.row, unit.column, unit.activation)
+
+
+def _cut(values: Tensor, box: Sequence[int], top: int, left: int) -> Tensor:
+    """The part `(C, h, w)` of a signal that begins at (top, left) which lies in a box."""
+    upper, start, lower, end = box[0] - top, box[1] - left, box[2] - top, box[3] - left
+    height, width = values.shape[-2:]
+    if upper >= 0 and start >= 0 and lower <= height and end <= width:
+        part = values[:, upper:lower, start:end]
+        return part.clone(memory_format=torch.contiguous_format) if part.numel() < values.numel() else part.contiguous()
+    # The box may be larger than what the signal reached, where an operation's true reach is not known.
+    pad = (max(0, -start), max(0, end - width), max(0, -upper), max(0, lower - height))
+    return F.pad(values, pad)[:, max(upper, 0) :, max(start, 0) :][:, : lower - upper, : end - start].contiguous()
+
+
+def _check_images(images: Any, units: Sequence[Unit]) -> None:
+    for unit in units:
+        missing = unit.image not in images if isinstance(images, Mapping) else not 0 <= unit.image < len(images)
+        if missing:
+            raise ValueError(f"{unit}: there is no image {unit.image}; there are {len(images)}")
+        image = images[unit.image]
+        if not isinstance(image, Tensor) or image.ndim != 3 or not image.is_floating_point():
+            got = f"{image.dtype} {tuple(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
+            raise ValueError(f"image {unit.image} is {got}; images are float tensors (C, H, W)")
+
+
+def _check_unit(unit: Unit, maps: FeatureMaps) -> None:
+    if (unit.row is None) != (unit.column is None):
+        raise ValueError(f"{unit}: give both row and column, or neither for the strongest unit")
+    for name, value, size in zip(("channel", "row", "column"), unit[2:5], maps.shape, strict=True):
+        if value is not None and not 0 <= value < size:
+            raise ValueError(
+                f"{unit}: {name} {value} is outside of layer '{unit.layer}', whose feature maps are "
+                f"{maps.shape[0]} x {maps.shape[1]} x {maps.shape[2]} (channels, rows, columns)"
+            )

@@ -1,0 +1,1 @@
+"""Views of a few images, and of a layer's kernels."""

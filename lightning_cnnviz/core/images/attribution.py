@@ -1,0 +1,235 @@
+"""Which pixels speak for a class: the usual attributions, by captum."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from lightning_cnnviz.core.deconvnet.projection import Unit, project
+from lightning_cnnviz.core.network.classification import (
+    Classified,
+    check_images,
+    class_logits,
+    classify,
+    fill_values,
+    interleave,
+)
+from lightning_cnnviz.core.network.hooks import Site, analysis_mode, model_device
+from lightning_cnnviz.core.network.layers import LayerSpec
+from lightning_cnnviz.core.network.memory import images_at_once
+from lightning_cnnviz.core.tracing.default_layers import layer_site
+
+__all__ = ["AttributionMaps", "AttributionMethod", "attribute", "check_attribution", "check_method"]
+
+AttributionMethod = Literal["gradcam", "integrated_gradients", "saliency", "guided_gradcam"]
+"""Grad-CAM (Selvaraju et al. 2017): feature maps weighted by their mean gradients, above zero; guided Grad-CAM: times
+guided backpropagation (Springenberg et al. 2014); integrated gradients (Sundararajan et al. 2017); saliency (Simonyan
+et al. 2013): the gradient's magnitude."""
+
+_STEPS = 50
+
+
+@dataclass(frozen=True, eq=False)
+class AttributionMaps:
+    """How much each pixel speaks for a class.
+
+    Attributes:
+        method: How that was found.
+        layer: Whose feature maps Grad-CAM weighs; empty for the methods of pixels.
+        untouched: What the network makes of the N images; its targets are the classes that pixels speak for.
+        maps: `(N, C, H, W)`, as large as the images; Grad-CAM's `(N, 1, H, W)`. Of either sign, but for Grad-CAM and
+            saliency, which are never below zero. In logits: for integrated gradients a part of the difference to the
+            baseline's, for the others a change for each unit of input or activation.
+    """
+
+    method: AttributionMethod
+    layer: str
+    untouched: Classified
+    maps: Tensor
+
+    def __post_init__(self) -> None:
+        if self.maps.ndim != 4 or len(self.maps) != len(self.untouched):
+            raise ValueError(f"maps are {tuple(self.maps.shape)}; there are {len(self.untouched)} images")
+
+    @classmethod
+    def joined(cls, parts: Sequence[AttributionMaps]) -> AttributionMaps:
+        """Put the shares of several ranks together: rank r had images r, r + ranks, ...."""
+        untouched = Classified.joined([part.untouched for part in parts])
+        return cls(parts[0].method, parts[0].layer, untouched, interleave([part.maps for part in parts]))
+
+
+def attribute(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor | None = None,
+    method: AttributionMethod = "gradcam",
+    *,
+    layer: LayerSpec | None = None,
+    baseline: float | Sequence[float] | Tensor | None = None,
+    steps: int = _STEPS,
+    batch_size: int | None = None,
+    progress: Callable[[Iterable[Any]], Iterable[Any]] | None = None,
+) -> AttributionMaps:
+    """Attribute the logit of each image's class to its pixels; the network is left as it was.
+
+    Guided Grad-CAM rectifies gradients at every ReLU, however it is spelled; captum's own sees modules alone.
+
+    Args:
+        model: Any classifier that takes images `(N, C, H, W)` and returns logits `(N, classes)`.
+        images: `(N, C, H, W)` float, in the values that the network is given.
+        labels: `(N,)`, the true classes; without them, the class that the network finds.
+        method: See `AttributionMethod`.
+        layer: Whose feature maps Grad-CAM weighs; by default the last before the classifier.
+        baseline: Where integrated gradients start, in the network's values: one value, or one a channel; by default the
+            mean of `images`.
+        steps: Of the integral.
+        batch_size: Images that are run together; by default as many as fit well into the free memory.
+        progress: Wraps the iterable of batches to show progress, for example `tqdm.tqdm`.
+
+    Raises:
+        LayerNotFoundError: There is no such layer, or it does not run exactly once in a pass.
+        ValueError: There is no such method; the network does not take the images or returns no logits, labels are no
+            classes of it, or the layer has no feature maps.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+        >>> found = attribute(model, torch.rand(2, 1, 28, 28), torch.tensor([0, 2]))
+        >>> found.layer, found.maps.shape
+        ('1', torch.Size([2, 1, 28, 28]))
+    """
+    check_method(method)
+    if steps < 2:
+        raise ValueError(f"steps={steps}: an integral takes 2 or more")
+    check_images(images)
+    images = images.detach().to(model_device(model))
+    start = fill_values(images, baseline).view(1, -1, 1, 1)
+    parts: list[Tensor] = []
+    with analysis_mode(model):
+        together = batch_size or images_at_once(model, images[:1], gradients=True)
+        untouched = classify(model, images, labels, batch_size=together)
+        name, site = _site(model, images[:1], method, layer)
+        explain = _Explanation(model, method, site, start, steps, together)
+        pairs = list(zip(images.split(together), untouched.targets.to(images.device).split(together), strict=True))
+        for batch, targets in progress(pairs) if progress is not None else pairs:
+            parts.append(explain(batch, targets).detach().float().cpu())
+    return AttributionMaps(method, name, untouched, torch.cat(parts))
+
+
+def check_attribution(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor | None = None,
+    method: AttributionMethod = "gradcam",
+    *,
+    layer: LayerSpec | None = None,
+) -> None:
+    """Try everything that `attribute` needs, with the first of some images; labels are checked for all.
+
+    Raises:
+        ValueError: See `attribute`.
+    """
+    check_method(method)
+    check_images(images)
+    images = images.detach().to(model_device(model))
+    with analysis_mode(model):
+        targets = classify(model, images, labels).targets.to(images.device)
+        _, site = _site(model, images[:1], method, layer)
+        start = fill_values(images, None).view(1, -1, 1, 1)
+        _Explanation(model, method, site, start, 2, 2)(images[:1], targets[:1])
+
+
+def check_method(method: str) -> None:
+    """Refuse a method that there is not.
+
+    Raises:
+        ValueError: Names those that there are.
+    """
+    if method not in get_args(AttributionMethod):
+        raise ValueError(f"method={method!r}: it is one of {', '.join(map(repr, get_args(AttributionMethod)))}")
+
+
+class _Explanation:
+    """Attributes a batch by captum."""
+
+    def __init__(
+        self, model: nn.Module, method: AttributionMethod, site: Site | None, start: Tensor, steps: int, together: int
+    ) -> None:
+        self._model, self._method, self._site = model, method, site
+        self._start, self._steps, self._together = start, steps, together
+
+    def __call__(self, images: Tensor, targets: Tensor) -> Tensor:
+        """Return the maps `(N, C, H, W)` of a batch."""
+        # A copy, since captum asks for gradients of what it is given; it warns where it has to do so itself.
+        own = images.clone().requires_grad_()
+        with torch.enable_grad():
+            if self._method == "saliency":
+                return self._saliency(own, targets)
+            if self._method == "integrated_gradients":
+                return torch.cat([self._integrated(own[n : n + 1], targets[n : n + 1]) for n in range(len(own))])
+            maps = self._gradcam(own, targets)
+        if self._method == "gradcam":
+            return maps
+        return maps * self._guided(images, targets)
+
+    def _logits(self, images: Tensor) -> Tensor:
+        return class_logits(self._model, images)
+
+    def _saliency(self, images: Tensor, targets: Tensor) -> Tensor:
+        from captum.attr import Saliency  # when it is needed: it brings matplotlib along
+
+        found: Tensor = Saliency(self._logits).attribute(images, target=targets)
+        return found
+
+    def _integrated(self, image: Tensor, target: Tensor) -> Tensor:
+        from captum.attr import IntegratedGradients
+
+        found: Tensor = IntegratedGradients(self._logits).attribute(
+            image,
+            baselines=self._start.expand_as(image),
+            target=target,
+            n_steps=self._steps,
+            internal_batch_size=self._together,
+        )
+        return found
+
+    def _gradcam(self, images: Tensor, targets: Tensor) -> Tensor:
+        from captum.attr import LayerAttribution, LayerGradCam
+
+        assert self._site is not None
+        module, side = self._site
+        found = LayerGradCam(self._logits, module).attribute(
+            images, target=targets, attribute_to_layer_input=side == "input", relu_attributions=True
+        )
+        size = (images.shape[-2], images.shape[-1])
+        maps: Tensor = LayerAttribution.interpolate(found, size, interpolate_mode="bilinear")
+        return maps
+
+    def _guided(self, images: Tensor, targets: Tensor) -> Tensor:
+        """Guided backpropagation from the logits: the projection of a unit of strength one."""
+        units = [Unit(number, "logits", target, 0, 0, 1.0) for number, target in enumerate(targets.tolist())]
+        with torch.autocast(images.device.type, enabled=False):
+            found = project(_WithLogits(self._model), images, units, method="guided")
+        return torch.stack([found.on_image(number) for number in range(len(units))]).to(images.device)
+
+
+class _WithLogits(nn.Module):
+    """A network whose logits are a layer."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model, self.logits = model, nn.Identity()
+
+    def forward(self, images: Tensor) -> Tensor:
+        found: Tensor = self.logits(class_logits(self.model, images))
+        return found
+
+
+def _site(model: nn.Module, image: Tensor, method: str, layer: LayerSpec | None) -> tuple[str, Site | None]:
+    if "gradcam" not in method:
+        return "", None
+    name, site, _ = layer_site(model, image, layer)
+    return name, site

@@ -1,0 +1,147 @@
+"""A convolution's filters as they are: their kernels, how strong each one is, and the paper's remedy for a few strong.
+
+Zeiler & Fergus (2013), section 3.1: in the first layer of AlexNet "a few of them dominate"; filters whose RMS value
+exceeds a fixed radius are scaled back to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
+
+from lightning_cnnviz.core.network.hooks import analysis_mode
+from lightning_cnnviz.core.network.layers import (
+    FeatureSpec,
+    LayerNotFoundError,
+    LayerSpec,
+    resolve_features,
+    select_layers,
+)
+
+__all__ = ["DOMINANT", "NEAR_ZERO", "LayerFilters", "convolutions", "layer_filters", "renormalize_"]
+
+DOMINANT = 10.0
+"""A filter dominates if its RMS is above so many times the median of its layer."""
+
+NEAR_ZERO = 0.01
+"""A filter is near zero if its RMS is at most so much of the median of its layer."""
+
+
+@dataclass(frozen=True, eq=False)
+class LayerFilters:
+    """The filters of one convolution.
+
+    Attributes:
+        layer: The layer's name.
+        features: Which filters are kept, ascending: filter n makes feature map n.
+        kernels: `(len(features), C, H, W)` float32; C is the number of input channels that one filter sees.
+        rms: `(F,)` float32, root mean square of the weights of every filter of the layer, without bias.
+    """
+
+    layer: str
+    features: tuple[int, ...]
+    kernels: Tensor
+    rms: Tensor
+
+    def __post_init__(self) -> None:
+        if self.kernels.ndim != 4 or len(self.kernels) != len(self.features):
+            raise ValueError(f"{len(self.features)} filters need kernels (n, C, H, W), not {tuple(self.kernels.shape)}")
+
+    @property
+    def median_rms(self) -> float:
+        """Median RMS; of an even number of filters the mean of the two in the middle."""
+        return float(self.rms.quantile(0.5))
+
+    @property
+    def dominant(self) -> Tensor:
+        """Which filters dominate, `(F,)` bool; see `DOMINANT`."""
+        return self.rms > DOMINANT * self.median_rms
+
+    @property
+    def near_zero(self) -> Tensor:
+        """Which filters are near zero, `(F,)` bool; see `NEAR_ZERO`."""
+        return self.rms <= NEAR_ZERO * self.median_rms
+
+
+def convolutions(model: nn.Module, layers: LayerSpec | None = None) -> list[tuple[str, nn.Conv2d]]:
+    """Return the convolutions that `layers` means; the network's first one for None.
+
+    Raises:
+        LayerNotFoundError: A part of `layers` matches nothing, or nothing but other kinds of layers.
+    """
+    chosen = select_layers(model, "conv" if layers is None else layers)
+    found = [(layer.name, layer.module) for layer in chosen if isinstance(layer.module, nn.Conv2d)]
+    if not found:
+        kinds = ", ".join(sorted({type(layer.module).__name__ for layer in chosen}))
+        raise LayerNotFoundError(f"layers={layers!r}: filters are those of a Conv2d, and these are {kinds}")
+    return found[:1] if layers is None else found
+
+
+@torch.no_grad()
+def layer_filters(
+    model: nn.Module, layers: LayerSpec | None = None, features: FeatureSpec = None
+) -> tuple[LayerFilters, ...]:
+    """Return the filters of convolutions, as copies on the CPU.
+
+    Args:
+        model: The network.
+        layers: Its first convolution by default; or as in `select_layers`.
+        features: Which filters to keep of each layer: the first n, a list of them, either by layer, or None for all.
+
+    Raises:
+        LayerNotFoundError: See `convolutions`.
+        ValueError: A filter is asked for that is not there.
+
+    Example:
+        >>> (first,) = layer_filters(nn.Sequential(nn.Conv2d(3, 8, 5), nn.ReLU(), nn.Conv2d(8, 4, 3)))
+        >>> first.layer, tuple(first.kernels.shape), tuple(first.rms.shape)
+        ('0', (8, 3, 5, 5), (8,))
+    """
+    found = []
+    with analysis_mode(model):  # a parametrized weight is computed, possibly by chance or by mode
+        for name, module in convolutions(model, layers):
+            weight = module.weight.detach().float().cpu()
+            chosen = resolve_features(name, len(weight), features)
+            found.append(LayerFilters(name, chosen, weight[list(chosen)].clone(), _rms(weight)))
+    return tuple(found)
+
+
+@torch.no_grad()
+def renormalize_(modules: Sequence[nn.Conv2d], radius: float) -> int:
+    """Scale back, in place, each filter whose RMS exceeds `radius`, and return how many there were.
+
+    Args:
+        modules: Convolutions; their biases stay as they are.
+        radius: The largest RMS that a filter keeps.
+
+    Raises:
+        ValueError: The radius is not positive, or a weight is parametrized (weight norm, spectral norm): such a weight
+            is computed anew at each pass.
+
+    Example:
+        >>> conv = nn.Conv2d(3, 8, 5)
+        >>> _ = nn.init.constant_(conv.weight, 0.5)
+        >>> renormalize_([conv], 0.1), round(conv.weight.max().item(), 6)
+        (8, 0.1)
+    """
+    if not radius > 0:
+        raise ValueError(f"radius={radius}: give a positive number; the paper's is 0.1")
+    scaled = 0
+    for module in modules:
+        if is_parametrized(module, "weight"):
+            raise ValueError("a parametrized weight cannot be renormalized in place: remove the parametrization first")
+        rms = _rms(module.weight)
+        over = rms > radius
+        # Where a filter is within the radius, the factor is exactly one.
+        factor = torch.where(over, radius / rms, torch.ones_like(rms))
+        module.weight.mul_(factor.to(module.weight.dtype).view(-1, 1, 1, 1))
+        scaled += int(over.sum())
+    return scaled
+
+
+def _rms(weight: Tensor) -> Tensor:
+    return weight.detach().float().flatten(1).square().mean(1).sqrt()

@@ -1,0 +1,384 @@
+"""What a network does not care about: its features of transformed images (Zeiler & Fergus 2013, Fig. 5)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from lightning_cnnviz.core.images.transforms import PixelScale, Transform, TransformSpec, resolve_transforms
+from lightning_cnnviz.core.network.classification import (
+    Classified,
+    check_images,
+    class_logits,
+    classify,
+    fill_values,
+    interleave,
+)
+from lightning_cnnviz.core.network.hooks import Site, analysis_mode, hooked, model_device
+from lightning_cnnviz.core.network.layers import LayerNotFoundError, LayerSpec, select_layers
+from lightning_cnnviz.core.network.memory import images_at_once
+from lightning_cnnviz.core.tracing.default_layers import find_landmarks
+from lightning_cnnviz.core.tracing.feature_maps import trace_feature_maps
+
+__all__ = [
+    "DEFAULT_TRANSFORMS",
+    "DistanceKind",
+    "InvarianceCurves",
+    "Sweep",
+    "area",
+    "check_invariance",
+    "half_width",
+    "measure_invariance",
+]
+
+DEFAULT_TRANSFORMS = ("translation", "scale", "rotation")
+"""Those of the paper."""
+
+DistanceKind = Literal["raw", "relative", "unit"]
+"""Between the features f of the original and g of the transformed image: |g - f| (the paper's), |g - f| / |f|, and the
+distance between the unit vectors g / |g| and f / |f|, from 0 to 2."""
+
+# Elements of feature maps whose differences are taken at once: on a CPU they stay in its caches.
+_ELEMENTS, _ELEMENTS_ON_CPU = 2**27, 2**22
+
+
+@dataclass(frozen=True, eq=False)
+class Sweep:
+    """One transform over its values, on N images and L layers.
+
+    Attributes:
+        transform: Its name.
+        label: Of its axis, with the unit.
+        identity: The value that changes nothing, if any.
+        values: `(V,)` float64, ascending.
+        raw: `(L, N, V)` float32, Euclidean distance between the features of the original and the transformed image.
+        relative: `(L, N, V)`, the same over the norm of the original's features; NaN where that is zero.
+        unit: `(L, N, V)`, 0 to 2, between the features scaled to length one; NaN where either is zero.
+        probabilities: `(N, V)`, 0 to 1, of each image's own class.
+    """
+
+    transform: str
+    label: str
+    identity: float | None
+    values: Tensor
+    raw: Tensor
+    relative: Tensor
+    unit: Tensor
+    probabilities: Tensor
+
+    def __post_init__(self) -> None:
+        shapes = {tuple(found.shape) for found in (self.raw, self.relative, self.unit)}
+        if shapes != {(len(self.raw), *self.probabilities.shape)} or self.probabilities.shape[1:] != self.values.shape:
+            raise ValueError(f"sweep '{self.transform}': distances {shapes} do not fit {self.probabilities.shape}")
+
+    def distances(self, kind: DistanceKind) -> Tensor:
+        """Return the distances `(L, N, V)` of a kind."""
+        found: Tensor = getattr(self, kind)
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class InvarianceCurves:
+    """How features and probabilities change along transforms.
+
+    Attributes:
+        layers: Names of the L layers; `"input of x"` is what the module x is given.
+        untouched: What the network makes of the N images as they are.
+        sweeps: One a transform.
+    """
+
+    layers: tuple[str, ...]
+    untouched: Classified
+    sweeps: tuple[Sweep, ...]
+
+    @classmethod
+    def joined(cls, parts: Sequence[InvarianceCurves]) -> InvarianceCurves:
+        """Put the shares of several ranks together: rank r had images r, r + ranks, ...."""
+        sweeps = []
+        for same in zip(*(part.sweeps for part in parts), strict=True):
+            found = {kind: interleave([sweep.distances(kind) for sweep in same], 1) for kind in get_args(DistanceKind)}
+            probabilities = interleave([sweep.probabilities for sweep in same])
+            first = same[0]
+            sweeps.append(
+                Sweep(first.transform, first.label, first.identity, first.values, probabilities=probabilities, **found)
+            )
+        return cls(parts[0].layers, Classified.joined([part.untouched for part in parts]), tuple(sweeps))
+
+
+def measure_invariance(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor | None = None,
+    layers: LayerSpec | None = None,
+    transforms: TransformSpec | Sequence[TransformSpec] = DEFAULT_TRANSFORMS,
+    *,
+    normalization: tuple[Sequence[float], Sequence[float]] | None = None,
+    fill: float | Sequence[float] | Tensor | None = None,
+    batch_size: int | None = None,
+    progress: Callable[[Iterable[Any]], Iterable[Any]] | None = None,
+) -> InvarianceCurves:
+    """Transform images along sweeps; measure how far features move and what becomes of the class (section 4, Fig. 5).
+
+    Transforms act on the images before normalization. Geometric ones commute with it where `fill` is in the network's
+    values, so they are made on the images as given; for the others normalization is undone and redone. A copy that is
+    bit for bit the original has distance 0 and the original's probability.
+
+    The network is run once over each transformed copy, in eval mode and without gradients, and left as it was.
+    Distances are taken while it runs: beside the originals', no feature maps are kept.
+
+    Args:
+        model: Any classifier that takes images `(N, C, H, W)` and returns logits `(N, classes)`.
+        images: `(N, C, H, W)` float, in the values that the network is given.
+        labels: `(N,)`, the true classes; without them, the class that the network finds for the untouched image.
+        layers: See `select_layers`; by default the first convolution (behind the BatchNorm that directly follows it)
+            and what the classifier, the last layer with weights, is given.
+        transforms: Names among `core.images.transforms.TRANSFORMS`, or `Transform(name, function, values)` of your own.
+        normalization: `(mean, std)` of the images, undone for transforms of pixels; None where they are pixels of 0
+            to 1.
+        fill: In the network's values, what comes in from beyond the border: one value, or one a channel; by default the
+            mean of `images`.
+        batch_size: Copies that are run together; by default as many as fit well into the free memory.
+        progress: Wraps the iterable of pieces of work to show progress, for example `tqdm.tqdm`.
+
+    Raises:
+        LayerNotFoundError: `layers` matches nothing, or a layer does not run exactly once in a pass.
+        ValueError: The network does not take the images or returns no logits, labels are no classes of it, there is no
+            such transform, or a transform changes an image's shape.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+        >>> found = measure_invariance(model, torch.rand(2, 1, 28, 28), torch.tensor([0, 2]), transforms="rotation")
+        >>> found.layers, found.sweeps[0].raw.shape
+        (('0', 'input of 4'), torch.Size([2, 2, 36]))
+    """
+    check_images(images)
+    scale = PixelScale.of(normalization, images.shape[1])
+    images = images.detach().to(model_device(model))
+    filled = fill_values(images, fill)
+    chosen = resolve_transforms(transforms, images, filled)
+    with analysis_mode(model):
+        together = batch_size or images_at_once(model, images[:1])
+        untouched = classify(model, images, labels, batch_size=together)
+        sites = _sites(model, images[:1], layers)
+        measuring = _Measuring(model, images, sites, chosen, scale, untouched)
+        for piece in progress(measuring.plan(together)) if progress is not None else measuring.plan(together):
+            measuring.run(*piece)
+    return measuring.result()
+
+
+def check_invariance(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor | None = None,
+    layers: LayerSpec | None = None,
+    transforms: TransformSpec | Sequence[TransformSpec] = DEFAULT_TRANSFORMS,
+    *,
+    normalization: tuple[Sequence[float], Sequence[float]] | None = None,
+) -> None:
+    """Try everything that `measure_invariance` needs, at the cost of a pass over the images and of a few over one.
+
+    Raises:
+        ValueError: See `measure_invariance`.
+    """
+    check_images(images)
+    scale = PixelScale.of(normalization, images.shape[1])
+    images = images.detach().to(model_device(model))
+    with analysis_mode(model):
+        classify(model, images, labels)
+        _sites(model, images[:1], layers)
+        for transform in resolve_transforms(transforms, images, fill_values(images, None)):
+            for value in (transform.values[0], transform.values[-1]):
+                scale.apply(transform, images, value)
+
+
+def area(curves: Tensor, values: Tensor) -> Tensor:
+    """Return the area under curves `(..., V)` over the width of the sweep: their mean height, by trapezoids.
+
+    Divided by the width, areas of sweeps in pixels, factors and degrees compare.
+    """
+    return torch.trapezoid(curves.double(), values.double(), dim=-1) / (values[-1] - values[0])
+
+
+def half_width(probabilities: Tensor, values: Tensor, identity: float | None, untouched: Tensor) -> Tensor:
+    """Return how wide the interval about the identity is within which a probability stays above half of its own.
+
+    Args:
+        probabilities: `(N, V)`.
+        values: `(V,)`, ascending.
+        identity: The value at which the probability is the untouched one.
+        untouched: `(N,)`, that probability.
+
+    Returns:
+        `(N,)` float64 in units of the values, linear between them. Where it never halves on one side, that side ends
+        with the sweep: the width is then a lower bound. NaN where there is no identity within the sweep.
+    """
+    if identity is None or not float(values[0]) <= identity <= float(values[-1]):
+        return torch.full((len(probabilities),), math.nan, dtype=torch.float64)
+    widths = []
+    points = values.double().tolist()
+    for line, start in zip(probabilities.double().tolist(), untouched.double().tolist(), strict=True):
+        right = [(x, p) for x, p in zip(points, line, strict=True) if x > identity]
+        left = [(x, p) for x, p in zip(points, line, strict=True) if x < identity][::-1]
+        ends = [_first_crossing(identity, start, side, start / 2) for side in (left, right)]
+        widths.append(ends[1] - ends[0])
+    return torch.tensor(widths, dtype=torch.float64)
+
+
+def _first_crossing(at: float, height: float, side: Sequence[tuple[float, float]], level: float) -> float:
+    for x, p in side:
+        if p < level:
+            return at + (x - at) * (height - level) / (height - p)
+        at, height = x, p
+    return at
+
+
+def _sites(model: nn.Module, image: Tensor, layers: LayerSpec | None) -> dict[str, Site]:
+    """Where features are read, in the order in which the layers run."""
+    if layers is not None:
+        return {maps.layer: maps.site for maps in trace_feature_maps(model, image, select_layers(model, layers))}
+    found = find_landmarks(model, image)
+    if found.first is None or found.classifier is None:
+        raise LayerNotFoundError(
+            f"{type(model).__name__} has no convolution that runs exactly once in a pass; choose layers=[...]"
+        )
+    (first,) = trace_feature_maps(model, image, [found.first])
+    sites = {first.layer: first.site}
+    if found.classifier.name != found.first.name:
+        sites[f"input of {found.classifier.name}"] = Site(found.classifier.module, "input")
+    return sites
+
+
+Piece = tuple[slice, list[tuple[int, int]]]
+"""Some of the images, and (transform, value) by number."""
+
+
+class _Measuring:
+    """The sweeps while they run."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        images: Tensor,
+        sites: Mapping[str, Site],
+        transforms: Sequence[Transform],
+        scale: PixelScale,
+        untouched: Classified,
+    ) -> None:
+        self._model, self._images, self._sites = model, images, dict(sites)
+        self._transforms, self._scale, self._untouched = transforms, scale, untouched
+        shape = (len(sites), len(images))
+        self._moved = [torch.zeros(*shape, len(transform.values)) for transform in transforms]
+        self._norms = [torch.zeros_like(moved) for moved in self._moved]
+        self._probabilities = [torch.zeros(len(images), len(transform.values)) for transform in transforms]
+        self._own_norms = torch.zeros(shape)
+        self._own: dict[str, Tensor] = {}
+        self._own_slice: slice | None = None
+
+    def plan(self, together: int) -> list[Piece]:
+        """The batches: all images of a share at several values each."""
+        share = min(together, len(self._images))
+        values = max(1, together // share)
+        queue = [(number, at) for number, found in enumerate(self._transforms) for at in range(len(found.values))]
+        return [
+            (slice(start, min(start + share, len(self._images))), queue[at : at + values])
+            for start in range(0, len(self._images), share)
+            for at in range(0, len(queue), values)
+        ]
+
+    def run(self, chosen: slice, places: Sequence[tuple[int, int]]) -> None:
+        """Run one batch of transformed copies, after the originals where these are new."""
+        if self._own_slice != chosen:
+            self._run_originals(chosen)
+        originals = self._images[chosen]
+        copies = torch.cat([self._copy(originals, *place) for place in places])
+        found: dict[str, tuple[Tensor, Tensor]] = {}
+
+        def see(name: str, value: Any) -> None:
+            found[name] = _distances(_features(name, value, len(copies)), self._own[name], len(places))
+
+        with hooked(self._sites, see):
+            probabilities = self._untouched.probabilities_of(class_logits(self._model, copies))
+        shape = (len(places), len(originals))
+        targets = self._untouched.targets[chosen].repeat(len(places)).to(probabilities.device)
+        own = probabilities.gather(1, targets[:, None]).view(shape).cpu()
+        same = (copies.view(*shape, -1) == originals.flatten(1)).all(2).cpu()
+        own = torch.where(same, self._untouched.probabilities[chosen], own)
+        moved = torch.stack([found[name][0] for name in self._sites]).cpu().masked_fill(same, 0)
+        norms = torch.stack([found[name][1] for name in self._sites]).cpu()
+        norms = torch.where(same, self._own_norms[:, None, chosen], norms)
+        for line, (transform, at) in enumerate(places):
+            self._probabilities[transform][chosen, at] = own[line]
+            self._moved[transform][:, chosen, at] = moved[:, line]
+            self._norms[transform][:, chosen, at] = norms[:, line]
+
+    def result(self) -> InvarianceCurves:
+        """Put the curves together."""
+        sweeps = []
+        own = self._own_norms[..., None]
+        for transform, moved, norms, probabilities in zip(
+            self._transforms, self._moved, self._norms, self._probabilities, strict=True
+        ):
+            # |g/|g| - f/|f||^2 = (|g - f|^2 - (|g| - |f|)^2) / (|g| |f|): no cancellation where g is near f.
+            squares = (moved.square() - (norms - own).square()).clamp(min=0) / (norms * own)
+            unit = squares.sqrt().masked_fill((norms == 0) | (own == 0), math.nan).clamp(max=2)
+            relative = (moved / own).masked_fill(own == 0, math.nan)
+            sweeps.append(
+                Sweep(
+                    transform.name,
+                    transform.label,
+                    transform.identity,
+                    torch.tensor(transform.values, dtype=torch.float64),
+                    moved,
+                    relative,
+                    unit,
+                    probabilities,
+                )
+            )
+        return InvarianceCurves(tuple(self._sites), self._untouched, tuple(sweeps))
+
+    def _run_originals(self, chosen: slice) -> None:
+        originals, self._own = self._images[chosen], {}
+
+        def keep(name: str, value: Any) -> None:
+            # A copy: what follows may write into it.
+            self._own[name] = _features(name, value, len(originals)).clone()
+
+        with hooked(self._sites, keep):
+            self._model(originals)
+        for line, name in enumerate(self._sites):
+            self._own_norms[line, chosen] = torch.linalg.vector_norm(self._own[name].float(), dim=1).cpu()
+        self._own_slice = chosen
+
+    def _copy(self, originals: Tensor, transform: int, at: int) -> Tensor:
+        found, dtype = self._transforms[transform], originals.dtype
+        # Half precision would not tell where neighboring pixels lie.
+        exact = originals if dtype in (torch.float32, torch.float64) else originals.float()
+        return self._scale.apply(found, exact, found.values[at]).to(dtype)
+
+
+def _features(name: str, value: Any, count: int) -> Tensor:
+    if not isinstance(value, Tensor) or value.ndim < 2 or len(value) != count:
+        got = f"{tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(
+            f"features at '{name}' are {got} for {count} images; one tensor of features an image is needed"
+        )
+    return value.reshape(count, -1)
+
+
+def _distances(features: Tensor, own: Tensor, values: int) -> tuple[Tensor, Tensor]:
+    """Distances to the originals, and norms, `(values, images)` each; features `(values x images, D)`."""
+    lines, own = features.view(values, *own.shape), own.float()
+    step = max(1, (_ELEMENTS_ON_CPU if features.device.type == "cpu" else _ELEMENTS) // max(1, own.numel()))
+    # One piece of memory for all differences: asking for it anew takes longer than the arithmetic.
+    room = own.new_empty(min(step, values), *own.shape)
+    moved, norms = [], []
+    for at in range(0, values, step):
+        part = lines[at : at + step].float()
+        moved.append(torch.linalg.vector_norm(torch.sub(part, own, out=room[: len(part)]), dim=2))
+        norms.append(torch.linalg.vector_norm(part, dim=2))
+    return torch.cat(moved), torch.cat(norms)

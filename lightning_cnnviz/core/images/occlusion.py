@@ -1,0 +1,308 @@
+"""What a network looks at: a gray square slid over the image (Zeiler & Fergus 2013, section 4.2 and Fig. 7)."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_cnnviz.core.deconvnet.projection import Projector, Unit
+from lightning_cnnviz.core.network.classification import (
+    Classified,
+    check_images,
+    class_logits,
+    classify,
+    fill_values,
+    interleave,
+)
+from lightning_cnnviz.core.network.hooks import Site, analysis_mode, hooked, model_device
+from lightning_cnnviz.core.network.layers import LayerSpec, SelectedLayer
+from lightning_cnnviz.core.network.memory import images_at_once
+from lightning_cnnviz.core.tracing.default_layers import layer_site
+
+__all__ = ["OcclusionMaps", "check_occlusion", "occlude", "occluder_boxes"]
+
+log = logging.getLogger(__name__)
+
+# Without arguments, in proportion to the image: 50 pixels in steps of 16 on one of 224, 144 positions.
+_SIZE, _STRIDE = 50 / 224, 16 / 224
+
+
+@dataclass(frozen=True, eq=False)
+class OcclusionMaps:
+    """What becomes of N images' features and classes, by the position of an occluder.
+
+    Attributes:
+        layer: Where features are read.
+        size: Height and width of the occluder, in pixels.
+        boxes: `(rows, columns, 4)` int64, what it covers at each position: top, left, bottom, right, half-open. At the
+            lower and right border it may be cut.
+        image_size: Height and width of the images.
+        untouched: What the network makes of the images as they are.
+        channels: `(N,)` int64, each image's strongest feature map: the largest sum of activations above zero.
+        untouched_activations: `(N,)`, that sum without an occluder.
+        activations: `(N, rows, columns)`, that sum by the occluder's position.
+        probabilities: `(N, rows, columns)`, 0 to 1, of each image's own class.
+        predictions: `(N, rows, columns)` int64, the most probable class.
+        projections: For each image `(C, H, W)`, the strongest unit of its strongest feature map projected to pixels, in
+            the network's values with either sign; none where the network cannot be projected.
+        unprojected: Why there are no projections; empty where there are.
+    """
+
+    layer: str
+    size: tuple[int, int]
+    boxes: Tensor
+    image_size: tuple[int, int]
+    untouched: Classified
+    channels: Tensor
+    untouched_activations: Tensor
+    activations: Tensor
+    probabilities: Tensor
+    predictions: Tensor
+    projections: tuple[Tensor, ...]
+    unprojected: str = ""
+
+    def __post_init__(self) -> None:
+        shape = (len(self.channels), *self.boxes.shape[:2])
+        if {tuple(found.shape) for found in (self.activations, self.probabilities, self.predictions)} != {shape}:
+            raise ValueError(f"maps of {len(self.channels)} images at {tuple(self.boxes.shape[:2])} positions: {shape}")
+
+    @classmethod
+    def joined(cls, parts: Sequence[OcclusionMaps]) -> OcclusionMaps:
+        """Put the shares of several ranks together: rank r had images r, r + ranks, ...."""
+        first = parts[0]
+        projections: tuple[Tensor, ...] = ()
+        if all(part.projections for part in parts):
+            order = interleave([torch.arange(len(part.projections)) + 10**6 * r for r, part in enumerate(parts)])
+            projections = tuple(parts[int(n) // 10**6].projections[int(n) % 10**6] for n in order)
+        names = ("channels", "untouched_activations", "activations", "probabilities", "predictions")
+        whole = {name: interleave([getattr(part, name) for part in parts]) for name in names}
+        untouched = Classified.joined([part.untouched for part in parts])
+        why = next((part.unprojected for part in parts if part.unprojected), "")
+        return cls(
+            first.layer,
+            first.size,
+            first.boxes,
+            first.image_size,
+            untouched,
+            **whole,
+            projections=projections,
+            unprojected=why,
+        )
+
+
+def occlude(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor | None = None,
+    layer: LayerSpec | None = None,
+    *,
+    size: int | tuple[int, int] | None = None,
+    stride: int | tuple[int, int] | None = None,
+    fill: float | Sequence[float] | Tensor | None = None,
+    batch_size: int | None = None,
+    progress: Callable[[Iterable[Any]], Iterable[Any]] | None = None,
+) -> OcclusionMaps:
+    """Slide a square over images and record, at each position, activations, probabilities and the most probable class.
+
+    captum's `Occlusion` does the sweep. The network is left as it was.
+
+    Args:
+        model: Any classifier that takes images `(N, C, H, W)` and returns logits `(N, classes)`.
+        images: `(N, C, H, W)` float, in the values that the network is given.
+        labels: `(N,)`, the true classes; without them, the class that the network finds for the untouched image.
+        layer: Whose strongest feature map is followed; by default the last before the classifier.
+        size: Of the occluder in pixels, or its height and width; by default 50 of 224.
+        stride: Its step in pixels, or down and right, up to its size; by default 16 of 224.
+        fill: What the occluder is made of, in the network's values: one value, or one a channel; by default the mean of
+            `images`.
+        batch_size: Positions that are run together; by default as many as fit well into the free memory.
+        progress: Wraps the iterable of images to show progress, for example `tqdm.tqdm`.
+
+    Raises:
+        LayerNotFoundError: There is no such layer, or it does not run exactly once in a pass.
+        ValueError: The occluder is larger than the image, the stride larger than the occluder; the network does not
+            take the images or returns no logits, labels are no classes of it, or the layer has no feature maps.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+        >>> found = occlude(model, torch.rand(2, 1, 28, 28), size=7, stride=7)
+        >>> found.layer, found.probabilities.shape
+        ('1', torch.Size([2, 4, 4]))
+    """
+    check_images(images)
+    boxes, size, stride = _geometry(images, size, stride)
+    images = images.detach().to(model_device(model))
+    filled = fill_values(images, fill)
+    with analysis_mode(model):
+        together = batch_size or images_at_once(model, images[:1])
+        untouched = classify(model, images, labels, batch_size=together)
+        name, site, chosen = layer_site(model, images[:1], layer)
+        sweep = _Sweep(model, site, filled, size, stride, boxes, together, untouched)
+        numbers: Iterable[Any] = range(len(images))
+        for number in progress(numbers) if progress is not None else numbers:
+            sweep.run(images[number], number)
+    projections, why = _projections(model, images, chosen, sweep.channels)
+    height, width = images.shape[-2:]
+    return OcclusionMaps(
+        name,
+        size,
+        boxes,
+        (height, width),
+        untouched,
+        torch.tensor(sweep.channels),
+        torch.tensor(sweep.untouched),
+        torch.stack(sweep.activations),
+        torch.stack(sweep.probabilities),
+        torch.stack(sweep.predictions),
+        projections,
+        why,
+    )
+
+
+def check_occlusion(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor | None = None,
+    layer: LayerSpec | None = None,
+    *,
+    size: int | tuple[int, int] | None = None,
+    stride: int | tuple[int, int] | None = None,
+) -> None:
+    """Try everything that `occlude` needs, at the cost of a pass over the images and of a few over one.
+
+    Raises:
+        ValueError: See `occlude`.
+    """
+    check_images(images)
+    _geometry(images, size, stride)
+    images = images.detach().to(model_device(model))
+    with analysis_mode(model):
+        classify(model, images, labels)
+        layer_site(model, images[:1], layer)
+
+
+def occluder_boxes(image_size: tuple[int, int], size: tuple[int, int], stride: tuple[int, int]) -> Tensor:
+    """Return what an occluder covers at each position: `(rows, columns, 4)` int64, top, left, bottom, right, half-open.
+
+    Every pixel is covered: the last position of a row or column may reach over the border, and is cut there.
+
+    Example:
+        >>> occluder_boxes((10, 10), (4, 4), (4, 4))[-1, -1].tolist()
+        [8, 8, 10, 10]
+    """
+    starts = [
+        torch.arange(math.ceil((whole - part) / step) + 1) * step
+        for whole, part, step in zip(image_size, size, stride, strict=True)
+    ]
+    top, left = torch.meshgrid(*starts, indexing="ij")
+    bottom, right = (top + size[0]).clamp(max=image_size[0]), (left + size[1]).clamp(max=image_size[1])
+    return torch.stack([top, left, bottom, right], 2)
+
+
+class _Sweep:
+    """Runs captum's sweep over one image after the other, and keeps what the passes show by the way."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        site: Site,
+        fill: Tensor,
+        size: tuple[int, int],
+        stride: tuple[int, int],
+        boxes: Tensor,
+        together: int,
+        untouched: Classified,
+    ) -> None:
+        from captum.attr import Occlusion  # when it is needed: it brings matplotlib along
+
+        self._model, self._site, self._fill, self._boxes = model, site, fill, boxes
+        self._size, self._stride, self._together = size, stride, together
+        self._sweep = Occlusion(self._pass)
+        self._classified, self._target = untouched, 0
+        self._sums: list[Tensor] = []
+        self._probabilities: list[Tensor] = []
+        self.channels: list[int] = []
+        self.untouched: list[float] = []
+        self.activations: list[Tensor] = []
+        self.probabilities: list[Tensor] = []
+        self.predictions: list[Tensor] = []
+
+    def run(self, image: Tensor, number: int) -> None:
+        """Occlude one image `(C, H, W)`, the n-th."""
+        target = int(self._classified.targets[number])
+        self._target, self._sums, self._probabilities = target, [], []
+        channels = len(image)
+        with hooked({"site": self._site}, self._see):
+            self._sweep.attribute(
+                image[None],
+                sliding_window_shapes=(channels, *self._size),
+                strides=(channels, *self._stride),
+                baselines=self._fill.view(1, -1, 1, 1),
+                perturbations_per_eval=self._together,
+            )
+        # captum first runs the untouched image, and then goes down each column of positions.
+        rows, columns = self._boxes.shape[:2]
+        sums, probabilities = torch.cat(self._sums), torch.cat(self._probabilities)
+        channel = int(sums[0].argmax())
+        self.channels.append(channel)
+        self.untouched.append(float(sums[0, channel]))
+        by_position = (sums[1:, channel], probabilities[1:, target], probabilities[1:].argmax(1))
+        kept = (self.activations, self.probabilities, self.predictions)
+        for values, into in zip(by_position, kept, strict=True):
+            into.append(values.view(columns, rows).T.contiguous().cpu())
+
+    def _pass(self, images: Tensor) -> Tensor:
+        probabilities = self._classified.probabilities_of(class_logits(self._model, images))
+        self._probabilities.append(probabilities)
+        return probabilities[:, self._target]
+
+    def _see(self, _name: str, value: Tensor) -> None:
+        # As a ReLU would read it; a layer behind its ReLU stays as it is.
+        self._sums.append(value.detach().clamp(min=0).float().sum((2, 3)))
+
+
+def _geometry(
+    images: Tensor, size: int | tuple[int, int] | None, stride: int | tuple[int, int] | None
+) -> tuple[Tensor, tuple[int, int], tuple[int, int]]:
+    """The positions' boxes, and size and stride as height and width."""
+    height, width = images.shape[-2:]
+    if size is None:
+        size = max(1, round(_SIZE * min(height, width)))
+    size = (size, size) if isinstance(size, int) else (size[0], size[1])
+    if min(size) < 1 or size[0] > height or size[1] > width:
+        raise ValueError(
+            f"size={size}: the occluder (height, width) has to be between 1 and the images' {height} x {width} pixels"
+        )
+    if stride is None:
+        stride = max(1, min(*size, round(_STRIDE * min(height, width))))
+    stride = (stride, stride) if isinstance(stride, int) else (stride[0], stride[1])
+    if min(stride) < 1 or stride[0] > height or stride[1] > width:
+        raise ValueError(
+            f"stride={stride}: the step (down, right) has to be between 1 and the images' {height} x {width} pixels"
+        )
+    if stride[0] > size[0] or stride[1] > size[1]:
+        raise ValueError(
+            f"stride={stride} is larger than the occluder, size={size}: parts of the image would never be covered; "
+            "give a smaller stride or a larger size"
+        )
+    return occluder_boxes((height, width), size, stride), size, stride
+
+
+def _projections(
+    model: nn.Module, images: Tensor, layer: SelectedLayer, channels: Sequence[int]
+) -> tuple[tuple[Tensor, ...], str]:
+    """Each image's strongest feature map projected; or why that cannot be."""
+    units = [Unit(number, layer.name, channel) for number, channel in enumerate(channels)]
+    try:
+        with torch.autocast(images.device.type, enabled=False):
+            found = Projector(model, [layer]).project(images, units)
+    except ValueError as error:
+        log.debug("layer '%s' cannot be projected: %s", layer.name, error)
+        return (), str(error)
+    return tuple(found.on_image(number) for number in range(len(units))), ""

@@ -1,0 +1,1 @@
+"""Every layer with its sizes, sums, parameters and receptive field."""

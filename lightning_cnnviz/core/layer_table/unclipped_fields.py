@@ -1,0 +1,197 @@
+"""Receptive fields that no border cuts off: measured where the image is so large that units see none.
+
+A field grows beyond the image in every deep network, and the boxes of `receptive_field` end at its border. So the
+network runs again, without values, on an image that is much longer along one axis; units in the middle of it have their
+full field, through whatever branches. What still covers all of that image covers any: it is "the whole image".
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+
+import torch
+from torch import Tensor, nn
+
+from lightning_cnnviz.core.tracing.operations import Lines, Operation, record_operations
+
+__all__ = ["Field", "UnclippedFields"]
+
+# Larger images than this are not tried: on them boxes take gigabytes.
+_LARGEST_STRIP = 12_000
+# Multiply-adds that a larger image may take where a network cannot run without values.
+_AFFORDABLE = 2e11
+
+
+@dataclass(frozen=True)
+class Field:
+    """The receptive field of an operation's units: see `LayerRow`, which says what each part means."""
+
+    size: tuple[int | None, int | None] | None
+    jump: tuple[float, float] | None
+    center: tuple[float, float] | None
+    clipped: bool
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """What was found along one axis: a size of None is the whole image."""
+
+    size: int | None
+    jump: Fraction | None = None
+    center: Fraction | None = None
+    clipped: bool = False
+
+
+class UnclippedFields:
+    """Receptive fields of all operations of a pass, measured on images so large that no border cuts them off."""
+
+    def __init__(self, model: nn.Module, image: Tensor, operations: list[Operation], values: bool) -> None:
+        self._operations, self._size = operations, (image.shape[2], image.shape[3])
+        down = _strip(model, image, operations, values, 0)
+        alike = _symmetric(operations, self._size)
+        self._strips = (down, down if alike else _strip(model, image, operations, values, 1))
+
+    def of(self, position: int) -> Field:
+        """Return the field of an operation by its position."""
+        operation = self._operations[position]
+        if operation.lines is None:
+            return Field(None, None, None, False)
+        down, across = self._along(position, 0), self._along(position, 1)
+        tracked = operation.jump or (None, None)
+        jump = _both(down.jump or tracked[0], across.jump or tracked[1])
+        if len(operation.output_shape) != 4 or (operation.output_shape[2:] == (1, 1) and down.size is None):
+            jump = None  # there is no next unit
+        size, clipped = (down.size, across.size), down.clipped or across.clipped
+        return Field(size, jump, _both(down.center, across.center), clipped)
+
+    def _along(self, position: int, axis: int) -> _Axis:
+        here, strip = self._operations[position], self._strips[axis]
+        # Pooling to the size that is there already changes nothing, and on larger images is something else.
+        if here.kind == "pool" and here.window is None and here.after is not None:
+            before = self._operations[here.after]
+            if here.output_shape == here.input_shape == before.output_shape:
+                return self._along(here.after, axis)
+        # What reads a flattened map reads all of it; a network that does so takes no other size to measure it on.
+        if here.kind == "linear" and len(here.output_shape) == 2 and here.after is not None:
+            before = self._operations[here.after]
+            if math.prod(before.output_shape) == math.prod(here.input_shape):
+                return _Axis(None) if len(before.output_shape) == 4 else self._along(here.after, axis)
+        there = strip.operations[position] if position < len(strip.operations) else None
+        if there is not None and _alike(here, there) and there.lines is not None:
+            found = _measured(there.lines[strip.axis], strip.length, strip.bound)
+            if found is not None:
+                return found
+        assert here.lines is not None  # see `of`
+        return _measured_here(here.lines[axis], self._size[axis])
+
+
+def _both(down: Fraction | None, across: Fraction | None) -> tuple[float, float] | None:
+    return None if down is None or across is None else (float(down), float(across))
+
+
+@dataclass(frozen=True)
+class _Strip:
+    """What ran on an image that is much longer along one axis; a field longer than `bound` is the whole image."""
+
+    operations: list[Operation]
+    axis: int
+    length: int
+    bound: float
+
+
+def _strip(model: nn.Module, image: Tensor, operations: list[Operation], values: bool, axis: int) -> _Strip:
+    length, bound = _strip_length(operations, image.shape[2 + axis], axis)
+    size = [*image.shape]
+    size[2 + axis] = length
+    macs = sum(operation.macs for operation in operations) * length / image.shape[2 + axis]
+    if values and macs > _AFFORDABLE:
+        return _Strip([], axis, length, bound)
+    strip = image.new_zeros(size) if values else torch.empty(size, dtype=image.dtype, device="meta")
+    # A network that refuses this size is followed as far as it comes.
+    return _Strip(record_operations(model, strip, values=values).operations, axis, length, bound)
+
+
+def _alike(here: Operation, there: Operation) -> bool:
+    """Whether it is the same operation on a larger image: what stretches with the image is another."""
+    same = (here.owner, here.type, here.window, here.parameters, here.scaled)
+    return same == (there.owner, there.type, there.window, there.parameters, there.scaled)
+
+
+def _symmetric(operations: list[Operation], size: tuple[int, int]) -> bool:
+    """Whether columns are to the network as rows are: then one larger image does for both."""
+    for operation in operations:
+        if any(window != window[::-1] for window in operation.window or ()):
+            return False
+        if operation.lines is not None:
+            (top, bottom), (left, right) = operation.lines
+            if not (torch.equal(top, left) and torch.equal(bottom, right)):
+                return False
+    return size[0] == size[1]
+
+
+def _strip_length(operations: list[Operation], size: int, axis: int) -> tuple[int, float]:
+    """Return a length of image in which a unit in the middle sees no border, and what no field is longer than.
+
+    It differs from the true length by a multiple of all strides, so that windows lie on it in the same way.
+    """
+    reach, odd, ratios = 1.0, set[int](), [1.0]
+    for operation in operations:
+        if operation.window is None or len(operation.input_shape) != 4:
+            continue
+        kernel, stride, _, dilation = (numbers[axis] for numbers in operation.window)
+        ratio = max(1.0, math.ceil(size / max(1, operation.input_shape[2 + axis])))
+        if operation.jump is not None:  # of its output; a small map, rounded up, is larger than its stride says
+            ratio = max(ratio, float(operation.jump[axis]) / (stride if operation.kind != "transposed" else 1))
+        ratios += [ratio * stride] if operation.input_shape[2 + axis] > 1 else []
+        # The sum over all windows bounds the field: paths that run side by side count as if one behind the other.
+        reach += dilation * (kernel - 1) * ratio
+        while stride % 2 == 0:
+            stride //= 2
+        odd.add(stride)
+    step = 64 * math.prod(odd)
+    step = step if step <= 2048 else 64
+    wanted = 1.25 * reach + 6 * max(64, min(max(ratios), 512))
+    length = min(size + step * math.ceil(wanted / step), max(size, _LARGEST_STRIP))
+    return length, reach if reach < length / 1.1 else math.inf
+
+
+def _measured(lines: Lines, length: int, bound: float) -> _Axis | None:
+    """The field of units in the middle of a large image; None if that does not tell."""
+    first, last = lines[0].double(), lines[1].double()
+    count = len(first)
+    # Some 128 pixels to either side of the middle: enough for all phases of what was enlarged in between.
+    span = max(2, round(128 * count / length))
+    chosen = torch.arange(max(0, count // 2 - span), min(count, count // 2 + span + 1))
+    # Not all of it may be seen: the last rows are dropped where windows do not fit.
+    if bool((last[chosen] - first[chosen] > bound).all()):
+        return _Axis(None)
+    cut = (first[chosen] <= 0) | (last[chosen] >= length - 1)
+    return None if bool(cut.any()) else _periodic(first, last, chosen)
+
+
+def _periodic(first: Tensor, last: Tensor, chosen: Tensor) -> _Axis | None:
+    """Size, jump and first center of units whose boxes come again, shifted, after one or a few units."""
+    a, b = first[chosen], last[chosen]
+    for period in range(1, len(chosen) // 2 + 1):
+        shift = float(a[period] - a[0])
+        if shift > 0 and bool((a[period:] - a[:-period] == shift).all() and (b[period:] - b[:-period] == shift).all()):
+            jump = Fraction(int(shift), period)
+            unit = -(-int(chosen[0]) // period) * period
+            center = Fraction(int(first[unit] + last[unit]), 2) - jump * unit
+            return _Axis(int((b - a).max()) + 1, jump, center)
+    return None
+
+
+def _measured_here(lines: Lines, length: int) -> _Axis:
+    """The field on the image itself: exact where there are units that no border cuts, else as far as it goes."""
+    first, last = lines[0].double(), lines[1].double()
+    inside = ((first > 0) & (last < length - 1)).nonzero().flatten()
+    if len(inside) > 1 and len(inside) == int(inside[-1] - inside[0]) + 1:
+        found = _periodic(first, last, inside)
+        if found is not None:
+            return found
+    finite = torch.isfinite(first)
+    size = int((last - first)[finite].max()) + 1
+    return _Axis(None if size >= length else size, clipped=True)

@@ -1,0 +1,382 @@
+"""Activation maximization: the input that drives a unit, a channel or a class most (Erhan et al. 2009)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_cnnviz.core.maximization.objectives import Layer, Objective, Reader, Unit, layer_name
+from lightning_cnnviz.core.maximization.parametrization import Parametrization
+from lightning_cnnviz.core.maximization.rectifiers import Rectifiers, redirected
+from lightning_cnnviz.core.maximization.regularization import Transform, robust
+from lightning_cnnviz.core.network.hooks import analysis_mode
+
+__all__ = ["Maximization", "Strongest", "maximize", "strongest_images", "unit_input_size"]
+
+# In the first steps, a unit that the noise leaves below zero is pulled up (see `rectifiers.redirected`).
+_RESCUE_STEPS = 16
+# How much larger than a receptive field an input may have to be for a unit to see all of it, in pixels.
+_MARGINS = (*range(9), 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 64, 96, 128)
+# How much is climbed together: beyond these, batches fall out of the processor's caches, or gain nothing.
+_PIXELS_ON_CPU, _PIXELS_ON_GPU, _MOST_TOGETHER = 2**17, 2**22, 512
+_DEFAULT = "default"
+
+
+@dataclass(frozen=True, eq=False)
+class Maximization:
+    """Inputs that maximize objectives, each from several starts.
+
+    Attributes:
+        objectives: What each was to maximize, in words.
+        starts: Number of starts of each.
+        images: `(N, C, H, W)` float32, in network input values; N is objectives x starts, starts next to each other.
+        activations: `(N,)`, the objective of each image as it is, without transforms and penalties.
+        history: `(N, steps)`, the objective at each step, of the image as the transforms changed it.
+        boxes: `(objectives, 4)` int64: top, left, bottom, right in pixels, half-open: what the objective can depend
+            on. The receptive field of a unit; the whole image elsewhere.
+    """
+
+    objectives: tuple[str, ...]
+    starts: int
+    images: Tensor
+    activations: Tensor
+    history: Tensor
+    boxes: Tensor
+
+    def __post_init__(self) -> None:
+        count = len(self.objectives) * self.starts
+        lengths = {"images": len(self.images), "activations": len(self.activations), "history": len(self.history)}
+        if any(length != count for length in lengths.values()) or self.boxes.shape != (len(self.objectives), 4):
+            raise ValueError(
+                f"{len(self.objectives)} objectives from {self.starts} starts are {count} images; got {lengths} and "
+                f"boxes {tuple(self.boxes.shape)}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.objectives)
+
+    def of(self, objective: int) -> slice:
+        """Return where the images of an objective are."""
+        return slice(objective * self.starts, (objective + 1) * self.starts)
+
+    def ranked(self, objective: int) -> list[int]:
+        """Return the numbers of an objective's images, the highest activation first."""
+        order = self.activations[self.of(objective)].nan_to_num(-torch.inf).argsort(descending=True, stable=True)
+        return [objective * self.starts + start for start in order.tolist()]
+
+    def seen(self, number: int) -> Tensor:
+        """Return the part `(C, h, w)` of an image that its objective can depend on."""
+        top, left, bottom, right = self.boxes[number // self.starts].tolist()
+        return self.images[number, :, top:bottom, left:right]
+
+
+@dataclass(frozen=True, eq=False)
+class Strongest:
+    """The real images that drive objectives most: the scale to read a maximization by.
+
+    Attributes:
+        objectives: What each stands for, in words.
+        activations: `(objectives,)`.
+        numbers: `(objectives,)` int64, which of the images.
+        patches: Of each objective the part `(C, h, w)` of the image that it can depend on, in network input values.
+        boxes: `(objectives, 4)` int64, where in the image that is: top, left, bottom, right, half-open.
+    """
+
+    objectives: tuple[str, ...]
+    activations: Tensor
+    numbers: Tensor
+    patches: tuple[Tensor, ...]
+    boxes: Tensor
+
+
+def maximize(
+    model: nn.Module,
+    objectives: Objective | Sequence[Objective],
+    input_size: Sequence[int],
+    *,
+    starts: int = 3,
+    steps: int = 128,
+    learning_rate: float = 0.05,
+    parametrization: Parametrization | None = None,
+    transforms: Transform | str | None = _DEFAULT,
+    penalty: Objective | None = None,
+    batch_size: int | None = None,
+    seed: int = 0,
+    progress: Callable[[Iterable[Any]], Iterable[Any]] | None = None,
+) -> Maximization:
+    """Find inputs that maximize objectives, by gradient ascent (Adam) from several random starts.
+
+    The optimum depends on the start (Erhan et al. 2009), so look at several. All objectives are climbed together in
+    batches, in passes that stop at the deepest layer that is read; what comes out does not depend on the batches: the
+    starts are the same for every objective. The network runs in eval mode and is left as it was.
+
+    Args:
+        model: Any network that takes images `(N, C, H, W)`.
+        objectives: One, or several: `Unit("conv5", 3)`, `Channel(...)`, `ClassScore(...)` and their sums.
+        input_size: Channels, height and width. For units, `unit_input_size` says what is enough: mostly far less than
+            the network's own inputs, and faster in proportion.
+        starts: Number of starts of each objective.
+        steps: Number of steps of each.
+        learning_rate: Adam's, on the parametrization's numbers.
+        parametrization: What images may be; by default `Parametrization()`: correlated colors and frequencies, values
+            from -2 to 2.
+        transforms: What an image has to stand while it is optimized; None for nothing, by default `robust(side)`.
+        penalty: What the image has to pay, in parts of the activation that it reaches, so that one weight suits every
+            unit: `0.5 * TotalVariation() + 0.1 * L2()`. In effect the logarithm of the activation is maximized.
+        batch_size: How many images are climbed together, at most; by default as many as suit the processor's caches,
+            or a GPU.
+        seed: Which starts, and which transforms.
+        progress: Wraps the iterable of steps to show progress, for example `tqdm.tqdm`.
+
+    Raises:
+        LayerNotFoundError: There is no such layer, or it does not run exactly once.
+        ValueError: An argument is out of range; a channel, unit or class does not exist; the network refuses images of
+            this size; or no gradient reaches the image.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 8, 3))
+        >>> found = maximize(model, [Unit("2", 0), Unit("2", 5)], (1, 5, 5), starts=2, steps=8)
+        >>> found.images.shape, found.activations.shape
+        (torch.Size([4, 1, 5, 5]), torch.Size([4]))
+    """
+    asked = (objectives,) if isinstance(objectives, Objective) else tuple(objectives)
+    size = _checked(asked, input_size, starts, steps, learning_rate, batch_size)
+    if isinstance(transforms, str):
+        if transforms != _DEFAULT:
+            raise ValueError(f'transforms={transforms!r}: give "{_DEFAULT}", None, or for example Jitter(8) + Scale()')
+        transforms = robust(min(size[1:]))
+    settings = _Settings(
+        size, starts, steps, learning_rate, parametrization or Parametrization(), transforms, penalty, seed
+    )
+    device, dtype = home_of(model)
+    if batch_size is None:
+        pixels = _PIXELS_ON_CPU if device.type == "cpu" else _PIXELS_ON_GPU
+        batch_size = min(_MOST_TOGETHER, pixels // (size[1] * size[2]))
+    together = max(1, batch_size // starts)
+    chunks = [asked[first : first + together] for first in range(0, len(asked), together)]
+    work = [(chunk, step) for chunk in chunks for step in range(steps)]
+    done: list[_Climb] = []
+    with analysis_mode(model):
+        reader = Reader(model, asked, torch.zeros(1, *size, device=device, dtype=dtype))
+        for chunk, step in progress(work) if progress is not None else work:
+            if step == 0:
+                done.append(_Climb(reader, chunk, settings, device, dtype))
+            done[-1].step(step)
+        finished = [climb.finish() for climb in done]
+    return Maximization(
+        tuple(map(str, asked)),
+        starts,
+        torch.cat([images for images, _ in finished]),
+        torch.cat([activations for _, activations in finished]),
+        torch.cat([torch.stack(climb.history, 1) for climb in done]),
+        torch.stack([objective_box(reader, objective, size) for objective in asked]),
+    )
+
+
+def strongest_images(
+    model: nn.Module, objectives: Sequence[Objective], images: Tensor, *, batch_size: int = 32
+) -> Strongest:
+    """Find, for each objective, the one of some images that has the most of it.
+
+    A unit without a position is looked for in its whole feature map: any unit of it, as a miner of top patches does.
+
+    Args:
+        model: The network.
+        objectives: What is looked for.
+        images: `(N, C, H, W)`, in network input values.
+        batch_size: How many images are run together.
+
+    Raises:
+        ValueError: There are no images, or see `maximize`.
+    """
+    if images.ndim != 4 or not len(images):
+        raise ValueError(f"images of shape {tuple(images.shape)}: give (N, C, H, W), at least one")
+    with analysis_mode(model):
+        device, dtype = home_of(model)
+        reader = Reader(model, objectives, images[:1].to(device, dtype))
+        parts = [
+            torch.stack([objective.anywhere(reading).float().cpu() for objective in objectives])
+            for batch in images.split(batch_size)
+            for reading in [reader(batch.to(device, dtype))]
+        ]
+        activations, numbers = torch.cat(parts, 1).max(1)
+        boxes = [
+            _strongest_box(reader, objective, images[number][None].to(device, dtype))
+            for objective, number in zip(objectives, numbers.tolist(), strict=True)
+        ]
+    patches = [
+        images[number, :, box[0] : box[2], box[1] : box[3]].detach().float().cpu().clone()
+        for number, box in zip(numbers.tolist(), torch.stack(boxes).tolist(), strict=True)
+    ]
+    return Strongest(tuple(map(str, objectives)), activations, numbers, tuple(patches), torch.stack(boxes))
+
+
+def unit_input_size(
+    model: nn.Module, layer: Layer, input_size: Sequence[int], channels: Sequence[int] | None = None
+) -> tuple[int, int, int]:
+    """Return the smallest input, of those tried, on which a unit of a layer has its complete receptive field.
+
+    That is about the field itself: 11 x 11 pixels at AlexNet's first layer (13 with its padding), where the network's
+    own input is 224 x 224. A field as large as the input gives the input's own size.
+
+    Args:
+        model: The network.
+        layer: The layer.
+        input_size: Channels, height and width of the network's own inputs.
+        channels: Of which channels, where they have different fields, as behind a concatenation; by default all.
+
+    Raises:
+        LayerNotFoundError: See `maximize`.
+        ValueError: The network refuses inputs of `input_size`.
+    """
+    depth, height, width = input_size
+    probe = Unit(layer, 0)
+    name = layer_name(layer)
+    with analysis_mode(model):
+        device, dtype = home_of(model)
+
+        def complete(rows: int, columns: int) -> tuple[int, int]:
+            image = torch.zeros(1, depth, rows, columns, device=device, dtype=dtype)
+            boxes = Reader(model, [probe], image).fields[name].boxes
+            if channels is not None and len(boxes) > 1:
+                boxes = boxes[list(channels)]
+            return int((boxes[..., 2] - boxes[..., 0]).max()), int((boxes[..., 3] - boxes[..., 1]).max())
+
+        whole = complete(height, width)
+        for margin in _MARGINS:
+            rows, columns = min(whole[0] + margin, height), min(whole[1] + margin, width)
+            if (rows, columns) == (height, width):
+                break
+            try:
+                if complete(rows, columns) == whole:
+                    return depth, rows, columns
+            except ValueError:
+                continue  # the network refuses so small an input
+    return depth, height, width
+
+
+@dataclass(frozen=True, eq=False)
+class _Settings:
+    size: tuple[int, int, int]
+    starts: int
+    steps: int
+    learning_rate: float
+    parametrization: Parametrization
+    transforms: Transform | None
+    penalty: Objective | None
+    seed: int
+
+
+class _Climb:
+    """The ascent of some objectives together, all starts of each."""
+
+    def __init__(
+        self,
+        reader: Reader,
+        objectives: Sequence[Objective],
+        settings: _Settings,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self._reader, self._objectives, self._settings = reader, objectives, settings
+        self._device, self._dtype = device, dtype
+        # Half precision is too coarse for small steps: only the network's own part is computed in it.
+        own = torch.float64 if dtype == torch.float64 else torch.float32
+        seeds = [settings.seed * 65_537 + start for start in range(settings.starts)]
+        drawn = settings.parametrization.start(seeds, settings.size, own, device)
+        self._numbers = drawn.repeat(len(objectives), *[1] * (drawn.ndim - 1)).requires_grad_()
+        self._optimizer = torch.optim.Adam([self._numbers], lr=settings.learning_rate)
+        self._generator = torch.Generator().manual_seed(settings.seed)
+        self.history: list[Tensor] = []
+
+    def step(self, number: int) -> None:
+        """Go one step up."""
+        with torch.enable_grad():
+            images = self._images(self._settings.transforms)
+            if number < _RESCUE_STEPS:
+                with Rectifiers(redirected):
+                    activations, penalties = self._values(images)
+            else:
+                activations, penalties = self._values(images)
+            loss = (penalties * activations.detach().abs() - activations).sum()
+        if not loss.requires_grad:
+            names = ", ".join(map(str, self._objectives[:3]))
+            raise ValueError(f"no gradient reaches the image from {names}: the network detaches it, or rounds it")
+        (gradient,) = torch.autograd.grad(loss, self._numbers, allow_unused=True)
+        self.history.append(activations.detach().float().cpu())
+        # A network that has diverged gives NaN: the image stays, and its activation tells.
+        self._numbers.grad = torch.zeros_like(self._numbers) if gradient is None else gradient.nan_to_num(0, 0, 0)
+        self._optimizer.step()
+
+    def finish(self) -> tuple[Tensor, Tensor]:
+        """Return the images and the objective of each, as it is."""
+        images = self._images(None)
+        activations, _ = self._values(images)
+        return images.detach().float().cpu(), activations.detach().float().cpu()
+
+    def _images(self, transforms: Transform | None) -> Tensor:
+        _, height, width = self._settings.size
+        with torch.autocast(self._device.type, enabled=False):
+            images = self._settings.parametrization.images(self._numbers, height, width)
+            return images if transforms is None else transforms.apply(images, self._generator)
+
+    def _values(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Objective and penalty of each image."""
+        reading = self._reader(images.to(self._dtype))
+        parts = reading.split(self._settings.starts)
+        activations = torch.cat([each(part) for each, part in zip(self._objectives, parts, strict=True)])
+        penalty = self._settings.penalty
+        penalties = torch.zeros_like(activations) if penalty is None else penalty(reading)
+        return activations.to(images.dtype), penalties.to(images.dtype)
+
+
+def _checked(
+    objectives: tuple[Objective, ...],
+    input_size: Sequence[int],
+    starts: int,
+    steps: int,
+    learning_rate: float,
+    batch_size: int | None,
+) -> tuple[int, int, int]:
+    if not objectives:
+        raise ValueError('objectives=[]: give at least one, for example Unit("conv5", 3)')
+    strange = next((each for each in objectives if not isinstance(each, Objective)), None)
+    if strange is not None:
+        raise TypeError(f"{strange!r} is no objective: give Unit(layer, channel), Channel(...), ClassScore(...)")
+    for name, value in (("starts", starts), ("steps", steps), ("batch_size", batch_size)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name}={value}: give 1 or more")
+    if not learning_rate > 0:
+        raise ValueError(f"learning_rate={learning_rate}: give a number above 0")
+    if len(input_size) != 3 or min(input_size) < 1:
+        raise ValueError(f"input_size={tuple(input_size)}: give channels, height and width, for example (3, 128, 128)")
+    channels, height, width = input_size
+    return channels, height, width
+
+
+def home_of(model: nn.Module) -> tuple[torch.device, torch.dtype]:
+    """Where a network's parameters are, and of what kind."""
+    parameters = (parameter for parameter in model.parameters() if parameter.is_floating_point())
+    parameter = next(parameters, torch.zeros((), dtype=torch.float32))
+    return parameter.device, parameter.dtype
+
+
+def objective_box(reader: Reader, objective: Objective, size: Sequence[int]) -> Tensor:
+    """The part of an image `(C, H, W)` that an objective can depend on: `(4,)` int64, half-open."""
+    if isinstance(objective, Unit):
+        return reader.unit_box(objective)
+    return torch.tensor([0, 0, size[1], size[2]])
+
+
+def _strongest_box(reader: Reader, objective: Objective, image: Tensor) -> Tensor:
+    if not isinstance(objective, Unit):
+        return torch.tensor([0, 0, *image.shape[2:]])
+    if objective.row is not None:
+        return reader.unit_box(objective)
+    maps = reader(image).maps[layer_name(objective.layer)][0, objective.channel]
+    row, column = divmod(int(maps.argmax()), maps.shape[1])
+    return reader.unit_box(Unit(objective.layer, objective.channel, row, column))

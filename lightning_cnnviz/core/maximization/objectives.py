@@ -1,0 +1,411 @@
+"""What an image is to maximize: a unit, a channel, a class or sums of them, read from a pass that stops when it can."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_cnnviz.core.network.hooks import Site, hooked
+from lightning_cnnviz.core.network.layers import SelectedLayer, select_layers
+from lightning_cnnviz.core.tracing.feature_maps import FeatureMaps, trace_feature_maps
+from lightning_cnnviz.core.tracing.receptive_field import BoundsMode, ReceptiveField
+
+__all__ = ["Channel", "ClassScore", "Layer", "Objective", "Reader", "Reading", "Unit"]
+
+# What networks raise of images that they do not take: torch's own, and what is asserted of shapes.
+_REFUSALS = (RuntimeError, IndexError, AssertionError)
+
+Layer = str | FeatureMaps
+"""A layer's name, read as it is; or feature maps that were traced, read where the trace says."""
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """What one pass has shown of a batch.
+
+    Attributes:
+        images: `(N, C, H, W)`, what the network was given.
+        maps: By layer, its feature maps `(N, channels, rows, columns)`; those without spatial extent are 1 x 1.
+        centers: By layer, row and column of the unit that stands for it where no position is asked for.
+        scores: `(N, classes)`, the network's output; None where no objective reads it.
+    """
+
+    images: Tensor
+    maps: Mapping[str, Tensor]
+    centers: Mapping[str, tuple[int, int]]
+    scores: Tensor | None = None
+
+    def split(self, size: int) -> list[Reading]:
+        """Cut the batch into parts of `size` images. The gradient joins them in one piece, however many they are."""
+        parts = {name: maps.split(size) for name, maps in self.maps.items()}
+        images = self.images.split(size)
+        scores = [None] * len(images) if self.scores is None else self.scores.split(size)
+        return [
+            Reading(part, {name: cut[number] for name, cut in parts.items()}, self.centers, scores[number])
+            for number, part in enumerate(images)
+        ]
+
+
+class Objective(ABC):
+    """A number for each image, to be made large; `+`, `-` and multiples of objectives are objectives.
+
+    Example:
+        >>> str(Unit("conv1", 3) - 0.5 * Channel("conv1", 7))
+        'conv1, channel 3 - 0.5 * mean of conv1, channel 7'
+    """
+
+    @abstractmethod
+    def __call__(self, reading: Reading) -> Tensor:
+        """Return the value `(N,)` of each image, differentiable."""
+
+    def anywhere(self, reading: Reading) -> Tensor:
+        """Return the value `(N,)` of each image where it is largest, for objectives that have a place in the image."""
+        return self(reading)
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """The layers that it reads."""
+        return ()
+
+    @property
+    def reads_scores(self) -> bool:
+        """Whether it reads the network's output."""
+        return False
+
+    def check(self, reading: Reading) -> None:  # noqa: B027 - most have nothing to check
+        """Refuse what the network does not have, given one pass.
+
+        Raises:
+            ValueError: A channel, a unit or a class is out of range.
+        """
+
+    def __add__(self, other: Objective) -> Objective:
+        return _Sum((*_parts(self), *_parts(other))) if isinstance(other, Objective) else NotImplemented
+
+    def __sub__(self, other: Objective) -> Objective:
+        return self + -1.0 * other if isinstance(other, Objective) else NotImplemented
+
+    def __neg__(self) -> Objective:
+        return -1.0 * self
+
+    def __mul__(self, factor: float) -> Objective:
+        if not isinstance(factor, (int, float)):
+            return NotImplemented
+        return _Sum(tuple((factor * weight, part) for weight, part in _parts(self)))
+
+    __rmul__ = __mul__
+
+
+@dataclass(frozen=True)
+class Unit(Objective):
+    """The activation of one unit (Erhan et al. 2009).
+
+    Attributes:
+        layer: Its layer.
+        channel: Its feature map.
+        row: Its row; where neither row nor column is given, the most central unit of those that see the most pixels.
+        column: Its column.
+    """
+
+    layer: Layer
+    channel: int
+    row: int | None = None
+    column: int | None = None
+
+    def __post_init__(self) -> None:
+        if (self.row is None) != (self.column is None):
+            raise ValueError(f"Unit(row={self.row}, column={self.column}): give both, or neither for the central unit")
+
+    def __call__(self, reading: Reading) -> Tensor:
+        """Read it."""
+        row, column = self.position(reading)
+        return reading.maps[layer_name(self.layer)][:, self.channel, row, column]
+
+    def anywhere(self, reading: Reading) -> Tensor:
+        """As itself where a position was asked for, else the strongest unit of the feature map."""
+        if self.row is not None:
+            return self(reading)
+        return reading.maps[layer_name(self.layer)][:, self.channel].flatten(1).amax(1)
+
+    def position(self, reading: Reading) -> tuple[int, int]:
+        """Row and column."""
+        if self.row is None or self.column is None:
+            return reading.centers[layer_name(self.layer)]
+        return self.row, self.column
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """Its layer."""
+        return (self.layer,)
+
+    def check(self, reading: Reading) -> None:
+        """Refuse a channel or a position that the layer does not have."""
+        maps = reading.maps[layer_name(self.layer)]
+        _check_channel(self.layer, self.channel, maps)
+        row, column = self.position(reading)
+        if not (0 <= row < maps.shape[2] and 0 <= column < maps.shape[3]):
+            raise ValueError(
+                f"unit ({row}, {column}) of layer '{layer_name(self.layer)}': on images of "
+                f"{_size(reading.images)} its feature maps are {maps.shape[2]} x {maps.shape[3]}"
+            )
+
+    def __str__(self) -> str:
+        place = "" if self.row is None else f" at ({self.row}, {self.column})"
+        return f"{layer_name(self.layer)}, channel {self.channel}{place}"
+
+
+@dataclass(frozen=True)
+class Channel(Objective):
+    """The mean activation of a feature map: texture that drives it everywhere."""
+
+    layer: Layer
+    channel: int
+
+    def __call__(self, reading: Reading) -> Tensor:
+        """Take the mean over the map."""
+        return reading.maps[layer_name(self.layer)][:, self.channel].mean((1, 2))
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """Its layer."""
+        return (self.layer,)
+
+    def check(self, reading: Reading) -> None:
+        """Refuse a channel that the layer does not have."""
+        _check_channel(self.layer, self.channel, reading.maps[layer_name(self.layer)])
+
+    def __str__(self) -> str:
+        return f"mean of {layer_name(self.layer)}, channel {self.channel}"
+
+
+@dataclass(frozen=True)
+class ClassScore(Objective):
+    """The network's output for one class, as it comes, so mostly before a softmax (Simonyan et al. 2014, section 2).
+
+    Attributes:
+        index: The class.
+        name: What it is called, for people.
+    """
+
+    index: int
+    name: str = ""
+
+    def __call__(self, reading: Reading) -> Tensor:
+        """Read it."""
+        assert reading.scores is not None
+        return reading.scores[:, self.index]
+
+    @property
+    def reads_scores(self) -> bool:
+        """Always."""
+        return True
+
+    def check(self, reading: Reading) -> None:
+        """Refuse a class that the network does not have."""
+        assert reading.scores is not None
+        classes = reading.scores.shape[1]
+        if not 0 <= self.index < classes:
+            raise ValueError(f"class {self.index}: the network has {classes} classes (0 to {classes - 1})")
+
+    def __str__(self) -> str:
+        return f"class {self.index} ({self.name})" if self.name else f"class {self.index}"
+
+
+@dataclass(frozen=True)
+class _Sum(Objective):
+    parts: tuple[tuple[float, Objective], ...]
+
+    def __call__(self, reading: Reading) -> Tensor:
+        return torch.stack([weight * part(reading) for weight, part in self.parts]).sum(0)
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        return tuple(layer for _, part in self.parts for layer in part.layers)
+
+    @property
+    def reads_scores(self) -> bool:
+        return any(part.reads_scores for _, part in self.parts)
+
+    def check(self, reading: Reading) -> None:
+        for _, part in self.parts:
+            part.check(reading)
+
+    def __str__(self) -> str:
+        text = ""
+        for weight, part in self.parts:
+            sign = (" - " if weight < 0 else " + ") if text else ("-" if weight < 0 else "")
+            text += sign + (f"{abs(weight):g} * " if abs(weight) != 1 else "") + str(part)
+        return text
+
+
+class Reader:
+    """Runs a network as far as some objectives need, and reads what they are made of.
+
+    Use it inside `analysis_mode`, also to make it.
+
+    Args:
+        model: The network.
+        objectives: What will be read.
+        image: `(1, C, H, W)`, one image of the size that is to come, on the network's device.
+
+    Raises:
+        LayerNotFoundError: There is no such layer, or it does not run exactly once.
+        ValueError: A channel, a unit or a class is out of range; or the network refuses images of this size.
+    """
+
+    def __init__(self, model: nn.Module, objectives: Iterable[Objective], image: Tensor) -> None:
+        objectives = list(objectives)
+        self._model = model
+        self._to_the_end = any(objective.reads_scores for objective in objectives)
+        layers = [layer for objective in objectives for layer in objective.layers]
+        self._sites = _sites(model, layers, image)
+        self.fields: dict[str, ReceptiveField] = {}
+        self._centers: dict[str, tuple[int, int]] = {}
+        bounds = BoundsMode()
+
+        def measure(name: str, value: Tensor) -> None:
+            field = bounds.receptive_field(name, value)
+            if field is None:
+                raise TypeError(f"layer '{name}' returns nothing that is computed from the image's pixels")
+            self.fields[name] = field
+
+        # Convolutions on the CPU are faster by a third in this order of memory, but not every network takes it: a view
+        # that a single image allows may not be one of several.
+        self._format = torch.channels_last
+        image = image.detach().clone()
+        try:
+            with torch.no_grad():
+                self._run(image.repeat(2, 1, 1, 1), None)
+        except _REFUSALS:
+            self._format = torch.contiguous_format
+        with _refusals(model, image), bounds.follow(image):
+            first = self._run(image, measure)
+        self._centers |= {name: _center(field) for name, field in self.fields.items()}
+        for objective in objectives:
+            objective.check(first)
+
+    def __call__(self, images: Tensor) -> Reading:
+        """Read a batch `(N, C, H, W)`; gradients flow where they are enabled."""
+        return self._run(images, None)
+
+    def unit_box(self, unit: Unit) -> Tensor:
+        """Return the receptive field of a unit, `(4,)` int64: top, left, bottom, right in pixels, half-open."""
+        name = layer_name(unit.layer)
+        row, column = self._centers[name] if unit.row is None or unit.column is None else (unit.row, unit.column)
+        place = torch.tensor([unit.channel, row, column])
+        return self.fields[name].box(*place).to(torch.int64)
+
+    def _run(self, images: Tensor, watch: Callable[[str, Tensor], None] | None) -> Reading:
+        maps: dict[str, Tensor] = {}
+
+        def keep(name: str, value: Any) -> None:
+            if not isinstance(value, Tensor) or value.ndim not in (2, 4):
+                raise TypeError(f"layer '{name}' returns no feature maps (N, C, H, W) or (N, C)")
+            if watch is not None:
+                watch(name, value)
+            if name in maps and not self._to_the_end and len(maps) < len(self._sites):
+                raise ValueError(f"layer '{name}' runs more than once in a forward pass: choose one that runs once")
+            last = len(maps) == len(self._sites) - 1 and not self._to_the_end
+            # A copy where the pass goes on: what follows may write into it.
+            value = value if last else value.clone()
+            maps[name] = value if value.ndim == 4 else value[:, :, None, None]
+            if last:
+                raise _AllRead
+
+        scores: Any = None
+        try:
+            with hooked(self._sites, keep):
+                # The network may write into what it is given.
+                output = self._model(images.clone(memory_format=self._format))
+            scores = _scores(self._model, output) if self._to_the_end else None
+        except _AllRead:
+            pass
+        return Reading(images, maps, self._centers, scores)
+
+
+class _AllRead(BaseException):
+    """All layers have run: the rest of the network need not. No `except Exception` of the network's own stops it."""
+
+
+def layer_name(layer: Layer) -> str:
+    """What a layer is called."""
+    return layer if isinstance(layer, str) else layer.layer
+
+
+def _parts(objective: Objective) -> tuple[tuple[float, Objective], ...]:
+    return objective.parts if isinstance(objective, _Sum) else ((1.0, objective),)
+
+
+def _sites(model: nn.Module, layers: Sequence[Layer], image: Tensor) -> dict[str, Site]:
+    sites = {layer.layer: layer.site for layer in layers if not isinstance(layer, str)}
+    named = dict(model.named_modules(remove_duplicate=False))
+    for name in dict.fromkeys(layer for layer in layers if isinstance(layer, str)):
+        # A layer may well be called "conv", which would mean every convolution elsewhere.
+        chosen = [SelectedLayer(name, named[name], True)] if name in named else select_layers(model, name)
+        if len(chosen) != 1 or not chosen[0].literal:
+            matched = ", ".join(f"'{layer.name}'" for layer in chosen[:4]) + (", ..." if len(chosen) > 4 else "")
+            raise ValueError(f"layer='{name}' means {len(chosen)} layers ({matched}): an objective reads one, by name")
+        sites[name] = Site(chosen[0].module)
+        try:
+            trace_feature_maps(model, image, chosen)  # refuses what runs twice, or never
+        except _REFUSALS:
+            continue  # perhaps only what comes behind the layer refuses images of this size
+    return sites
+
+
+@contextmanager
+def _refusals(model: nn.Module, image: Tensor) -> Iterator[None]:
+    """Say of an error inside the network what the network was given."""
+    try:
+        yield
+    except _REFUSALS as error:
+        shape = " x ".join(map(str, image.shape[1:]))
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(
+            f"{type(model).__name__} refuses images of {shape} (channels x height x width): {reason}. Give an "
+            "input_size that it takes, larger than its kernels"
+        ) from error
+
+
+def _center(field: ReceptiveField) -> tuple[int, int]:
+    """Of the units that see the most pixels, the one in the middle of the image."""
+    every = field.boxes.to(torch.int64)
+    # Where channels have fields of their own, as behind a concatenation, the largest decide.
+    areas = (every[..., 2] - every[..., 0]) * (every[..., 3] - every[..., 1])
+    largest = int(areas.flatten(1).amax(1).argmax())
+    boxes, area = every[largest], areas[largest]
+    middle = (boxes[..., :2] + boxes[..., 2:]).float() / 2 - torch.tensor(field.image_size).float() / 2
+    # Those that see the same are told apart by their place in the map.
+    rows, columns = area.shape
+    offset = (torch.arange(rows)[:, None] - rows // 2).abs() + (torch.arange(columns) - columns // 2).abs()
+    distance = middle.pow(2).sum(-1) + 1e-3 * offset
+    distance[area < area.max()] = torch.inf
+    place = int(distance.argmin())
+    return place // columns, place % columns
+
+
+def _scores(model: nn.Module, output: Any) -> Tensor:
+    scores = getattr(output, "logits", output)
+    if not isinstance(scores, Tensor) or scores.ndim != 2:
+        form = type(scores).__name__
+        if isinstance(scores, Tensor):
+            form = f"a tensor ({', '.join(['N', *map(str, scores.shape[1:])])})"
+        raise ValueError(f"{type(model).__name__} returns {form}; a class score is read from a tensor (N, classes)")
+    return scores
+
+
+def _check_channel(layer: Layer, channel: int, maps: Tensor) -> None:
+    if not 0 <= channel < maps.shape[1]:
+        raise ValueError(
+            f"channel {channel} of layer '{layer_name(layer)}': it has {maps.shape[1]} (0 to {maps.shape[1] - 1})"
+        )
+
+
+def _size(images: Tensor) -> str:
+    return f"{images.shape[-2]} x {images.shape[-1]} pixels"

@@ -1,0 +1,106 @@
+"""Looking into a network during a pass, and leaving it as it was."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+
+__all__ = ["Site", "analysis_mode", "hooked", "keep_random_state", "model_device"]
+
+# Which analysis is under way: hooks fire in the one that made them, so that no look takes another's pass for its own.
+_ANALYSIS: ContextVar[object | None] = ContextVar("analysis", default=None)
+
+
+class Site(NamedTuple):
+    """Where feature maps are read: what a module returns, or the first argument it is given."""
+
+    module: nn.Module
+    side: Literal["input", "output"] = "output"
+
+
+def model_device(model: nn.Module) -> torch.device:
+    """Return where a network is."""
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+
+@contextmanager
+def analysis_mode(model: nn.Module) -> Iterator[None]:
+    """Run a network for analysis: every module in eval mode, no gradients, no compiled code, and no trace left.
+
+    On leaving, also through an exception, the training flag of *every* submodule and the state of every random number
+    generator are as before. Open it before touching a data loader: iterating one draws from the global generator.
+
+    Inference mode is switched off inside, so that tensors made here can be kept and written to later.
+    """
+    flags = [(module, module.training) for module in model.modules()]
+    token = _ANALYSIS.set(object())
+    with (
+        keep_random_state(),
+        torch.inference_mode(False),
+        torch.no_grad(),
+        torch.compiler.set_stance("force_eager"),
+    ):
+        try:
+            for module, _ in flags:
+                # Not model.eval(): users override it, and restoring with train(flag) wakes frozen BatchNorms.
+                module.training = False
+            yield
+        finally:
+            for module, flag in flags:
+                module.training = flag
+            _ANALYSIS.reset(token)
+
+
+@contextmanager
+def keep_random_state() -> Iterator[None]:
+    """Restore Python's, numpy's and torch's (CPU and GPU) random states on leaving."""
+    python_state, numpy_state, cpu_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    gpu_states = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    try:
+        yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
+        torch.set_rng_state(cpu_state)
+        if gpu_states is not None:
+            torch.cuda.set_rng_state_all(gpu_states)
+
+
+@contextmanager
+def hooked(sites: Mapping[str, Site], on_value: Callable[[str, Any], None]) -> Iterator[None]:
+    """Call `on_value(name, value)` whenever the value at one of `sites` has been computed; no hook stays on leaving.
+
+    Hooks that are made inside `analysis_mode` fire inside that very block alone; those made outside, outside.
+
+    The value is the network's own, live: an in-place operation that follows overwrites it, so clone what is kept.
+    """
+    handles = []
+    analysis = _ANALYSIS.get()
+
+    def tell(name: str, value: Any) -> None:
+        if _ANALYSIS.get() is analysis:
+            on_value(name, value)
+
+    def after(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        return lambda _module, _inputs, output: tell(name, output)
+
+    def before(name: str) -> Callable[[nn.Module, Any], None]:
+        return lambda _module, inputs: tell(name, inputs[0] if inputs else None)
+
+    try:
+        for name, (module, side) in sites.items():
+            if side == "output":
+                handles.append(module.register_forward_hook(after(name)))
+            else:
+                handles.append(module.register_forward_pre_hook(before(name)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

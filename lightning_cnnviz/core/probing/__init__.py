@@ -1,0 +1,1 @@
+"""What each layer knows: features, and linear classifiers on them."""

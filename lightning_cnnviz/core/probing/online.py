@@ -1,0 +1,280 @@
+"""Softmax probes that learn along with the network, from the features of passes that training makes anyway."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+
+from lightning_cnnviz.core.data.distributed import collective_device, gathered
+from lightning_cnnviz.core.network.hooks import Site
+from lightning_cnnviz.core.probing.features import first_of_each
+
+__all__ = ["OnlineProbes", "OnlineScores", "score_online", "watched"]
+
+RATE = 0.03
+"""How far a step of Adam moves a weight of a feature of unit variance, before it is divided by their number."""
+
+_BETAS = (0.9, 0.999)
+_MEMORY = 0.01  # share of a batch in the running means and variances, once there have been a hundred
+_NOISE = 1e-3  # features that vary by less than this share of a layer's mean variance are not blown up
+_ROUNDING = 1e-6
+_EPSILON = 1e-8
+_ALWAYS, _EVERY = 16, 64  # batches that are asked for new classes: the first ones, and then every 64th
+
+
+@dataclass(frozen=True, eq=False)
+class OnlineScores:
+    """How well probes that learn online tell the classes of a validation set apart.
+
+    Attributes:
+        layers: Names, in the order in which the layers run.
+        accuracy: `(L,)` float64, 0 to 1: the share of the images.
+        images: Number of images.
+        classes: Number of classes that the probes have learned to tell.
+        batches: Number of batches that each rank's probes have learned from.
+        left_out: `(L,)` int64: training images that were left out, since their features were not finite.
+    """
+
+    layers: tuple[str, ...]
+    accuracy: Tensor
+    images: int
+    classes: int
+    batches: int
+    left_out: Tensor
+
+    def __post_init__(self) -> None:
+        shapes = {tuple(self.accuracy.shape), tuple(self.left_out.shape)}
+        if shapes != {(len(self.layers),)}:
+            raise ValueError(f"scores of {len(self.layers)} layers have shapes {sorted(shapes)}")
+
+
+class OnlineProbes:
+    """Softmax classifiers, one a layer, that learn by Adam from a batch at a time, all layers in one product.
+
+    Features are standardized by running means and variances, as networks change while they train. Weights begin at
+    zero: the loss has a single minimum, and nothing is left to chance. A class is learned from the first batch on that
+    is found to show it; classes are numbers from 0 up, and images with a negative one (to be ignored) are left out.
+
+    Args:
+        dimensions: Number of features of each layer, by name, in the order of the results.
+
+    Attributes:
+        layers: Names.
+        batches: Number of batches learned from.
+
+    Example:
+        >>> probes = OnlineProbes({"conv": 2})
+        >>> labels = torch.arange(8) % 2
+        >>> for _ in range(30):
+        ...     probes.update({"conv": torch.nn.functional.one_hot(labels).float()}, labels)
+        >>> probes.predict({"conv": torch.eye(2)})
+        tensor([[0, 1]])
+    """
+
+    def __init__(self, dimensions: Mapping[str, int]) -> None:
+        self.layers = tuple(dimensions)
+        self.batches = 0
+        self._sizes = tuple(dimensions.values())
+        rows, widest = len(self._sizes), max(self._sizes)
+        # Narrow layers are padded with features that are always zero; the last row of the weights is the intercept.
+        self._weights = torch.zeros(rows, widest + 1, 0)
+        self._first, self._second = torch.zeros_like(self._weights), torch.zeros_like(self._weights)
+        self._mean, self._variance = torch.zeros(rows, 1, widest), torch.zeros(rows, 1, widest)
+        self._left_out = torch.zeros(rows, dtype=torch.int64)
+
+    @property
+    def dimensions(self) -> dict[str, int]:
+        """Number of features of each layer."""
+        return dict(zip(self.layers, self._sizes, strict=True))
+
+    @property
+    def classes(self) -> int:
+        """Number of classes so far."""
+        return self._weights.shape[-1]
+
+    @property
+    def left_out(self) -> Tensor:
+        """Images of each layer `(L,)` int64 that were not learned from, since their features were not finite."""
+        return self._left_out.cpu()
+
+    @torch.no_grad()
+    def update(self, features: Mapping[str, Tensor], labels: Tensor) -> None:
+        """Learn from a batch.
+
+        Args:
+            features: Of each layer `(N, D)` floats, all on one device.
+            labels: `(N,)` int64.
+        """
+        inputs, finite = self._inputs(features)
+        labels = labels.to(inputs.device)
+        # To ask waits for the device: rarely, therefore.
+        if self.batches < _ALWAYS or self.batches % _EVERY == 0:
+            self._grow(int(labels.max()) + 1)
+        known = (labels >= 0) & (labels < self.classes)
+        self._left_out += len(labels) - finite.sum(1)
+        if self.classes == 0:
+            return
+        self.batches += 1
+        kept = (finite & known)[..., None].to(inputs.dtype)
+        count = kept.sum(1, keepdim=True)
+        self._follow(inputs, kept, count)
+        standard = self._standardized(inputs)
+        slopes = torch.baddbmm(self._weights[:, -1:], standard, self._weights[:, :-1]).softmax(-1)
+        slopes -= F.one_hot(labels.clamp(0, self.classes - 1), self.classes)
+        slopes *= kept / count.clamp(min=1)
+        self._step(torch.cat([standard.mT @ slopes, slopes.sum(1, keepdim=True)], 1))
+
+    @torch.no_grad()
+    def predict(self, features: Mapping[str, Tensor]) -> Tensor:
+        """Return the classes `(L, N)` int64 that the probes take images for.
+
+        Raises:
+            ValueError: The probes have learned no class yet.
+        """
+        if self.classes == 0:
+            raise ValueError("the probes have learned no class yet")
+        inputs, _ = self._inputs(features)
+        standard = self._standardized(inputs)
+        return torch.baddbmm(self._weights[:, -1:], standard, self._weights[:, :-1]).argmax(-1)
+
+    @torch.no_grad()
+    def average(self) -> None:
+        """Make the probes of all ranks their mean; every rank must call it.
+
+        The loss is convex: the mean of probes that learned from different images is at least as good as they are on
+        average, and ranks that meet only now and then do not slow down training.
+        """
+        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+            return
+        ranks, meeting = torch.distributed.get_world_size(), collective_device()
+        classes = torch.tensor(self.classes, device=meeting)
+        torch.distributed.all_reduce(classes, torch.distributed.ReduceOp.MAX)
+        self._grow(int(classes))
+        for part in (self._weights, self._first, self._second, self._mean, self._variance):
+            shared = part.to(meeting, copy=True)
+            torch.distributed.all_reduce(shared)
+            part.copy_(shared / ranks)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything there is to go on from, on the CPU."""
+        return {
+            "dimensions": self.dimensions,
+            "batches": self.batches,
+            **{name: getattr(self, f"_{name}").cpu().clone() for name in _STATE},
+        }
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Any]) -> OnlineProbes:
+        """Return the probes whose `state_dict` this is."""
+        probes = cls(state["dimensions"])
+        probes.batches = state["batches"]
+        for name in _STATE:
+            setattr(probes, f"_{name}", state[name].clone())
+        return probes
+
+    def _inputs(self, features: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """All layers `(L, N, D)` float32 side by side, zero where an image's are not finite, and which ones are."""
+        first = features[self.layers[0]]
+        if first.device != self._weights.device:
+            for name in _STATE:
+                setattr(self, f"_{name}", getattr(self, f"_{name}").to(first.device))
+        inputs = self._mean.new_zeros(len(self.layers), len(first), self._mean.shape[-1])
+        for place, layer in enumerate(self.layers):
+            found = features[layer]
+            if found.shape != (len(first), self._sizes[place]):
+                raise ValueError(
+                    f"layer '{layer}' gives features {tuple(found.shape)}, but its probe reads {self._sizes[place]} of "
+                    f"each of {len(first)} images"
+                )
+            inputs[place, :, : self._sizes[place]] = found
+        finite = inputs.isfinite().all(-1)
+        return inputs.masked_fill_(~finite[..., None], 0), finite
+
+    def _grow(self, classes: int) -> None:
+        """Make room for more classes, untrained."""
+        more = classes - self.classes
+        if more > 0:
+            self._weights, self._first, self._second = (
+                F.pad(part, (0, more)) for part in (self._weights, self._first, self._second)
+            )
+
+    def _follow(self, inputs: Tensor, kept: Tensor, count: Tensor) -> None:
+        """Let the running means and variances follow the kept images of a batch."""
+        share = (count > 0) * max(1 / self.batches, _MEMORY)
+        mean = (inputs * kept).sum(1, keepdim=True) / count.clamp(min=1)
+        away = mean - self._mean
+        variance = ((inputs - mean).square_().mul_(kept)).sum(1, keepdim=True) / count.clamp(min=1)
+        self._variance += share * (variance - self._variance + (1 - share) * away.square())
+        self._mean += share * away
+
+    def _standardized(self, inputs: Tensor) -> Tensor:
+        sizes = self._mean.new_tensor(self._sizes)[:, None, None]
+        # Of features that do not vary, rounding is all that is left: it goes with their size.
+        noise = _NOISE * (self._variance + _ROUNDING * self._mean.square()).sum(-1, keepdim=True) / sizes
+        # Divided by the root of their number, so that a step changes scores alike in wide and narrow layers.
+        scale = (self._variance + noise.clamp(min=torch.finfo(noise.dtype).tiny)).mul(sizes).rsqrt()
+        return (inputs - self._mean).mul_(scale)
+
+    def _step(self, gradient: Tensor) -> None:
+        """Adam (Kingma & Ba 2015)."""
+        first, second = _BETAS
+        self._first.lerp_(gradient, 1 - first)
+        self._second.lerp_(gradient.square(), 1 - second)
+        size = (self._second / (1 - second**self.batches)).sqrt_().add_(_EPSILON)
+        self._weights.addcdiv_(self._first, size, value=-RATE / (1 - first**self.batches))
+
+
+_STATE = ("weights", "first", "second", "mean", "variance", "left_out")
+
+
+def score_online(probes: OnlineProbes, right: Tensor, indices: Tensor) -> OnlineScores:
+    """Return the accuracies over the images of all ranks, each image once; every rank must call it.
+
+    Args:
+        probes: The probes.
+        right: `(L, N)` bool: which images of this rank they took for what they are.
+        indices: `(N,)` int64 of the data set.
+    """
+    all_indices, all_right = torch.cat(gathered(indices)), torch.cat(gathered(right.T.to(torch.uint8).contiguous()))
+    left_out = torch.stack(gathered(probes.left_out)).sum(0)
+    once = first_of_each(all_indices)
+    accuracy = all_right[once].double().mean(0)
+    return OnlineScores(probes.layers, accuracy, len(once), probes.classes, probes.batches, left_out)
+
+
+@contextmanager
+def watched(sites: Mapping[str, Site], on_value: Callable[[str, Any], None]) -> Iterator[None]:
+    """Call `on_value(name, value)` whenever the value at one of `sites` has been computed, as `hooked` does.
+
+    The hooks are torch's own for all modules of the process, and nothing is attached to the network: during a training
+    step it belongs to its owner, who may copy it whole (an average of weights) or look at its hooks.
+    """
+    after: dict[nn.Module, list[str]] = {}
+    before: dict[nn.Module, list[str]] = {}
+    for name, site in sites.items():
+        (after if site.side == "output" else before).setdefault(site.module, []).append(name)
+
+    def on_output(module: nn.Module, _inputs: Any, output: Any) -> None:
+        for name in after.get(module, ()):
+            on_value(name, output)
+
+    def on_input(module: nn.Module, inputs: Any) -> None:
+        for name in before.get(module, ()) if inputs else ():
+            on_value(name, inputs[0])
+
+    handles = []
+    try:
+        handles.append(register_module_forward_hook(on_output))
+        if before:
+            handles.append(register_module_forward_pre_hook(on_input))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

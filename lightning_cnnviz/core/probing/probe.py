@@ -1,0 +1,407 @@
+"""Linear probes: what each layer already knows (Zeiler & Fergus 2013, Table 7; Donahue et al. 2013)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from lightning_cnnviz.core.network.hooks import keep_random_state
+from lightning_cnnviz.core.probing.features import Features, LayerFeatures
+from lightning_cnnviz.core.probing.protocols import Manifest, Protocol, Split, check_classes, draw_splits, find_protocol
+from lightning_cnnviz.core.probing.solvers import Head, fit_features, fit_gram, fit_path
+
+__all__ = ["LayerProbe", "ProbeScores", "gram_matrix", "probe", "probe_layers", "random_twin"]
+
+_CHOICE_TOLERANCE = 1e-5  # while C is chosen, accuracies matter alone
+_ROWS = 1024  # of a block of the Gram matrix
+
+
+@dataclass(frozen=True, eq=False)
+class ProbeScores:
+    """How well the classes can be told from the features of one layer.
+
+    Attributes:
+        layer: The layer's name.
+        heads: `"svm"`, `"softmax"`, `"knn"`.
+        accuracy: `(heads, splits)` float64, 0 to 1, on the test images, averaged as the protocol says.
+        C: `(heads, splits)` float64, chosen on training images; NaN for knn.
+        converged: `(heads, splits)` bool: whether the solver came within its tolerance of the optimum.
+        dimensions: Number of features.
+        classes: Number of classes.
+        protocol: How it was measured.
+        digest: Of the split manifest: equal digests, equal images.
+    """
+
+    layer: str
+    heads: tuple[str, ...]
+    accuracy: Tensor
+    C: Tensor
+    converged: Tensor
+    dimensions: int
+    classes: int
+    protocol: Protocol
+    digest: str
+
+    def __post_init__(self) -> None:
+        shapes = {tuple(part.shape) for part in (self.accuracy, self.C, self.converged)}
+        if len(shapes) != 1 or self.accuracy.shape[0] != len(self.heads):
+            raise ValueError(f"scores of {len(self.heads)} heads have shapes {sorted(shapes)}")
+
+    def mean(self, head: str) -> float:
+        """Mean accuracy over splits, 0 to 1."""
+        return float(self.accuracy[self.heads.index(head)].mean())
+
+    def std(self, head: str) -> float:
+        """Standard deviation over splits (of a sample: n - 1), NaN for a single split."""
+        values = self.accuracy[self.heads.index(head)]
+        return float(values.std()) if len(values) > 1 else float("nan")
+
+
+@dataclass(frozen=True, eq=False)
+class LayerProbe:
+    """The probes of all layers, in the order in which the layers run.
+
+    Attributes:
+        scores: One for each layer.
+        control: The same of a network with random weights; None where it was not asked for.
+        images: Number of training (or all) images and of test images that features were read of.
+    """
+
+    scores: tuple[ProbeScores, ...]
+    control: tuple[ProbeScores, ...] | None = None
+    images: tuple[int, int] = (0, 0)
+
+    def __iter__(self) -> Iterator[ProbeScores]:
+        return iter(self.scores)
+
+    def __getitem__(self, layer: str) -> ProbeScores:
+        found = next((scores for scores in self.scores if scores.layer == layer), None)
+        if found is None:
+            raise KeyError(f"no probe of layer '{layer}'; there are {[scores.layer for scores in self.scores]}")
+        return found
+
+
+def probe(
+    features: Tensor | LayerFeatures,
+    labels: Tensor,
+    protocol: str | Protocol = "full",
+    *,
+    test: tuple[Tensor | LayerFeatures, Tensor] | None = None,
+    manifest: Manifest | None = None,
+    layer: str = "",
+    device: torch.device | str | None = None,
+) -> ProbeScores:
+    """Fit linear probes on the features of one layer and test them.
+
+    C, scaling and weights depend on the training images of a split alone. Where features outnumber training images, the
+    Gram matrix of all images is computed once and serves every split, head and C.
+
+    Args:
+        features: `(N, D)` floats, or those of a layer that `tap_features` read.
+        labels: `(N,)` int64 class numbers, not necessarily consecutive.
+        protocol: A name in `PROTOCOLS`, or one of your own.
+        test: Features and labels to test on; by default what a split leaves of each class.
+        manifest: Splits that were drawn before; by default drawn now.
+        layer: Name in the result; by default that of `features`.
+        device: Where the arithmetic is done; by default where tensors lie.
+
+    Raises:
+        ValueError: One class alone, too few images of a class (named with their counts), labels that are no class
+            numbers, features that are not finite, or shapes that do not fit.
+
+    Example:
+        >>> labels = torch.arange(40) % 2
+        >>> features = torch.nn.functional.one_hot(labels).float() + 0.01 * torch.arange(40).view(-1, 1) / 40
+        >>> probe(features, labels, Protocol(per_class=10, splits=3)).accuracy
+        tensor([[1., 1., 1.],
+                [1., 1., 1.]], dtype=torch.float64)
+    """
+    protocol = find_protocol(protocol)
+    known = _as_layer(features, layer, labels)
+    tested = None if test is None else _as_layer(test[0], known.layer, test[1])
+    if tested is not None and tested.dimensions != known.dimensions:
+        raise ValueError(f"{known.dimensions} features to learn from, but {tested.dimensions} to test on")
+    test_labels = None if test is None else test[1]
+    check_classes(labels, test_labels)
+    if manifest is None:
+        manifest = draw_splits(labels, protocol, test_labels=test_labels)
+    names, numbers = labels.unique(return_inverse=True)
+    targets = numbers if test_labels is None else torch.searchsorted(names, test_labels)
+    data = _Data(known, tested, protocol, device, [split.train for split in manifest.splits])
+    results = [_probe_split(data, split, numbers, targets, len(names), protocol) for split in manifest.splits]
+    accuracy, strengths = (torch.tensor([result[n] for result in results], dtype=torch.float64).T for n in (0, 1))
+    converged = torch.tensor([result[2] for result in results]).T
+    return ProbeScores(
+        known.layer,
+        protocol.heads,
+        accuracy,
+        strengths,
+        converged,
+        known.dimensions,
+        len(names),
+        protocol,
+        manifest.digest,
+    )
+
+
+def probe_layers(
+    features: Features,
+    protocol: str | Protocol = "full",
+    *,
+    test: Features | None = None,
+    manifest: Manifest | None = None,
+    device: torch.device | str | None = None,
+    progress: Callable[[Iterable[Any]], Iterable[Any]] | None = None,
+) -> LayerProbe:
+    """Probe all layers on the same splits; see `probe`.
+
+    Example:
+        >>> from lightning_cnnviz.core.probing.features import tap_features
+        >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 8, 3))
+        >>> found = tap_features(model, [(torch.rand(20, 1, 12, 12), torch.arange(20) % 2)], pool=100)
+        >>> [scores.accuracy.shape for scores in probe_layers(found, Protocol(per_class=5, splits=3))]
+        [torch.Size([2, 3]), torch.Size([2, 3])]
+    """
+    protocol = find_protocol(protocol)
+    test_labels, test_indices = (None, None) if test is None else (test.labels, test.indices)
+    if manifest is None:
+        manifest = draw_splits(
+            features.labels, protocol, indices=features.indices, test_labels=test_labels, test_indices=test_indices
+        )
+    scores = []
+    for layer in progress(features) if progress is not None else features:
+        tested = None if test is None else (test[layer.layer], test.labels)
+        scores.append(probe(layer, features.labels, protocol, test=tested, manifest=manifest, device=device))
+    return LayerProbe(tuple(scores), None, (len(features.labels), 0 if test is None else len(test.labels)))
+
+
+def random_twin(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Return a copy of a network with all layers initialized anew: what a probe owes to the architecture alone.
+
+    Parameters of modules without `reset_parameters` stay as they are. No random number generator notices.
+
+    Raises:
+        ValueError: No module of the network can be initialized anew.
+    """
+    twin = copy.deepcopy(model)
+    modules = [module for module in twin.modules() if callable(getattr(module, "reset_parameters", None))]
+    if not modules:
+        raise ValueError(f"{type(model).__name__} has no module with reset_parameters(): there is no random control")
+    with keep_random_state(), torch.no_grad():
+        torch.manual_seed(seed)
+        for module in modules:
+            module.reset_parameters()  # type: ignore[operator]
+    return twin
+
+
+def gram_matrix(chunks: Iterable[Tensor], device: torch.device | str | None = None) -> Tensor:
+    """Return the inner products `(N, N)` float64 of images, given blocks `(N, width)` of their features.
+
+    Products are of float32, sums over blocks of float64; memory is that of the matrix and of one block.
+
+    Example:
+        >>> features = torch.arange(6.0).view(2, 3)
+        >>> gram_matrix([features[:, :2], features[:, 2:]])
+        tensor([[ 5., 14.],
+                [14., 50.]], dtype=torch.float64)
+    """
+    gram: Tensor | None = None
+    for chunk in chunks:
+        chunk = chunk.to(device or chunk.device)
+        count = len(chunk)
+        if gram is None:
+            gram = torch.zeros(count, count, dtype=torch.float64, device=chunk.device)
+        for start in range(0, count, _ROWS):
+            rows = chunk[start : start + _ROWS]
+            # On and below the diagonal: the rest is the same mirrored.
+            gram[start : start + len(rows), : start + len(rows)] += rows @ chunk[: start + len(rows)].T
+    if gram is None:
+        raise ValueError("there are no features to multiply")
+    return gram.tril_().add_(gram.tril(-1).T)
+
+
+class _Data:
+    """Features of training and test images, as matrices scaled by what a part of the training images says."""
+
+    def __init__(
+        self,
+        known: LayerFeatures,
+        tested: LayerFeatures | None,
+        protocol: Protocol,
+        device: torch.device | str | None,
+        learned: Sequence[Tensor],
+    ) -> None:
+        self._known, self._tested, self._scaling = known, tested, protocol.scaling
+        self._device = device
+        self._offset = 0 if tested is None else known.images
+        self._near = learned[0]
+        self.in_gram = known.dimensions > max(len(places) for places in learned)
+        self._gram: Tensor | None = None
+        self._dense: Tensor | None = None
+        if self.in_gram and self._scaling != "standard":
+            self._gram = gram_matrix(self._chunks(), device)
+        elif not self.in_gram:
+            self._dense = torch.cat([*self._chunks(known.dimensions)]).to(device or "cpu")
+
+    @property
+    def space(self) -> Literal["gram", "features"]:
+        """What the matrices are."""
+        return "gram" if self.in_gram else "features"
+
+    def matrices(self, learned: Tensor, others: Tensor, *, test: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Return inputs of the solver for the images learned from, those of others, and squared norms of the former.
+
+        Args:
+            learned: Places of the images that scaling and solver may see.
+            others: Places of images to classify; of the test set where `test` is true.
+            test: Whether they are of the test set.
+        """
+        others = others + self._offset if test else others
+        if not self.in_gram:
+            return self._scaled_features(learned, others)
+        gram = self._gram if self._gram is not None else self._standardized_gram(learned)
+        learned, others = learned.to(gram.device), others.to(gram.device)
+        inner, outer = gram[learned][:, learned], gram[others][:, learned]
+        if self._scaling == "center":
+            means = inner.mean(0)
+            outer = outer - outer.mean(1, keepdim=True) - means + means.mean()
+            inner = inner - means[:, None] - means + means.mean()
+            size = _positive(inner.diagonal().mean())
+            inner, outer = inner / size, outer / size
+        return inner.float(), outer.float(), inner.diagonal().float()
+
+    def _scaled_features(self, learned: Tensor, others: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        assert self._dense is not None
+        inner = self._dense[learned.to(self._dense.device)].double()
+        outer = self._dense[others.to(self._dense.device)].double()
+        if self._scaling != "none":
+            means = inner.mean(0)
+            inner, outer = inner - means, outer - means
+            if self._scaling == "standard":
+                spread = inner.square().mean(0).sqrt()
+                spread = _inverse(spread) / inner.shape[1] ** 0.5
+                inner, outer = inner * spread, outer * spread
+            else:
+                size = _positive(inner.square().sum(1).mean()).sqrt()
+                inner, outer = inner / size, outer / size
+        return inner.float(), outer.float(), inner.square().sum(1).float()
+
+    def _standardized_gram(self, learned: Tensor) -> Tensor:
+        def chunks() -> Iterator[Tensor]:
+            for chunk in self._chunks():
+                seen = chunk[learned].double()
+                means = seen.mean(0)
+                spread = _inverse((seen - means).square().mean(0).sqrt())
+                yield ((chunk.double() - means) * spread / self._known.dimensions**0.5).float()
+
+        return gram_matrix(chunks(), self._device)
+
+    def _chunks(self, width: int = 4096) -> Iterator[Tensor]:
+        """Features of all images, about a mean unless scaling takes them as they are.
+
+        What is scaled is centered by the training images of each split later on. To take another mean off before (that
+        of the first split's training images) is then no other problem, and single precision is not spent on what all
+        images have in common.
+        """
+        pairs = zip(self._known.chunks(width), self._tested.chunks(width), strict=True) if self._tested else ()
+        for chunk in (torch.cat(pair) for pair in pairs) if self._tested else self._known.chunks(width):
+            if self._scaling != "none":
+                chunk = chunk - chunk[self._near].mean(0, dtype=torch.float64).float()
+            yield chunk
+
+
+def _probe_split(
+    data: _Data, split: Split, labels: Tensor, targets: Tensor, classes: int, protocol: Protocol
+) -> tuple[list[float], list[float], list[bool]]:
+    """Accuracy, C and convergence of each head on one split."""
+    chosen = _chosen_strengths(data, split, labels, classes, protocol)
+    inner, outer, norms = data.matrices(split.train, split.test, test=True)
+    own = labels[split.train].to(inner.device)
+    wanted = targets[split.test]
+    accuracy, strengths, converged = [], [], []
+    for head in protocol.heads:
+        if head == "knn":
+            scores = _neighbors(inner, outer, norms, own, classes, protocol.neighbors, in_gram=data.in_gram)
+            strengths.append(float("nan"))
+            converged.append(True)
+        else:
+            fit = fit_gram if data.in_gram else fit_features
+            found = fit(inner, own, classes, head=_solved(head), C=chosen[head])
+            scores = found.scores(outer)
+            strengths.append(chosen[head])
+            converged.append(found.converged)
+        accuracy.append(_accuracy(scores.argmax(1).cpu(), wanted, protocol.average))
+    return accuracy, strengths, converged
+
+
+def _chosen_strengths(data: _Data, split: Split, labels: Tensor, classes: int, protocol: Protocol) -> dict[str, float]:
+    """C of each head: the most accurate on the held-out training images, of equal ones the smallest."""
+    heads = [head for head in protocol.heads if head != "knn"]
+    if not protocol.chooses:
+        return dict.fromkeys(heads, protocol.Cs[0])
+    inner, outer, _ = data.matrices(split.fit, split.held_out, test=False)
+    own, wanted = labels[split.fit].to(inner.device), labels[split.held_out]
+    strengths = sorted(set(protocol.Cs))
+    chosen = {}
+    for head in heads:
+        path = fit_path(
+            inner, own, classes, head=_solved(head), Cs=strengths, space=data.space, tolerance=_CHOICE_TOLERANCE
+        )
+        found = [_accuracy(fit.scores(outer).argmax(1).cpu(), wanted, protocol.average) for fit in path]
+        chosen[head] = strengths[found.index(max(found))]
+    return chosen
+
+
+def _neighbors(
+    inner: Tensor, outer: Tensor, norms: Tensor, labels: Tensor, classes: int, count: int, *, in_gram: bool
+) -> Tensor:
+    """Votes `(M, K)` of the nearest training images; of equal ones the class with the lower number wins."""
+    products = outer if in_gram else outer @ inner.T
+    nearest = (norms - 2 * products).topk(min(count, len(labels)), largest=False).indices
+    votes = torch.nn.functional.one_hot(labels[nearest], classes).sum(1).double()
+    return votes - torch.arange(classes, device=votes.device) / (2 * classes)
+
+
+def _accuracy(found: Tensor, wanted: Tensor, average: str) -> float:
+    right = (found == wanted).double()
+    if average == "image":
+        return float(right.mean())
+    counts = torch.bincount(wanted)
+    sums = torch.bincount(wanted, right)
+    return float((sums[counts > 0] / counts[counts > 0]).mean())
+
+
+def _solved(head: str) -> Head:
+    return "svm" if head == "svm" else "softmax"
+
+
+def _as_layer(features: Tensor | LayerFeatures, layer: str, labels: Tensor) -> LayerFeatures:
+    if isinstance(features, Tensor):
+        if features.ndim != 2 or not features.is_floating_point():
+            raise ValueError(f"features are {features.dtype} of shape {tuple(features.shape)}: give floats (N, D)")
+        wrong = ~features.isfinite().all(1)
+        if bool(wrong.any()):
+            image = int(wrong.nonzero()[0])
+            raise ValueError(f"features{f' of layer {layer!r}' if layer else ''} of image {image} are NaN or infinite")
+        count, width = features.shape
+        features = LayerFeatures(layer, features.detach().float(), (width, 1, 1), (1, 1), count)
+    if labels.shape != (features.images,):
+        raise ValueError(
+            f"{features.images} images, but labels of shape {tuple(labels.shape)}: give one class an image"
+        )
+    return features
+
+
+def _positive(size: Tensor) -> Tensor:
+    return torch.where(size > 0, size, torch.ones_like(size))
+
+
+def _inverse(spread: Tensor) -> Tensor:
+    """One over the standard deviation; 0 for features that do not vary."""
+    still = spread <= 1e-7 * _positive(spread.max())
+    return torch.where(still, torch.zeros_like(spread), 1 / torch.where(still, torch.ones_like(spread), spread))

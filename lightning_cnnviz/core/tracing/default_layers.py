@@ -1,0 +1,130 @@
+"""The layers of a network that a view means without being told: its first, its last feature maps, its classifier."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from lightning_cnnviz.core.network.hooks import Site, analysis_mode, hooked
+from lightning_cnnviz.core.network.layers import LayerNotFoundError, LayerSpec, SelectedLayer, select_layers
+from lightning_cnnviz.core.tracing.feature_maps import trace_feature_maps
+
+__all__ = ["Landmarks", "find_landmarks", "layer_site"]
+
+_WEIGHTED = (nn.Linear, nn.modules.conv._ConvNd)
+# They pass on what another layer has found; feature maps are read before them.
+_PASSING = (
+    *(nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d),
+    *(nn.Dropout, nn.Dropout2d, nn.AlphaDropout, nn.Identity),
+)
+
+
+@dataclass(frozen=True)
+class Landmarks:
+    """Where one image's way through a network begins and ends.
+
+    Attributes:
+        first: The first convolution that runs, as if chosen by kind: read behind a BatchNorm that directly follows it.
+        deep: The last layer before the classifier that returns feature maps of more than one position; pooling and
+            dropout do not count. None where there is none.
+        classifier: The last layer with weights that runs: a linear layer or a convolution. None where there is none.
+    """
+
+    first: SelectedLayer | None
+    deep: SelectedLayer | None
+    classifier: SelectedLayer | None
+
+
+def find_landmarks(model: nn.Module, image: Tensor) -> Landmarks:
+    """Run one image `(1, C, H, W)` through a network and say which of its layers it meets first and last.
+
+    Only layers that run exactly once in a pass count.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.LazyLinear(3))
+        >>> found = find_landmarks(model, torch.rand(1, 1, 8, 8))
+        >>> found.first.name, found.deep.name, found.classifier.name
+        ('0', '1', '4')
+    """
+    modules = {name: module for name, module in model.named_modules() if name}
+    walk = _Walk(modules)
+    with analysis_mode(model), hooked({name: Site(module) for name, module in modules.items()}, walk.on_output):
+        model(image)
+    once = [name for name in walk.ran if walk.ran.count(name) == 1]
+    weighted = [name for name in once if isinstance(modules[name], _WEIGHTED)]
+    first = next((name for name in weighted if isinstance(modules[name], nn.Conv2d)), None)
+    classifier = weighted[-1] if weighted else None
+    end = len(walk.ran) if classifier is None else walk.ran.index(classifier)
+    # The same maps under their narrowest name that is no other's, too: a ReLU that a block uses twice is not theirs.
+    narrowest = (next((name for name in names if name in once), None) for names in walk.spatial)
+    before = [name for name in narrowest if name is not None and walk.ran.index(name) < end]
+    deep = before[-1] if before else None
+
+    def chosen(name: str | None, literal: bool) -> SelectedLayer | None:
+        return None if name is None else SelectedLayer(name, modules[name], literal)
+
+    return Landmarks(chosen(first, False), chosen(deep, True), chosen(classifier, True))
+
+
+class _Walk:
+    """What runs, in the order in which it ends."""
+
+    def __init__(self, modules: dict[str, nn.Module]) -> None:
+        self.ran: list[str] = []
+        # Each feature maps' names, the narrowest first.
+        self.spatial: list[list[str]] = []
+        self._modules = modules
+        self._last: Any = None
+        self._passed_on: Any = None
+
+    def on_output(self, name: str, output: Any) -> None:
+        self.ran.append(name)
+        if not isinstance(output, Tensor) or output.ndim != 4 or output.shape[-2] * output.shape[-1] <= 1:
+            return
+        if isinstance(self._modules[name], _PASSING):
+            self._passed_on = output
+            return
+        # A container that returns what its last part has returned is the same layer under a wider name. (An in-place
+        # ReLU returns its convolution's very tensor, too, but is no container of it.)
+        if self._last is output and self.spatial[-1][-1].startswith(f"{name}."):
+            self.spatial[-1].append(name)
+        elif self._passed_on is not output:
+            self.spatial.append([name])
+            self._last = output
+
+
+def layer_site(model: nn.Module, image: Tensor, layer: LayerSpec | None) -> tuple[str, Site, SelectedLayer]:
+    """Return the one layer with feature maps that is meant, and where they are read.
+
+    Args:
+        model: The network.
+        image: `(1, C, H, W)`, on the network's device.
+        layer: Its name, or anything that chooses one layer; None for the last before the classifier.
+
+    Raises:
+        LayerNotFoundError: There is no such layer, or it does not run exactly once.
+        ValueError: Several layers are meant, or the layer has no feature maps `(N, C, H, W)`.
+        TypeError: The layer does not return a tensor.
+    """
+    if layer is None:
+        deep = find_landmarks(model, image).deep
+        if deep is None:
+            raise LayerNotFoundError(
+                f"{type(model).__name__} has no layer that returns feature maps (N, C, H, W) of more than one "
+                'position before its classifier; name one with layer="..."'
+            )
+        chosen = [deep]
+    else:
+        chosen = select_layers(model, layer)
+    if len(chosen) != 1:
+        names = ", ".join([f"'{found.name}'" for found in chosen[:6]] + ["..."] * (len(chosen) > 6))
+        raise ValueError(f"layer={layer!r} means {len(chosen)} layers ({names}); give the name of one")
+    (maps,) = trace_feature_maps(model, image, chosen)
+    if maps.shape[1] * maps.shape[2] <= 1:
+        raise ValueError(
+            f"layer '{maps.layer}' has features of shape {maps.shape}: a convolution, or another layer with feature "
+            "maps of more than one position, is needed"
+        )
+    return maps.layer, maps.site, chosen[0]

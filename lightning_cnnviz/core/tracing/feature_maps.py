@@ -1,0 +1,151 @@
+"""The feature maps of chosen layers: where they are read, how large they are, and what their units see."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from lightning_cnnviz.core.network.hooks import Site, analysis_mode, hooked
+from lightning_cnnviz.core.network.layers import LayerNotFoundError, SelectedLayer
+from lightning_cnnviz.core.tracing.receptive_field import BoundsMode, ReceptiveField
+
+__all__ = ["FeatureMaps", "trace_feature_maps"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureMaps:
+    """The feature maps of one layer, as one traced pass found them.
+
+    Attributes:
+        layer: The layer's name.
+        site: Where to read them. For a convolution that was chosen by kind and is directly followed by a BatchNorm,
+            behind the BatchNorm: as the nonlinearity reads them.
+        shape: Channels, height and width; a layer without spatial output counts as 1 x 1.
+        field: The receptive fields of its units, for the traced size of input.
+    """
+
+    layer: str
+    site: Site
+    shape: tuple[int, int, int]
+    field: ReceptiveField
+
+
+def trace_feature_maps(model: nn.Module, image: Tensor, layers: Sequence[SelectedLayer]) -> list[FeatureMaps]:
+    """Run one image through the network and return the feature maps of `layers`, in the order in which they run.
+
+    A layer that was chosen by kind is left out where it does not run, and where it runs twice in a pass (with a
+    warning): which of its two feature maps would be meant?
+
+    Args:
+        model: The network.
+        image: `(1, C, H, W)`, on the network's device.
+        layers: From `select_layers`.
+
+    Raises:
+        LayerNotFoundError: A layer chosen by name does not run, or runs more than once; or no layer is left.
+        TypeError: A layer chosen by name does not return a tensor `(N, C, H, W)` or `(N, C)`.
+    """
+    trace = _Trace(BoundsMode(), [])
+    outputs = {layer.name: Site(layer.module) for layer in layers}
+    norms = _norm_sites(model)
+    with analysis_mode(model):
+        # The copy is ours, so that following it leaves the caller's tensor out of it.
+        image = image.detach().clone()
+        with trace.bounds.follow(image), hooked(outputs, trace.on_layer), hooked(norms, trace.on_norm):
+            model(image)
+    by_name = {layer.name: layer for layer in layers}
+    fired = [name for name, _, _, _ in trace.seen]
+    repeated = {name for name in fired if fired.count(name) > 1}
+    _check_runs(model, by_name, set(fired), repeated)
+    found = []
+    for name, shape, field, norm in trace.seen:
+        layer = by_name[name]
+        if name in repeated:
+            continue
+        if shape is None or field is None:
+            if layer.literal:
+                raise TypeError(
+                    f"layer '{name}' ({type(layer.module).__name__}) returns no feature maps computed from the image: "
+                    "it takes a tensor (N, C, H, W) or (N, C)"
+                )
+            continue
+        # A BatchNorm that runs behind two convolutions would be read twice: then each is read by itself.
+        behind = None if layer.literal or trace.norms.count(norm) != 1 else norm
+        found.append(FeatureMaps(name, norms[behind] if behind else outputs[name], shape, field))
+    if not found:
+        raise LayerNotFoundError(
+            f"none of the {len(layers)} chosen layers of {type(model).__name__} runs exactly once in a pass"
+        )
+    return found
+
+
+@dataclass
+class _Trace:
+    """What the hooks of one traced pass have seen."""
+
+    bounds: BoundsMode
+    seen: list[tuple[str, tuple[int, int, int] | None, ReceptiveField | None, str | None]]
+
+    def __post_init__(self) -> None:
+        self.norms: list[str | None] = []
+        self._last: Any = None  # kept alive, so that no other tensor can take its identity
+        self._entered: tuple[str, bool] = ("", False)
+
+    def on_layer(self, name: str, output: Any) -> None:
+        self._last = output
+        # Where a module makes many images of one (its windows, say), its feature maps are none of the image.
+        if not isinstance(output, Tensor) or output.ndim not in (2, 4) or len(output) != 1:
+            self.seen.append((name, None, None, None))
+            return
+        shape = (output.shape[1], *output.shape[2:]) if output.ndim == 4 else (output.shape[1], 1, 1)
+        self.seen.append((name, shape, self.bounds.receptive_field(name, output), None))
+
+    def on_norm(self, name: str, value: Any) -> None:
+        marker, _, key = name.partition(":")
+        if marker == "in":
+            self._entered = (key, value is self._last)
+            return
+        self.norms.append(name)
+        entered, directly = self._entered
+        if entered == key and directly and self.seen and self.seen[-1][1] is not None:
+            self.seen[-1] = (*self.seen[-1][:3], name)
+        self._last = None
+
+
+def _norm_sites(model: nn.Module) -> dict[str, Site]:
+    """Where each BatchNorm is entered ("in:...") and where its result is read ("out:...")."""
+    sites = {}
+    for name, module in model.named_modules():
+        # By name, since torchvision's FrozenBatchNorm2d and timm's fused ones are no subclasses of torch's.
+        if "BatchNorm" not in type(module).__name__:
+            continue
+        sites[f"in:{name}"] = Site(module, "input")
+        # timm's BatchNormAct2d holds the nonlinearity as a child: what its first child is given is our feature map.
+        inner = next(iter(module.children()), None)
+        sites[f"out:{name}"] = Site(module) if inner is None else Site(inner, "input")
+    return sites
+
+
+def _check_runs(model: nn.Module, layers: Mapping[str, SelectedLayer], fired: set[str], repeated: set[str]) -> None:
+    who = type(model).__name__
+    for name, layer in layers.items():
+        if name not in fired:
+            if layer.literal:
+                raise LayerNotFoundError(f"layer '{name}' of {who} does not run in a forward pass (in eval mode)")
+            log.debug("layer '%s' does not run in a forward pass and is left out", name)
+        elif name in repeated and layer.literal:
+            raise LayerNotFoundError(
+                f"layer '{name}' of {who} runs more than once in a forward pass, so 'its' feature maps are not one "
+                "thing; choose a layer that runs once, or give each use a module of its own"
+            )
+    skipped = sorted(name for name in repeated if not layers[name].literal)
+    if skipped:
+        names = ", ".join(f"'{name}'" for name in skipped)
+        warnings.warn(f"left out, since they run more than once in a forward pass of {who}: {names}", stacklevel=3)

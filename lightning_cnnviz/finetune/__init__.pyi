@@ -1,0 +1,2 @@
+from .data import ImageFolderDataModule as ImageFolderDataModule
+from .module import FineTuner as FineTuner

@@ -1,0 +1,300 @@
+"""What is in a batch, and which image is which."""
+
+from __future__ import annotations
+
+from collections import namedtuple
+from contextlib import closing
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
+
+from lightning_cnnviz.core.data.batches import IndexReader, indexed_batches, read_batch
+
+IMAGES = torch.rand(3, 1, 4, 4)
+LABELS = torch.tensor([2, 0, 1])
+Pair = namedtuple("Pair", "images labels")
+
+
+@pytest.mark.parametrize(
+    ("batch", "labelled"),
+    [
+        (IMAGES, False),
+        ((IMAGES, LABELS), True),
+        ([IMAGES, LABELS], True),
+        ([IMAGES], False),
+        (Pair(IMAGES, LABELS), True),
+        ((IMAGES, LABELS, ["a", "b", "c"]), True),
+        ({"image": IMAGES, "label": LABELS}, True),
+        ({"pixel_values": IMAGES, "labels": LABELS}, True),
+        ({"x": IMAGES, "y": LABELS.to(torch.uint8)}, True),
+        ((IMAGES, LABELS[:, None]), True),
+        ((IMAGES, LABELS.float()), False),
+        ((IMAGES, torch.rand(3, 10)), False),
+        ((IMAGES, torch.zeros(3, 4, 4, dtype=torch.int64)), False),
+        ((IMAGES, LABELS > 0), False),
+        ((IMAGES, {"boxes": LABELS}), False),
+    ],
+)
+def test_forms_of_batches(batch: Any, labelled: bool) -> None:
+    images, labels = read_batch(batch)
+    assert images is IMAGES
+    assert (labels is not None) == labelled
+    if labels is not None:
+        assert labels.dtype == torch.int64
+        assert labels.tolist() == [2, 0, 1]
+
+
+def test_batch_fn_reads_what_we_cannot() -> None:
+    images, labels = read_batch({"scan": IMAGES, "grade": LABELS}, lambda batch: (batch["scan"], batch["grade"]))
+    assert images is IMAGES
+    assert labels is not None
+
+
+@pytest.mark.parametrize(
+    ("batch", "match"),
+    [
+        ("text", "form str"),
+        ({"scan": IMAGES}, r"\{'scan': Tensor\}.*batch_fn"),
+        (([IMAGES], LABELS), r"tuple\(list, Tensor\)"),
+        ((), "tuple"),
+        (IMAGES[0], r"shape \(1, 4, 4\)"),
+        (IMAGES.long(), "int64"),
+    ],
+)
+def test_other_forms_say_what_was_found(batch: Any, match: str) -> None:
+    with pytest.raises(TypeError, match=match):
+        read_batch(batch)
+
+
+def numbered(count: int) -> TensorDataset:
+    return TensorDataset(torch.arange(count))
+
+
+def assert_tells_the_truth(loader: Any, rank: int = 0, ranks: int = 1) -> None:
+    reader = IndexReader(loader, rank, ranks)
+    for (numbers,) in loader:
+        assert reader.take(len(numbers)).tolist() == numbers.tolist()
+    assert reader.known
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(1, 30), st.integers(1, 7), st.integers(1, 4), st.booleans(), st.booleans(), st.integers(0, 3))
+def test_sequential_and_distributed_samplers_tell(
+    count: int, batch: int, ranks: int, shuffle: bool, drop_last: bool, epoch: int
+) -> None:
+    assert_tells_the_truth(DataLoader(numbered(count), batch_size=batch, drop_last=drop_last))
+    for rank in range(ranks):
+        sampler = DistributedSampler(numbered(count), ranks, rank, shuffle=shuffle, drop_last=drop_last)
+        sampler.set_epoch(epoch)
+        assert_tells_the_truth(DataLoader(numbered(count), batch_size=batch, sampler=sampler), rank, ranks)
+
+
+def test_lightnings_own_distributed_samplers_tell() -> None:
+    from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
+    from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
+
+    for rank in range(2):
+        unrepeated = UnrepeatedDistributedSampler(numbered(7), num_replicas=2, rank=rank, shuffle=False)
+        assert_tells_the_truth(DataLoader(numbered(7), batch_size=2, sampler=unrepeated), rank, 2)
+        inner = SequentialSampler(numbered(7))
+        wrapper = DistributedSamplerWrapper(inner, num_replicas=2, rank=rank, shuffle=False)
+        assert_tells_the_truth(DataLoader(numbered(7), batch_size=2, sampler=wrapper), rank, 2)
+
+
+class OwnOrder(DistributedSampler[Any]):
+    def __iter__(self) -> Any:
+        return iter(list(super().__iter__())[::-1])
+
+
+class FromTheEnd(SequentialSampler):
+    def __iter__(self) -> Any:
+        return iter(range(len(self) - 1, -1, -1))
+
+
+def test_orders_that_only_the_sampler_knows_are_not_guessed() -> None:
+    from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
+    from lightning.pytorch.overrides.distributed import (
+        UnrepeatedDistributedSampler,
+        UnrepeatedDistributedSamplerWrapper,
+    )
+
+    data = numbered(8)
+    ranks: Any = {"num_replicas": 2, "rank": 1}
+    samplers = [
+        OwnOrder(data, **ranks, shuffle=False),
+        FromTheEnd(data),
+        # It takes no seed, other than what it is derived from.
+        UnrepeatedDistributedSampler(data, **ranks, shuffle=True, seed=7),
+        UnrepeatedDistributedSamplerWrapper(SequentialSampler(data), **ranks, shuffle=True, seed=7),
+        DistributedSamplerWrapper(RandomSampler(data), **ranks, shuffle=False),
+    ]
+    for sampler in samplers:
+        assert not IndexReader(DataLoader(data, batch_size=2, sampler=sampler)).known
+    unshuffled = UnrepeatedDistributedSamplerWrapper(SequentialSampler(data), **ranks, shuffle=False)
+    assert_tells_the_truth(DataLoader(data, batch_size=3, sampler=unshuffled), 1, 2)
+    wrapped = DistributedSamplerWrapper(SequentialSampler(data), **ranks, shuffle=False)
+    assert_tells_the_truth(DataLoader(data, batch_size=3, sampler=wrapped), 1, 2)
+
+
+@pytest.mark.parametrize("counts", [[4, 3, 4], [4, 8, 4], [2, 4, 4], [4, 4, 4, 1]])
+def test_batches_that_are_not_what_the_sampler_gave(counts: list[int]) -> None:
+    """A collate function left images out, or made more of them: from there on, no number is that of the data set."""
+    for sampler in (SequentialSampler(numbered(12)), DistributedSampler(numbered(12), 1, 0, seed=3)):
+        reader = IndexReader(DataLoader(numbered(12), batch_size=4, sampler=sampler))
+        order, taken = list(sampler), []
+        for count in counts:
+            taken += reader.take(count).tolist()
+        known = next(i for i, count in enumerate([*counts, 0]) if count != 4) * 4
+        assert taken[:known] == order[:known]
+        assert taken[known:] == list(range(12 + known, 12 + sum(counts)))
+        assert not reader.known
+
+
+def test_whole_batches_as_items_have_no_numbers() -> None:
+    reader = IndexReader(DataLoader([torch.rand(4, 1, 2, 2)] * 3, batch_size=None))
+    assert reader.known
+    reader.take(4)
+    assert not reader.known
+    lists = IndexReader([torch.rand(4, 1, 2, 2)] * 3)
+    assert torch.cat([lists.take(4), lists.take(2), lists.take(7)]).tolist() == list(range(13))
+    assert lists.known
+
+
+class Backwards(BatchSampler):
+    def __iter__(self) -> Any:
+        return iter(list(super().__iter__())[::-1])
+
+
+class Stream(IterableDataset[Any]):
+    def __iter__(self) -> Any:
+        return iter(torch.arange(5))
+
+
+@pytest.mark.parametrize(
+    "loader",
+    [
+        DataLoader(numbered(9), batch_size=2, shuffle=True),
+        DataLoader(numbered(9), batch_sampler=Backwards(SequentialSampler(numbered(9)), 2, False)),
+        DataLoader(Stream(), batch_size=2),
+        iter([IMAGES]),
+    ],
+    ids=["shuffled", "own batch sampler", "stream", "iterator"],
+)
+def test_other_orders_are_not_known(loader: Any) -> None:
+    reader = IndexReader(loader, rank=1, world_size=3)
+    assert reader.take(2).tolist() == [1, 4]
+    assert reader.take(3).tolist() == [7, 10, 13]
+    assert not reader.known
+
+
+def test_a_loader_that_gives_more_than_its_sampler() -> None:
+    reader = IndexReader(DataLoader(numbered(3), batch_size=3, sampler=DistributedSampler(numbered(3), 1, 0)))
+    reader.take(2)
+    assert len(reader.take(2)) == 2
+    assert not reader.known
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(
+    "order",
+    [
+        {"batch_size": 4, "shuffle": True},
+        {"batch_size": 4, "sampler": WeightedRandomSampler([1.0] * 13, 20)},
+        {"batch_sampler": Backwards(SequentialSampler(range(13)), 3, False)},
+        {"batch_size": None, "sampler": SequentialSampler(range(13))},
+    ],
+    ids=["shuffled", "weighted", "own batch sampler", "no batches"],
+)
+def test_our_own_passes_know_the_indices_in_any_order(order: dict[str, Any], workers: int) -> None:
+    loader = DataLoader(numbered(13), num_workers=workers, **order)
+    total = 0
+    for (numbers,), indices in indexed_batches(loader):
+        assert indices is not None
+        assert indices.tolist() == numbers.reshape(-1).tolist()
+        total += len(indices)
+    assert total >= 13
+
+
+def test_our_own_passes_restore_the_loaders_generator() -> None:
+    generator = torch.Generator().manual_seed(1)
+    loader = DataLoader(numbered(13), batch_size=4, shuffle=True, generator=generator)
+    sampler, before = loader.batch_sampler, generator.get_state()
+    for _ in indexed_batches(loader):
+        pass
+    assert torch.equal(generator.get_state(), before)
+    assert loader.batch_sampler is sampler
+
+
+def test_streams_have_no_indices() -> None:
+    assert [indices for _, indices in indexed_batches(DataLoader(Stream(), batch_size=2))] == [None] * 3
+
+
+def test_stopping_early_restores_the_generators_and_touches_no_worker() -> None:
+    of_loader, of_sampler = torch.Generator().manual_seed(1), torch.Generator().manual_seed(2)
+    data = numbered(12)
+    loader: Any = DataLoader(
+        data,
+        batch_size=2,
+        sampler=RandomSampler(data, generator=of_sampler),
+        generator=of_loader,
+        num_workers=1,
+        persistent_workers=True,
+    )
+    first = torch.cat([batch for (batch,) in loader])
+    iterator, states = loader._iterator, [of_loader.get_state(), of_sampler.get_state()]
+    with closing(indexed_batches(loader)) as batches:
+        (numbers,), indices = next(batches)
+        assert indices is not None
+        assert numbers.tolist() == indices.tolist()
+    assert loader._iterator is iterator
+    assert all(map(torch.equal, [of_loader.get_state(), of_sampler.get_state()], states))
+    assert torch.equal(torch.cat([batch for (batch,) in loader]).sort().values, first.sort().values)
+
+
+class ByName(Dataset[Any]):
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, name: Any) -> Any:
+        return int(name)
+
+
+class ReadsAhead(DataLoader[Any]):
+    """As loaders that keep their workers do: what it gives is not what the sampler is asked for now."""
+
+    def __iter__(self) -> Any:
+        yield from list(super().__iter__())
+
+
+@pytest.mark.parametrize(
+    ("loader", "expected"),
+    [
+        (DataLoader(ByName(), batch_size=2, sampler=["03", "01", "2", "00"]), [None, None]),  # type: ignore[arg-type]
+        (DataLoader(ByName(), batch_size=2, sampler=torch.tensor([3, 1, 2])), [[3, 1], [2]]),  # type: ignore[arg-type]
+        (DataLoader(ByName(), batch_size=2, sampler=np.array([3, 1, 2])), [[3, 1], [2]]),  # type: ignore[arg-type]
+        (DataLoader(ByName(), batch_sampler=torch.tensor([3, 1, 2, 0]).split(3)), [[3, 1, 2], [0]]),  # type: ignore[arg-type]
+        (DataLoader(ByName(), batch_size=None, sampler=torch.tensor([3, 1])), [[3], [1]]),  # type: ignore[arg-type]
+        (ReadsAhead(numbered(5), batch_size=3), [None, None]),
+        ([1, 2], [None, None]),
+    ],
+    ids=["names", "tensor", "array", "tensors as batches", "no batches", "own iteration", "list"],
+)
+def test_what_a_sampler_may_give(loader: Any, expected: list[Any]) -> None:
+    found = [indices for _, indices in indexed_batches(loader)]
+    assert [None if indices is None else indices.tolist() for indices in found] == expected
+    assert all(indices is None or indices.dtype == torch.int64 for indices in found)

@@ -1,0 +1,156 @@
+"""Where a network begins and ends, and how much of it fits into memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import Tensor, nn
+
+from lightning_cnnviz.core.network import memory
+from lightning_cnnviz.core.network.hooks import model_device
+from lightning_cnnviz.core.network.layers import LayerNotFoundError
+from lightning_cnnviz.core.network.memory import images_at_once
+from lightning_cnnviz.core.tracing.default_layers import find_landmarks, layer_site
+
+
+def found_in(model: nn.Module, size: int = 32, channels: int = 3) -> tuple[Any, ...]:
+    marks = find_landmarks(model.eval(), torch.randn(1, channels, size, size))
+    return tuple(mark and mark.name for mark in (marks.first, marks.deep, marks.classifier))
+
+
+class Functional(nn.Module):
+    """Everything but the layers with weights is a function."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.deep, self.head = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.Linear(4, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = F.max_pool2d(F.relu(self.deep(F.relu(self.stem(images)))), 2)
+        logits: Tensor = self.head(maps.mean((2, 3)))
+        return logits
+
+
+class Block(nn.Module):
+    """One ReLU used twice, in place, as torchvision's residual blocks do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        found: Tensor = self.relu(self.conv2(self.relu(self.conv1(maps))) + maps)
+        return found
+
+
+def test_a_plain_network() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3),
+        nn.BatchNorm2d(4),
+        nn.ReLU(inplace=True),
+        nn.MaxPool2d(2),
+        nn.Dropout(),
+        nn.Flatten(),
+        nn.LazyLinear(6),
+        nn.ReLU(),
+        nn.Linear(6, 3),
+    )
+    assert found_in(model) == ("0", "2", "8")
+    assert not find_landmarks(model, torch.randn(1, 3, 32, 32)).first.literal  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        (Functional(), ("stem", "deep", "head")),
+        (torchvision.models.resnet18(), ("conv1", "layer4.1", "fc")),
+        (torchvision.models.squeezenet1_0(), ("features.0", "features.12", "classifier.1")),
+        (nn.Sequential(nn.Conv2d(3, 4, 3), Block(), nn.Flatten(), nn.LazyLinear(3)), ("0", "1", "3")),
+        (nn.Sequential(nn.Flatten(), nn.LazyLinear(3)), (None, None, "1")),
+        (nn.Sequential(nn.AvgPool2d(2), nn.Flatten()), (None, None, None)),
+    ],
+    ids=["functional", "resnet", "squeezenet", "block", "no convolution", "no weights"],
+)
+def test_networks_of_other_kinds(model: nn.Module, expected: tuple[Any, ...]) -> None:
+    assert found_in(model, 64) == expected
+
+
+def test_a_container_is_its_last_layer_under_a_wider_name() -> None:
+    body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU(inplace=True)))
+    model = nn.Sequential(body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    assert found_in(model) == ("0.0", "0.1.1", "3")
+
+
+def test_a_layer_that_runs_twice_is_neither_the_first_nor_the_last() -> None:
+    shared = nn.Conv2d(3, 3, 3, padding=1)
+    model = nn.Sequential(shared, nn.ReLU(), nn.Sequential(shared), nn.Conv2d(3, 4, 3), nn.Flatten(), nn.LazyLinear(3))
+    first, deep, classifier = found_in(model, 16)
+    assert (first, deep, classifier) == ("3", "3", "5")
+
+
+def test_the_way_to_one_layer_is_checked() -> None:
+    model, image = Functional(), torch.randn(1, 3, 16, 16)
+    name, site, chosen = layer_site(model, image, None)
+    assert (name, site.module, site.side, chosen.name) == ("deep", model.deep, "output", "deep")
+    assert layer_site(model, image, "st*")[0] == "stem"
+    with pytest.raises(ValueError, match=r"layer='conv' means 2 layers \('stem', 'deep'\); give the name of one"):
+        layer_site(model, image, "conv")
+    with pytest.raises(ValueError, match=r"layer 'head' has features of shape \(3, 1, 1\): a convolution, or another"):
+        layer_site(model, image, "head")
+    with pytest.raises(LayerNotFoundError, match="Did you mean 'deep'"):
+        layer_site(model, image, "depe")
+    with pytest.raises(LayerNotFoundError, match=r'no layer that returns feature maps .*; name one with layer="..."'):
+        layer_site(nn.Sequential(nn.Flatten(), nn.Linear(3 * 256, 3)), image, None)
+
+
+def test_behind_the_batchnorm_where_the_convolution_was_chosen_by_kind() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
+    image = torch.randn(1, 3, 8, 8)
+    assert layer_site(model, image, "conv")[1].module is model[1]
+    assert layer_site(model, image, "0")[1].module is model[0]
+
+
+def test_looking_for_landmarks_leaves_no_trace() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(), nn.Flatten(), nn.LazyLinear(3)).train()
+    model(torch.randn(2, 3, 8, 8))
+    model[1].eval()
+    before, chance = {name: value.clone() for name, value in model.state_dict().items()}, torch.get_rng_state()
+    find_landmarks(model, torch.randn(1, 3, 8, 8, generator=torch.Generator()))
+    images_at_once(model, torch.ones(1, 3, 8, 8))
+    assert [module.training for module in model] == [True, False, True, True, True]
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert torch.equal(chance, torch.get_rng_state())
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_where_a_network_is() -> None:
+    assert model_device(nn.Conv2d(1, 1, 1, device="meta")) == torch.device("meta")
+    assert model_device(nn.Flatten()) == torch.device("cpu")
+
+
+def test_as_many_images_as_a_share_of_the_free_memory_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 64, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 3))
+    image = torch.ones(1, 3, 32, 32)
+    monkeypatch.setattr(memory, "_free_bytes", lambda device: 2**40)
+    assert images_at_once(model, image) == 16
+    monkeypatch.setattr(memory, "_free_bytes", lambda device: 20 * 2**20)
+    few = images_at_once(model, image)
+    # Four times 64 maps of 30 x 30 and sixteen images, four bytes a value, in a quarter of it.
+    assert few == 20 * 2**20 // 4 // (4 * (4 * 64 * 900 + 16 * 3 * 1024))
+    assert 1 <= images_at_once(model, image, gradients=True) < few
+    monkeypatch.setattr(memory, "_free_bytes", lambda device: 0)
+    assert images_at_once(model, image) == 1
+
+
+def test_free_memory_is_known() -> None:
+    assert 2**20 < memory._free_bytes(torch.device("cpu")) < 2**50
+
+
+def test_an_image_that_the_network_does_not_take_is_no_question_of_memory() -> None:
+    with pytest.raises(ValueError, match=r"Functional does not take images of shape \(3, 4, 4\)"):
+        images_at_once(Functional(), torch.ones(1, 3, 4, 4))

@@ -1,0 +1,101 @@
+"""The patches of a result as a report: what is where, at which scale."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_cnnviz.core.top_patches.search import diagnose, mine_top_patches
+from lightning_cnnviz.render.normalization import Normalization
+from lightning_cnnviz.render.patches import _OUTSIDE, brief
+from lightning_cnnviz.render.top_patches import top_patches_report, top_patches_table
+from lightning_cnnviz.report import Gallery
+
+AS_IT_IS = Normalization((0.0,), (1.0,))
+
+
+def gallery_of(images: torch.Tensor, weight: torch.Tensor) -> Gallery:
+    conv = nn.Conv2d(1, 1, 3, padding=1, bias=False)
+    conv.weight.data = weight
+    found = mine_top_patches(nn.Sequential(conv), [images], k=len(images))
+    report = top_patches_report(found, diagnose(found), AS_IT_IS)
+    (gallery,) = [item for item in report.items if isinstance(item, Gallery)]
+    return gallery
+
+
+@pytest.mark.parametrize(
+    ("row", "column", "top", "left"),
+    [(0, 0, 1, 1), (0, 5, 1, 0), (7, 0, 0, 1), (7, 9, 0, 0), (3, 4, 0, 0)],
+)
+def test_a_patch_cut_at_the_border_lies_where_it_was_cut(row: int, column: int, top: int, left: int) -> None:
+    # One pixel in the middle of a filter that sees its middle alone: the unit lies on it.
+    image = torch.rand(1, 1, 8, 10) / 2
+    image[0, 0, row, column] = 1.0
+    middle = torch.zeros(1, 1, 3, 3)
+    middle[0, 0, 1, 1] = 1.0
+    other = torch.zeros(1, 1, 8, 10)
+    other[0, 0, 4, 4] = 0.1  # a whole patch, so that the layer's tiles are 3 x 3
+    tile = gallery_of(torch.cat([image, other]), middle).rows[0].tiles[0].pixels
+    padded = nn.functional.pad(image[0], (1, 1, 1, 1), value=-1.0)[0, row : row + 3, column : column + 3]
+    for i in range(3):
+        for j in range(3):
+            pixel = tile[:, i, j].tolist()
+            expected = list(_OUTSIDE) if padded[i, j] < 0 else [round(float(padded[i, j]) * 255)] * 3
+            assert pixel == expected
+    assert int(tile[0, 1, 1]) == 255
+    assert (top == 1) == (row == 0)
+    assert (left == 1) == (column == 0)
+
+
+def test_numbers_stand_beside_the_pixels() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 3, 3))
+    images, labels = torch.rand(6, 1, 9, 9), torch.tensor([0, 1, 2, 0, 1, 2])
+    found = mine_top_patches(model, [(images, labels)], k=4, features=[2, 0])
+    report = top_patches_report(found, diagnose(found), AS_IT_IS, class_names=("ant", "bee"))
+    gallery = report.items[0]
+    assert isinstance(gallery, Gallery)
+    assert [row.caption for row in gallery.rows] == ["feature 0", "feature 2"]
+    layer = found["0"]
+    for row, feature in zip(gallery.rows, (0, 2), strict=True):
+        for rank, tile in enumerate(row.tiles):
+            label = int(layer.labels[feature, rank])  # type: ignore[index]
+            assert tile.numbers == {
+                "activation": float(layer.activations[feature, rank]),
+                "dataset index": int(layer.images[feature, rank]),
+                "label": ("ant", "bee", 2)[label],  # a label without a name stays a number
+                "row": int(layer.rows[feature, rank]),
+                "column": int(layer.columns[feature, rank]),
+            }
+    table = top_patches_table(found, report)
+    assert [row[:3] for row in table.rows] == [("0", feature, rank) for feature in (0, 2) for rank in (1, 2, 3, 4)]
+
+
+def test_notes_tell_of_normalization_and_of_activations_that_are_no_numbers() -> None:
+    images = torch.rand(4, 1, 9, 9)
+    images[2, 0, 4, 4] = float("nan")
+    found = mine_top_patches(nn.Sequential(nn.Conv2d(1, 2, 3)), [images], k=2)
+    report = top_patches_report(found, diagnose(found), Normalization((0.5,), (0.25,), "given"))
+    assert report.notes[0] == "Inputs are shown with their normalization undone: mean 0.5, std 0.25 (given)."
+    assert "NaN or infinite activations, left out of the ranking, in 0 (image 2)." in report.notes
+
+
+def test_fewer_images_than_k_and_dead_features_make_a_report() -> None:
+    conv = nn.Conv2d(1, 2, 3)
+    conv.weight.data.zero_()
+    conv.bias.data = torch.tensor([-1.0, 1.0])  # type: ignore[union-attr]
+    found = mine_top_patches(nn.Sequential(conv), [torch.rand(2, 1, 5, 5)], k=9)
+    (summary,) = diagnose(found)
+    assert (summary.dead_features, summary.dead_fraction) == (1, 0.5)
+    report = top_patches_report(found, [summary], AS_IT_IS)
+    gallery = report.items[0]
+    assert isinstance(gallery, Gallery)
+    assert [len(row.tiles) for row in gallery.rows] == [2, 2]
+    assert "1 dead" in gallery.caption
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(1362.4, "1362"), (12.345, "12.3"), (0.01234, "0.0123"), (-150.0, "-150"), (3e8, "3e+08")]
+)
+def test_brief(value: float, text: str) -> None:
+    assert brief(value) == text
