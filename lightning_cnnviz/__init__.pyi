@@ -32,8 +32,8 @@ from .core.top_patches.search import TopPatches as TopPatches
 from .core.top_patches.search import mine_top_patches as mine_top_patches
 from .finetune.data import ImageFolderDataModule as ImageFolderDataModule
 from .finetune.module import FineTuner as FineTuner
-from .sinks.base import MemorySink as MemorySink
 from .sinks.base import Sink as Sink
+from .sinks.memory import MemorySink as MemorySink
 from .sinks.page import PageSink as PageSink
 from .sinks.wandb import WandbSink as WandbSink
 from .studies.ablation import ablation_study as ablation_study

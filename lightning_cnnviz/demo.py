@@ -35,6 +35,7 @@ from lightning_cnnviz.callbacks import (
 )
 from lightning_cnnviz.report import Step
 from lightning_cnnviz.sinks import PageSink, Sink, WandbSink
+from lightning_cnnviz.sinks.outlet import show_once
 from lightning_cnnviz.studies.digits import digits_transfer
 from lightning_cnnviz.studies.sample_efficiency import sample_efficiency_report
 
@@ -179,10 +180,8 @@ def _show_transfer(out: Path, trainer: pl.Trainer, page: PageSink) -> None:
     """What the digits 0 to 4 teach about 5 to 9; a study in small."""
     found = digits_transfer(out / "study", variants=("pretrained-full", "scratch"), seeds=(0, 1))
     step = Step(trainer.current_epoch, trainer.global_step, "test")
-    for sink in (WandbSink(), page):
-        sink.open(trainer.loggers, out)
-        sink.write(sample_efficiency_report(found), step)
-        sink.close()
+    report = sample_efficiency_report(found)
+    show_once("digits_transfer", report, step, [WandbSink(), page], loggers=trainer.loggers, folder=out)
 
 
 def _monitors(page: PageSink) -> list[pl.Callback]:

@@ -81,7 +81,7 @@ class LayerTableMonitor(Monitor):
                 report = layer_table_report(layer_table(network, image))
             self._looks += 1
             self._step = step_of(trainer, within_epoch=False)
-            self._show(report, self._step)
+            self._outlet.show(report, self._step)
 
     def _image(self, trainer: Any) -> Tensor:
         return draw_sample(self._loader(trainer), 1, self.batch_fn).images

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lightning_cnnviz.finetune.data import ImageFolderDataModule
 from lightning_cnnviz.finetune.module import FineTuner
-from lightning_cnnviz.sinks.trainer import log_folder
+from lightning_cnnviz.sinks.outlet import log_folder
 
 __all__ = ["FineTuneCLI", "finetune_main"]
 

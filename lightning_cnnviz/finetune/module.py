@@ -36,8 +36,7 @@ from lightning_cnnviz.finetune.weights import load_weights, read_weights
 from lightning_cnnviz.render.confusion import confusion_report
 from lightning_cnnviz.report import Step
 from lightning_cnnviz.sinks.base import Sink
-from lightning_cnnviz.sinks.page import PageSink
-from lightning_cnnviz.sinks.trainer import default_sinks, log_folder, shared_page
+from lightning_cnnviz.sinks.outlet import Outlet
 
 __all__ = ["FineTuner"]
 
@@ -99,7 +98,7 @@ class FineTuner(pl.LightningModule):
         class_names: Names of the classes, for the confusion matrix.
         image_size: `(C, H, W)` of the image with which the network is run to find its classifier and stages.
         sinks: Where the confusion matrix goes; by default every WandbLogger of the trainer, and a page in its log
-            folder.
+            folder; `[]` for nowhere.
 
     Raises:
         ImportError: timm is needed and not installed.
@@ -148,6 +147,7 @@ class FineTuner(pl.LightningModule):
         self.scheduler, self.scheduler_options = scheduler, dict(scheduler_options or {})
         self.warmup_epochs, self.label_smoothing, self.mixup = warmup_epochs, label_smoothing, mixup
         self.cache_features, self.sinks = cache_features, sinks
+        self._outlet = None if sinks == [] else Outlet("FineTuner", sinks)
         self.image_size = _size(image_size)
         self.backbone_name = backbone if isinstance(backbone, str) else type(backbone).__name__
         self.register_buffer("class_weights", _weights(class_weights), persistent=False)
@@ -235,6 +235,8 @@ class FineTuner(pl.LightningModule):
         warnings.filterwarnings("ignore", r".*module\(s\) in eval mode at the start of training")
         self._check_trainer()
         self._matrix, self._put_back = None, []  # of an earlier run
+        if self._outlet is not None:
+            self._outlet.open(self.trainer)
         self._settle(0)
         self.train()
 
@@ -431,19 +433,12 @@ class FineTuner(pl.LightningModule):
     def on_train_end(self) -> None:
         """Draw the last validation's confusion matrix, and give the loaders back."""
         self._give_back()
-        folder = log_folder(self.trainer)  # asks every rank
-        trial = self.trainer.fast_dev_run  # type: ignore[attr-defined]
-        if self._matrix is None or not self.trainer.is_global_zero or self.sinks == [] or trial:
+        if self._outlet is None:
             return
-        report = confusion_report(self._matrix, self.class_names)
-        page = shared_page(self.trainer)
-        step = Step(self.trainer.current_epoch, self.trainer.global_step, "fit")
-        for sink in default_sinks(self.trainer, folder, page) if self.sinks is None else self.sinks:
-            sink.open(self.trainer.loggers, folder)
-            sink.write(report, step)
-            sink.close()
-            if isinstance(sink, PageSink):
-                log.info("confusion matrix: open %s in a browser", sink.path)
+        if self._matrix is not None and self._outlet.is_open:
+            step = Step(self.trainer.current_epoch, self.trainer.global_step, "fit")
+            self._outlet.show(confusion_report(self._matrix, self.class_names), step)
+        self._outlet.close()
 
     def _give_back(self) -> None:
         for combined, loaders in self._put_back:

@@ -1,26 +1,42 @@
-"""What every destination of reports has in common."""
+"""The contract of every destination of reports."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from lightning_cnnviz.report import Report, Step
 
-__all__ = ["MemorySink", "Sink"]
+__all__ = ["Sink"]
 
 
 class Sink(ABC):
     """Takes reports to one place.
 
-    A monitor calls `open` once at set-up, `write` after each look and `close` at the end of the run; all on rank zero
-    only. The protocol names no product: what a sink can use of the trainer's loggers and folder, it finds for itself.
+    A sink is opened once before anything is written, written to after each look, and closed at the end; on rank zero
+    only. Several monitors may share one, and open and close it each. What it needs of the trainer's loggers and
+    folder, it finds for itself.
+
+    Attributes:
+        is_default: Whether monitors whose user has named no sinks show here too, in trainers that it serves.
     """
 
+    is_default: ClassVar[bool] = False
+
+    @classmethod
+    def serves(cls, loggers: Sequence[Any]) -> bool:
+        """Say whether this kind of sink can show something in a trainer with these loggers."""
+        return True
+
+    @property
+    def address(self) -> str:
+        """Where a person finds what was shown, as "open cnnviz/index.html in a browser"; "" for nowhere."""
+        return ""
+
     def open(self, loggers: Sequence[Any], folder: Path) -> None:  # noqa: B027 - most sinks need nothing
-        """Get ready before training starts; may be called again for a second run.
+        """Get ready to be written to; may be called again, also for another run.
 
         Args:
             loggers: Every logger of the trainer.
@@ -36,18 +52,3 @@ class Sink(ABC):
 
     def close(self) -> None:  # noqa: B027 - most sinks need nothing
         """Finish; more may be written afterwards."""
-
-
-class MemorySink(Sink):
-    """Keeps every report in a list, for tests and notebooks.
-
-    Attributes:
-        reports: `(step, report)` in the order of writing.
-    """
-
-    def __init__(self) -> None:
-        self.reports: list[tuple[Step, Report]] = []
-
-    def write(self, report: Report, step: Step) -> None:
-        """Append the report to the list."""
-        self.reports.append((step, report))

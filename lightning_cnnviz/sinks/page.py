@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from torch import Tensor
@@ -68,6 +68,8 @@ class PageSink(Sink):
         'runs/page/index.html'
     """
 
+    is_default: ClassVar[bool] = True
+
     def __init__(self, directory: str | Path | None = None, *, max_megabytes: float = 64) -> None:
         if not max_megabytes > 0:
             raise ValueError(f"max_megabytes must be above 0, not {max_megabytes}")
@@ -87,6 +89,11 @@ class PageSink(Sink):
         if self._directory is None:
             raise RuntimeError("this PageSink has no directory yet: give it one, or call open() first")
         return self._directory / "index.html"
+
+    @property
+    def address(self) -> str:
+        """The page, to be opened in a browser; "" before it is known where it goes."""
+        return f"open {self.path} in a browser" if self._directory is not None else ""
 
     def open(self, loggers: Sequence[Any], folder: Path) -> None:
         """Settle where the page goes; what it shows stays, unless that place is another one than before."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 from PIL import Image
 
@@ -36,8 +36,15 @@ class WandbSink(Sink):
 Trainer(logger=WandbLogger(project=...)), or write elsewhere, for example with sinks=[PageSink()]
     """
 
+    is_default: ClassVar[bool] = True
+
     def __init__(self) -> None:
         self._loggers: list[Any] = []
+
+    @classmethod
+    def serves(cls, loggers: Sequence[Any]) -> bool:
+        """Say whether there is a WandbLogger."""
+        return any(_is_a(logger, "WandbLogger") for logger in loggers)
 
     def open(self, loggers: Sequence[Any], folder: Path) -> None:
         """Find the trainer's WandbLoggers.

@@ -67,7 +67,9 @@ def study_main(arguments: Sequence[str]) -> int:
         print(f"cnnviz study {study}: {error}", file=sys.stderr)
         return 1
     print(report_text(report))
-    print(f"\nPage, to open in a browser: {(folder / 'index.html').resolve()}")
+    page = folder / "index.html"
+    if page.is_file():  # what was learned is worth more than its page
+        print(f"\nPage, to open in a browser: {page.resolve()}")
     return 0
 
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from lightning_cnnviz.render.tables import Side, text_table
 from lightning_cnnviz.report import Report, Step, Table
-from lightning_cnnviz.sinks.page import PageSink
-from lightning_cnnviz.sinks.wandb import WandbSink
+from lightning_cnnviz.sinks import PageSink, Sink, WandbSink
+from lightning_cnnviz.sinks.outlet import show_once
 from lightning_cnnviz.studies.training import Runs
 
 __all__ = ["NOT_KNOWN", "report_text", "show_study", "spread", "with_spread"]
@@ -42,18 +42,13 @@ def report_text(report: Report) -> str:
     return "\n".join([report.title, "", text_table(table.columns, cells, align, widest=60), "", *report.notes])
 
 
-def show_study(report: Report, folder: Path, runs: Runs | None) -> Path:
-    """Write a study's page, and its summary run where runs are logged; return the page."""
-    page, step = PageSink(folder), Step(0, 0, "test")
-    page.open([], folder)
-    page.write(report, step)
-    if runs is not None:
-        logger = runs.logger(f"{runs.group} summary", "summary")
-        sink = WandbSink()
-        sink.open([logger], folder)
-        sink.write(report, step)
+def show_study(report: Report, folder: Path, runs: Runs | None) -> None:
+    """Write a study's page, and its summary run where runs are logged."""
+    loggers = [] if runs is None else [runs.logger(f"{runs.group} summary", "summary")]
+    sinks: list[Sink] = [PageSink(folder), *(WandbSink() for _ in loggers)]
+    show_once("study", report, Step(0, 0, "test"), sinks, loggers=loggers, folder=folder)
+    for logger in loggers:
         logger.experiment.finish()
-    return page.path
 
 
 def _written(cell: object) -> str:

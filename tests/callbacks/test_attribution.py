@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_cnnviz.callbacks.attribution import AttributionMonitor
 from lightning_cnnviz.core.images.attribution import AttributionMaps, AttributionMethod, attribute
 from lightning_cnnviz.report import Gallery, Report
-from lightning_cnnviz.sinks.base import MemorySink
+from lightning_cnnviz.sinks.memory import MemorySink
 
 
 class Named(TensorDataset):

@@ -177,7 +177,7 @@ def test_a_failing_sink_is_given_up_once_and_the_run_goes_on(make: Make, caplog:
 
 
 def test_nowhere_to_show_names_the_choices(make: Make) -> None:
-    with pytest.raises(ValueError, match=r"sinks=\[\].*WandbLogger.*PageSink\(\)"):
+    with pytest.raises(ValueError, match=r"sinks=\[\].*leave sinks out.*PageSink\(\)"):
         fitted([make(sinks=[])])
 
 

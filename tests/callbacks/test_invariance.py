@@ -18,7 +18,7 @@ from lightning_cnnviz.callbacks.invariance import InvarianceMonitor
 from lightning_cnnviz.core.images.invariance import InvarianceCurves, measure_invariance
 from lightning_cnnviz.core.images.transforms import Transform
 from lightning_cnnviz.report import Picture, Report, Scalar
-from lightning_cnnviz.sinks.base import MemorySink
+from lightning_cnnviz.sinks.memory import MemorySink
 
 ROLL = Transform("roll", lambda images, value: images.roll(round(value), 2), (-2, 0, 3), "rows", 0)
 NAMES = ["hen", "cock", "jay", "kite"]

@@ -17,7 +17,7 @@ from lightning_cnnviz.core.maximization.maximize import strongest_images
 from lightning_cnnviz.core.maximization.objectives import ClassScore
 from lightning_cnnviz.render.maximization import MaximizedLayer
 from lightning_cnnviz.report import Curve, Gallery, Scalar
-from lightning_cnnviz.sinks.base import MemorySink
+from lightning_cnnviz.sinks.memory import MemorySink
 
 
 class Recording(MaximizationMonitor):

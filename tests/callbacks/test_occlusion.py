@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_cnnviz.callbacks.occlusion import OcclusionMonitor
 from lightning_cnnviz.core.images.occlusion import OcclusionMaps, occlude
 from lightning_cnnviz.report import Picture, Report, Scalar
-from lightning_cnnviz.sinks.base import MemorySink
+from lightning_cnnviz.sinks.memory import MemorySink
 
 
 class Named(TensorDataset):

@@ -15,7 +15,7 @@ from finetune.tuning import SIZE, differing, images, little_net, train_loader, t
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_cnnviz import MemorySink
+from lightning_cnnviz import MemorySink, WandbSink
 from lightning_cnnviz.finetune import FineTuner
 from lightning_cnnviz.finetune.networks import make_network
 
@@ -305,6 +305,23 @@ def test_by_default_it_goes_to_the_runs_page(tmp_path: Path) -> None:
     module = tuner(sinks=None)
     fit(module, max_epochs=1, default_root_dir=tmp_path)
     assert len(list(tmp_path.rglob("cnnviz/*.html"))) == 1
+
+
+def test_a_training_is_not_lost_with_its_picture(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "cnnviz").write_text("a file where the page's folder would be")
+    module = tuner(sinks=None)
+    run = trainer(max_epochs=1, default_root_dir=tmp_path)
+    run.fit(module, train_loader(), val_loader())
+    assert run.state.finished
+    assert [record.message for record in caplog.records if "FineTuner: PageSink is given up" in record.message]
+
+
+def test_a_sink_that_cannot_show_is_refused_before_training() -> None:
+    module = tuner(sinks=[WandbSink()])
+    before = weights(module)
+    with pytest.raises(ValueError, match="WandbSink found no WandbLogger"):
+        fit(module, max_epochs=1)
+    assert differing(before, weights(module)) == []
 
 
 # Checkpoints and what is handed on

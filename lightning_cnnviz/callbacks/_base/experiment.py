@@ -102,9 +102,9 @@ class ExperimentMonitor(Monitor):
             results = _gathered(result, trainer.world_size)
             self._looks += 1
             self._step = step_of(trainer, within_epoch=within_epoch)
-            if self._open_sinks:
+            if self._outlet.is_open:
                 whole = self.merge([found for rank, found in enumerate(results) if self.takes_part(rank)])
-                self._show(self.render(whole), self._step)
+                self._outlet.show(self.render(whole), self._step)
 
     def _agree(self, trainer: Any) -> None:
         if not trainer.strategy.reduce_boolean_decision(self._failure is None, all=True):

@@ -6,20 +6,17 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 import lightning.pytorch as pl
 import pytorch_lightning
-from lightning.pytorch.utilities.rank_zero import rank_zero_info  # type: ignore[attr-defined]
 from torch import nn
 from tqdm.auto import tqdm
 
 from lightning_cnnviz.callbacks._base.trainer import find_network
 from lightning_cnnviz.report import Report, Step
 from lightning_cnnviz.sinks.base import Sink
-from lightning_cnnviz.sinks.page import PageSink
-from lightning_cnnviz.sinks.trainer import default_sinks, log_folder, shared_page
+from lightning_cnnviz.sinks.outlet import Outlet
 
 __all__ = ["Monitor", "MonitorOptions", "nothing_to_lose"]
 
@@ -70,12 +67,11 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
             raise ValueError(f'on_error={on_error!r}: give "report" or "raise"')
         self.every_n_epochs, self.epochs, self.model = every_n_epochs, epochs, model
         self.sinks, self.on_error = sinks, on_error
-        self._open_sinks: list[Sink] | None = None
+        self._outlet = Outlet(self._who, sinks, raises=on_error == "raise")
         self._failure: str | None = None
         self._looks = 0
         self._shows_progress = False
         self._step = Step(0, 0)
-        self._page: PageSink | None = None
 
     # What a concrete monitor says.
 
@@ -112,9 +108,7 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
         self.prepare(find_network(self._who, pl_module, self.model))
         self.check_trainer(trainer, stage)
         self._shows_progress = _progress_is_shown(trainer)
-        folder = log_folder(trainer)  # asks every rank
-        if trainer.is_global_zero:
-            self._open(trainer, folder)
+        self._outlet.open(trainer)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Leave no hook behind."""
@@ -132,16 +126,12 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
             log.warning("%s has shown nothing: no look was due, or there was no data", self._who)
         elif self._looks == 0:
             raise ValueError(f"{self._who} saw no batch: the loader of trainer.{stage}() is empty")
-        if self._open_sinks is not None and self._looks:
+        if self._outlet.is_open and self._looks:
             with self._guard():
                 report = self.last_report()
                 if report is not None:
-                    self._show(report, self._step)
-            for sink in self._open_sinks:
-                sink.close()
-                if isinstance(sink, PageSink):
-                    rank_zero_info(f"{self._who}: open {sink.path} in a browser")
-        self._open_sinks = None
+                    self._outlet.show(report, self._step)
+        self._outlet.close()
 
     # How: a look, its guard, its sinks.
 
@@ -182,38 +172,6 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
     def _abandon(self) -> None:
         """Forget the look that is under way, if any."""
         self._stop()
-
-    def _show(self, report: Report, step: Step) -> None:
-        self._open_sinks = [sink for sink in self._open_sinks or [] if self._write(sink, report, step)]
-
-    def _write(self, sink: Sink, report: Report, step: Step) -> bool:
-        """Write to one sink; False where that has failed and the sink is given up."""
-        try:
-            sink.write(report, step)
-        except Exception as error:
-            if self.on_error == "raise":
-                raise
-            name = type(sink).__name__
-            log.error("%s: %s is given up, the run goes on: %s", self._who, name, error, exc_info=True)
-            return False
-        return True
-
-    def _open(self, trainer: Any, folder: Path) -> None:
-        if self.sinks is not None and not self.sinks:
-            raise ValueError(
-                f"{self._who}(sinks=[]) would show nothing anywhere: leave sinks out for the trainer's WandbLogger and "
-                "a local page, or give some of WandbSink(), PageSink(), MemorySink()"
-            )
-        # fast_dev_run is to leave nothing behind; the look itself is still tried.
-        default = [] if trainer.fast_dev_run else self._default_sinks(trainer, folder)
-        self._open_sinks = list(default if self.sinks is None else self.sinks)
-        for sink in self._open_sinks:
-            sink.open(trainer.loggers, folder)
-
-    def _default_sinks(self, trainer: Any, folder: Path) -> list[Sink]:
-        # All monitors of a trainer share one page.
-        self._page = shared_page(trainer)
-        return default_sinks(trainer, folder, self._page)
 
 
 def nothing_to_lose(trainer: Any) -> bool:

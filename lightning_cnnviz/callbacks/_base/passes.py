@@ -216,8 +216,8 @@ class PassMonitor(Monitor):
             self.stop_look()
             self._looks += 1
             self._step = step_of(trainer, within_epoch=within_epoch)
-            if self._open_sinks:
-                self._show(self.render(result, loader), self._step)
+            if self._outlet.is_open:
+                self._outlet.show(self.render(result, loader), self._step)
 
     def _look_at(
         self, trainer: Any, pl_module: Any, loader: Iterable[Any], *, rehearsal: bool = False, within_epoch: bool = True

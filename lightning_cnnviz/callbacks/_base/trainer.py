@@ -8,9 +8,8 @@ from typing import Any
 from torch import nn
 
 from lightning_cnnviz.report import Step
-from lightning_cnnviz.sinks.trainer import log_folder
 
-__all__ = ["chosen_loader", "find_network", "log_folder", "mixed_precision", "step_of"]
+__all__ = ["chosen_loader", "find_network", "mixed_precision", "step_of"]
 
 _PACKAGES = ("lightning.", "pytorch_lightning.")
 
