@@ -48,6 +48,7 @@ ONLY_IN = {
     "jinja2": {"sinks/page.py"},
     "PIL": {"render", "sinks/wandb.py", "finetune/sources.py"},
     "joblib": {"studies/jobs.py"},
+    "scipy": {"core/images/correlation.py"},
     "sklearn": {"demo.py", "finetune/sources.py"},
     "torchvision": {"core/images/transforms.py", "finetune", "demo.py", "render"},
     "captum": {"core/images/attribution.py", "core/images/occlusion.py"},

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from lightning_cnnviz.render.charts import shorten
-from lightning_cnnviz.render.figures import figure_pixels, new_figure
+from lightning_cnnviz.render.figures import figure_pixels, fit_square, new_figure
 from lightning_cnnviz.report import Picture, Report, Scalar, Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 __all__ = ["confusion_report"]
 
@@ -24,7 +23,6 @@ _PAIRS = 20
 _DARK = 0.3  # share above which the color is so dark that text on it is white
 _TICKS = (0, 1, 5, 10, 25, 50, 75, 100)
 _BLANK = "#efefec"  # a class without images
-_MARGIN = 0.12  # inches
 _DPI = 110
 
 
@@ -133,23 +131,8 @@ def _drawn(counts: Tensor, shares: Tensor, seen: Tensor, names: Sequence[str]) -
         total = int(counts.sum())
         right = f"{100 * float(counts.diagonal().sum()) / total:.1f} % right" if total else "none classified"
         axes.set_title(f"{classes} classes, {total:,} images, {right}", loc="left", fontsize=12, fontweight="bold")
-        _fit(figure, axes, side)
+        fit_square(figure, axes, side)
         return figure_pixels(figure)
-
-
-def _fit(figure: Figure, axes: Axes, side: float) -> None:
-    """Make the figure as large as the square of cells, and what stands around it, needs."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    figure.set_layout_engine("none")
-    axes.set_position((0, 0, 1, 1))
-    canvas: Any = FigureCanvasAgg(figure)
-    box: Any = axes.get_tightbbox(canvas.get_renderer())
-    box = box.padded(_MARGIN * figure.dpi)
-    width, height = box.width / figure.dpi, box.height / figure.dpi
-    figure.set_size_inches(width, height)
-    left, bottom = -box.x0 / figure.dpi, -box.y0 / figure.dpi
-    axes.set_position((left / width, bottom / height, side / width, side / height))
 
 
 def _side(classes: int) -> float:

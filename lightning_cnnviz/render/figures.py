@@ -20,6 +20,7 @@ __all__ = [
     "class_color",
     "class_label",
     "figure_pixels",
+    "fit_square",
     "line_style",
     "new_figure",
     "overlaid",
@@ -27,6 +28,7 @@ __all__ = [
 ]
 
 _DPI = 110
+_MARGIN = 0.12  # inches
 # What speaks for a class, and against it: bright enough to be seen on a dark image.
 _FOR, _AGAINST = (230, 40, 30), (40, 110, 240)
 
@@ -48,6 +50,21 @@ def figure_pixels(figure: Figure) -> Tensor:
     canvas.draw()
     pixels = np.array(canvas.buffer_rgba())[..., :3]
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+
+
+def fit_square(figure: Figure, axes: Axes, side: float) -> None:
+    """Make a figure just as large as a square of `side` inches for its axes, and what stands around it, need."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    figure.set_layout_engine("none")
+    axes.set_position((0, 0, 1, 1))
+    canvas: Any = FigureCanvasAgg(figure)
+    box: Any = axes.get_tightbbox(canvas.get_renderer())
+    box = box.padded(_MARGIN * figure.dpi)
+    width, height = box.width / figure.dpi, box.height / figure.dpi
+    figure.set_size_inches(width, height)
+    left, bottom = -box.x0 / figure.dpi, -box.y0 / figure.dpi
+    axes.set_position((left / width, bottom / height, side / width, side / height))
 
 
 def line_style(number: int) -> dict[str, Any]:

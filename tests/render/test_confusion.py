@@ -29,13 +29,13 @@ def scalars(report: Report) -> dict[str, float]:
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The axes of every matrix that is drawn."""
     kept: list[Any] = []
-    fit = confusion._fit
+    fit = confusion.fit_square
 
     def keep(figure: Any, axes: Any, side: float) -> None:
         fit(figure, axes, side)
         kept.append(axes)
 
-    monkeypatch.setattr(confusion, "_fit", keep)
+    monkeypatch.setattr(confusion, "fit_square", keep)
     return kept
 
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 import copy
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import closing
 from itertools import islice
 from operator import index
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, IterableDataset, SequentialSampler
 
-__all__ = ["BatchFn", "IndexReader", "indexed_batches", "read_batch"]
+__all__ = ["BatchFn", "IndexReader", "NumberedBatch", "indexed_batches", "numbered_batches", "read_batch"]
 
 BatchFn = Callable[[Any], Any]
 """Takes a batch as the loader gives it and returns the images, or `(images, labels)`."""
@@ -192,6 +193,55 @@ def indexed_batches(loader: Iterable[Any]) -> Generator[tuple[Any, Tensor | None
     finally:
         for generator, state in states:
             generator.set_state(state)
+
+
+class NumberedBatch(NamedTuple):
+    """The images of a batch, and which ones they are.
+
+    Attributes:
+        images: `(N, C, H, W)`, at least one.
+        labels: `(N,)` int64, or None where there are none.
+        indices: `(N,)` int64.
+        indices_known: Whether the indices are those of the data set; else they only tell images apart.
+    """
+
+    images: Tensor
+    labels: Tensor | None
+    indices: Tensor
+    indices_known: bool
+
+
+def numbered_batches(
+    loader: Iterable[Any],
+    batch_fn: BatchFn | None = None,
+    progress: Callable[[Iterable[Any]], Iterable[Any]] | None = None,
+) -> Iterator[NumberedBatch]:
+    """Iterate over the images of a loader in any order, each with a number of its own.
+
+    Args:
+        loader: A DataLoader, or any iterable of batches; see `indexed_batches`.
+        batch_fn: See `read_batch`.
+        progress: Wraps the iterable of batches to show progress.
+
+    Raises:
+        TypeError: A batch holds no images.
+        ValueError: The loader gives no image.
+    """
+    arrived = 0
+    with closing(indexed_batches(loader)) as batches:
+        for batch, numbers in progress(batches) if progress is not None else batches:
+            images, labels = read_batch(batch, batch_fn)
+            if len(images) == 0:
+                continue
+            indices, known = numbers, True
+            if indices is None or len(indices) != len(images):
+                # Behind all indices there are, where a collate function leaves images out or makes more of them.
+                first = arrived if indices is None else arrived + len(loader.dataset)  # type: ignore[attr-defined]
+                indices, known = torch.arange(first, first + len(images)), isinstance(loader, (list, tuple))
+            arrived += len(images)
+            yield NumberedBatch(images, labels, indices, known)
+    if arrived == 0:
+        raise ValueError(f"the loader {type(loader).__name__} is empty: it gave no image")
 
 
 def _numbers(given: Any) -> Tensor | None:

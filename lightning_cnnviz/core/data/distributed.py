@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torchmetrics.utilities.distributed import gather_all_tensors
 
-__all__ = ["collective_device", "exchanged", "gathered", "ranks"]
+__all__ = ["collective_device", "exchanged", "gathered", "rank", "ranks", "summed"]
 
 
 def exchanged(
@@ -46,6 +46,15 @@ def gathered(tensor: Tensor) -> list[Tensor]:
     return [part.cpu() for part in gather_all_tensors(tensor.to(device))]
 
 
+def summed(tensor: Tensor) -> Tensor:
+    """Return the sum of every rank's tensor (of one shape), on the CPU."""
+    if ranks() == 1:
+        return tensor
+    total = tensor.to(collective_device(), copy=True)
+    torch.distributed.all_reduce(total)
+    return total.cpu()
+
+
 def collective_device() -> torch.device:
     """Where tensors must be for the process group to exchange them."""
     if ranks() > 1 and torch.distributed.get_backend() == "nccl":
@@ -58,3 +67,8 @@ def ranks() -> int:
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return 1
     return torch.distributed.get_world_size()
+
+
+def rank() -> int:
+    """Return which of the processes this is, from 0; 0 where there is no process group."""
+    return torch.distributed.get_rank() if ranks() > 1 else 0
