@@ -47,7 +47,9 @@ def main(out: Path) -> None:
             Row(f"feature {unit.channel}", tuple(tiles), {"activation": projections[0].units[number][-1] or 0.0})
         )
     caption = "the strongest unit of eight feature maps, projected to pixels by each method; gray is no contribution"
-    sheet = draw_sheet(Gallery(LAYER, tuple(rows), caption, columns=4, tile_side=96), title=f"{LAYER}: three methods")
+    sheet = draw_sheet(
+        Gallery(LAYER, tuple(rows), caption=caption, columns=4, tile_side=96), title=f"{LAYER}: three methods"
+    )
     to_image(torch.as_tensor(sheet)).save(out)
 
 

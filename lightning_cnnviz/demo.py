@@ -179,7 +179,7 @@ def run_demo(out: Path, *, epochs: int = 8, online: bool = False) -> DemoResult:
 def _show_transfer(out: Path, trainer: pl.Trainer, page: PageSink) -> None:
     """What the digits 0 to 4 teach about 5 to 9; a study in small."""
     found = digits_transfer(out / "study", variants=("pretrained-full", "scratch"), seeds=(0, 1))
-    step = Step(trainer.current_epoch, trainer.global_step, "test")
+    step = Step(epoch=trainer.current_epoch, global_step=trainer.global_step, stage="test")
     report = sample_efficiency_report(found)
     show_once("digits_transfer", report, step, [WandbSink(), page], loggers=trainer.loggers, folder=out)
 

@@ -1,10 +1,13 @@
-"""The narrow waist: what a view has to say, as structure and not as pixels, for any sink to show its own way."""
+"""What a view has to say, as structure and not as pixels, for any sink to show its own way.
+
+What could be taken for another field of its type is given by name only.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 
 import torch
 from torch import Tensor
@@ -28,7 +31,7 @@ Number = int | float | str
 """A figure that stands beside a picture: an activation, an index, a class name."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Step:
     """When a look was taken.
 
@@ -82,6 +85,7 @@ class Picture:
 
     name: str
     pixels: Tensor
+    _: KW_ONLY
     caption: str = ""
 
     def __post_init__(self) -> None:
@@ -104,6 +108,7 @@ class Gallery:
 
     name: str
     rows: tuple[Row, ...]
+    _: KW_ONLY
     caption: str = ""
     numbers: Mapping[str, Number] = field(default_factory=dict)
     enlarge: bool = True
@@ -121,6 +126,7 @@ class Series:
     """One line of a curve; `low` and `high`, where given, bound its error band."""
 
     name: str
+    _: KW_ONLY
     x: tuple[float, ...]
     y: tuple[float, ...]
     low: tuple[float, ...] | None = None
@@ -140,6 +146,7 @@ class Curve:
 
     name: str
     series: tuple[Series, ...]
+    _: KW_ONLY
     x_label: str
     y_label: str
     caption: str = ""
@@ -152,6 +159,7 @@ class Table:
     name: str
     columns: tuple[str, ...]
     rows: tuple[tuple[Number | Tile | None, ...], ...]
+    _: KW_ONLY
     caption: str = ""
 
     def __post_init__(self) -> None:
@@ -185,15 +193,23 @@ class Report:
         title: What a person reads above it.
         items: In the order in which they are to be read; names are unique within a kind.
         notes: Sentences a reader needs to understand the pictures, for example how inputs were normalised.
+        name: The name of the monitor that made it, where two of one view stand beside each other.
 
     Raises:
         ValueError: Two items of one kind share a name.
+
+    Example:
+        >>> accuracy = Scalar("accuracy", 0.5)
+        >>> Report("layer_probe", title="Probes", items=(accuracy,), name="flowers").key(accuracy)
+        'layer_probe_stats/flowers/accuracy'
     """
 
     view: str
+    _: KW_ONLY
     title: str
     items: tuple[Item, ...]
     notes: tuple[str, ...] = ()
+    name: str = ""
 
     def __post_init__(self) -> None:
         seen: set[tuple[type, str]] = set()
@@ -203,9 +219,20 @@ class Report:
                 raise ValueError(f"report '{self.view}' has two items {type(item).__name__} '{item.name}'")
             seen.add(key)
 
+    @property
+    def source(self) -> str:
+        """What tells this monitor's reports from all others, the same at every look: `<view>`, or `<view>/<name>`."""
+        return f"{self.view}/{self.name}" if self.name else self.view
+
+    @property
+    def heading(self) -> str:
+        """The title, with the monitor's name where it has one."""
+        return f"{self.title} · {self.name}" if self.name else self.title
+
     def key(self, item: Item) -> str:
-        """The name under which a sink files an item: the same at every look."""
-        return f"{self.view}_stats/{item.name}" if isinstance(item, Scalar) else f"{self.view}/{item.name}"
+        """The name under which a sink files an item, the same at every look: `<view>/<name>/<item>`."""
+        view = f"{self.view}_stats" if isinstance(item, Scalar) else self.view
+        return "/".join([view, *([self.name] if self.name else []), item.name])
 
 
 def _check_pixels(pixels: Tensor, what: str) -> None:

@@ -80,4 +80,4 @@ class TopPatchesMonitor(MiningMonitor):
             return None
         assert self._before is not None
         table = top_patches_table(self._before, self._report)
-        return Report(self._report.view, self._report.title, (table,), self._report.notes)
+        return Report(self._report.view, title=self._report.title, items=(table,), notes=self._report.notes)

@@ -436,7 +436,7 @@ class FineTuner(pl.LightningModule):
         if self._outlet is None:
             return
         if self._matrix is not None and self._outlet.is_open:
-            step = Step(self.trainer.current_epoch, self.trainer.global_step, "fit")
+            step = Step(epoch=self.trainer.current_epoch, global_step=self.trainer.global_step, stage="fit")
             self._outlet.show(confusion_report(self._matrix, self.class_names), step)
         self._outlet.close()
 

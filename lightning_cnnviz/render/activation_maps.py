@@ -40,7 +40,7 @@ def activation_maps_report(
     strange = [layer.layer for layer in found if not bool(layer.maps.isfinite().all())]
     if strange:
         notes.append("NaN or infinite activations, shown as zero, in " + ", ".join(strange) + ".")
-    return Report("activation_maps", "Activation maps", galleries, tuple(notes))
+    return Report("activation_maps", title="Activation maps", items=galleries, notes=tuple(notes))
 
 
 def _gallery(
@@ -53,7 +53,7 @@ def _gallery(
     (height, width), count = layer.maps.shape[-2:], layer.maps.shape[1]
     shown = f"the {count} strongest of {layer.channels}" if count < layer.channels else f"all {count}"
     caption = f"{shown} feature maps of {height} x {width}, strongest first, with number and largest activation"
-    return Gallery(layer.layer, rows, caption)
+    return Gallery(layer.layer, rows, caption=caption)
 
 
 def _row(layer: ActivationMaps, sample: Sample, place: int, image: Tensor, class_names: Sequence[str] | None) -> Row:

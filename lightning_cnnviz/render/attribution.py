@@ -60,10 +60,10 @@ def attribution_report(
         rows.append(Row(class_label(class_names, target), tiles, figures))
     of_layer = f" of {found.layer}" if found.layer else ""
     caption = f"{_TITLES[found.method]}{of_layer}: what speaks for the {untouched.target_name} of each image"
-    items: tuple[Item, ...] = (Gallery(found.method, tuple(rows), caption, enlarge=False, columns=3),)
+    items: tuple[Item, ...] = (Gallery(found.method, tuple(rows), caption=caption, enlarge=False, columns=3),)
     explained = "Red speaks for the class and blue against it" if _is_signed(found) else "Brighter speaks for the class"
     scaled = f"{explained}, each image scaled by itself: its strongest 0.5 % of pixels have the full color."
-    return Report("attribution", "Attribution", items, (scaled, *notes))
+    return Report("attribution", title="Attribution", items=items, notes=(scaled, *notes))
 
 
 def _is_signed(found: AttributionMaps) -> bool:

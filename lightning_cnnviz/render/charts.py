@@ -58,7 +58,8 @@ def draw_curve(curve: Curve) -> Tensor:
         `(3, H, W)` uint8.
 
     Example:
-        >>> curve = Curve("accuracy", (Series("SVM", (1, 2, 3), (0.45, 0.66, 0.72)),), "layer", "accuracy")
+        >>> series = Series("SVM", x=(1, 2, 3), y=(0.45, 0.66, 0.72))
+        >>> curve = Curve("accuracy", (series,), x_label="layer", y_label="accuracy")
         >>> draw_curve(curve).shape
         torch.Size([3, 462, 704])
     """
@@ -75,7 +76,8 @@ def curve_svg(curve: Curve) -> str:
     """Draw a curve as an `<svg>` element that can stand in an HTML page as it is; text in it stays text.
 
     Example:
-        >>> curve = Curve("accuracy", (Series("SVM", (1, 2, 3), (0.45, 0.66, 0.72)),), "layer", "accuracy")
+        >>> series = Series("SVM", x=(1, 2, 3), y=(0.45, 0.66, 0.72))
+        >>> curve = Curve("accuracy", (series,), x_label="layer", y_label="accuracy")
         >>> curve_svg(curve)[:43]
         '<svg role="img" aria-label="accuracy" strok'
     """

@@ -55,12 +55,12 @@ def confusion_report(
     seen = totals > 0
     right = counts.diagonal().sum() / counts.sum()  # NaN where there is no image
     items = (
-        Picture("matrix", _drawn(counts, shares, seen, names), _caption(float(right), int(counts.sum()))),
+        Picture("matrix", _drawn(counts, shares, seen, names), caption=_caption(float(right), int(counts.sum()))),
         _pairs(counts, shares, names),
         Scalar("accuracy", float(right)),
         Scalar("mean_class_accuracy", float(shares.diagonal()[seen].mean())),
     )
-    return Report("confusion", title, items, _notes(seen, names))
+    return Report("confusion", title=title, items=items, notes=_notes(seen, names))
 
 
 def _check(counts: Tensor, class_names: Sequence[str] | None) -> None:
@@ -104,7 +104,7 @@ def _pairs(counts: Tensor, shares: Tensor, names: Sequence[str]) -> Table:
     )
     columns = ("true class", "taken for", "images", "share of the class in %", "images of the class")
     more = f"the first {_PAIRS} of {len(wrong):,} pairs that occur" if len(wrong) > _PAIRS else "every pair that occurs"
-    return Table("most_confused", columns, rows, f"Most confused: {more}")
+    return Table("most_confused", columns, rows, caption=f"Most confused: {more}")
 
 
 # The picture

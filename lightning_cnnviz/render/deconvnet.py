@@ -79,7 +79,7 @@ def deconvnet_report(
             f"{layer.activations.shape[0]} feature maps, projected to pixels (left) beside their patches (right), "
             f"{size[0]} x {size[1]} px"
         )
-        items.append(Gallery(layer.layer, tuple(rows), caption, columns=2 * _half(found.k), tile_side=_SIDE))
+        items.append(Gallery(layer.layer, tuple(rows), caption=caption, columns=2 * _half(found.k), tile_side=_SIDE))
         looks = evolution.get(layer.layer, {})
         longest = max((len(strip) for strip in looks.values()), default=0)
         if longest > 1:
@@ -90,14 +90,14 @@ def deconvnet_report(
                 for feature, strip in looks.items()
             )
             caption = "the strongest projection of each feature map, look by look while training goes on"
-            items.append(Gallery(f"{layer.layer}/evolution", strips, caption, columns=longest, tile_side=_SIDE))
+            items.append(Gallery(f"{layer.layer}/evolution", strips, caption=caption, columns=longest, tile_side=_SIDE))
     notes = (
         "Gray is no contribution; brighter and darker is where more or less of the input would raise the activation, "
         "each picture scaled by itself.",
         normalization.sentence(),
         "Blue is what lies beyond an image's border.",
     )
-    return Report("deconvnet", f"Top-{found.k} projections", tuple(items), notes)
+    return Report("deconvnet", title=f"Top-{found.k} projections", items=tuple(items), notes=notes)
 
 
 def _side_by_side(pairs: Sequence[tuple[Tile, Tile]]) -> tuple[Tile, ...]:

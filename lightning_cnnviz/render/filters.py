@@ -36,7 +36,7 @@ def filters_report(found: Sequence[LayerFilters], channels: int = 16) -> Report:
     if plain:
         shown = ", ".join(plain[:4]) + (f" and {len(plain) - 4} more" if len(plain) > 4 else "")
         notes.append(f"Kernels of 1 x 1 have no picture: {shown}.")
-    return Report("filters", "Filters", tuple(items), tuple(notes))
+    return Report("filters", title="Filters", items=tuple(items), notes=tuple(notes))
 
 
 def _figures(layer: LayerFilters) -> tuple[float, float, float, float]:
@@ -57,7 +57,7 @@ def _gallery(layer: LayerFilters, channels: int) -> Gallery:
         parts.append(f"{channels} of {depth} input channels" if channels < depth else f"all {depth} input channels")
     parts += [f"{height} x {width}", f"one scale up to ±{brief(scale)}", f"median RMS {brief(layer.median_rms)}"]
     parts += [f"{int(layer.dominant.sum())} dominate", f"{int(layer.near_zero.sum())} near zero"]
-    return Gallery(layer.layer, rows, " · ".join(parts))
+    return Gallery(layer.layer, rows, caption=" · ".join(parts))
 
 
 def _tiles(kernel: Tensor, scale: float, channels: int) -> tuple[Tile, ...]:
@@ -73,10 +73,10 @@ def _curve(layer: LayerFilters) -> Curve:
     ranks = tuple(float(rank) for rank in range(1, len(strongest_first) + 1))
     return Curve(
         f"{layer.layer}/rms",
-        (Series("RMS of a filter", ranks, tuple(strongest_first)),),
-        "filters, strongest first",
-        "RMS of the weights",
-        f"{layer.layer}: how strong the filters are; a few that dominate stand out at the left",
+        (Series("RMS of a filter", x=ranks, y=tuple(strongest_first)),),
+        x_label="filters, strongest first",
+        y_label="RMS of the weights",
+        caption=f"{layer.layer}: how strong the filters are; a few that dominate stand out at the left",
     )
 
 

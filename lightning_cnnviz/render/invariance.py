@@ -65,7 +65,7 @@ def invariance_report(
             layers = list(range(start, min(start + _LAYERS_SHOWN, len(found.layers))))
             name = sweep.transform if start == 0 else f"{sweep.transform}/from {found.layers[start]}"
             pixels = _draw(found, sweep, layers, examples.get(sweep.transform, ()), class_names)
-            items.append(Picture(name, pixels, _caption(found, sweep)))
+            items.append(Picture(name, pixels, caption=_caption(found, sweep)))
         items += _scalars(found, sweep)
     explained = (
         "f are the features of the image as it is, g those of its transformed copy; distances are Euclidean, as they "
@@ -73,7 +73,7 @@ def invariance_report(
         "Areas are divided by the width of the sweep (mean heights); half width is how far a transform may go about "
         "its identity before the probability is half of its own, at most the sweep.",
     )
-    return Report("invariance", "Invariance", tuple(items), (*explained, *notes))
+    return Report("invariance", title="Invariance", items=tuple(items), notes=(*explained, *notes))
 
 
 def _caption(found: InvarianceCurves, sweep: Sweep) -> str:

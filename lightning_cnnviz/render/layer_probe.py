@@ -25,9 +25,9 @@ def layer_probe_report(found: LayerProbe) -> Report:
     items: list[Item] = [_curve(found), _table(found)]
     if first.protocol.paper:
         rows = tuple(first.protocol.paper.items())
-        items.append(Table("paper", ("source", "accuracy in %"), rows, "What was published for this protocol"))
+        items.append(Table("paper", ("source", "accuracy in %"), rows, caption="What was published for this protocol"))
     items += [Scalar(f"{scores.layer}/{head}", scores.mean(head)) for scores in found.scores for head in scores.heads]
-    return Report("layer_probe", "What each layer knows", tuple(items), _notes(found))
+    return Report("layer_probe", title="What each layer knows", items=tuple(items), notes=_notes(found))
 
 
 def online_probe_report(found: OnlineScores) -> Report:
@@ -39,13 +39,13 @@ def online_probe_report(found: OnlineScores) -> Report:
     accuracy = [100 * value for value in found.accuracy.tolist()]
     curve = Curve(
         "accuracy by depth",
-        (Series("softmax, learned online", depth, tuple(accuracy)), _chance(depth, found.classes)),
-        "layer, in order of depth",
-        "validation accuracy in %",
-        f"Learned along with the network, {found.classes} classes. {_named(found.layers)}",
+        (Series("softmax, learned online", x=depth, y=tuple(accuracy)), _chance(depth, found.classes)),
+        x_label="layer, in order of depth",
+        y_label="validation accuracy in %",
+        caption=f"Learned along with the network, {found.classes} classes. {_named(found.layers)}",
     )
     rows = tuple((layer, round(value, 2)) for layer, value in zip(found.layers, accuracy, strict=True))
-    table = Table("accuracy", ("layer", "accuracy in %"), rows, f"Share of {found.images:,} validation images")
+    table = Table("accuracy", ("layer", "accuracy in %"), rows, caption=f"Share of {found.images:,} validation images")
     scalars = [Scalar(layer, value / 100) for layer, value in zip(found.layers, accuracy, strict=True)]
     notes = [
         "Each probe is a softmax layer that learns from a layer's features as training passes by; the network learns "
@@ -57,7 +57,12 @@ def online_probe_report(found: OnlineScores) -> Report:
     ]
     if lost:
         notes.append(f"Left out of training, for features that are NaN or infinite: {', '.join(lost)}.")
-    return Report("online_probe", "What each layer knows, learned online", (curve, table, *scalars), tuple(notes))
+    return Report(
+        "online_probe",
+        title="What each layer knows, learned online",
+        items=(curve, table, *scalars),
+        notes=tuple(notes),
+    )
 
 
 def _curve(found: LayerProbe) -> Curve:
@@ -71,9 +76,9 @@ def _curve(found: LayerProbe) -> Curve:
     return Curve(
         "accuracy by depth",
         (*series, _chance(depth, first.classes)),
-        "layer, in order of depth",
-        "mean accuracy of the classes in %" if first.protocol.average == "class" else "test accuracy in %",
-        f"{_learned(found)}. {_named([scores.layer for scores in found.scores])}",
+        x_label="layer, in order of depth",
+        y_label="mean accuracy of the classes in %" if first.protocol.average == "class" else "test accuracy in %",
+        caption=f"{_learned(found)}. {_named([scores.layer for scores in found.scores])}",
     )
 
 
@@ -81,14 +86,14 @@ def _series(name: str, scores: Sequence[ProbeScores], head: str, depth: tuple[fl
     means = [100 * one.mean(head) for one in scores]
     spreads = [100 * one.std(head) for one in scores]
     if any(math.isnan(spread) for spread in spreads):
-        return Series(name, depth, tuple(means))
+        return Series(name, x=depth, y=tuple(means))
     low = tuple(mean - spread for mean, spread in zip(means, spreads, strict=True))
     high = tuple(mean + spread for mean, spread in zip(means, spreads, strict=True))
-    return Series(name, depth, tuple(means), low, high)
+    return Series(name, x=depth, y=tuple(means), low=low, high=high)
 
 
 def _chance(depth: tuple[float, ...], classes: int) -> Series:
-    return Series("chance", depth, (100 / classes,) * len(depth))
+    return Series("chance", x=depth, y=(100 / classes,) * len(depth))
 
 
 def _table(found: LayerProbe) -> Table:
@@ -105,7 +110,7 @@ def _table(found: LayerProbe) -> Table:
         if control is not None:
             row += [_with_spread(control, head) for head in heads]
         rows.append(tuple(row))
-    return Table("accuracy", tuple(columns), tuple(rows), f"{_learned(found)}: mean ± std over splits")
+    return Table("accuracy", tuple(columns), tuple(rows), caption=f"{_learned(found)}: mean ± std over splits")
 
 
 def _with_spread(scores: ProbeScores, head: str) -> str:

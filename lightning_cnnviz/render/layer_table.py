@@ -27,19 +27,21 @@ _LEGEND = (
 def layer_table_report(table: LayerTable) -> Report:
     """Put a network's layers into a table, a row an operation without norms, and what does not fit into another."""
     rows = tuple(_report_row(row) for row in table.layers)
-    items: list[Item] = [Table("layers", _COLUMNS, rows, " · ".join(_totals(table)))]
+    items: list[Item] = [Table("layers", _COLUMNS, rows, caption=" · ".join(_totals(table)))]
     remarks = tuple(
         (_listed(names), _unbroken(remark.size), remark.happens, remark.helps)
         for remark, names in _remarks(table).items()
     )
     if remarks:
-        items.append(Table("does_not_fit", _REMARK_COLUMNS, remarks, "where rows and columns are lost, and what fits"))
+        items.append(
+            Table("does_not_fit", _REMARK_COLUMNS, remarks, caption="where rows and columns are lost, and what fits")
+        )
     items += [
         Scalar("parameters", float(table.parameters)),
         Scalar("multiply_adds", float(table.macs)),
         Scalar("activation_bytes", float(table.activation_bytes)),
     ]
-    return Report("layer_table", _title(table), tuple(items), (*_LEGEND, *_notes(table)))
+    return Report("layer_table", title=_title(table), items=tuple(items), notes=(*_LEGEND, *_notes(table)))
 
 
 def layer_table_text(table: LayerTable) -> str:

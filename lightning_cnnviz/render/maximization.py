@@ -78,7 +78,7 @@ def maximization_report(layers: Sequence[MaximizedLayer], normalization: Normali
             "activation's Hessian there; at 0° it is the optimum itself. Random directions cost little, since a unit "
             "hardly sees most of them."
         )
-    return Report("maximization", "Activation maximization", tuple(items), tuple(notes))
+    return Report("maximization", title="Activation maximization", items=tuple(items), notes=tuple(notes))
 
 
 def invariance_items(name: str, found: OptimumInvariance, normalization: Normalization) -> list[Item]:
@@ -100,21 +100,28 @@ def invariance_items(name: str, found: OptimumInvariance, normalization: Normali
         toward = to_gray_centered(found.seen(direction, -1) - found.seen(direction, 0))
         tiles += (Tile(toward, "direction"),)
         rows.append(Row(f"{kind} effect", tiles, {"curvature": float(found.curvatures[direction])}))
-        lines.append(Series(f"{kind} effect", tuple(degrees), tuple(activations)))
-    lines.append(Series("random directions", tuple(degrees), tuple(found.random.tolist())))
+        lines.append(Series(f"{kind} effect", x=tuple(degrees), y=tuple(activations)))
+    lines.append(Series("random directions", x=tuple(degrees), y=tuple(found.random.tolist())))
     caption = (
         f"The optimum of {found.objective} (activation {brief(found.activation)}), turned toward the directions that "
         "change it least and most"
     )
     numbers: dict[str, Number] = {"curvature where nothing is seen": found.unseen, "alignment": found.alignment}
     return [
-        Gallery(f"{name}/invariance", tuple(rows), caption, numbers, columns=len(degrees) + 1, tile_side=_SIDE),
+        Gallery(
+            f"{name}/invariance",
+            tuple(rows),
+            caption=caption,
+            numbers=numbers,
+            columns=len(degrees) + 1,
+            tile_side=_SIDE,
+        ),
         Curve(
             f"{name}/invariance",
             tuple(lines),
-            "angle from the optimum, in degrees",
-            "activation",
-            f"{found.objective}, about its optimum on the sphere of inputs of one norm",
+            x_label="angle from the optimum, in degrees",
+            y_label="activation",
+            caption=f"{found.objective}, about its optimum on the sphere of inputs of one norm",
         ),
     ]
 
@@ -150,7 +157,7 @@ def _gallery(layer: MaximizedLayer, normalization: Normalization, compared: int)
     text = f"{what}, {found.history.shape[1]} steps each; {width} x {height} px"
     if real is not None:
         text += f"; last, the strongest of {compared} real images" if compared else "; last, the strongest real image"
-    return Gallery(layer.name, tuple(rows), text, columns=found.starts + (real is not None), tile_side=_SIDE)
+    return Gallery(layer.name, tuple(rows), caption=text, columns=found.starts + (real is not None), tile_side=_SIDE)
 
 
 def _tile(found: Maximization, number: int, scale: float, normalization: Normalization, size: tuple[int, int]) -> Tile:
@@ -193,18 +200,19 @@ def _ascent(layer: MaximizedLayer) -> Curve:
     lines = torch.stack([histories[:, part].mean(1) for part in places], 1)
     if len(lines) <= _SINGLE_LINES:
         series = tuple(
-            Series(caption, steps, tuple(line.tolist())) for caption, line in zip(layer.captions, lines, strict=True)
+            Series(caption, x=steps, y=tuple(line.tolist()))
+            for caption, line in zip(layer.captions, lines, strict=True)
         )
     else:
         low, middle, high = (tuple(lines.quantile(part, 0).tolist()) for part in (0.25, 0.5, 0.75))
-        series = (Series(f"median of {len(lines)}", steps, middle, low, high),)
+        series = (Series(f"median of {len(lines)}", x=steps, y=middle, low=low, high=high),)
     band = "" if len(lines) <= _SINGLE_LINES else "; the band holds the middle half"
     return Curve(
         f"{layer.name}/steps",
         series,
-        "step",
-        "activation" if scales is None else "activation / that of the strongest real image",
-        f"The best start of each, under the transforms that it has to stand{band}",
+        x_label="step",
+        y_label="activation" if scales is None else "activation / that of the strongest real image",
+        caption=f"The best start of each, under the transforms that it has to stand{band}",
     )
 
 

@@ -51,7 +51,7 @@ def occlusion_report(
             f"image {index}, {found.untouched.target_name} {target}: what an occluder of "
             f"{found.size[0]} x {found.size[1]} pixels does, by the position of its center"
         )
-        items.append(Picture(f"image {index}", _draw(found, number, image, index, class_names, fill), caption))
+        items.append(Picture(f"image {index}", _draw(found, number, image, index, class_names, fill), caption=caption))
     items += _scalars(found)
     explained = [
         f"Activation: the sum, above zero, of the feature map of {found.layer} that is strongest without an occluder."
@@ -62,7 +62,7 @@ def occlusion_report(
         explained.append(
             "Projection: that feature map's strongest unit, back to pixels by a deconvnet; gray is no contribution."
         )
-    return Report("occlusion", "Occlusion", tuple(items), (*explained, *notes))
+    return Report("occlusion", title="Occlusion", items=tuple(items), notes=(*explained, *notes))
 
 
 def _scalars(found: OcclusionMaps) -> list[Item]:

@@ -34,7 +34,7 @@ def top_patches_report(
     strange = [f"{layer.layer} (image {layer.nonfinite})" for layer in found if layer.nonfinite is not None]
     if strange:
         notes.append("NaN or infinite activations, left out of the ranking, in " + ", ".join(strange) + ".")
-    return Report("top_patches", f"Top-{found.k} patches", tuple(items), tuple(notes))
+    return Report("top_patches", title=f"Top-{found.k} patches", items=tuple(items), notes=tuple(notes))
 
 
 def top_patches_table(found: TopPatches, report: Report) -> Table:
@@ -47,7 +47,7 @@ def top_patches_table(found: TopPatches, report: Report) -> Table:
             for rank, tile in enumerate(line.tiles, start=1):
                 figures = [tile.numbers.get(name) for name in columns[3:-1]]
                 rows.append((layer.layer, feature, rank, *figures, tile))
-    return Table("table", columns, tuple(rows), f"{report.title}, at the end of the run")
+    return Table("table", columns, tuple(rows), caption=f"{report.title}, at the end of the run")
 
 
 def _gallery(
@@ -75,4 +75,4 @@ def _gallery(
         for name, value in (("stability", summary.stability), ("label purity", summary.label_purity))
         if value == value  # NaN where it could not be measured
     ]
-    return Gallery(found.layer, tuple(rows), " · ".join([caption, *figures]))
+    return Gallery(found.layer, tuple(rows), caption=" · ".join([caption, *figures]))

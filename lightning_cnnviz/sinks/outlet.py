@@ -45,7 +45,7 @@ class Outlet:
         >>> memory = MemorySink()
         >>> outlet = Outlet("Example", [memory])
         >>> outlet.open_for([], Path("logs"))
-        >>> outlet.show(Report("layers", "Layers", ()), Step(1, 10))
+        >>> outlet.show(Report("layers", title="Layers", items=()), Step(epoch=1, global_step=10))
         >>> outlet.close()
         >>> len(memory.reports)
         1

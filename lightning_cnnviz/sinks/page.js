@@ -299,7 +299,7 @@ function draw() {
   byId("notes").textContent = look.notes.join(" ");
   byId("views").hidden = views.length < 2;
   fill(byId("views"), ...views.map((each) => h("button", { "data-testid": `view-${each.view}`, "aria-current": each === view ? "true" : null,
-    onclick: () => choose({ view: each.view, filter: "" }) }, words(each.view))));
+    onclick: () => choose({ view: each.view, filter: "" }) }, each.label)));
   drawLooks(byId("looks"), view, now, "epoch-slider");
   drawLayers(view, look, now, layers, layer);
   drawMain(view, look, now, layers, layer);

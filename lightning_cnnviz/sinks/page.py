@@ -42,7 +42,10 @@ class _Look:
 
 @dataclass
 class _View:
+    """Everything that one monitor has shown."""
+
     title: str = ""
+    label: str = ""
     looks: dict[Step, _Look] = field(default_factory=dict)
     left_out: set[Step] = field(default_factory=set)
 
@@ -55,8 +58,8 @@ class PageSink(Sink):
     """Keeps one `index.html` up to date that shows every look of every view that writes here.
 
     The file is whole at any moment, so it may stay open in a browser while training runs; a reload shows what is new.
-    One sink may serve several monitors. A look is known by its view and step: what is written again under both is
-    replaced item by item. Each picture is stored once, however many looks show it.
+    One sink may serve several monitors. A look is known by its view, its monitor's name and its step: what is written
+    again under all three is replaced item by item. Each picture is stored once, however many looks show it.
 
     Args:
         directory: Where `index.html` goes; by default `cnnviz` in the trainer's log folder.
@@ -110,8 +113,9 @@ class PageSink(Sink):
         """
         path = self.path
         items = {f"{type(item).__name__} {item.name}": self._store(item) for item in report.items}
-        view = self._views.setdefault(report.view, _View())
-        view.title = report.title
+        view = self._views.setdefault(report.source, _View())
+        view.title = report.heading
+        view.label = " · ".join(part for part in (report.view.replace("_", " "), report.name) if part)
         look = view.looks.setdefault(step, _Look())
         look.notes = tuple(dict.fromkeys((*look.notes, *report.notes)))
         look.items.update(items)
@@ -152,13 +156,13 @@ class PageSink(Sink):
 
     def _views_json(self) -> str:
         views = []
-        for name, view in self._views.items():
+        for source, view in self._views.items():
             looks = []
             for step in view.steps():
                 look = view.looks[step]
                 when = {"epoch": step.epoch, "step": step.global_step, "stage": step.stage, "notes": look.notes}
                 looks.append(_with_list(when, "items", (item.json for item in look.items.values())))
-            head = {"view": name, "title": view.title, "left_out": len(view.left_out)}
+            head = {"view": source, "label": view.label, "title": view.title, "left_out": len(view.left_out)}
             views.append(_with_list(head, "looks", looks))
         return "[" + ",\n".join(views) + "]"
 

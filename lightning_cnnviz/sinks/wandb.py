@@ -26,7 +26,7 @@ class WandbSink(Sink):
     """Logs every report to the runs of the trainer's WandbLoggers, of `lightning` or of `pytorch_lightning`.
 
     A gallery becomes one JPEG sheet with its labels on it, a curve a figure, a table a `wandb.Table`, a scalar a
-    number: under `<view>/<name>`, one row a report, with `epoch` and `trainer/global_step`.
+    number: under its key in the report, one row a report, with `epoch` and `trainer/global_step`.
 
     Example:
         >>> from pathlib import Path
@@ -89,7 +89,7 @@ def _contents(report: Report, step: Step) -> Iterator[tuple[str, tuple[_Content,
         if key in taken:  # names are unique within a kind only: a curve may be called like a gallery
             key = f"{key}_{type(item).__name__.lower()}"
         taken.add(key)
-        yield key, (_draw(item, f"{report.title} · {item.name} · epoch {step.epoch}"), _caption(item, report))
+        yield key, (_draw(item, f"{report.heading} · {item.name} · epoch {step.epoch}"), _caption(item, report))
 
 
 def _draw(item: Item, title: str) -> _Content:
@@ -114,7 +114,7 @@ def _cut(table: Table) -> Table:
         "these are logged",
         stacklevel=2,
     )
-    return Table(table.name, table.columns, table.rows[:_MOST_ROWS], table.caption)
+    return Table(table.name, table.columns, table.rows[:_MOST_ROWS], caption=table.caption)
 
 
 def _media(content: _Content, caption: str) -> Any:

@@ -235,7 +235,10 @@ def ablation_report(found: AblationStudy) -> Report:
     Scalars are errors, 0 to 1; the table is in percent.
     """
     changes = tuple((variant.name, change) for variant in found.variants for change in variant.changes or ("none",))
-    items: list[Item] = [_table(found), Table("changes", ("variant", "layer"), changes, "What was done to the layers")]
+    items: list[Item] = [
+        _table(found),
+        Table("changes", ("variant", "layer"), changes, caption="What was done to the layers"),
+    ]
     items += [
         Scalar(variant.name, float(error.mean())) for variant, error in zip(found.variants, found.error, strict=True)
     ]
@@ -250,7 +253,7 @@ def ablation_report(found: AblationStudy) -> Report:
         + (", seed by seed: what seeds have in common is no part of its spread." if several else "."),
         *found.notes,
     ]
-    return Report("ablation", "What the layers are worth", tuple(items), tuple(notes))
+    return Report("ablation", title="What the layers are worth", items=tuple(items), notes=tuple(notes))
 
 
 def _table(found: AblationStudy) -> Table:
@@ -274,7 +277,7 @@ def _table(found: AblationStudy) -> Table:
         rows.append(tuple(row))
     caption = "Top-1 error on the test images" + (": mean ± std over seeds" if len(found.seeds) > 1 else "")
     source = f"; the paper's figures: {found.source}" if printed and found.source else ""
-    return Table("variants", tuple(columns), tuple(rows), caption + source)
+    return Table("variants", tuple(columns), tuple(rows), caption=caption + source)
 
 
 # Before any training.

@@ -254,7 +254,7 @@ def sample_efficiency_report(found: SampleEfficiency) -> Report:
     ]
     if _paper(found):
         notes.append(f"{_PAPER}: their network and their split, for comparison.")
-    return Report("sample_efficiency", "Accuracy against images a class", tuple(items), tuple(notes))
+    return Report("sample_efficiency", title="Accuracy against images a class", items=tuple(items), notes=tuple(notes))
 
 
 def _curve(found: SampleEfficiency) -> Curve:
@@ -266,23 +266,23 @@ def _curve(found: SampleEfficiency) -> Curve:
     for name, figures in _paper(found).items():
         series.append(_series(f"{_PAPER}, {name}", tuple(figures), list(figures.values()), [math.nan]))
     many = tuple(map(float, found.per_class))
-    series.append(Series("chance", many, (100 / found.classes,) * len(many)))
+    series.append(Series("chance", x=many, y=(100 / found.classes,) * len(many)))
     return Curve(
         "accuracy by images",
         tuple(series),
-        "training images a class",
-        "mean accuracy of the classes in %",
-        f"{found.backbone} on {found.data}, {found.classes} classes, {found.budget} a training",
+        x_label="training images a class",
+        y_label="mean accuracy of the classes in %",
+        caption=f"{found.backbone} on {found.data}, {found.classes} classes, {found.budget} a training",
     )
 
 
 def _series(name: str, x: Sequence[int], means: list[float], spreads: list[float]) -> Series:
     places = tuple(map(float, x))
     if any(math.isnan(value) for value in spreads):
-        return Series(name, places, tuple(means))
+        return Series(name, x=places, y=tuple(means))
     low = tuple(max(0.0, mean - value) for mean, value in zip(means, spreads, strict=True))
     high = tuple(min(100.0, mean + value) for mean, value in zip(means, spreads, strict=True))
-    return Series(name, places, tuple(means), low, high)
+    return Series(name, x=places, y=tuple(means), low=low, high=high)
 
 
 def _table(found: SampleEfficiency) -> Table:
@@ -296,7 +296,7 @@ def _table(found: SampleEfficiency) -> Table:
         rows.append((f"{_PAPER}, {name}", "mean of classes", *cells))
     columns = ("network", "accuracy in %", *(f"{many} a class" for many in found.per_class))
     caption = "Test accuracy by training images a class" + (": mean ± std over seeds" if len(found.seeds) > 1 else "")
-    return Table("accuracy", columns, tuple(rows), caption)
+    return Table("accuracy", columns, tuple(rows), caption=caption)
 
 
 def _paper(found: SampleEfficiency) -> dict[str, dict[int, float]]:

@@ -46,7 +46,7 @@ def show_study(report: Report, folder: Path, runs: Runs | None) -> None:
     """Write a study's page, and its summary run where runs are logged."""
     loggers = [] if runs is None else [runs.logger(f"{runs.group} summary", "summary")]
     sinks: list[Sink] = [PageSink(folder), *(WandbSink() for _ in loggers)]
-    show_once("study", report, Step(0, 0, "test"), sinks, loggers=loggers, folder=folder)
+    show_once("study", report, Step(epoch=0, global_step=0, stage="test"), sinks, loggers=loggers, folder=folder)
     for logger in loggers:
         logger.experiment.finish()
 

@@ -35,7 +35,7 @@ def test_the_table_is_shown_once_before_the_first_step() -> None:
 
     fitted([LayerTableMonitor(sinks=[sink], on_error="raise"), Listener()])
     step, report = shown(sink)
-    assert step == Step(0, 0, "fit")
+    assert step == Step(epoch=0, global_step=0, stage="fit")
     assert report.title == "LittleNet on an image of 1x14x14"
     table = report.items[0]
     assert isinstance(table, Table)

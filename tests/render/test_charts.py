@@ -20,8 +20,10 @@ def curve(count: int = 3, points: int = 50, band: bool = True) -> Curve:
     for number in range(count):
         y = np.asarray(x) * (number + 1)
         low, high = (tuple((y - 2).tolist()), tuple((y + 2).tolist())) if band else (None, None)
-        made.append(Series(f"layer {number}", x, tuple(y.tolist()), low, high))
-    return Curve("features.0", tuple(made), "translation (pixels)", "distance", "Mean of 5 images.")
+        made.append(Series(f"layer {number}", x=x, y=tuple(y.tolist()), low=low, high=high))
+    return Curve(
+        "features.0", tuple(made), x_label="translation (pixels)", y_label="distance", caption="Mean of 5 images."
+    )
 
 
 def texts(svg: str) -> list[str]:
@@ -64,8 +66,10 @@ def test_bands_are_drawn_where_there_are_any() -> None:
 def test_nan_leaves_a_gap() -> None:
     x = tuple(map(float, range(50)))
     gap = tuple(NAN if 20 <= value < 30 else 1.0 for value in x)
-    (whole,) = lines(curve_svg(Curve("c", (Series("s", x, (1.0,) * 50),), "x", "y")), "#0072B2")
-    (broken,) = lines(curve_svg(Curve("c", (Series("s", x, gap, gap, gap),), "x", "y")), "#0072B2")
+    (whole,) = lines(curve_svg(Curve("c", (Series("s", x=x, y=(1.0,) * 50),), x_label="x", y_label="y")), "#0072B2")
+    (broken,) = lines(
+        curve_svg(Curve("c", (Series("s", x=x, y=gap, low=gap, high=gap),), x_label="x", y_label="y")), "#0072B2"
+    )
     assert (whole.count("M"), broken.count("M")) == (1, 2)
 
 
@@ -73,21 +77,23 @@ def test_a_point_between_two_gaps_is_marked() -> None:
     y = (1.0,) * 40 + (NAN, 1.0, NAN) + (1.0,) * 7
 
     def marks(values: tuple[float, ...]) -> int:
-        series = Series("s", tuple(map(float, range(50))), values)
-        return len(re.findall(r'<use [^>]*style="fill: #0072b2', curve_svg(Curve("c", (series,), "x", "y"))))
+        series = Series("s", x=tuple(map(float, range(50))), y=values)
+        return len(
+            re.findall(r'<use [^>]*style="fill: #0072b2', curve_svg(Curve("c", (series,), x_label="x", y_label="y")))
+        )
 
     assert marks(y) == 1
     assert marks((1.0,) * 50) == 0
 
 
-@pytest.mark.parametrize("series", [(), (Series("s", (1.0, 2.0), (NAN, NAN)),), (Series("s", (), ()),)])
+@pytest.mark.parametrize("series", [(), (Series("s", x=(1.0, 2.0), y=(NAN, NAN)),), (Series("s", x=(), y=()),)])
 def test_nothing_measured_never_passes_for_an_empty_picture(series: tuple[Series, ...]) -> None:
-    assert "nothing measured" in texts(curve_svg(Curve("c", series, "x", "y")))
-    assert draw_curve(Curve("c", series, "x", "y")).shape[0] == 3
+    assert "nothing measured" in texts(curve_svg(Curve("c", series, x_label="x", y_label="y")))
+    assert draw_curve(Curve("c", series, x_label="x", y_label="y")).shape[0] == 3
 
 
 def test_whole_numbers_get_whole_ticks() -> None:
-    epochs = Curve("c", (Series("s", (1, 2, 3), (0.1, 0.2, 0.3)),), "epoch", "accuracy")
+    epochs = Curve("c", (Series("s", x=(1, 2, 3), y=(0.1, 0.2, 0.3)),), x_label="epoch", y_label="accuracy")
     below = [text for text in texts(curve_svg(epochs)) if re.fullmatch(r"[\d.]+", text)][:3]
     assert below == ["1", "2", "3"]
 
@@ -118,14 +124,14 @@ def test_an_svg_can_stand_in_a_page() -> None:
 
 def test_odd_names_are_shown_as_they_are() -> None:
     names = ('$a$ <b> & "c"', "_hidden", "50 %")
-    series = tuple(Series(name, (1.0, 2.0), (1.0, 2.0)) for name in names)
-    svg = curve_svg(Curve('<x> "y"', series, "$x$", "y & z", "$5 <-> $6"))
+    series = tuple(Series(name, x=(1.0, 2.0), y=(1.0, 2.0)) for name in names)
+    svg = curve_svg(Curve('<x> "y"', series, x_label="$x$", y_label="y & z", caption="$5 <-> $6"))
     assert {*names, '<x> "y"', "$x$", "y & z", "$5 <-> $6"} <= set(texts(svg))
 
 
 def test_many_series_and_long_texts_stay_on_the_picture() -> None:
-    series = tuple(Series(f"backbone.{n}.a_rather_long_name_of_a_layer", (1.0, 2.0), (1.0, n)) for n in range(40))
-    crowd = Curve("name " * 50, series, "x " * 200, "y " * 200, "caption " * 200)
+    series = tuple(Series(f"backbone.{n}.a_rather_long_name_of_a_layer", x=(1.0, 2.0), y=(1.0, n)) for n in range(40))
+    crowd = Curve("name " * 50, series, x_label="x " * 200, y_label="y " * 200, caption="caption " * 200)
     pixels = draw_curve(crowd)
     edge = torch.cat([pixels[:, 0], pixels[:, -1], pixels[:, :, 0], pixels[:, :, -1]], dim=1)
     assert (edge == 255).all()

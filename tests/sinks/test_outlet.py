@@ -13,7 +13,7 @@ from lightning_cnnviz import ActivationMapMonitor, FilterMonitor, MemorySink, Pa
 from lightning_cnnviz.report import Report, Step
 from lightning_cnnviz.sinks.outlet import Outlet, show_once
 
-REPORT, STEP = Report("view", "Title", ()), Step(1, 10)
+REPORT, STEP = Report("view", title="Title", items=()), Step(epoch=1, global_step=10)
 
 
 class Faulty(MemorySink):

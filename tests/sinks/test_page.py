@@ -37,11 +37,11 @@ def gallery(name: str = "features.0", *, features: int = 3, tiles: int = 9, seed
         )
         for feature in range(features)
     )
-    return Gallery(name, rows, f"About {name}.", {"channels": 64})
+    return Gallery(name, rows, caption=f"About {name}.", numbers={"channels": 64})
 
 
 def report(*items: Item, view: str = "top_patches", notes: Sequence[str] = ("A note.",)) -> Report:
-    return Report(view, f"Title of {view}", items, tuple(notes))
+    return Report(view, title=f"Title of {view}", items=items, notes=tuple(notes))
 
 
 def embedded(sink: PageSink) -> tuple[list[dict[str, Any]], dict[str, str]]:
@@ -62,7 +62,7 @@ def test_open_fixes_the_directory(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="no directory yet"):
         _ = PageSink().path
     with pytest.raises(RuntimeError, match="no directory yet"):
-        PageSink().write(report(), Step(0, 0))
+        PageSink().write(report(), Step(epoch=0, global_step=0))
     sink = PageSink()
     sink.open([], tmp_path)
     assert sink.path == tmp_path / "cnnviz" / "index.html"
@@ -80,18 +80,18 @@ def test_refuses_a_size_of_nothing(value: float) -> None:
 def test_opening_again_keeps_what_is_there_unless_the_place_changes(tmp_path: Path) -> None:
     sink = PageSink()
     sink.open([], tmp_path / "one")
-    sink.write(report(gallery()), Step(1, 10))
+    sink.write(report(gallery()), Step(epoch=1, global_step=10))
     sink.open([], tmp_path / "one")
-    sink.write(report(gallery()), Step(2, 20))
+    sink.write(report(gallery()), Step(epoch=2, global_step=20))
     assert steps(sink) == [10, 20]
     sink.open([], tmp_path / "two")
-    sink.write(report(gallery()), Step(3, 30))
+    sink.write(report(gallery()), Step(epoch=3, global_step=30))
     assert steps(sink) == [30]
 
 
 def test_the_old_page_stands_until_the_new_one_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sink = PageSink(tmp_path)
-    sink.write(report(gallery()), Step(1, 10))
+    sink.write(report(gallery()), Step(epoch=1, global_step=10))
     before = sink.path.read_bytes()
     seen = []
 
@@ -101,7 +101,7 @@ def test_the_old_page_stands_until_the_new_one_is_whole(tmp_path: Path, monkeypa
 
     real = os.replace
     monkeypatch.setattr(page_module.os, "replace", watch)
-    sink.write(report(gallery()), Step(2, 20))
+    sink.write(report(gallery()), Step(epoch=2, global_step=20))
     assert seen == [(tmp_path, "</html>\n", before)]
     assert sink.path.read_bytes() != before
     assert os.listdir(tmp_path) == ["index.html"]
@@ -111,22 +111,22 @@ def test_a_path_that_cannot_be_raises_and_the_report_is_not_lost(tmp_path: Path)
     (tmp_path / "file").write_text("in the way")
     sink = PageSink(tmp_path / "file" / "page")
     with pytest.raises(OSError, match="file"):
-        sink.write(report(gallery()), Step(1, 10))
+        sink.write(report(gallery()), Step(epoch=1, global_step=10))
     (tmp_path / "file").unlink()
-    sink.write(report(gallery()), Step(2, 20))
+    sink.write(report(gallery()), Step(epoch=2, global_step=20))
     assert steps(sink) == [10, 20]
 
 
 def test_a_full_disk_raises_and_leaves_the_old_page_alone(tmp_path: Path) -> None:
     resource = pytest.importorskip("resource")
     sink = PageSink(tmp_path)
-    sink.write(report(gallery()), Step(1, 10))
+    sink.write(report(gallery()), Step(epoch=1, global_step=10))
     before = sink.path.read_bytes()
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, hard))
     try:
         with pytest.raises(OSError, match=os.strerror(errno.EFBIG)):
-            sink.write(report(gallery()), Step(2, 20))
+            sink.write(report(gallery()), Step(epoch=2, global_step=20))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert os.listdir(tmp_path) == ["index.html"]
@@ -135,7 +135,7 @@ def test_a_full_disk_raises_and_leaves_the_old_page_alone(tmp_path: Path) -> Non
 
 def test_the_page_has_nothing_inline_that_its_policy_forbids(tmp_path: Path) -> None:
     sink = PageSink(tmp_path)
-    sink.write(report(gallery(), Picture("p", pixels(1), HOSTILE)), Step(1, 10))
+    sink.write(report(gallery(), Picture("p", pixels(1), caption=HOSTILE)), Step(epoch=1, global_step=10))
     html = sink.path.read_text(encoding="utf-8")
     policy = re.search(r'Content-Security-Policy" content="([^"]*)"', html)
     assert policy is not None
@@ -155,7 +155,7 @@ def test_a_picture_is_stored_and_encoded_once(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(page_module, "encode_tile", lambda image: (encoded.append(1), real(image))[1])
     sink = PageSink(tmp_path)
     for epoch in range(4):
-        sink.write(report(gallery(features=2, tiles=5)), Step(epoch, epoch * 10))
+        sink.write(report(gallery(features=2, tiles=5)), Step(epoch=epoch, global_step=epoch * 10))
     assert len(encoded) == 10
     views, pictures = embedded(sink)
     assert len(pictures) == 10
@@ -166,14 +166,16 @@ def test_a_picture_is_stored_and_encoded_once(tmp_path: Path, monkeypatch: pytes
 def test_pictures_of_one_content_and_two_shapes_are_two(tmp_path: Path) -> None:
     sink = PageSink(tmp_path)
     flat = torch.zeros(3, 2, 8, dtype=torch.uint8)
-    sink.write(report(Picture("wide", flat), Picture("tall", flat.reshape(3, 8, 2))), Step(0, 0))
+    sink.write(report(Picture("wide", flat), Picture("tall", flat.reshape(3, 8, 2))), Step(epoch=0, global_step=0))
     assert len(embedded(sink)[1]) == 2
 
 
 def test_the_same_step_again_replaces_item_by_item(tmp_path: Path) -> None:
     sink = PageSink(tmp_path)
-    sink.write(report(gallery("a", seed=1), Scalar("a/dead", 3.0), notes=["One."]), Step(1, 10))
-    sink.write(report(gallery("b", seed=2), Scalar("a/dead", 5.0), notes=["One.", "Two."]), Step(1, 10))
+    sink.write(report(gallery("a", seed=1), Scalar("a/dead", 3.0), notes=["One."]), Step(epoch=1, global_step=10))
+    sink.write(
+        report(gallery("b", seed=2), Scalar("a/dead", 5.0), notes=["One.", "Two."]), Step(epoch=1, global_step=10)
+    )
     views, pictures = embedded(sink)
     (look,) = views[0]["looks"]
     assert [(item["kind"], item["name"]) for item in look["items"]] == [
@@ -183,13 +185,18 @@ def test_the_same_step_again_replaces_item_by_item(tmp_path: Path) -> None:
     ]
     assert look["items"][1]["value"] == 5.0
     assert look["notes"] == ["One.", "Two."]
-    sink.write(report(gallery("a", seed=3)), Step(1, 10))
+    sink.write(report(gallery("a", seed=3)), Step(epoch=1, global_step=10))
     assert len(embedded(sink)[1]) == len(pictures), "pictures that nothing shows any more must go"
 
 
 def test_views_and_steps_are_kept_apart_and_in_order(tmp_path: Path) -> None:
     sink = PageSink(tmp_path)
-    for view, step in [("a", Step(2, 20)), ("b", Step(1, 10)), ("a", Step(1, 10)), ("a", Step(2, 20, "test"))]:
+    for view, step in [
+        ("a", Step(epoch=2, global_step=20)),
+        ("b", Step(epoch=1, global_step=10)),
+        ("a", Step(epoch=1, global_step=10)),
+        ("a", Step(epoch=2, global_step=20, stage="test")),
+    ]:
         sink.write(report(gallery(), view=view), step)
     views, _ = embedded(sink)
     assert [view["view"] for view in views] == ["a", "b"]
@@ -200,7 +207,7 @@ def test_views_and_steps_are_kept_apart_and_in_order(tmp_path: Path) -> None:
 def test_a_page_too_large_loses_inner_looks_and_says_so(tmp_path: Path) -> None:
     sink = PageSink(tmp_path, max_megabytes=0.1)
     for number in range(12):
-        sink.write(report(gallery(seed=number * 10_000, features=2)), Step(number, number * 10))
+        sink.write(report(gallery(seed=number * 10_000, features=2)), Step(epoch=number, global_step=number * 10))
         kept = steps(sink)
         assert kept[0] == 0
         assert kept[-1] == number * 10
@@ -212,17 +219,17 @@ def test_a_page_too_large_loses_inner_looks_and_says_so(tmp_path: Path) -> None:
 def test_a_look_larger_than_the_page_may_be_is_still_shown(tmp_path: Path) -> None:
     sink = PageSink(tmp_path, max_megabytes=0.001)
     for number in range(3):
-        sink.write(report(gallery(seed=number * 10_000)), Step(number, number * 10))
+        sink.write(report(gallery(seed=number * 10_000)), Step(epoch=number, global_step=number * 10))
     assert steps(sink) == [20]
     assert len(embedded(sink)[1]) == 27
-    sink.write(report(gallery(seed=5)), Step(0, 0))
+    sink.write(report(gallery(seed=5)), Step(epoch=0, global_step=0))
     assert 0 in steps(sink), "what was just written must show"
     assert embedded(sink)[0][0]["left_out"] == 1
 
 
 def test_an_item_that_fails_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sink = PageSink(tmp_path)
-    sink.write(report(gallery()), Step(1, 10))
+    sink.write(report(gallery()), Step(epoch=1, global_step=10))
     before = embedded(sink)
     with monkeypatch.context() as patch:
 
@@ -230,10 +237,10 @@ def test_an_item_that_fails_changes_nothing(tmp_path: Path, monkeypatch: pytest.
             raise ArithmeticError("no chart")
 
         patch.setattr(page_module, "curve_svg", broken)
-        bad = report(gallery(seed=77), Curve("c", (), "x", "y"))
+        bad = report(gallery(seed=77), Curve("c", (), x_label="x", y_label="y"))
         with pytest.raises(ArithmeticError, match="no chart"):
-            sink.write(bad, Step(2, 20))
-    sink.write(report(gallery()), Step(1, 10))
+            sink.write(bad, Step(epoch=2, global_step=20))
+    sink.write(report(gallery()), Step(epoch=1, global_step=10))
     assert embedded(sink) == before
 
 
@@ -242,7 +249,7 @@ def test_numbers_that_json_lacks_become_null(tmp_path: Path) -> None:
     numbers = {"nan": math.nan, "inf": -math.inf, "numpy": np.float32(0.5), "int": 7, "text": "NaN"}
     row = Row("r", (Tile(pixels(0), "t", numbers),), {"7": 1, "3": 2})
     items = (Gallery("g", (row,)), Scalar("s", math.nan), Table("t", ("a", "b"), ((math.inf, None),)))
-    sink.write(report(*items), Step(0, 0))
+    sink.write(report(*items), Step(epoch=0, global_step=0))
     shown = embedded(sink)[0][0]["looks"][0]["items"]
     assert shown[0]["rows"][0]["tiles"][0][2] == [
         ["nan", None],
@@ -258,7 +265,9 @@ def test_numbers_that_json_lacks_become_null(tmp_path: Path) -> None:
 
 def test_a_long_table_is_cut_and_says_so(tmp_path: Path) -> None:
     sink = PageSink(tmp_path)
-    sink.write(report(Table("t", ("n", "tile"), tuple((n, Tile(pixels(n))) for n in range(510)))), Step(0, 0))
+    sink.write(
+        report(Table("t", ("n", "tile"), tuple((n, Tile(pixels(n))) for n in range(510)))), Step(epoch=0, global_step=0)
+    )
     views, pictures = embedded(sink)
     table = views[0]["looks"][0]["items"][0]
     assert (len(table["rows"]), table["total"], len(pictures)) == (500, 510, 500)
@@ -286,7 +295,7 @@ def written(tmp_path: Path) -> PageSink:
             gallery("features.3", seed=seed + 5_000, side=40),
             Scalar("features.0/dead_features", [math.nan, 7.0, 0.123456][look]),
         )
-        sink.write(report(*items, notes=["Normalization undone."]), Step(look, look * 10))
+        sink.write(report(*items, notes=["Normalization undone."]), Step(epoch=look, global_step=look * 10))
     return sink
 
 
@@ -338,8 +347,8 @@ def test_a_feature_opens_with_its_nine_patches(written: PageSink, browser_page: 
 def test_tiles_stand_in_the_columns_that_the_report_says(tmp_path: Path, browser_page: Any) -> None:
     sink = PageSink(tmp_path)
     sink.open([], tmp_path)
-    beside = Gallery("beside", gallery(tiles=18).rows, "Projections beside patches.", columns=6)
-    sink.write(report(beside, gallery("square", tiles=18)), Step(1, 10))
+    beside = Gallery("beside", gallery(tiles=18).rows, caption="Projections beside patches.", columns=6)
+    sink.write(report(beside, gallery("square", tiles=18)), Step(epoch=1, global_step=10))
     browser_page.goto(sink.path.as_uri())
 
     def columns(images: str) -> int:
@@ -386,13 +395,13 @@ def test_a_reload_keeps_the_place_and_the_newest_moves_on(written: PageSink, bro
     page = browser_page
     page.goto(written.path.as_uri())
     page.get_by_test_id("layer-features.3").click()
-    written.write(report(gallery("features.3", seed=1)), Step(3, 30))
+    written.write(report(gallery("features.3", seed=1)), Step(epoch=3, global_step=30))
     page.reload()
     assert page.locator("#looks output").inner_text() == "epoch 3 · step 30"
     assert page.locator("main h2").inner_text() == "features.3"
     page.get_by_test_id("epoch-slider").fill("1")
     page.get_by_test_id("feature-2").click()
-    written.write(report(gallery("features.3", seed=2)), Step(4, 40))
+    written.write(report(gallery("features.3", seed=2)), Step(epoch=4, global_step=40))
     page.reload()
     assert page.locator("#dialog-looks output").inner_text() == "epoch 1 · step 10"
     assert page.locator("#dialog-title").inner_text() == "features.3 · channel 2"
@@ -404,7 +413,9 @@ def test_a_reload_keeps_the_place_and_the_newest_moves_on(written: PageSink, bro
 @pytest.mark.browser
 def test_features_can_be_filtered(tmp_path: Path, browser_page: Any) -> None:
     sink = PageSink(tmp_path)
-    sink.write(report(gallery(features=30, tiles=2), gallery("few", features=24, tiles=1)), Step(1, 10))
+    sink.write(
+        report(gallery(features=30, tiles=2), gallery("few", features=24, tiles=1)), Step(epoch=1, global_step=10)
+    )
     page = browser_page
     page.goto(sink.path.as_uri())
     page.get_by_test_id("filter").fill("CHANNEL 2")
@@ -418,11 +429,17 @@ def test_features_can_be_filtered(tmp_path: Path, browser_page: Any) -> None:
 @pytest.mark.browser
 def test_other_items_have_their_own_place(tmp_path: Path, browser_page: Any) -> None:
     sink = PageSink(tmp_path)
-    curve = Curve("rotation", (Series("conv", (0.0, 90.0), (0.0, 1.0), (0.0, 0.9), (0.1, 1.0)),), "degrees", "distance")
+    curve = Curve(
+        "rotation",
+        (Series("conv", x=(0.0, 90.0), y=(0.0, 1.0), low=(0.0, 0.9), high=(0.1, 1.0)),),
+        x_label="degrees",
+        y_label="distance",
+    )
     table = Table("layers", ("layer_name", "tile", "share"), (("a", Tile(pixels(3)), 0.123456), ("b", None, math.nan)))
-    sink.write(report(gallery()), Step(1, 10))
+    sink.write(report(gallery()), Step(epoch=1, global_step=10))
     sink.write(
-        report(Picture("map", pixels(1, 20), "A map."), curve, table, Scalar("mean", 2.0), view="other"), Step(1, 10)
+        report(Picture("map", pixels(1, 20), caption="A map."), curve, table, Scalar("mean", 2.0), view="other"),
+        Step(epoch=1, global_step=10),
     )
     page = browser_page
     page.goto(sink.path.as_uri())
@@ -440,8 +457,8 @@ def test_other_items_have_their_own_place(tmp_path: Path, browser_page: Any) -> 
 @pytest.mark.browser
 def test_one_feature_seen_by_two_views_is_shown_side_by_side(tmp_path: Path, browser_page: Any) -> None:
     sink = PageSink(tmp_path)
-    sink.write(report(gallery()), Step(1, 10))
-    sink.write(report(gallery(seed=500, tiles=4), view="deconvnet"), Step(1, 10))
+    sink.write(report(gallery()), Step(epoch=1, global_step=10))
+    sink.write(report(gallery(seed=500, tiles=4), view="deconvnet"), Step(epoch=1, global_step=10))
     page = browser_page
     page.goto(sink.path.as_uri())
     page.get_by_test_id("feature-1").click()
@@ -452,7 +469,7 @@ def test_one_feature_seen_by_two_views_is_shown_side_by_side(tmp_path: Path, bro
 def test_features_of_one_caption_stay_apart(tmp_path: Path, browser_page: Any) -> None:
     rows = tuple(Row("", (Tile(pixels(n), f"tile {n}"),)) for n in range(3))
     sink = PageSink(tmp_path)
-    sink.write(report(Gallery("kernels", rows)), Step(1, 10))
+    sink.write(report(Gallery("kernels", rows)), Step(epoch=1, global_step=10))
     page = browser_page
     page.goto(sink.path.as_uri())
     page.get_by_test_id("feature-1").click()
@@ -472,21 +489,28 @@ def test_features_of_one_caption_stay_apart(tmp_path: Path, browser_page: Any) -
 )
 def test_nothing_to_show_is_said(items: tuple[Item, ...], text: str, tmp_path: Path, browser_page: Any) -> None:
     sink = PageSink(tmp_path)
-    sink.write(report(*items), Step(0, 0))
+    sink.write(report(*items), Step(epoch=0, global_step=0))
     browser_page.goto(sink.path.as_uri())
     assert text in browser_page.locator("main").inner_text()
 
 
 @pytest.mark.browser
 def test_hostile_text_is_only_text(tmp_path: Path, browser_page: Any) -> None:
-    evil = Gallery(HOSTILE, (Row(HOSTILE, (Tile(pixels(0), HOSTILE, {HOSTILE: HOSTILE}),), {HOSTILE: 1.5}),), HOSTILE)
-    curve = Curve(HOSTILE, (Series(HOSTILE, (0.0, 1.0), (0.0, 1.0)),), HOSTILE, HOSTILE, HOSTILE)
+    evil = Gallery(
+        HOSTILE, (Row(HOSTILE, (Tile(pixels(0), HOSTILE, {HOSTILE: HOSTILE}),), {HOSTILE: 1.5}),), caption=HOSTILE
+    )
+    curve = Curve(
+        HOSTILE, (Series(HOSTILE, x=(0.0, 1.0), y=(0.0, 1.0)),), x_label=HOSTILE, y_label=HOSTILE, caption=HOSTILE
+    )
     table = Table(HOSTILE, (HOSTILE,), ((HOSTILE,), ("\ud800",)))
     sink = PageSink(tmp_path)
-    items = (evil, Picture(HOSTILE, pixels(1), HOSTILE), curve, table, Scalar(f"{HOSTILE}/{HOSTILE}", 1.0))
+    items = (evil, Picture(HOSTILE, pixels(1), caption=HOSTILE), curve, table, Scalar(f"{HOSTILE}/{HOSTILE}", 1.0))
     for number in range(2):
-        sink.write(Report(HOSTILE, HOSTILE, items, (HOSTILE,)), Step(1, number, HOSTILE))
-        sink.write(report(gallery()), Step(1, number))
+        sink.write(
+            Report(HOSTILE, title=HOSTILE, items=items, notes=(HOSTILE,)),
+            Step(epoch=1, global_step=number, stage=HOSTILE),
+        )
+        sink.write(report(gallery()), Step(epoch=1, global_step=number))
     page = browser_page
     page.goto(sink.path.as_uri())
     assert page.locator("h1").text_content() == HOSTILE

@@ -29,11 +29,19 @@ TILE = Tile(noise(11, 11), "tench")
 GALLERY = Gallery(
     "features.3", (Row("channel 1", (TILE,) * 9), Row("channel 2", (TILE,) * 9)), caption="Strongest first."
 )
-CURVE = Curve("distance", (Series("layer 1", (0.0, 1.0, 2.0), (0.0, 1.0, 4.0)),), "pixels", "distance", "Rises.")
+CURVE = Curve(
+    "distance",
+    (Series("layer 1", x=(0.0, 1.0, 2.0), y=(0.0, 1.0, 4.0)),),
+    x_label="pixels",
+    y_label="distance",
+    caption="Rises.",
+)
 TABLE = Table("layers", ("layer", "patch", "accuracy"), (("conv1", TILE, 0.5), ("conv2", TILE, None)))
-PICTURE = Picture("input", noise(20, 40), "An image.")
+PICTURE = Picture("input", noise(20, 40), caption="An image.")
 SCALARS = (Scalar("accuracy", 0.25), Scalar("absent", math.nan))
-REPORT = Report("top_patches", "Strongest patches", (GALLERY, CURVE, TABLE, PICTURE, *SCALARS), notes=("Seen once.",))
+REPORT = Report(
+    "top_patches", title="Strongest patches", items=(GALLERY, CURVE, TABLE, PICTURE, *SCALARS), notes=("Seen once.",)
+)
 
 
 class FakeRun:
@@ -64,7 +72,7 @@ class DummyLogger:
 def write(items: tuple[Item, ...], *loggers: Any) -> None:
     sink = WandbSink()
     sink.open(loggers, Path("unused"))
-    sink.write(Report("view", "Title", items), Step(3, 40))
+    sink.write(Report("view", title="Title", items=items), Step(epoch=3, global_step=40))
 
 
 @pytest.fixture
@@ -175,7 +183,7 @@ def test_every_run_gets_everything_and_none_twice(monkeypatch: pytest.MonkeyPatc
 
 def test_items_of_one_name_do_not_overwrite_each_other() -> None:
     run = FakeRun()
-    same = Curve("features.3", CURVE.series, "x", "y")
+    same = Curve("features.3", CURVE.series, x_label="x", y_label="y")
     write((GALLERY, same, Picture("features.3", PICTURE.pixels)), WandbLogger(run))
     expected = {"view/features.3", "view/features.3_curve", "view/features.3_picture"}
     assert expected == set(run.rows[0]) - {"epoch", "trainer/global_step"}
@@ -232,7 +240,7 @@ def test_open_forgets_the_loggers_of_the_run_before() -> None:
     sink = WandbSink()
     for run in (first, second):
         sink.open([WandbLogger(run)], Path("unused"))
-    sink.write(Report("view", "Title", SCALARS), Step(1, 1))
+    sink.write(Report("view", title="Title", items=SCALARS), Step(epoch=1, global_step=1))
     assert (len(first.rows), len(second.rows)) == (0, 1)
 
 

@@ -12,5 +12,5 @@ from lightning_cnnviz.studies.summary import show_study
 
 def test_a_study_is_not_lost_with_its_page(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "index.html").mkdir()  # where the page would be
-    show_study(Report("ablation", "Ablation", ()), tmp_path, None)
+    show_study(Report("ablation", title="Ablation", items=()), tmp_path, None)
     assert [record.message for record in caplog.records if "PageSink is given up" in record.message]

@@ -71,7 +71,7 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
         self._failure: str | None = None
         self._looks = 0
         self._shows_progress = False
-        self._step = Step(0, 0)
+        self._step = Step(epoch=0, global_step=0)
 
     # What a concrete monitor says.
 

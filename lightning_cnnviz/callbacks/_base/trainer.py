@@ -67,7 +67,7 @@ def step_of(trainer: Any, *, within_epoch: bool) -> Step:
     stage = str(trainer.state.fn.value)
     # Lightning counts an epoch as complete only after its last hook.
     epoch = trainer.current_epoch + 1 if stage == "fit" and within_epoch else trainer.current_epoch
-    return Step(epoch, trainer.global_step, stage)
+    return Step(epoch=epoch, global_step=trainer.global_step, stage=stage)
 
 
 def mixed_precision(trainer: Any) -> AbstractContextManager[Any]:

@@ -32,7 +32,7 @@ class WeightNorm(ExperimentMonitor):
         return float(next(network.parameters()).detach().norm())
 
     def render(self, result: float) -> Report:
-        return Report("weight_norm", "Norm", (Scalar("norm", result),))
+        return Report("weight_norm", title="Norm", items=(Scalar("norm", result),))
 
 
 class Brightness(SampleMonitor):
@@ -53,7 +53,7 @@ class Brightness(SampleMonitor):
         return torch.cat(results)
 
     def render(self, result: torch.Tensor) -> Report:
-        return Report("brightness", "Brightness", (Scalar("first", float(result[0])),))
+        return Report("brightness", title="Brightness", items=(Scalar("first", float(result[0])),))
 
 
 def fit(monitor: Any, **options: Any) -> LittleNet:
