@@ -47,11 +47,11 @@ def correlation_report(results: Sequence[ChannelCorrelation]) -> Report:
     """
     items: list[Item] = []
     for layer in results:
-        items.append(Picture(layer.layer, _drawn(layer), _caption(layer)))
+        items.append(Picture(layer.layer, _drawn(layer), caption=_caption(layer)))
         items.append(Scalar(f"{layer.layer}/redundant", layer.redundant_fraction))
         items.append(Scalar(f"{layer.layer}/constant", _fraction(layer.constant, layer.images)))
     items.append(_pairs(results))
-    return Report("correlation", "Correlation of channels", tuple(items), _notes(results))
+    return Report("correlation", title="Correlation of channels", items=tuple(items), notes=_notes(results))
 
 
 def _fraction(channels: Tensor, images: int) -> float:
@@ -103,7 +103,7 @@ def _pairs(results: Sequence[ChannelCorrelation]) -> Table:
             if above[first, second] > 0:
                 rows.append((layer.layer, first, second, round(float(layer.correlation[first, second]), 4)))
     columns = ("layer", "channel", "and channel", "correlation")
-    return Table("most_correlated", columns, tuple(rows), f"Up to {_PAIRS} most correlated pairs of each layer")
+    return Table("most_correlated", columns, tuple(rows), caption=f"Up to {_PAIRS} most correlated pairs of each layer")
 
 
 # The picture
