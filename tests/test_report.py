@@ -25,9 +25,9 @@ def test_keys_tell_views_and_monitors_apart() -> None:
 
 def test_what_could_be_swapped_is_given_by_name() -> None:
     with pytest.raises(TypeError, match="positional"):
-        Step(epoch=1, global_step=10)  # type: ignore[misc]
+        Step(1, 10)  # type: ignore[misc]
     with pytest.raises(TypeError, match="positional"):
-        Series("line", x=(0.0,), y=(1.0,))  # type: ignore[misc]
+        Series("line", (0.0,), (1.0,))  # type: ignore[misc]
 
 
 def test_items_that_are_none_are_refused() -> None:
