@@ -28,7 +28,7 @@ from .core.probing.features import tap_features as tap_features
 from .core.probing.probe import probe as probe
 from .core.probing.probe import probe_layers as probe_layers
 from .core.probing.protocols import Protocol as Protocol
-from .core.top_patches.search import TopPatches as TopPatches
+from .core.top_patches.results import TopPatches as TopPatches
 from .core.top_patches.search import mine_top_patches as mine_top_patches
 from .finetune.data import ImageFolderDataModule as ImageFolderDataModule
 from .finetune.module import FineTuner as FineTuner

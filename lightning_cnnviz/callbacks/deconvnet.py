@@ -14,7 +14,7 @@ from lightning_cnnviz.callbacks._base.passes import PassOptions
 from lightning_cnnviz.core.data.distributed import exchanged
 from lightning_cnnviz.core.deconvnet.projection import Method, Projector, Unit
 from lightning_cnnviz.core.network.layers import evenly, select_layers
-from lightning_cnnviz.core.top_patches.search import TopPatches
+from lightning_cnnviz.core.top_patches.results import TopPatches
 from lightning_cnnviz.render.deconvnet import Look, deconvnet_report
 from lightning_cnnviz.render.normalization import Normalization
 from lightning_cnnviz.report import Report

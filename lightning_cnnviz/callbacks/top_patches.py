@@ -11,7 +11,8 @@ from lightning_cnnviz.callbacks._base.display import chosen_normalization, class
 from lightning_cnnviz.callbacks._base.mining import MiningMonitor
 from lightning_cnnviz.callbacks._base.passes import PassOptions
 from lightning_cnnviz.core.network.layers import select_layers
-from lightning_cnnviz.core.top_patches.search import TopPatches, diagnose, without_patches
+from lightning_cnnviz.core.top_patches.results import TopPatches
+from lightning_cnnviz.core.top_patches.search import diagnose, without_patches
 from lightning_cnnviz.render.normalization import Normalization
 from lightning_cnnviz.render.top_patches import top_patches_report, top_patches_table
 from lightning_cnnviz.report import Report

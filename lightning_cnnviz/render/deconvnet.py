@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_cnnviz.core.top_patches.search import TopPatches
+from lightning_cnnviz.core.top_patches.results import TopPatches
 from lightning_cnnviz.render.normalization import Normalization
 from lightning_cnnviz.render.patches import figures_of, largest_patch, placed, to_gray_centered
 from lightning_cnnviz.report import Gallery, Item, Number, Report, Row, Tile

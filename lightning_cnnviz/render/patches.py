@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_cnnviz.core.top_patches.search import LayerTopPatches
+from lightning_cnnviz.core.top_patches.results import LayerTopPatches
 from lightning_cnnviz.report import Number
 
 __all__ = ["brief", "figures_of", "largest_patch", "placed", "to_gray_centered"]

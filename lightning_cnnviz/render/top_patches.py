@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lightning_cnnviz.core.top_patches.search import Diagnostics, LayerTopPatches, TopPatches
+from lightning_cnnviz.core.top_patches.results import LayerTopPatches, TopPatches
+from lightning_cnnviz.core.top_patches.search import Diagnostics
 from lightning_cnnviz.render.normalization import Normalization
 from lightning_cnnviz.render.patches import brief, figures_of, largest_patch, placed
 from lightning_cnnviz.report import Gallery, Item, Number, Report, Row, Scalar, Table, Tile

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-Unit = tuple[float, int, int, int]
-"""Value, image, row, column."""
+Unit = tuple[float, float, int, int, int]
+"""Score, activation, image, row, column."""
 
 
 def feature_maps_of(model: nn.Module, module: str, images: Tensor) -> Tensor:
@@ -38,35 +38,49 @@ def feature_maps_by_batch(
 
 
 def brute_force_top_k(
-    maps: Tensor | Sequence[Tensor], k: int, per_image: int | None, images: Sequence[int] | None = None
+    maps: Tensor | Sequence[Tensor],
+    k: int,
+    per_image: int | None,
+    images: Sequence[int] | None = None,
+    *,
+    rank_by: str = "max",
 ) -> list[list[Unit]]:
-    """For each channel its k strongest units as (value, image, row, column), under the tie rule.
+    """For each channel the k units that rank first, under the tie rule.
 
     Args:
-        maps: Of each image its feature maps `(C, H, W)`; height and width may differ. Values that are not finite are
-            left out.
+        maps: Of each image its feature maps `(C, H, W)`; height and width may differ. Activations that are not finite
+            are left out.
         k: How many.
         per_image: How many of one image at most; None for any number.
         images: The images' indices, if not 0, 1, 2, ...; an image that comes again is left out.
+        rank_by: "max": a unit's score is its activation; "mean": it is the mean of its feature map.
     """
-    values = {}
+    by_image: dict[int, Tensor] = {}
     for image, of_image in zip(range(len(maps)) if images is None else images, maps, strict=True):
-        values.setdefault(image, of_image.tolist())
+        by_image.setdefault(image, of_image)
     result = []
     for channel in range(maps[0].shape[0]):
-        units = [
-            (value, image, row, column)
-            for image, channels in values.items()
-            for row, line in enumerate(channels[channel])
-            for column, value in enumerate(line)
-            if math.isfinite(value)
-        ]
-        units.sort(key=lambda unit: (-unit[0], *unit[1:]))
+        units = []
+        for image, channels in by_image.items():
+            found = [
+                (value, row, column)
+                for row, line in enumerate(channels[channel].tolist())
+                for column, value in enumerate(line)
+                if math.isfinite(value)
+            ]
+            mean = _rounded(math.fsum(value for value, _, _ in found) / len(found), channels.dtype) if found else 0.0
+            units += [(value if rank_by == "max" else mean, value, image, row, column) for value, row, column in found]
+        units.sort(key=lambda unit: (-unit[0], unit[2], -unit[1], *unit[3:]))
         kept: list[Unit] = []
         for unit in units:
-            if per_image is None or sum(1 for other in kept if other[1] == unit[1]) < per_image:
+            if per_image is None or sum(1 for other in kept if other[2] == unit[2]) < per_image:
                 kept.append(unit)
             if len(kept) == k:
                 break
         result.append(kept)
     return result
+
+
+def _rounded(value: float, dtype: torch.dtype) -> float:
+    """The nearest number that float32 has, or float64 for values of that type."""
+    return value if dtype == torch.float64 else float(torch.tensor(value, dtype=torch.float32))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from typing import Any
 
 from torch import Tensor, nn
@@ -10,7 +11,8 @@ from typing_extensions import Unpack
 
 from lightning_cnnviz.callbacks._base.passes import PassMonitor, PassOptions
 from lightning_cnnviz.core.network.layers import FeatureSpec, SelectedLayer
-from lightning_cnnviz.core.top_patches.mining import PatchMiner, TopPatches
+from lightning_cnnviz.core.top_patches.mining import PatchMiner
+from lightning_cnnviz.core.top_patches.results import TopPatches
 
 __all__ = ["MiningMonitor"]
 
@@ -116,25 +118,15 @@ class SharedMining:
     """
 
     def __init__(self, members: Sequence[MiningMonitor]) -> None:
-        network = members[0]._network
-        assert network is not None
-        layers: dict[str, SelectedLayer] = {}
-        whole: dict[str, list[FeatureSpec]] = {}
-        for member in members:
-            for layer in member._chosen:
-                layers[layer.name] = layer
-                if member.needs_whole_images:
-                    whole.setdefault(layer.name, []).append(member.features)
-        self._miner = PatchMiner(
-            network,
-            list(layers.values()),
-            k=max(member.k for member in members),
-            features=_all_features([member.features for member in members]),
-            per_image=members[0].per_image,
-            whole_images={layer: _of_layer(_all_features(wanted), layer) for layer, wanted in whole.items()},
-        )
+        self._members = members
         self._looking: set[int] = set()
-        self._announced = False
+        self._forget()
+
+    def _forget(self) -> None:
+        self._miner = _miner(self._members[0])
+        for member in self._members[1:]:
+            self._miner.absorb(_miner(member))
+        self._batch: ExitStack | None = None
         self._failure: Exception | None = None
         self._result: TopPatches | None = None
 
@@ -146,6 +138,7 @@ class SharedMining:
     def begin(self, member: MiningMonitor) -> None:
         """A member begins a look."""
         if not self._looking:
+            self._drop_batch()
             self._forget()
         self._looking.add(id(member))
 
@@ -153,19 +146,20 @@ class SharedMining:
         """A member needs nothing more of this look."""
         self._looking.discard(id(member))
         if not self._looking:
+            self._drop_batch()
             self._forget()
 
     def start_batch(self, images: Tensor, indices: Tensor, labels: Tensor | None) -> None:
-        """See `PatchMiner.start_batch`."""
-        if not self._announced:
-            self._once(lambda: self._miner.start_batch(images, indices, labels))
-            self._announced = True
+        """Enter `PatchMiner.batch`."""
+        if self._batch is None:
+            batch = self._batch = ExitStack()
+            self._once(lambda: batch.enter_context(self._miner.batch(images, indices, labels)))
 
     def end_batch(self) -> None:
-        """See `PatchMiner.end_batch`."""
-        if self._announced:
-            self._announced = False
-            self._once(self._miner.end_batch)
+        """Leave it."""
+        batch, self._batch = self._batch, None
+        if batch is not None:
+            self._once(batch.close)
         elif self._failure is not None:
             raise self._failure
 
@@ -173,10 +167,18 @@ class SharedMining:
         """See `PatchMiner.compute`."""
         if self._result is None:
             self._miner.indices_known = indices_known
+            self._miner.merge()
             self._result = self._miner.compute()
         return self._result
 
-    def _once(self, step: Callable[[], None]) -> None:
+    def _drop_batch(self) -> None:
+        batch, self._batch = self._batch, None
+        if batch is not None:
+            stop = GeneratorExit()
+            with suppress(GeneratorExit):
+                batch.__exit__(type(stop), stop, None)
+
+    def _once(self, step: Callable[[], Any]) -> None:
         """A failure is every member's."""
         if self._failure is not None:
             raise self._failure
@@ -186,17 +188,14 @@ class SharedMining:
             self._failure = error
             raise
 
-    def _forget(self) -> None:
-        self._miner.close()
-        self._announced, self._failure, self._result = False, None, None
 
-
-def _all_features(wanted: Sequence[FeatureSpec]) -> FeatureSpec:
-    counts = [features for features in wanted if isinstance(features, int)]
-    if len(counts) == len(wanted):
-        return max(counts)
-    return None if None in wanted else wanted[0]
-
-
-def _of_layer(features: FeatureSpec, layer: str) -> int | Sequence[int] | None:
-    return features.get(layer, 0) if isinstance(features, Mapping) else features
+def _miner(member: MiningMonitor) -> PatchMiner:
+    assert member._network is not None
+    return PatchMiner(
+        member._network,
+        member._chosen,
+        k=member.k,
+        features=member.features,
+        per_image=member.per_image,
+        whole_images=member.needs_whole_images,
+    )

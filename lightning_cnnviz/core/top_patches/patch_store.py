@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_cnnviz.core.data.distributed import exchanged, ranks
-from lightning_cnnviz.core.top_patches.top_k import TopK, unpack
+from lightning_cnnviz.core.top_patches._units import Units
 
 __all__ = ["PatchStore"]
 
@@ -48,23 +48,23 @@ class PatchStore:
         self._memory = _Memory()
         self._like = torch.empty(0)
 
-    def keep(self, top: TopK, images: Tensor, indices: Tensor, places: Tensor) -> None:
+    def keep(self, units: Units, images: Tensor, indices: Tensor, places: Tensor) -> None:
         """Keep the patches of a batch that are in one of the lines, and let go of those that no longer are.
 
         Args:
-            top: The lists.
+            units: `(F, k)`, what is in the lists now.
             images: `(N, C, H, W)`.
             indices: `(N,)` int64.
             places: Places of the images that may be in the lists: others have come before.
         """
         self._like = torch.empty(0, images.shape[1], dtype=images.dtype)
-        listed = top.images[self._lines]
+        listed = units.images[self._lines]
         new = torch.isin(listed, indices[places])
         lines = new.any(1).nonzero().flatten()
         if not len(lines):
             return
         source = self._source(images.detach(), indices, places, listed[new])
-        wanted = self._wanted(listed[lines], top.details[self._lines[lines]])
+        wanted = self._wanted(units, lines)
         entering: list[tuple[int, _Key, _Box]] = []
         for line, boxes in zip(lines.tolist(), wanted, strict=True):
             held = self._held[line]
@@ -96,14 +96,14 @@ class PatchStore:
             places = torch.arange(len(places))
         return {int(indices[place]): images[place] for place in places.tolist()}
 
-    @staticmethod
-    def _wanted(images: Tensor, details: Tensor) -> list[dict[_Key, _Box]]:
-        """What is in some lines now, with boxes."""
-        boxes = torch.stack([*unpack(details[..., 2]), *unpack(details[..., 3])], dim=-1)
-        lines = zip(images.tolist(), details[..., 1].tolist(), boxes.tolist(), strict=True)
+    def _wanted(self, units: Units, lines: Tensor | None = None) -> list[dict[_Key, _Box]]:
+        """What is in the lines now, or in some of them, with boxes."""
+        kept = self._lines if lines is None else self._lines[lines]
+        units = units.each(lambda part: part[kept])
+        each_line = zip(units.images.tolist(), units.positions.tolist(), units.boxes.tolist(), strict=True)
         return [
             {(image, position): tuple(box) for image, position, box in zip(*line, strict=True) if image >= 0}
-            for line in lines
+            for line in each_line
         ]
 
     def _take(self, index: int, image: Tensor, box: _Box, part: float) -> Tensor:
@@ -127,22 +127,29 @@ class PatchStore:
             del self._sharing[index]
             self._memory.give_back(self.whole.pop(index))
 
-    def collect(self, images: Tensor, details: Tensor) -> list[tuple[Tensor, ...]]:
-        """Return the patches of the merged lists, a tuple a line, wherever they were found; on every rank.
+    def merge(self, units: Units) -> None:
+        """Give every rank the patches of the merged lists `(F, k)`, whichever rank has found them.
 
-        Args:
-            images: `(F, k)`, as `TopK.compute` gives them.
-            details: `(F, k, 4)`, likewise.
+        Raises:
+            RuntimeError: No rank has one of them.
         """
+        if ranks() == 1:
+            return
+        wanted = self._wanted(units)
+        own = [held.get(key) for held, boxes in zip(self._held, wanted, strict=True) for key in boxes]
+        patches = iter(exchanged(own, [box for boxes in wanted for box in boxes.values()], self._like))
+        self._held = [{key: _there(next(patches)) for key in boxes} for boxes in wanted]
+
+    def collect(self, units: Units) -> list[tuple[Tensor, ...]]:
+        """Return the patches of what is in the lists `(F, k)`, a tuple a line."""
         self._memory.keeps = False  # what is shown stays as it is, should more batches come
-        wanted = self._wanted(images[self._lines], details[self._lines])
-        found = [held.get(key) for held, boxes in zip(self._held, wanted, strict=True) for key in boxes]
-        if ranks() > 1:
-            found = list(exchanged(found, [box for boxes in wanted for box in boxes.values()], self._like))
-        if any(patch is None for patch in found):
-            raise RuntimeError("no rank has some of the patches")
-        rest = iter(patch for patch in found if patch is not None)
-        return [tuple(next(rest) for _ in boxes) for boxes in wanted]
+        return [tuple(held[key] for key in boxes) for held, boxes in zip(self._held, self._wanted(units), strict=True)]
+
+
+def _there(patch: Tensor | None) -> Tensor:
+    if patch is None:
+        raise RuntimeError("no rank has some of the patches")
+    return patch
 
 
 class _Memory:

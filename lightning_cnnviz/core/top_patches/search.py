@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from lightning_cnnviz.core.data.batches import BatchFn, indexed_batches, read_batch
 from lightning_cnnviz.core.network.hooks import analysis_mode, model_device
 from lightning_cnnviz.core.network.layers import FeatureSpec, LayerSpec, select_layers
-from lightning_cnnviz.core.top_patches.mining import LayerTopPatches, PatchMiner, TopPatches
+from lightning_cnnviz.core.top_patches.mining import PatchMiner
+from lightning_cnnviz.core.top_patches.results import LayerTopPatches, RankBy, TopPatches
 
-__all__ = ["Diagnostics", "LayerTopPatches", "TopPatches", "diagnose", "mine_top_patches", "without_patches"]
+__all__ = ["Diagnostics", "diagnose", "mine_top_patches", "without_patches"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Diagnostics:
     """What a practitioner reads first, of one layer.
 
@@ -28,8 +29,8 @@ class Diagnostics:
         dead_fraction: The same as a fraction of the layer, 0 to 1.
         stability: Mean Jaccard overlap, 0 to 1, of each feature map's images with those at the last look: near 1 when
             the layer has converged. NaN at the first look, and where images are not numbered as in the data set.
-        label_purity: Mean share, 0 to 1, of the most frequent label among the top k, over the feature maps that are
-            not dead. NaN without labels.
+        label_purity: Mean fraction, 0 to 1, of the top k that has the most frequent label, over the feature maps that
+            are not dead. NaN without labels.
     """
 
     layer: str
@@ -47,13 +48,15 @@ def mine_top_patches(
     *,
     features: FeatureSpec = 16,
     per_image: int | None = 1,
+    rank_by: RankBy = "max",
     batch_fn: BatchFn | None = None,
     progress: Callable[[Iterable[Any]], Iterable[Any]] | None = None,
 ) -> TopPatches:
     """Find, for every feature map of the chosen layers, the k units with the strongest activation in a data set.
 
-    The network is run once over the loader, in eval mode and without gradients, and left as it was. Equal activations
-    rank by data-set index, then by row and column: the result does not depend on the loader's order or batch size.
+    The network is run once over the loader, in eval mode and without gradients, and left as it was. Units that score
+    the same rank by data-set index, then by row and column: the result does not depend on the loader's order or batch
+    size.
 
     Args:
         model: Any network that takes images `(N, C, H, W)`.
@@ -64,23 +67,27 @@ def mine_top_patches(
             all. Activations, images and positions are found for every feature map in any case; patches are what takes
             memory: up to an image for each of k x features.
         per_image: Number of units of a feature map that may come from one image; None for any number.
+        rank_by: `"max"` ranks units by their activation. `"mean"` ranks images by the mean of the feature map over all
+            positions, and shows of each image the strongest unit; where more of one image may come, they stand
+            together, the strongest first.
         batch_fn: Takes a batch and returns `(images, labels)`, for batches of unusual form.
         progress: Wraps the iterable of batches to show progress, for example `tqdm.tqdm`.
 
     Raises:
         LayerNotFoundError: `layers` matches nothing, or a named layer does not run exactly once in a pass.
         TypeError: A batch holds no images.
-        ValueError: The loader is empty, or k, per_image or features are out of range.
+        ValueError: The loader is empty, or k, per_image, rank_by or features are out of range.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 8, 3))
-        >>> found = mine_top_patches(model, [torch.rand(32, 1, 12, 12)], k=3)
-        >>> found["2"].activations.shape, found["2"].patch(0, rank=0).shape
+        >>> layer = mine_top_patches(model, [torch.rand(32, 1, 12, 12)], k=3)["2"]
+        >>> layer.activations.shape, layer.patch(0, rank=0).shape
         (torch.Size([8, 3]), torch.Size([1, 5, 5]))
     """
-    miner = PatchMiner(model, select_layers(model, layers), k=k, features=features, per_image=per_image)
+    chosen = select_layers(model, layers)
+    miner = PatchMiner(model, chosen, k=k, features=features, per_image=per_image, rank_by=rank_by)
     device = model_device(model)
-    with analysis_mode(model), miner, closing(indexed_batches(loader)) as batches:
+    with analysis_mode(model), closing(indexed_batches(loader)) as batches:
         arrived = 0
         for batch, indices in progress(batches) if progress is not None else batches:
             images, labels = read_batch(batch, batch_fn)
@@ -93,38 +100,33 @@ def mine_top_patches(
                 miner.indices_known = isinstance(loader, (list, tuple))
             arrived += len(images)
             images = images.to(device)
-            miner.start_batch(images, indices, labels)
-            model(images)
-            miner.end_batch()
+            with miner.batch(images, indices, labels):
+                model(images)
         if arrived == 0:
             raise ValueError(f"the loader {type(loader).__name__} is empty: it gave no image")
+        miner.merge()
         return miner.compute()
 
 
 def diagnose(current: TopPatches, previous: TopPatches | None = None) -> list[Diagnostics]:
     """Sum up each layer: dead feature maps, stability since the last look, label purity of the top k."""
-    before = {} if previous is None else {found.layer: found for found in previous}
-    known = current.indices_known and (previous is None or previous.indices_known)
-    summaries = []
-    for found in current:
-        dead = ~(found.activations[:, 0] > 0)
-        last = before.get(found.layer) if known else None
-        summaries.append(
-            Diagnostics(
-                found.layer,
-                int(dead.sum()),
-                float(dead.float().mean()),
-                float("nan") if last is None else _overlap(found.images, last.images),
-                _purity(found, dead),
-            )
+    comparable = previous is not None and current.indices_known and previous.indices_known
+    before = {layer.layer: layer for layer in previous} if previous is not None and comparable else {}
+    return [
+        Diagnostics(
+            layer=layer.layer,
+            dead_features=int(layer.dead.sum()),
+            dead_fraction=float(layer.dead.float().mean()),
+            stability=_overlap(layer.images, before[layer.layer].images) if layer.layer in before else float("nan"),
+            label_purity=_purity(layer),
         )
-    return summaries
+        for layer in current
+    ]
 
 
-def without_patches(found: TopPatches) -> TopPatches:
+def without_patches(result: TopPatches) -> TopPatches:
     """Return what is needed to compare later looks with this one: everything but the pixels."""
-    bare = (replace(layer, patches=tuple(() for _ in layer.patches)) for layer in found)
-    return replace(found, layers=tuple(bare))
+    return replace(result, layers=tuple(replace(layer, patches=tuple(() for _ in layer.patches)) for layer in result))
 
 
 def _overlap(images: Tensor, before: Tensor) -> float:
@@ -139,11 +141,10 @@ def _overlap(images: Tensor, before: Tensor) -> float:
     return sum(overlaps) / len(overlaps) if overlaps else float("nan")
 
 
-def _purity(found: LayerTopPatches, dead: Tensor) -> float:
-    if found.labels is None:
+def _purity(layer: LayerTopPatches) -> float:
+    if layer.labels is None:
         return float("nan")
-    filled = (found.images >= 0)[~dead]
-    labels = found.labels[~dead]
+    filled, labels = (layer.images >= 0)[~layer.dead], layer.labels[~layer.dead]
     if not bool(filled.any()):
         return float("nan")
     same = (labels[:, :, None] == labels[:, None, :]) & filled[:, None, :] & filled[:, :, None]

@@ -16,16 +16,16 @@ from lightning_cnnviz.report import Gallery, Report
 
 
 @pytest.fixture
-def mined(monkeypatch: pytest.MonkeyPatch) -> list[PatchMiner]:
-    """Which miner took a batch, batch by batch."""
-    batches: list[PatchMiner] = []
-    end_batch = PatchMiner.end_batch
+def mined(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Batch by batch, what was wanted of the miner that took it."""
+    batches: list[str] = []
+    batch = PatchMiner.batch
 
-    def counted(miner: PatchMiner) -> None:
-        batches.append(miner)
-        end_batch(miner)
+    def counted(miner: PatchMiner, *arguments: Any) -> Any:
+        batches.append(repr(miner._wanted))
+        return batch(miner, *arguments)
 
-    monkeypatch.setattr(PatchMiner, "end_batch", counted)
+    monkeypatch.setattr(PatchMiner, "batch", counted)
     return batches
 
 
@@ -68,7 +68,7 @@ def assert_same(first: MiningMonitor, second: MiningMonitor) -> None:
 
 
 @pytest.mark.parametrize("patches_first", [True, False])
-def test_one_mining_and_the_results_of_each_alone(mined: list[PatchMiner], patches_first: bool) -> None:
+def test_one_mining_and_the_results_of_each_alone(mined: list[str], patches_first: bool) -> None:
     asked: list[dict[str, Any]] = [
         {"k": 5, "layers": "conv", "features": 6},
         {"k": 2, "layers": "features.4", "features": 3},
@@ -90,7 +90,7 @@ def test_one_mining_and_the_results_of_each_alone(mined: list[PatchMiner], patch
         assert_same(one, other)
 
 
-def test_monitors_without_arguments_share(mined: list[PatchMiner]) -> None:
+def test_monitors_without_arguments_share(mined: list[str]) -> None:
     first, second = patches(), projections()
     fit(first, second)
     assert len(set(mined)) == 1
@@ -111,7 +111,7 @@ def test_monitors_without_arguments_share(mined: list[PatchMiner]) -> None:
     ],
     ids=lambda options: next(iter(options)),
 )
-def test_others_mine_by_themselves(mined: list[PatchMiner], options: dict[str, Any]) -> None:
+def test_others_mine_by_themselves(mined: list[str], options: dict[str, Any]) -> None:
     first, second = patches(), projections(**options)
     fit(first, second)
     assert len(set(mined)) == 2
@@ -139,11 +139,11 @@ def test_mining_that_fails_is_reported_by_each(
     read = PatchMiner._read
     looks = []
 
-    def fails_later(miner: PatchMiner, *arguments: Any) -> None:
+    def fails_later(miner: PatchMiner, *arguments: Any) -> Any:
         looks.append(miner)
         if len(looks) > 30:
             raise RuntimeError("a hook's own failure")
-        read(miner, *arguments)
+        return read(miner, *arguments)
 
     monkeypatch.setattr(PatchMiner, "_read", fails_later)
     fit(*monitors, max_epochs=4)

@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_cnnviz.core.network.layers import select_layers
 from lightning_cnnviz.core.top_patches import patch_store as patches
-from lightning_cnnviz.core.top_patches.mining import PatchMiner, TopPatches
+from lightning_cnnviz.core.top_patches.mining import PatchMiner
+from lightning_cnnviz.core.top_patches.results import TopPatches
 from lightning_cnnviz.core.top_patches.search import diagnose, mine_top_patches
 
 
@@ -60,13 +61,14 @@ def assert_is_brute_force(found: TopPatches, model: nn.Module, images: Tensor, k
         maps = feature_maps_of(model, READ[layer.layer], images)
         for channel, units in enumerate(brute_force_top_k(maps, k, per_image)):
             got = [
-                (float(layer.activations[channel, rank]), int(layer.images[channel, rank]),
+                (float(layer.scores[channel, rank]), float(layer.activations[channel, rank]),
+                 int(layer.images[channel, rank]),
                  int(layer.rows[channel, rank]), int(layer.columns[channel, rank]))
                 for rank in range(k)
                 if int(layer.images[channel, rank]) >= 0
             ]  # fmt: skip
             assert got == units
-            for rank, (_, image, _, _) in enumerate(units):
+            for rank, (_, _, image, _, _) in enumerate(units):
                 top, left, bottom, right = layer.boxes[channel, rank].tolist()
                 if channel in layer.features:
                     assert torch.equal(layer.patch(channel, rank), images[image, :, top:bottom, left:right])
@@ -88,11 +90,10 @@ def test_equals_brute_force_for_any_chunking_and_order(
     model, images = whole_number_net(seed), whole_number_images(count, seed + 1)
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)) if shuffle else torch.arange(count)
     miner = PatchMiner(model, select_layers(model), k=k, per_image=per_image, features=None, at_once=at_once)
-    with torch.no_grad(), miner:
+    with torch.no_grad():
         for indices in order.split(batch):
-            miner.start_batch(images[indices], indices)
-            model(images[indices])
-            miner.end_batch()
+            with miner.batch(images[indices], indices):
+                model(images[indices])
         found = miner.compute()
     assert [layer.layer for layer in found] == ["stem", "wide", "narrow", "last"]
     assert_is_brute_force(found, model, images, k, per_image)
@@ -114,11 +115,10 @@ def test_an_image_that_comes_twice_counts_once() -> None:
     model, images = whole_number_net(3), whole_number_images(10, 4)
     for per_image in (1, 2, None):
         miner = PatchMiner(model, select_layers(model), k=6, per_image=per_image, features=None)
-        with torch.no_grad(), miner:
+        with torch.no_grad():
             for indices in (torch.tensor([3, 1, 3, 3]), torch.arange(10), torch.tensor([9, 0])):
-                miner.start_batch(images[indices], indices)
-                model(images[indices])
-                miner.end_batch()
+                with miner.batch(images[indices], indices):
+                    model(images[indices])
             assert_is_brute_force(miner.compute(), model, images, 6, per_image)
 
 
@@ -155,13 +155,13 @@ def test_a_result_stays_as_it_is_when_more_batches_come() -> None:
     model = nn.Sequential(nn.Conv2d(1, 1, 3, bias=False), nn.ReLU(), nn.Conv2d(1, 1, 14, bias=False))
     for conv in (model[0], model[2]):
         conv.weight.data.abs_()
-    with torch.no_grad(), PatchMiner(model, select_layers(model), k=1) as miner:
+    miner = PatchMiner(model, select_layers(model), k=1)
+    with torch.no_grad():
         results = []
         for number in range(3):
             images = torch.full((1, 1, 16, 16), 1.0 + number)
-            miner.start_batch(images, torch.tensor([number]))
-            model(images)
-            miner.end_batch()
+            with miner.batch(images, torch.tensor([number])):
+                model(images)
             results.append(miner.compute())
     for number, found in enumerate(results):
         assert all(bool((layer.patch(0) == 1.0 + number).all()) for layer in found)
@@ -174,16 +174,6 @@ def test_patches_hold_no_image_that_they_do_not_need() -> None:
         assert all(patch.untyped_storage().nbytes() <= 64 for patch in line)
 
 
-def test_state_takes_28_bytes_a_kept_unit() -> None:
-    model = whole_number_net(0)
-    miner = PatchMiner(model, select_layers(model), k=9)
-    with torch.no_grad(), miner:
-        miner.start_batch(whole_number_images(2, 0), torch.arange(2))
-        top = miner._lists.top  # type: ignore[union-attr]
-        size = sum(state.numel() * state.element_size() for state in (top.values, top.images, top.details))
-    assert size == 28 * 9 * (4 + 4 + 3 + 5)
-
-
 @pytest.mark.parametrize("at_once", [True, False])
 @pytest.mark.parametrize("strange", [float("nan"), float("inf")])
 def test_activations_that_are_no_numbers_are_reported_and_never_ranked(strange: float, at_once: bool) -> None:
@@ -193,11 +183,10 @@ def test_activations_that_are_no_numbers_are_reported_and_never_ranked(strange: 
     images[6, 0, 1, 1] = images[3, 0, 2, 2] = strange
     model = nn.Sequential(conv)
     miner = PatchMiner(model, select_layers(model), k=8, at_once=at_once)
-    with torch.no_grad(), miner:
+    with torch.no_grad():
         for indices in (torch.tensor([7, 6, 5, 4]), torch.tensor([3, 2, 1, 0])):
-            miner.start_batch(images[indices], indices)
-            model(images[indices])
-            miner.end_batch()
+            with miner.batch(images[indices], indices):
+                model(images[indices])
         found = miner.compute()["0"]
     assert found.nonfinite == 3
     finite = torch.where(torch.isfinite(images), images, -torch.inf).amax((1, 2, 3))

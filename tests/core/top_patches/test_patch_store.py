@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from lightning_cnnviz.core.top_patches._units import Units
 from lightning_cnnviz.core.top_patches.patch_store import PatchStore
-from lightning_cnnviz.core.top_patches.top_k import TopK, pack
 
 IMAGE = torch.arange(2 * 20 * 20, dtype=torch.float32).view(1, 2, 20, 20)
 
@@ -13,15 +13,19 @@ IMAGE = torch.arange(2 * 20 * 20, dtype=torch.float32).view(1, 2, 20, 20)
 def kept(boxes: list[tuple[int, int, int, int]]) -> tuple[PatchStore, list[torch.Tensor]]:
     """A store after one image has given a patch to each of as many lines."""
     count = len(boxes)
-    top = TopK(count, 1)
-    sides = torch.tensor(boxes)
-    labels = torch.zeros(count, dtype=torch.int32)
-    corners = pack(sides[:, 0], sides[:, 1]), pack(sides[:, 2], sides[:, 3])
-    details = torch.stack([labels, labels, *corners], -1)[:, None]
-    top.update(torch.arange(count), torch.ones(count, 1), torch.full((count, 1), 5), details)
+    nothing = torch.zeros(count, 1, dtype=torch.int64)
+    units = Units.packed(
+        scores=torch.ones(count, 1),
+        activations=torch.ones(count, 1),
+        images=torch.full((count, 1), 5),
+        labels=None,
+        rows=nothing,
+        columns=nothing,
+        boxes=torch.tensor(boxes)[:, None],
+    )
     store = PatchStore(torch.arange(count))
-    store.keep(top, IMAGE, torch.tensor([5]), torch.tensor([0]))
-    return store, [patch for line in store.collect(top.images, top.details) for patch in line]
+    store.keep(units, IMAGE, torch.tensor([5]), torch.tensor([0]))
+    return store, [patch for line in store.collect(units) for patch in line]
 
 
 def test_large_patches_that_exceed_their_image_share_one_copy_of_it() -> None:

@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, TensorDataset, default_collate
 
 from lightning_cnnviz.core.network.layers import select_layers
-from lightning_cnnviz.core.top_patches.mining import LayerTopPatches, PatchMiner
-from lightning_cnnviz.core.top_patches.search import TopPatches, diagnose, mine_top_patches
+from lightning_cnnviz.core.top_patches.mining import PatchMiner
+from lightning_cnnviz.core.top_patches.results import LayerTopPatches, TopPatches
+from lightning_cnnviz.core.top_patches.search import diagnose, mine_top_patches
 from lightning_cnnviz.core.tracing.feature_maps import trace_feature_maps
 
 
@@ -135,9 +136,9 @@ def test_equals_brute_force_on_the_same_activations(name: str, per_image: int | 
         maps = [maps for batch in seen[read[layer.layer]] for maps in batch]
         for channel, units in enumerate(brute_force_top_k(maps, 4, per_image)):
             filled = layer.images[channel] >= 0
-            got = [layer.activations, layer.images, layer.rows, layer.columns]
+            got = [layer.scores, layer.activations, layer.images, layer.rows, layer.columns]
             assert list(zip(*(part[channel][filled].tolist() for part in got), strict=True)) == units
-            for rank, (_, image, row, column) in enumerate(units):
+            for rank, (_, _, image, row, column) in enumerate(units):
                 box = boxes[tuple(images[image].shape[1:])][layer.layer][channel, row, column].tolist()
                 assert layer.boxes[channel, rank].tolist() == box
                 if channel < 3:
@@ -180,14 +181,13 @@ def test_ranking_at_the_end_of_the_batch_finds_the_same(name: str, per_image: in
     results = []
     for at_once in (True, False):
         miner = PatchMiner(model, select_layers(model), k=4, per_image=per_image, at_once=at_once)
-        with torch.no_grad(), context(), miner:
+        with torch.no_grad(), context():
             # Backwards, so that no batch is behind all earlier ones.
             first = sum(map(len, batches))
             for images in batches[::-1]:
                 first -= len(images)
-                miner.start_batch(images, torch.arange(first, first + len(images)), torch.arange(len(images)))
-                model(images)
-                miner.end_batch()
+                with miner.batch(images, torch.arange(first, first + len(images)), torch.arange(len(images))):
+                    model(images)
             results.append(miner.compute())
     assert_equal(*results)
 
@@ -195,7 +195,7 @@ def test_ranking_at_the_end_of_the_batch_finds_the_same(name: str, per_image: in
 def test_maps_that_are_searched_a_piece_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     model, batches = small_network().eval(), [noise(5, 2, 9, 9), noise(7, 2, 9, 9, seed=1)]
     expected = mine_top_patches(model, batches, k=4, per_image=2, features=None)
-    monkeypatch.setattr("lightning_cnnviz.core.top_patches.mining._CHUNK", 3 * 7 * 7)
+    monkeypatch.setattr("lightning_cnnviz.core.top_patches._reading._CHUNK", 3 * 7 * 7)
     assert_equal(mine_top_patches(model, batches, k=4, per_image=2, features=None), expected)
 
 
@@ -282,18 +282,17 @@ def test_an_image_that_comes_again_counts_the_first_time() -> None:
     results = []
     for at_once in (True, False):
         miner = PatchMiner(model, select_layers(model), k=9, features=None, per_image=None, at_once=at_once)
-        with torch.no_grad(), miner:
+        with torch.no_grad():
             for places in torch.arange(12).split(4):
-                miner.start_batch(images[places], indices[places])
-                model(images[places])
-                miner.end_batch()
+                with miner.batch(images[places], indices[places]):
+                    model(images[places])
             found = miner.compute()
         results.append(found)
         maps = feature_maps_by_batch(model, ["3"], images[first].split(1))["3"]
         units = brute_force_top_k([m[0] for m in maps], 9, None, indices[first].tolist())
         for channel in range(3):
-            assert found["3"].images[channel].tolist() == [unit[1] for unit in units[channel]]
-            for rank, (_, image, _, _) in enumerate(units[channel]):
+            assert found["3"].images[channel].tolist() == [unit[2] for unit in units[channel]]
+            for rank, (_, _, image, _, _) in enumerate(units[channel]):
                 top, left, bottom, right = found["3"].boxes[channel, rank].tolist()
                 pixels = images[indices.tolist().index(image)]
                 assert torch.equal(found["3"].patch(channel, rank), pixels[:, top:bottom, left:right])
@@ -421,11 +420,10 @@ def test_what_is_no_number_is_told_layer_by_layer(at_once: bool) -> None:
     results = []
     for batches in (torch.arange(9).split(2), torch.arange(9).flip(0).split(4)):
         miner = PatchMiner(model, select_layers(model), k=141, per_image=None, at_once=at_once)
-        with torch.no_grad(), miner:
+        with torch.no_grad():
             for indices in batches:
-                miner.start_batch(images[indices], indices)
-                model(images[indices])
-                miner.end_batch()
+                with miner.batch(images[indices], indices):
+                    model(images[indices])
             results.append(miner.compute())
     for found in results:
         assert found["a"].nonfinite is None
@@ -433,8 +431,8 @@ def test_what_is_no_number_is_told_layer_by_layer(at_once: bool) -> None:
         # Both feature maps read the spoiled unit; all other units of the same images count.
         for channel, units in enumerate(brute_force_top_k(maps, 141, None)):
             assert len(units) == 9 * 16 - 3
-            assert found["b"].activations[channel].tolist() == [unit[0] for unit in units]
-            assert found["b"].images[channel].tolist() == [unit[1] for unit in units]
+            assert found["b"].activations[channel].tolist() == [unit[1] for unit in units]
+            assert found["b"].images[channel].tolist() == [unit[2] for unit in units]
 
 
 @pytest.mark.parametrize("at_once", [True, False])
@@ -454,10 +452,9 @@ def test_minus_infinity_is_a_mask_unless_it_is_all_there_is(at_once: bool) -> No
 
     def nonfinite() -> int | None:
         miner = PatchMiner(model, select_layers(model, "mask"), k=2, at_once=at_once)
-        with torch.no_grad(), miner:
-            miner.start_batch(images, torch.arange(3))
-            model(images)
-            miner.end_batch()
+        with torch.no_grad():
+            with miner.batch(images, torch.arange(3)):
+                model(images)
             return miner.compute()["mask"].nonfinite
 
     assert nonfinite() is None
@@ -470,11 +467,10 @@ def test_a_network_that_gives_nothing_but_nan(at_once: bool) -> None:
     model = nn.Sequential(nn.Conv2d(1, 2, 3))
     model[0].weight.data.fill_(torch.nan)
     miner = PatchMiner(model, select_layers(model), k=2, at_once=at_once)
-    with torch.no_grad(), miner:
+    with torch.no_grad():
         for indices in torch.arange(6).split(2):
-            miner.start_batch(torch.rand(2, 1, 5, 5), indices)
-            model(torch.rand(2, 1, 5, 5))
-            miner.end_batch()
+            with miner.batch(torch.rand(2, 1, 5, 5), indices):
+                model(torch.rand(2, 1, 5, 5))
         found = miner.compute()
     assert found["0"].nonfinite == 0
     assert bool((found["0"].images == -1).all())
@@ -493,13 +489,12 @@ def test_images_that_no_patch_needs_are_let_go() -> None:
         parameter.data[1] = parameter.data[0]  # the same images for both
     miner = PatchMiner(model, select_layers(model), k=2)
     alive = []
-    with torch.no_grad(), miner:
+    with torch.no_grad():
         for start in range(0, 40, 4):
             images = noise(4, 2, 11, 11, seed=start)
             alive.append(weakref.ref(images))
-            miner.start_batch(images, torch.arange(start, start + 4))
-            model(images)
-            miner.end_batch()
+            with miner.batch(images, torch.arange(start, start + 4)):
+                model(images)
         del images
         found = miner.compute()
         assert miner._lists is not None
@@ -514,7 +509,6 @@ def test_images_that_no_patch_needs_are_let_go() -> None:
         assert sum(sizes.values()) <= 6 * (2 * 3 * 3 * 4 + 64) + 2 * (2 * 11 * 11 * 4 * 9 // 8)
     gc.collect()
     assert [reference() for reference in alive] == [None] * 10
-    assert miner._lists is None
     assert found["2"].patch(0).shape == (2, 11, 11)
 
 
@@ -619,16 +613,15 @@ def test_passes_of_compiled_code_are_refused_where_they_do_not_see_hooks(in_plac
         model = torch.compile(model, backend="eager")
     with torch.no_grad():
         model(images)
-        with PatchMiner(model, select_layers(model), k=2) as miner:
-            miner.start_batch(images, torch.arange(4))
-            model(images)
-            try:
-                miner.end_batch()
-            except RuntimeError as error:
-                assert "layer '0', '3' were never called: the network is compiled" in str(error)  # noqa: PT017
-            else:  # torch 2.6 compiles a network anew that was compiled in place, with the hooks
-                assert in_place
-                assert_equal(miner.compute(), expected)
+        miner = PatchMiner(model, select_layers(model), k=2)
+        try:
+            with miner.batch(images, torch.arange(4)):
+                model(images)
+        except RuntimeError as error:
+            assert "layer '0', '3' were never called: the network is compiled" in str(error)  # noqa: PT017
+        else:  # torch 2.6 compiles a network anew that was compiled in place, with the hooks
+            assert in_place
+            assert_equal(miner.compute(), expected)
 
 
 # Passes of somebody else
@@ -636,36 +629,36 @@ def test_passes_of_compiled_code_are_refused_where_they_do_not_see_hooks(in_plac
 
 def test_a_layer_that_does_not_run_this_time_is_told() -> None:
     model = small_network()
-    with torch.no_grad(), PatchMiner(model, select_layers(model), k=2) as miner:
-        miner.start_batch(noise(2, 2, 9, 9), torch.arange(2))
+    miner = PatchMiner(model, select_layers(model), k=2)
+    with (
+        torch.no_grad(),
+        pytest.raises(RuntimeError, match="layer '0', '3' did not run when this batch was processed"),
+        miner.batch(noise(2, 2, 9, 9), torch.arange(2)),
+    ):
         model[0](noise(2, 2, 9, 9))
-        with pytest.raises(RuntimeError, match="layer '0', '3' did not run when this batch was processed"):
-            miner.end_batch()
 
 
 def test_a_pass_over_other_images_is_told_after_it() -> None:
     model = small_network()
-    with torch.no_grad(), PatchMiner(model, select_layers(model), k=2) as miner:
-        miner.start_batch(noise(2, 2, 9, 9), torch.arange(2))
+    miner = PatchMiner(model, select_layers(model), k=2)
+    with (
+        torch.no_grad(),
+        pytest.raises(ValueError, match=r"layer '0' gave \(5, 4, 7, 7\) where the batch's images give \(2, 4, 7"),
+        miner.batch(noise(2, 2, 9, 9), torch.arange(2)),
+    ):
         assert model(noise(5, 2, 9, 9)).shape[0] == 5
-        with pytest.raises(ValueError, match=r"layer '0' gave \(5, 4, 7, 7\) where the batch's images give \(2, 4, 7"):
-            miner.end_batch()
 
 
-def test_the_first_of_several_passes_counts_and_a_miner_can_look_again() -> None:
+def test_the_first_of_several_passes_counts() -> None:
     model, images = small_network().eval(), noise(6, 2, 9, 9)
     expected = mine_top_patches(model, [images], k=3)
     miner = PatchMiner(model, select_layers(model), k=3)
-    for _ in range(2):
-        with torch.no_grad(), miner:
-            miner.start_batch(images, torch.arange(6))
+    with torch.no_grad():
+        with miner.batch(images, torch.arange(6)):
             for seen in (images, images.flip(3)):
                 model(seen)
-            miner.end_batch()
-            model(images * 2)  # between batches
-            assert_equal(miner.compute(), expected)
-    with pytest.raises(ValueError, match="no image was seen"):
-        miner.compute()
+        model(images * 2)  # between batches
+    assert_equal(miner.compute(), expected)
 
 
 # What is refused
@@ -732,14 +725,26 @@ def test_windows_have_no_feature_maps_of_the_image() -> None:
 # Diagnostics and results
 
 
-def layer_result(activations: Any, images: Any, labels: Any = None, name: str = "a") -> LayerTopPatches:
-    activations = torch.tensor(activations)
-    shape = activations.shape
-    empty = torch.zeros(shape, dtype=torch.int64)
+def layer_result(scores: Any, images: Any, labels: Any = None, name: str = "a", maxima: Any = None) -> LayerTopPatches:
+    scores = torch.tensor(scores)
+    empty = torch.zeros(scores.shape, dtype=torch.int64)
     return LayerTopPatches(
-        name, activations, torch.tensor(images), None if labels is None else torch.tensor(labels), empty, empty,
-        torch.zeros(*shape, 4, dtype=torch.int64), (), (),
-    )  # fmt: skip
+        layer=name,
+        scores=scores,
+        activations=scores.clone(),
+        images=torch.tensor(images),
+        labels=None if labels is None else torch.tensor(labels),
+        rows=empty,
+        columns=empty,
+        boxes=torch.zeros(*scores.shape, 4, dtype=torch.int64),
+        maxima=scores[:, 0].clone() if maxima is None else torch.tensor(maxima),
+        features=(),
+        patches=(),
+    )
+
+
+def result_of(*layers: LayerTopPatches, k: int = 3) -> TopPatches:
+    return TopPatches(layers=layers, k=k)
 
 
 def test_diagnostics_of_a_small_example() -> None:
@@ -750,7 +755,7 @@ def test_diagnostics_of_a_small_example() -> None:
         [[5, 5, 6], [1, 2, 3], [7, 8, 0], [1, 1, 1], [0, 0, 0]],
     )
     before = layer_result([[0.0] * 3] * 5, [[3, 2, 9], [4, 5, 6], [-1, -1, -1], [2, 3, 4], [-1, -1, -1]])
-    (summary,) = diagnose(TopPatches((now,), 3), TopPatches((before,), 3))
+    (summary,) = diagnose(result_of(now), result_of(before))
     # The second, fourth and fifth were never above zero.
     assert (summary.layer, summary.dead_features, summary.dead_fraction) == ("a", 3, pytest.approx(0.6))
     # {1 2 3} and {2 3 9}: 2 of 4; {4 5 6}: all; {7 8} and nothing: none; {1 5 9} and {2 3 4}: none; nothing twice: no
@@ -761,17 +766,17 @@ def test_diagnostics_of_a_small_example() -> None:
 
 
 def test_diagnostics_that_cannot_be_told_are_nan() -> None:
-    result = TopPatches((layer_result([[1.0]], [[0]]),), 1)
+    result = result_of(layer_result([[1.0]], [[0]]), k=1)
     for summaries in (
         diagnose(result),
-        diagnose(result, TopPatches((layer_result([[1.0]], [[0]], name="b"),), 1)),
-        diagnose(result, TopPatches((layer_result([[1.0], [1.0]], [[0], [0]]),), 1)),
+        diagnose(result, result_of(layer_result([[1.0]], [[0]], name="b"), k=1)),
+        diagnose(result, result_of(layer_result([[1.0], [1.0]], [[0], [0]]), k=1)),
         diagnose(result, replace(result, indices_known=False)),
         diagnose(replace(result, indices_known=False), result),
     ):
         assert summaries[0].stability != summaries[0].stability
         assert summaries[0].label_purity != summaries[0].label_purity
-    dead = TopPatches((layer_result([[-1.0]], [[0]], [[3]]),), 1)
+    dead = result_of(layer_result([[-1.0]], [[0]], [[3]]), k=1)
     assert diagnose(dead, dead)[0].stability == 1.0
     assert diagnose(dead)[0].label_purity != diagnose(dead)[0].label_purity
 
@@ -784,13 +789,3 @@ def test_a_result_can_be_stored_and_holds_no_more_than_it_says(tmp_path: Any) ->
     assert len(stored) < 20_000
     torch.save(found, tmp_path / "found.pt")
     assert_equal(torch.load(tmp_path / "found.pt", weights_only=False), found)
-
-
-def test_results_that_do_not_fit_together_are_refused() -> None:
-    good = layer_result([[1.0, 0.5]], [[0, 1]])
-    with pytest.raises(ValueError, match=r"layer 'a': images \(1, 1\) is not \(1, 2\)"):
-        replace(good, images=torch.zeros(1, 1))
-    with pytest.raises(ValueError, match="layer 'a': boxes or patches do not fit"):
-        replace(good, boxes=torch.zeros(1, 2, 3))
-    with pytest.raises(ValueError, match="layer 'a': boxes or patches do not fit"):
-        replace(good, features=(0,))
