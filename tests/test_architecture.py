@@ -31,7 +31,7 @@ ALLOWED = {
     "report": set(),
     "": set(),
     "render": {"core", "report"},
-    "sinks": {"report", "render.image", "render.charts"},
+    "sinks": {"report", "render.image", "render.charts", "render.items", "render.tables"},
     "callbacks": {"render", "sinks.base", "sinks.outlet", "core", "report"},
     "finetune": {"core", "render", "sinks.base", "sinks.outlet", "report"},
     "studies": {"finetune", "core", "render", "sinks", "report"},

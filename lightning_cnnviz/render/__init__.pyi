@@ -1,7 +1,10 @@
 from .charts import curve_svg as curve_svg
 from .charts import draw_curve as draw_curve
 from .image import draw_sheet as draw_sheet
+from .items import draw_item as draw_item
 from .normalization import Normalization as Normalization
 from .normalization import find_normalization as find_normalization
+from .tables import draw_table as draw_table
+from .tables import table_text as table_text
 from .top_patches import top_patches_report as top_patches_report
 from .top_patches import top_patches_table as top_patches_table

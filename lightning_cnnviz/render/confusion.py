@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lightning_cnnviz.render.charts import shorten
-from lightning_cnnviz.render.figures import figure_pixels, fit_square, new_figure
+from lightning_cnnviz.render.figures import figure_pixels, fit_square, new_figure, shorten
 from lightning_cnnviz.report import Picture, Report, Scalar, Table
 
 if TYPE_CHECKING:

@@ -11,8 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from lightning_cnnviz.core.images.correlation import ChannelCorrelation
-from lightning_cnnviz.render.charts import shorten
-from lightning_cnnviz.render.figures import figure_pixels, fit_square, new_figure
+from lightning_cnnviz.render.figures import figure_pixels, fit_square, new_figure, shorten
 from lightning_cnnviz.report import Item, Picture, Report, Scalar, Table
 
 if TYPE_CHECKING:

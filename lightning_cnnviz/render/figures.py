@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_cnnviz.render.charts import COLORS, DASHES, house_style, shorten
-
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 __all__ = [
+    "COLORS",
+    "PENCIL",
     "class_color",
     "class_label",
     "figure_pixels",
@@ -24,21 +24,43 @@ __all__ = [
     "line_style",
     "new_figure",
     "overlaid",
+    "shorten",
     "show_pixels",
 ]
 
+# Okabe and Ito's colors, told apart with any color vision, without their yellow, which vanishes on white.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+PENCIL = "#606060"
+_DASHES = ("-", "--", ":", "-.")
 _DPI = 110
 _MARGIN = 0.12  # inches
 # What speaks for a class, and against it: bright enough to be seen on a dark image.
 _FOR, _AGAINST = (230, 40, 30), (40, 110, 240)
 
 
+_STYLE = {
+    "axes.axisbelow": True,
+    "axes.edgecolor": PENCIL,
+    "axes.grid": True,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "figure.constrained_layout.h_pad": 0.1,
+    "figure.constrained_layout.w_pad": 0.1,
+    "font.size": 10,
+    "grid.color": "#e4e4e4",
+    "svg.fonttype": "none",  # text stays text: small, and found by the page's search
+    "svg.hashsalt": "lightning_cnnviz",  # the same curve gives the same bytes
+    "text.parse_math": False,  # a `$` in a layer's or a class's name is a dollar
+}
+
+
 @contextmanager
 def new_figure(width: float, height: float) -> Iterator[Figure]:
     """Open an empty figure in the house's style, in inches; draw, and take `figure_pixels`, inside the block."""
-    from matplotlib.figure import Figure
+    from matplotlib import style
+    from matplotlib.figure import Figure  # not pyplot: its list of open figures would be a trace, and a leak
 
-    with house_style():
+    with style.context(["default", _STYLE]):  # whatever style the user has chosen for plots of their own
         yield Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
 
 
@@ -69,7 +91,7 @@ def fit_square(figure: Figure, axes: Axes, side: float) -> None:
 
 def line_style(number: int) -> dict[str, Any]:
     """Return color and dashes of the n-th line, the same in all charts."""
-    return {"color": COLORS[number % len(COLORS)], "linestyle": DASHES[number // len(COLORS) % len(DASHES)]}
+    return {"color": COLORS[number % len(COLORS)], "linestyle": _DASHES[number // len(COLORS) % len(_DASHES)]}
 
 
 def class_color(number: int) -> tuple[float, float, float]:
@@ -114,3 +136,10 @@ def overlaid(pixels: Tensor, values: Tensor, *, signed: bool) -> Tensor:
 
 def _level(color: tuple[int, int, int]) -> Tensor:
     return torch.tensor(color, dtype=torch.float32).view(3, 1, 1)
+
+
+def shorten(text: str, length: int) -> str:
+    """Leave out the middle: the names of layers tell themselves apart at either end."""
+    text = " ".join(text.split())
+    tail = length // 2
+    return text if len(text) <= length else f"{text[: length - tail - 1]}…{text[-tail:]}"

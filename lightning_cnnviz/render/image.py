@@ -3,29 +3,23 @@
 from __future__ import annotations
 
 import io
-import math
-from bisect import bisect_right
-from collections.abc import Mapping
-from functools import cache
-from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 
-from lightning_cnnviz.render.layout import EDGE, SheetPlan, SheetSizes, plan_sheet
-from lightning_cnnviz.report import Gallery, Number, Row
+from lightning_cnnviz.render._text import INK, PAPER, PENCIL, draw_header, fit, fit_numbers, length, line_height, write
+from lightning_cnnviz.render.layout import SheetPlan, SheetSizes, plan_sheet
+from lightning_cnnviz.report import Gallery, Row
 
-__all__ = ["LOSSLESS_SIDE", "draw_sheet", "encode_tile", "to_image"]
+__all__ = ["LOSSLESS_SIDE", "draw_sheet", "encode_tile", "from_image", "to_image"]
 
 LOSSLESS_SIDE = 32
 """Up to this many pixels a side a PNG is lossless *and* hardly larger than a JPEG with its 600 bytes of tables."""
 
-_PAPER, _INK, _PENCIL = (244, 244, 242), (24, 24, 24), (96, 96, 96)  # not white: patches of white sky must show
-_TITLE, _CAPTION, _LABEL, _FIGURES = 22, 14, 13, 11  # font sizes in pixels
+_LABEL, _FIGURES = 13, 11  # font sizes in pixels
 _WIDEST_LABEL = 120
-_HEADER_LINES = 3
 
 
 def encode_tile(pixels: Tensor) -> tuple[str, bytes]:
@@ -68,7 +62,7 @@ def draw_sheet(gallery: Gallery, *, title: str) -> Tensor:
     """
     plan = plan_sheet(_measure(gallery))
     header = _draw_header(gallery, title, plan)
-    sheet = Image.new("RGB", (plan.size[0], header.height + plan.size[1]), _PAPER)
+    sheet = Image.new("RGB", (plan.size[0], header.height + plan.size[1]), PAPER)
     sheet.paste(header)
     draw = ImageDraw.Draw(sheet)
     for number, row in enumerate(gallery.rows[: plan.shown]):
@@ -79,14 +73,19 @@ def draw_sheet(gallery: Gallery, *, title: str) -> Tensor:
             sheet.paste(_resize(to_image(tile.pixels), plan, gallery.enlarge), (left, top))
             if plan.tile_label_height:
                 width, height = plan.tile
-                _write(draw, (left, top + height + 1), _fit(tile.caption, width, _FIGURES), _FIGURES, _PENCIL)
-    return torch.from_numpy(np.array(sheet)).permute(2, 0, 1).contiguous()
+                write(draw, (left, top + height + 1), fit(tile.caption, width, _FIGURES), _FIGURES, PENCIL)
+    return from_image(sheet)
 
 
 def to_image(pixels: Tensor) -> Image.Image:
     """Hand `(3, H, W)` uint8 pixels over to PIL."""
     # numpy turns the axes: of so little data, torch's threads only get in each other's way.
     return Image.fromarray(np.ascontiguousarray(pixels.cpu().numpy().transpose(1, 2, 0)))
+
+
+def from_image(image: Image.Image) -> Tensor:
+    """Take an RGB image of PIL's as `(3, H, W)` uint8 pixels."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 
 def _resize(image: Image.Image, plan: SheetPlan, hard_edges: bool) -> Image.Image:
@@ -101,8 +100,9 @@ def _measure(gallery: Gallery) -> SheetSizes:
     """Say how large tiles are and how much room text needs."""
     tiles = [tile for row in gallery.rows for tile in row.tiles]
     height, width = tiles[0].pixels.shape[1:] if tiles else (1, 1)
-    captions = [_length(row.caption, _LABEL, bold=True) for row in gallery.rows]
-    label_height = _line(_LABEL) * any(captions) + _line(_FIGURES) * any(row.numbers for row in gallery.rows)
+    captions = [length(row.caption, _LABEL, bold=True) for row in gallery.rows]
+    label_height = line_height(_LABEL) * any(captions)
+    label_height += line_height(_FIGURES) * any(row.numbers for row in gallery.rows)
     return SheetSizes(
         rows=len(gallery.rows),
         tiles=max((len(row.tiles) for row in gallery.rows), default=0),
@@ -110,8 +110,8 @@ def _measure(gallery: Gallery) -> SheetSizes:
         tile_height=max(height, 1),
         label_width=min(max(captions, default=0), _WIDEST_LABEL),
         label_height=label_height + 2 if label_height else 0,
-        tile_label_width=max((_length(tile.caption, _FIGURES) for tile in tiles), default=0),
-        tile_label_height=_line(_FIGURES) + 2,
+        tile_label_width=max((length(tile.caption, _FIGURES) for tile in tiles), default=0),
+        tile_label_height=line_height(_FIGURES) + 2,
         columns=gallery.columns or 0,
         wanted_side=gallery.tile_side,
     )
@@ -119,21 +119,12 @@ def _measure(gallery: Gallery) -> SheetSizes:
 
 def _draw_header(gallery: Gallery, title: str, plan: SheetPlan) -> Image.Image:
     """Draw title, caption and numbers of a gallery, as wide as the sheet."""
-    width = plan.size[0] - 2 * EDGE
     caption = gallery.caption
     if plan.shown < len(gallery.rows):
         caption = f"First {plan.shown} of {len(gallery.rows)}. {caption}"
     elif not any(row.tiles for row in gallery.rows):
         caption = f"Nothing to show. {caption}"
-    lines = [*_wrap(caption, width, _CAPTION), _fit_figures(gallery.numbers, width, _CAPTION)]
-    lines = [line for line in lines if line]
-    height = EDGE + _line(_TITLE) + 4 + len(lines) * _line(_CAPTION) + 14
-    header = Image.new("RGB", (plan.size[0], height), _PAPER)
-    draw = ImageDraw.Draw(header)
-    _write(draw, (EDGE, EDGE - 4), _fit(title, width, _TITLE, bold=True), _TITLE, _INK, bold=True)
-    for number, line in enumerate(lines):
-        _write(draw, (EDGE, EDGE + _line(_TITLE) + number * _line(_CAPTION)), line, _CAPTION, _PENCIL)
-    return header
+    return draw_header(title, caption, gallery.numbers, plan.size[0])
 
 
 def _draw_label(draw: ImageDraw.ImageDraw, row: Row, plan: SheetPlan, number: int, header_height: int) -> None:
@@ -141,71 +132,8 @@ def _draw_label(draw: ImageDraw.ImageDraw, row: Row, plan: SheetPlan, number: in
     width, _ = plan.block
     bottom = header_height + top + plan.sizes.label_height - 2
     if row.numbers:
-        bottom -= _line(_FIGURES)
-        _write(draw, (left, bottom), _fit_figures(row.numbers, width, _FIGURES), _FIGURES, _PENCIL)
+        bottom -= line_height(_FIGURES)
+        write(draw, (left, bottom), fit_numbers(row.numbers, width, _FIGURES), _FIGURES, PENCIL)
     if row.caption:
-        caption = _fit(row.caption, width, _LABEL, bold=True)
-        _write(draw, (left, bottom - _line(_LABEL)), caption, _LABEL, _INK, bold=True)
-
-
-def _fit_figures(numbers: Mapping[str, Number], width: int, size: int) -> str:
-    """Write as many figures as fit whole: a number cut short would be another number."""
-    texts = [f"{name} {_figure(value)}" for name, value in numbers.items()]
-    for count in range(len(texts), 0, -1):
-        line = " · ".join(texts[:count]) + (" …" if count < len(texts) else "")
-        if _length(line, size) <= width:
-            return line
-    return "…" if texts else ""
-
-
-def _figure(value: Number) -> str:
-    if not isinstance(value, float):
-        return str(value)
-    return f"{value:.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.3g}"
-
-
-def _wrap(text: str, width: int, size: int) -> list[str]:
-    """Break a text into at most three lines; what is left over ends in an ellipsis."""
-    words = text.split()
-    lines: list[str] = []
-    while words and len(lines) < _HEADER_LINES - 1:
-        count = max((n for n in range(1, len(words) + 1) if _length(" ".join(words[:n]), size) <= width), default=1)
-        lines.append(_fit(" ".join(words[:count]), width, size))
-        words = words[count:]
-    return [*lines, _fit(" ".join(words), width, size)]
-
-
-def _fit(text: str, width: int, size: int, bold: bool = False) -> str:
-    """Shorten a text to one line of a width, with an ellipsis if anything had to go."""
-    text = " ".join(text.split())
-    if _length(text, size, bold) <= width:
-        return text
-    kept = bisect_right(range(len(text)), width, key=lambda n: _length(text[:n].rstrip() + "…", size, bold))
-    return text[: max(kept - 1, 0)].rstrip() + "…"
-
-
-def _length(text: str, size: int, bold: bool = False) -> int:
-    return math.ceil(_font(size, bold).getlength(" ".join(text.split())))
-
-
-def _line(size: int) -> int:
-    return math.ceil(size * 1.35)
-
-
-def _write(
-    draw: ImageDraw.ImageDraw,
-    corner: tuple[int, int],
-    text: str,
-    size: int,
-    color: tuple[int, int, int],
-    bold: bool = False,
-) -> None:
-    draw.text(corner, text, fill=color, font=_font(size, bold))
-
-
-@cache
-def _font(size: int, bold: bool) -> ImageFont.FreeTypeFont:
-    import matplotlib  # for the one font that is surely there
-
-    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
-    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name, size)
+        caption = fit(row.caption, width, _LABEL, bold=True)
+        write(draw, (left, bottom - line_height(_LABEL)), caption, _LABEL, INK, bold=True)

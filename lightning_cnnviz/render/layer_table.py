@@ -7,7 +7,7 @@ from textwrap import wrap
 from typing import NamedTuple
 
 from lightning_cnnviz.core.layer_table.table import LayerRow, LayerTable, WindowFit
-from lightning_cnnviz.render.tables import Side, text_table
+from lightning_cnnviz.render.tables import Side, aligned_text
 from lightning_cnnviz.report import Item, Number, Report, Scalar, Table
 
 __all__ = ["layer_table_report", "layer_table_text"]
@@ -50,7 +50,7 @@ def layer_table_text(table: LayerTable) -> str:
     size = "size" if square else "height"
     columns = ("layer", "type", "output", size, "parameters", "MACs", "memory", "jump", "field", "center")
     sides: list[Side] = ["left", "left", "right", "left", "right", "right", "right", "right", "right", "right"]
-    text = text_table(columns, [_text_row(row) for row in table.layers], sides, widest=32)
+    text = aligned_text(columns, [_text_row(row) for row in table.layers], sides, widest=32)
     below = "\n".join((" · ".join(_totals(table)), *_LEGEND, *_notes(table)))
     remarks = (f"- {_listed(names)}: {_sentence(remark)}" for remark, names in _remarks(table).items())
     lines = [line for remark in remarks for line in wrap(remark, 150, subsequent_indent="  ")]

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_cnnviz.core.images.occlusion import OcclusionMaps
-from lightning_cnnviz.render.charts import shorten
-from lightning_cnnviz.render.figures import class_color, class_label, figure_pixels, new_figure, show_pixels
+from lightning_cnnviz.render.figures import class_color, class_label, figure_pixels, new_figure, shorten, show_pixels
 from lightning_cnnviz.render.patches import brief, to_gray_centered
 from lightning_cnnviz.report import Item, Picture, Report, Scalar
 

@@ -9,9 +9,9 @@ from typing import Any, ClassVar, TypeAlias
 
 from PIL import Image
 
-from lightning_cnnviz.render.charts import draw_curve
-from lightning_cnnviz.render.image import LOSSLESS_SIDE, draw_sheet, to_image
-from lightning_cnnviz.report import Curve, Gallery, Item, Number, Report, Scalar, Step, Table, Tile
+from lightning_cnnviz.render.image import LOSSLESS_SIDE, to_image
+from lightning_cnnviz.render.items import draw_item
+from lightning_cnnviz.report import Item, Number, Report, Scalar, Step, Table, Tile
 from lightning_cnnviz.sinks.base import Sink
 
 __all__ = ["WandbSink"]
@@ -89,17 +89,9 @@ def _contents(report: Report, step: Step) -> Iterator[tuple[str, tuple[_Content,
         if key in taken:  # names are unique within a kind only: a curve may be called like a gallery
             key = f"{key}_{type(item).__name__.lower()}"
         taken.add(key)
-        yield key, (_draw(item, f"{report.heading} · {item.name} · epoch {step.epoch}"), _caption(item, report))
-
-
-def _draw(item: Item, title: str) -> _Content:
-    if isinstance(item, Gallery):
-        return to_image(draw_sheet(item, title=title))
-    if isinstance(item, Curve):
-        return to_image(draw_curve(item))
-    if isinstance(item, Table):
-        return _cut(item)
-    return item.value if isinstance(item, Scalar) else to_image(item.pixels)
+        title = f"{report.heading} · {item.name} · epoch {step.epoch}"
+        content = _cut(item) if isinstance(item, Table) else to_image(draw_item(item, title=title))
+        yield key, (content, _caption(item, report))
 
 
 def _caption(item: Item, report: Report) -> str:

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_cnnviz.render.tables import NOT_KNOWN
 from lightning_cnnviz.report import Item, Number, Report, Scalar, Table
 from lightning_cnnviz.studies.jobs import Backend, Job, check_backend, run_jobs, write_json
-from lightning_cnnviz.studies.summary import NOT_KNOWN, show_study, with_spread
+from lightning_cnnviz.studies.summary import show_study, with_spread
 from lightning_cnnviz.studies.training import (
     Runs,
     Training,

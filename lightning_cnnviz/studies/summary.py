@@ -7,15 +7,13 @@ from pathlib import Path
 
 from torch import Tensor
 
-from lightning_cnnviz.render.tables import Side, text_table
+from lightning_cnnviz.render.tables import table_text
 from lightning_cnnviz.report import Report, Step, Table
 from lightning_cnnviz.sinks import PageSink, Sink, WandbSink
 from lightning_cnnviz.sinks.outlet import show_once
 from lightning_cnnviz.studies.training import Runs
 
-__all__ = ["NOT_KNOWN", "report_text", "show_study", "spread", "with_spread"]
-
-NOT_KNOWN = "\N{EN DASH}"
+__all__ = ["report_text", "show_study", "spread", "with_spread"]
 
 
 def spread(values: Tensor) -> float:
@@ -37,9 +35,7 @@ def with_spread(values: Tensor, *, sign: bool = False) -> str:
 def report_text(report: Report) -> str:
     """Return a report's first table for a terminal, and its notes."""
     table = next(item for item in report.items if isinstance(item, Table))
-    cells = [[NOT_KNOWN if cell is None else _written(cell) for cell in row] for row in table.rows]
-    align: list[Side] = ["right" if _is_number(column) else "left" for column in zip(*cells, strict=True)]
-    return "\n".join([report.title, "", text_table(table.columns, cells, align, widest=60), "", *report.notes])
+    return "\n".join([report.title, "", table_text(table), "", *report.notes])
 
 
 def show_study(report: Report, folder: Path, runs: Runs | None) -> None:
@@ -49,11 +45,3 @@ def show_study(report: Report, folder: Path, runs: Runs | None) -> None:
     show_once("study", report, Step(epoch=0, global_step=0, stage="test"), sinks, loggers=loggers, folder=folder)
     for logger in loggers:
         logger.experiment.finish()
-
-
-def _written(cell: object) -> str:
-    return f"{cell:,}" if isinstance(cell, int) else f"{cell:g}" if isinstance(cell, float) else str(cell)
-
-
-def _is_number(column: tuple[str, ...]) -> bool:
-    return all(cell[:1].isdigit() or cell[:1] in "+-\N{EN DASH}" for cell in column)

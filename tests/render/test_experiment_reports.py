@@ -15,8 +15,7 @@ from lightning_cnnviz.core.images.invariance import InvarianceCurves, Sweep
 from lightning_cnnviz.core.images.occlusion import OcclusionMaps, occluder_boxes
 from lightning_cnnviz.core.network.classification import Classified
 from lightning_cnnviz.render.attribution import attribution_report
-from lightning_cnnviz.render.charts import COLORS
-from lightning_cnnviz.render.figures import class_color, class_label, line_style, overlaid
+from lightning_cnnviz.render.figures import COLORS, class_color, class_label, line_style, overlaid
 from lightning_cnnviz.render.invariance import EXAMPLES, examples_at, invariance_report
 from lightning_cnnviz.render.occlusion import occlusion_report
 from lightning_cnnviz.report import Gallery, Picture, Report, Scalar

@@ -7,7 +7,7 @@ from torch import nn
 
 from lightning_cnnviz.core.layer_table.table import LayerTable, layer_table
 from lightning_cnnviz.render.layer_table import layer_table_report, layer_table_text
-from lightning_cnnviz.render.tables import text_table
+from lightning_cnnviz.render.tables import aligned_text
 from lightning_cnnviz.report import Scalar, Table
 
 
@@ -23,9 +23,9 @@ def resnet() -> LayerTable:
 
 
 def test_columns_are_aligned_and_long_cells_keep_their_end() -> None:
-    text = text_table(("name", "n"), [("a.very.long.path", "7"), ("b", "1234")], ("left", "right"), widest=8)
+    text = aligned_text(("name", "n"), [("a.very.long.path", "7"), ("b", "1234")], ("left", "right"), widest=8)
     assert text.splitlines() == ["name         n", "--------  ----", "…ng.path     7", "b         1234"]
-    assert text_table(("name", "n"), [], ("left", "right")).splitlines() == ["name  n", "----  -"]
+    assert aligned_text(("name", "n"), [], ("left", "right")).splitlines() == ["name  n", "----  -"]
 
 
 def test_a_report_has_a_row_a_layer_and_its_totals(resnet: LayerTable) -> None:

@@ -14,6 +14,7 @@ from sinks.offline_run import keep_wandb_inside, read_offline_artifacts, read_of
 
 from lightning_cnnviz.render.charts import draw_curve
 from lightning_cnnviz.render.image import draw_sheet
+from lightning_cnnviz.render.items import draw_item
 from lightning_cnnviz.report import Curve, Gallery, Item, Picture, Report, Row, Scalar, Series, Step, Table, Tile
 from lightning_cnnviz.sinks import wandb as sink_module
 from lightning_cnnviz.sinks.wandb import WandbSink
@@ -171,8 +172,8 @@ def test_pictures_keep_every_side_and_tiny_ones_every_bit(height: int, width: in
 
 
 def test_every_run_gets_everything_and_none_twice(monkeypatch: pytest.MonkeyPatch) -> None:
-    draw = Mock(side_effect=draw_sheet)
-    monkeypatch.setattr(sink_module, "draw_sheet", draw)
+    draw = Mock(side_effect=draw_item)
+    monkeypatch.setattr(sink_module, "draw_item", draw)
     shared, other = FakeRun(), FakeRun()
     write((GALLERY, TABLE), WandbLogger(shared), WandbLogger(shared), OurWandbLogger(other))
     assert [len(run.rows) for run in (shared, other)] == [1, 1]
