@@ -24,10 +24,10 @@ from .core.images.transforms import Transform as Transform
 from .core.layer_table.table import layer_table as layer_table
 from .core.maximization.maximize import Maximization as Maximization
 from .core.maximization.maximize import maximize as maximize
-from .core.probing.features import tap_features as tap_features
 from .core.probing.probe import probe as probe
 from .core.probing.probe import probe_layers as probe_layers
 from .core.probing.protocols import Protocol as Protocol
+from .core.probing.tap import tap_features as tap_features
 from .core.top_patches.results import TopPatches as TopPatches
 from .core.top_patches.search import mine_top_patches as mine_top_patches
 from .finetune.data import ImageFolderDataModule as ImageFolderDataModule

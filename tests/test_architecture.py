@@ -126,7 +126,7 @@ def test_imports_point_one_way(file: str) -> None:
         ("core/tracing/x.py", "from lightning_cnnviz.core.data.batches import read_batch"),
         ("core/deconvnet/x.py", "from lightning_cnnviz.core.top_patches.mining import PatchMiner"),
         ("core/maximization/x.py", "from lightning_cnnviz.core.deconvnet.projection import project"),
-        ("core/images/x.py", "from lightning_cnnviz.core.probing.features import tap_features"),
+        ("core/images/x.py", "from lightning_cnnviz.core.probing.tap import tap_features"),
         ("sinks/page.py", "from lightning_cnnviz.render.top_patches import top_patches_report"),
         ("report.py", "from lightning_cnnviz.core.network.layers import select_layers"),
         ("callbacks/x.py", "from wandb import Image"),

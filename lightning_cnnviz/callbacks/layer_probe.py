@@ -16,9 +16,11 @@ from lightning_cnnviz.callbacks._base.trainer import chosen_loader, find_network
 from lightning_cnnviz.callbacks._base.validation_tap import ValidationTap
 from lightning_cnnviz.core.data.batches import BatchFn
 from lightning_cnnviz.core.network.layers import SelectedLayer, evenly, select_layers
-from lightning_cnnviz.core.probing.features import Features, drawn_images, known_labels, merge_features, tap_features
+from lightning_cnnviz.core.probing.dataset import dataset_labels, drawn_images
+from lightning_cnnviz.core.probing.features import Features, merge_features
 from lightning_cnnviz.core.probing.probe import LayerProbe, probe_layers, random_twin
 from lightning_cnnviz.core.probing.protocols import Manifest, Protocol, draw_splits, find_protocol, restricted
+from lightning_cnnviz.core.probing.tap import tap_features
 from lightning_cnnviz.render.layer_probe import layer_probe_report
 from lightning_cnnviz.report import Report
 
@@ -273,7 +275,7 @@ class LayerProbeMonitor(ExperimentMonitor):
                 pool=self.pool,
                 limit=self._limit,
                 indices=wanted,
-                share=self._share,
+                part=self._share,
                 batch_fn=self.batch_fn,
                 seed=self.seed,
                 progress=progress,
@@ -294,7 +296,7 @@ class LayerProbeMonitor(ExperimentMonitor):
         drawn: list[Tensor | None] = []
         labels: list[Tensor | None] = []
         for loader, found in zip(self._loaders, tried, strict=True):
-            known = None if found is None else known_labels(loader)
+            known = None if found is None else dataset_labels(loader)
             if found is not None and (known is None or not torch.equal(known[found.indices], found.labels)):
                 return
             drawn.append(None if known is None else drawn_images(len(known), self._limit, self.seed))

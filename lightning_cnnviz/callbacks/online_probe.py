@@ -5,18 +5,17 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from lightning_cnnviz.callbacks._base.passes import PassMonitor, PassOptions
-from lightning_cnnviz.callbacks._base.trainer import find_network
 from lightning_cnnviz.callbacks.layer_probe import LAYERS
 from lightning_cnnviz.core.data.batches import read_batch
-from lightning_cnnviz.core.network.hooks import hooked
-from lightning_cnnviz.core.network.layers import SelectedLayer, evenly, select_layers
-from lightning_cnnviz.core.probing.features import MapReader, why_no_labels
-from lightning_cnnviz.core.probing.online import OnlineProbes, OnlineScores, score_online, watched
+from lightning_cnnviz.core.network.layers import evenly, select_layers
+from lightning_cnnviz.core.probing.dataset import why_no_labels
+from lightning_cnnviz.core.probing.map_reader import MapReader
+from lightning_cnnviz.core.probing.online import OnlineProbes, OnlineScores
+from lightning_cnnviz.core.probing.online_passes import OnlineLearner, OnlineTest
 from lightning_cnnviz.render.layer_probe import online_probe_report
 from lightning_cnnviz.report import Report
 
@@ -55,24 +54,21 @@ class OnlineProbeMonitor(PassMonitor):
         if pool < 1:
             raise ValueError(f"pool={pool}: give the largest number of features of a layer")
         self.layers, self.pool = layers, pool
-        self._network: nn.Module | None = None
-        self._chosen: list[SelectedLayer] = []
         self._probes: OnlineProbes | None = None
-        self._reader_of_maps: MapReader | None = None
-        self._hooks = ExitStack()
-        self._labels: Tensor | None = None
-        self._numbers: Tensor | None = None
-        self._seen: list[tuple[Tensor, Tensor]] = []
+        self._maps: MapReader | None = None
+        self._learner: OnlineLearner | None = None
+        self._test: OnlineTest | None = None
+        self._pass = ExitStack()
 
     # What every monitor says.
 
     def prepare(self, network: nn.Module) -> None:
         """Choose the layers."""
         _refuse_compiled(self._who, network)
-        self._network = network
         chosen = select_layers(network, "conv" if self.layers is None else self.layers)
-        self._chosen = evenly(chosen, LAYERS) if self.layers is None else chosen
-        self._reader_of_maps = MapReader(network, self._chosen, pool=self.pool)
+        chosen = evenly(chosen, LAYERS) if self.layers is None else chosen
+        self._maps = MapReader(network, chosen, pool=self.pool)
+        self._learner = None
 
     def check_trainer(self, trainer: Any, stage: str) -> None:
         """Start anew in fit; elsewhere refuse probes that have learned nothing."""
@@ -96,24 +92,23 @@ class OnlineProbeMonitor(PassMonitor):
                 images, labels = read_batch(batch, self.batch_fn)
                 if labels is None:
                     raise ValueError(why_no_labels(batch, self.batch_fn))
-                self._labels = labels
-                self._expect(find_network(self._who, pl_module, self.model), images)
-                self._hooks.enter_context(watched(self._maps.sites, self._maps.take))
+                assert self._maps is not None
+                self._learner = self._learner or OnlineLearner(self._maps, self._probes)
+                self._pass.enter_context(self._learner.batch(images, labels))
 
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Tensor) -> None:
-        """Look away: gradient checkpointing is about to run layers again."""
-        self._hooks.close()
+        """Learn from what the step has shown: gradient checkpointing is about to run layers again."""
+        self._learn(trainer, first=trainer.global_step == 0)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Learn from what the step has shown."""
-        self._hooks.close()
-        labels, self._labels = self._labels, None
-        if labels is not None and len(labels) and self._failure is None:
-            with self._guard(raises=trainer.global_step <= 1 and batch_idx == 0):
-                self._maps.check()
-                if self._probes is None:
-                    self._probes = OnlineProbes({name: rows.shape[1] for name, rows in self._in_order().items()})
-                self._probes.update(self._maps.values, labels)
+        """Learn from what the step has shown, where it made no backward pass."""
+        self._learn(trainer, first=trainer.global_step <= 1 and batch_idx == 0)
+
+    def _learn(self, trainer: Any, *, first: bool) -> None:
+        with self._guard(raises=first):
+            self._pass.close()
+        if self._learner is not None:
+            self._probes = self._learner.probes
 
     def state_dict(self) -> dict[str, Any]:
         """Return the probes, for a checkpoint."""
@@ -132,44 +127,25 @@ class OnlineProbeMonitor(PassMonitor):
 
     def start_look(self) -> None:
         """Start with no image, and with the same probes on every rank."""
-        self._seen = []
+        assert self._maps is not None
         if self._probes is not None:
             self._probes.average()
+        self._test = OnlineTest(self._maps, self._probes)
 
     def start_batch(self, images: Tensor, indices: Tensor, labels: Tensor | None) -> None:
         """Place hooks."""
-        if labels is None:
-            raise ValueError(
-                f"{self._who} needs the class of each image, (N,) int64, and finds none in the batch; give "
-                "batch_fn=... that returns (images, labels)"
-            )
-        self._labels, self._numbers = labels, indices
-        assert self._network is not None
-        self._expect(self._network, images)
-        self._hooks.enter_context(hooked(self._maps.sites, self._maps.take))
+        assert self._test is not None
+        self._pass.enter_context(self._test.batch(images, indices, labels))
 
     def end_batch(self) -> None:
         """Remove the hooks, and see what the probes make of the batch."""
-        self._hooks.close()
-        self._maps.check()
-        assert self._labels is not None
-        assert self._numbers is not None
-        for layer, rows in self._maps.values.items():
-            wrong = ~rows.isfinite().all(1)
-            if bool(wrong.any()):
-                image = int(self._numbers[int(wrong.nonzero()[0])])
-                raise ValueError(f"layer '{layer}' gives NaN or infinite features for image {image}")
-        if self._probes is not None:  # in the sanity check there are none
-            found = self._probes.predict(self._maps.values)
-            self._seen.append((found == self._labels.to(found.device), self._numbers))
-        self._labels = self._numbers = None
+        self._pass.close()
 
     def finish_look(self, indices_known: bool) -> OnlineScores:
         """Merge the ranks."""
-        if self._probes is None or not self._seen:
-            raise ValueError(f"{self._who}: there was no batch to learn from, or none to be tested on")
-        right = torch.cat([right.cpu() for right, _ in self._seen], 1)
-        return score_online(self._probes, right, torch.cat([numbers for _, numbers in self._seen]))
+        assert self._test is not None
+        self._test.merge()
+        return self._test.compute()
 
     def render(self, result: OnlineScores, loader: Any) -> Report:
         """Draw accuracy against depth."""
@@ -177,25 +153,8 @@ class OnlineProbeMonitor(PassMonitor):
 
     def stop_look(self) -> None:
         """Remove the hooks, and forget the batch."""
-        self._hooks.close()
-        self._labels = self._numbers = None
-        self._seen = []
-
-    # How.
-
-    @property
-    def _maps(self) -> MapReader:
-        assert self._reader_of_maps is not None, "set-up comes first"
-        return self._reader_of_maps
-
-    def _expect(self, network: nn.Module, images: Tensor) -> None:
-        parameter = next(network.parameters(), None)
-        if parameter is not None and images.is_floating_point():
-            images = images.to(parameter.device, parameter.dtype)
-        self._maps.expect(images)
-
-    def _in_order(self) -> dict[str, Tensor]:
-        return {maps.layer: self._maps.values[maps.layer] for maps in self._maps.maps}
+        self._pass.__exit__(RuntimeError, RuntimeError("the batch is given up"), None)
+        self._test = None
 
 
 def _refuse_compiled(who: str, network: nn.Module, *, compiled: bool = False) -> None:

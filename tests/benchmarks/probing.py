@@ -35,11 +35,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_cnnviz.core.network.layers import select_layers
-from lightning_cnnviz.core.probing.features import MapReader, tap_features
-from lightning_cnnviz.core.probing.online import OnlineProbes, watched
+from lightning_cnnviz.core.probing.map_reader import MapReader
+from lightning_cnnviz.core.probing.online_passes import OnlineLearner
 from lightning_cnnviz.core.probing.probe import gram_matrix, probe
 from lightning_cnnviz.core.probing.protocols import Protocol, draw_splits
 from lightning_cnnviz.core.probing.solvers import HEADS, Head, fit_features, fit_gram
+from lightning_cnnviz.core.probing.tap import tap_features
 
 GB = 1e9
 TEST_PER_CLASS = 10
@@ -219,8 +220,7 @@ def measure_online(options: argparse.Namespace) -> None:
     reader = MapReader(model, chosen, pool=512)
     images = torch.randn(options.batch, 3, options.side, options.side)
     labels = torch.randint(100, (options.batch,))
-    reader.expect(images)
-    probes: OnlineProbes | None = None
+    learner = OnlineLearner(reader)
 
     def step() -> None:
         loss = torch.nn.functional.cross_entropy(model(images), labels)
@@ -229,16 +229,11 @@ def measure_online(options: argparse.Namespace) -> None:
         optimizer.step()
 
     def probed() -> None:
-        nonlocal probes
-        reader.expect(images)
-        with watched(reader.sites, reader.take):
+        with learner.batch(images, labels):
             loss = torch.nn.functional.cross_entropy(model(images), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        if probes is None:
-            probes = OnlineProbes({maps.layer: reader.values[maps.layer].shape[1] for maps in reader.maps})
-        probes.update(reader.values, labels)
 
     ratios = []
     for number in range(options.steps + 2):

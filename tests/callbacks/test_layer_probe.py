@@ -13,9 +13,9 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from lightning_cnnviz import MemorySink
 from lightning_cnnviz.callbacks.layer_probe import LayerProbeMonitor
 from lightning_cnnviz.core.network.layers import evenly, select_layers
-from lightning_cnnviz.core.probing.features import tap_features
 from lightning_cnnviz.core.probing.probe import probe_layers
 from lightning_cnnviz.core.probing.protocols import Protocol
+from lightning_cnnviz.core.probing.tap import tap_features
 from lightning_cnnviz.report import Curve, Report, Scalar, Table
 
 

@@ -225,7 +225,7 @@ def test_what_could_not_work_stops_the_run_at_the_first_step() -> None:
     floats = DataLoader(TensorDataset(torch.rand(16, 1, 14, 14), torch.rand(16)), batch_size=8)
     for options, match in (
         ({"num_sanity_val_steps": 0}, "class numbers, but the labels are torch.float32"),
-        ({}, "OnlineProbeMonitor needs the class of each image"),
+        ({}, "a probe needs the class of each image"),
     ):
         trainer = quiet_trainer(callbacks=[OnlineProbeMonitor(sinks=[MemorySink()])], **options)
         with pytest.raises(ValueError, match=match):

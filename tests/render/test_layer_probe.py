@@ -20,13 +20,22 @@ def scores(layer: str, accuracy: list[list[float]], protocol: Protocol = THREE) 
     strengths = torch.full_like(values, 0.1)
     strengths[0, 0] = 10.0
     return ProbeScores(
-        layer, protocol.heads, values, strengths, torch.ones_like(values) > 0, 64, 4, protocol, "ab12" * 16
+        layer=layer,
+        heads=protocol.heads,
+        accuracy=values,
+        C=strengths,
+        converged=torch.ones_like(values) > 0,
+        dimensions=64,
+        classes=4,
+        protocol=protocol,
+        digest="ab12" * 16,
     )
 
 
 def found(protocol: Protocol = THREE) -> LayerProbe:
     shallow = scores("conv1", [[0.5, 0.6, 0.7], [0.4, 0.4, 0.4]], protocol)
-    return LayerProbe((shallow, scores("conv2", [[0.8, 0.8, 0.8], [0.7, 0.8, 0.9]], protocol)), None, (120, 40))
+    deep = scores("conv2", [[0.8, 0.8, 0.8], [0.7, 0.8, 0.9]], protocol)
+    return LayerProbe(scores=(shallow, deep), images=(120, 40))
 
 
 def parts(report: Report) -> tuple[Curve, Table]:
@@ -76,7 +85,7 @@ def test_random_weights_stand_beside() -> None:
 
 def test_a_single_split_has_no_band() -> None:
     one = find_protocol("full", heads=("svm", "knn"))
-    single = LayerProbe((scores("conv1", [[0.5], [0.25]], one),))
+    single = LayerProbe(scores=(scores("conv1", [[0.5], [0.25]], one),))
     curve, table = parts(layer_probe_report(single))
     assert curve.series[0].low is None
     assert table.rows[0][2:4] == ("50.0", "25.0")
@@ -116,7 +125,7 @@ def test_a_c_at_the_end_of_its_range_is_told() -> None:
 
 
 def test_many_layers_are_counted_instead_of_named() -> None:
-    many = LayerProbe(tuple(scores(f"conv{number}", [[0.5] * 3, [0.5] * 3]) for number in range(30)))
+    many = LayerProbe(scores=tuple(scores(f"conv{number}", [[0.5] * 3, [0.5] * 3]) for number in range(30)))
     curve, _ = parts(layer_probe_report(many))
     assert curve.caption.endswith("Layers 1 to 30: conv0 to conv29")
     assert draw_curve(curve).ndim == 3
@@ -124,7 +133,14 @@ def test_many_layers_are_counted_instead_of_named() -> None:
 
 def online(left_out: list[int]) -> OnlineScores:
     accuracy = torch.tensor([0.5, 0.75], dtype=torch.float64)
-    return OnlineScores(("conv1", "conv2"), accuracy, 1000, 10, 320, torch.tensor(left_out))
+    return OnlineScores(
+        layers=("conv1", "conv2"),
+        accuracy=accuracy,
+        images=1000,
+        classes=10,
+        batches=320,
+        left_out=torch.tensor(left_out),
+    )
 
 
 def test_online_probes_have_a_view_of_their_own() -> None:

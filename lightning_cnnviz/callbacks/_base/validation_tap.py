@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from itertools import chain
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -12,7 +12,10 @@ from torch import Tensor, nn
 
 from lightning_cnnviz.core.data.batches import BatchFn, IndexReader, read_batch
 from lightning_cnnviz.core.network.layers import SelectedLayer
-from lightning_cnnviz.core.probing.features import Features, FeatureTap, drawn_images
+from lightning_cnnviz.core.network.weights import weights_fingerprint
+from lightning_cnnviz.core.probing.dataset import drawn_images
+from lightning_cnnviz.core.probing.features import Features
+from lightning_cnnviz.core.probing.tap import FeatureTap
 
 __all__ = ["ValidationTap"]
 
@@ -30,7 +33,7 @@ class ValidationTap:
         network: The network.
         layers: Its chosen layers.
         loader: The validation's.
-        pool: See `core.probing.features.tap_features`.
+        pool: See `core.probing.tap.tap_features`.
         limit: Likewise.
         indices: Likewise.
         seed: Likewise.
@@ -57,15 +60,15 @@ class ValidationTap:
         self.loader = loader
         self._network, self._mark = network, torch.empty(0)
         self._batch_fn = batch_fn
-        self._tap = FeatureTap(network, layers, pool=pool)
         self._reader = IndexReader(loader, *share)
         self._serves = self._reader.known and hasattr(loader, "dataset")
         self._seen = self._expected = 0
+        self._hooks = ExitStack()
+        wanted = None
         if self._serves:
-            count = len(loader.dataset)
-            self._wanted = torch.zeros(count, dtype=torch.bool)
-            self._wanted[drawn_images(count, limit, seed) if indices is None else indices] = True
+            wanted = drawn_images(len(loader.dataset), limit, seed) if indices is None else indices
             self._expected = len(loader)
+        self._tap = FeatureTap(network, layers, wanted=wanted, pool=pool)
 
     def start_batch(self, batch: Any) -> None:
         """Get ready for the pass over a batch, which is on the network's device."""
@@ -75,7 +78,7 @@ class ValidationTap:
             indices = self._reader.take(len(images))
             if not self._reader.known or labels is None:
                 raise ValueError("images without known indices and labels")
-            self._tap.start_batch(images, indices, labels, keep=self._wanted[indices].nonzero().flatten())
+            self._hooks.enter_context(self._tap.batch(images, indices, labels))
 
         self._try(start)
 
@@ -85,20 +88,23 @@ class ValidationTap:
 
     def close(self) -> None:
         """Remove the hooks."""
-        self._tap.close()
+        given_up = RuntimeError("the batch is given up")
+        self._hooks.__exit__(RuntimeError, given_up, None)  # so that nothing is taken of a pass that was not made
 
     def features(self) -> Features | None:
         """Return this rank's features; None where the passes did not serve, or were of other weights than now."""
         self.close()
-        if not self._serves or self._seen != self._expected or not torch.equal(self._mark, _mark(self._network)):
+        if not self._serves or self._seen != self._expected:
+            return None
+        if not torch.equal(self._mark, weights_fingerprint(self._network)):
             return None
         return self._tap.compute()
 
     def _end_batch(self) -> None:
-        self._tap.end_batch()
+        self._hooks.close()
         self._seen += 1
         if self._seen == self._expected:
-            self._mark = _mark(self._network)
+            self._mark = weights_fingerprint(self._network)
 
     def _try(self, work: Callable[[], None]) -> None:
         if not self._serves:
@@ -109,10 +115,3 @@ class ValidationTap:
             log.debug("validation's passes do not serve for features: there will be one more", exc_info=True)
             self._serves = False
             self.close()
-
-
-def _mark(network: nn.Module) -> Tensor:
-    """What tells whether weights have changed, also where they were written to behind autograd's back."""
-    weights = chain(network.parameters(), network.buffers())
-    sums = [weight.detach().sum(dtype=torch.float64) for weight in weights]
-    return torch.stack(sums).cpu() if sums else torch.empty(0)

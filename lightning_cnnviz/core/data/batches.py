@@ -14,7 +14,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, IterableDataset, SequentialSampler
 
-__all__ = ["BatchFn", "IndexReader", "NumberedBatch", "indexed_batches", "numbered_batches", "read_batch"]
+__all__ = [
+    "BatchFn",
+    "IndexReader",
+    "NumberedBatch",
+    "has_indices",
+    "indexed_batches",
+    "numbered_batches",
+    "read_batch",
+]
 
 BatchFn = Callable[[Any], Any]
 """Takes a batch as the loader gives it and returns the images, or `(images, labels)`."""
@@ -203,12 +211,14 @@ class NumberedBatch(NamedTuple):
         labels: `(N,)` int64, or None where there are none.
         indices: `(N,)` int64.
         indices_known: Whether the indices are those of the data set; else they only tell images apart.
+        given: The batch as the loader gave it.
     """
 
     images: Tensor
     labels: Tensor | None
     indices: Tensor
     indices_known: bool
+    given: Any
 
 
 def numbered_batches(
@@ -239,7 +249,7 @@ def numbered_batches(
                 first = arrived if indices is None else arrived + len(loader.dataset)  # type: ignore[attr-defined]
                 indices, known = torch.arange(first, first + len(images)), isinstance(loader, (list, tuple))
             arrived += len(images)
-            yield NumberedBatch(images, labels, indices, known)
+            yield NumberedBatch(images, labels, indices, known, batch)
     if arrived == 0:
         raise ValueError(f"the loader {type(loader).__name__} is empty: it gave no image")
 
@@ -251,6 +261,16 @@ def _numbers(given: Any) -> Tensor | None:
         return torch.tensor([index(number) for number in (given if many else [given])], dtype=torch.int64)
     except TypeError:
         return None
+
+
+def has_indices(loader: Any) -> bool:
+    """Tell whether a loader makes its batches from a data set whose images can be asked for by index."""
+    return (
+        isinstance(loader, DataLoader)
+        and not isinstance(loader.dataset, IterableDataset)
+        and loader.batch_size is not None
+        and hasattr(loader.dataset, "__len__")
+    )
 
 
 def _recording(loader: Any) -> tuple[DataLoader[Any], _Recorder] | None:

@@ -9,9 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
 
-from lightning_cnnviz.core.data.batches import BatchFn, indexed_batches, read_batch
+from lightning_cnnviz.core.data.batches import BatchFn, has_indices, indexed_batches, read_batch
 from lightning_cnnviz.core.network.hooks import keep_random_state
 
 __all__ = ["Sample", "draw_sample"]
@@ -64,19 +63,10 @@ def draw_sample(loader: Iterable[Any], count: int, batch_fn: BatchFn | None = No
         raise ValueError(f"{count} images asked for: give 1 or more")
     with keep_random_state(), torch.inference_mode(False), torch.no_grad():
         torch.manual_seed(seed)
-        drawn = _drawn(loader, count, batch_fn) if _numbered(loader) else _first(loader, count, batch_fn)
+        drawn = _drawn(loader, count, batch_fn) if has_indices(loader) else _first(loader, count, batch_fn)
     if drawn is None:
         raise ValueError(f"the loader {type(loader).__name__} is empty: it gave no image")
     return drawn
-
-
-def _numbered(loader: Any) -> bool:
-    return (
-        isinstance(loader, DataLoader)
-        and not isinstance(loader.dataset, IterableDataset)
-        and loader.batch_size is not None
-        and hasattr(loader.dataset, "__len__")
-    )
 
 
 def _drawn(loader: Any, count: int, batch_fn: BatchFn | None) -> Sample | None:

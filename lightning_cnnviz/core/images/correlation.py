@@ -112,9 +112,9 @@ def channel_correlation(
     running = RunningCorrelation(model, select_layers(model, layers), threshold=threshold)
     device = model_device(model)
     with analysis_mode(model):
-        for images, labels, indices, _ in numbered_batches(loader, batch_fn, progress):
-            images = images.to(device)
-            with running.batch(images, indices, labels):
+        for batch in numbered_batches(loader, batch_fn, progress):
+            images = batch.images.to(device)
+            with running.batch(images, batch.indices, batch.labels):
                 model(images)
         return running.compute()
 

@@ -11,8 +11,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
-__all__ = ["Site", "analysis_mode", "hooked", "keep_random_state", "model_device"]
+__all__ = ["Site", "analysis_mode", "hooked", "keep_random_state", "model_device", "watched"]
 
 # Which analysis is under way: hooks fire in the one that made them, so that no look takes another's pass for its own.
 _ANALYSIS: ContextVar[object | None] = ContextVar("analysis", default=None)
@@ -100,6 +101,37 @@ def hooked(sites: Mapping[str, Site], on_value: Callable[[str, Any], None]) -> I
                 handles.append(module.register_forward_hook(after(name)))
             else:
                 handles.append(module.register_forward_pre_hook(before(name)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def watched(sites: Mapping[str, Site], on_value: Callable[[str, Any], None]) -> Iterator[None]:
+    """Call `on_value(name, value)` whenever the value at one of `sites` has been computed, as `hooked` does.
+
+    The hooks are torch's own for all modules of the process, and nothing is attached to the network: during a training
+    step it belongs to its owner, who may copy it whole (an average of weights) or look at its hooks.
+    """
+    after: dict[nn.Module, list[str]] = {}
+    before: dict[nn.Module, list[str]] = {}
+    for name, site in sites.items():
+        (after if site.side == "output" else before).setdefault(site.module, []).append(name)
+
+    def on_output(module: nn.Module, _inputs: Any, output: Any) -> None:
+        for name in after.get(module, ()):
+            on_value(name, output)
+
+    def on_input(module: nn.Module, inputs: Any) -> None:
+        for name in before.get(module, ()) if inputs else ():
+            on_value(name, inputs[0])
+
+    handles = []
+    try:
+        handles.append(register_module_forward_hook(on_output))
+        if before:
+            handles.append(register_module_forward_pre_hook(on_input))
         yield
     finally:
         for handle in handles:

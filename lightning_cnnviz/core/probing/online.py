@@ -2,40 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch import Tensor
 
-from lightning_cnnviz.core.data.distributed import collective_device, gathered
-from lightning_cnnviz.core.network.hooks import Site
-from lightning_cnnviz.core.probing.features import first_of_each
+from lightning_cnnviz.core.data.distributed import collective_device, ranks, summed
 
-__all__ = ["OnlineProbes", "OnlineScores", "score_online", "watched"]
+__all__ = ["OnlineProbes", "OnlineScores"]
 
 RATE = 0.03
 """How far a step of Adam moves a weight of a feature of unit variance, before it is divided by their number."""
 
 _BETAS = (0.9, 0.999)
-_MEMORY = 0.01  # share of a batch in the running means and variances, once there have been a hundred
-_NOISE = 1e-3  # features that vary by less than this share of a layer's mean variance are not blown up
+_MEMORY = 0.01  # weight of a batch in the running means and variances, once there have been a hundred
+_NOISE = 1e-3  # features that vary by less than this fraction of a layer's mean variance are not blown up
 _ROUNDING = 1e-6
 _EPSILON = 1e-8
 _ALWAYS, _EVERY = 16, 64  # batches that are asked for new classes: the first ones, and then every 64th
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class OnlineScores:
     """How well probes that learn online tell the classes of a validation set apart.
 
     Attributes:
         layers: Names, in the order in which the layers run.
-        accuracy: `(L,)` float64, 0 to 1: the share of the images.
+        accuracy: `(L,)` float64, 0 to 1: right images of all.
         images: Number of images.
         classes: Number of classes that the probes have learned to tell.
         batches: Number of batches that each rank's probes have learned from.
@@ -60,7 +56,7 @@ class OnlineProbes:
 
     Features are standardized by running means and variances, as networks change while they train. Weights begin at
     zero: the loss has a single minimum, and nothing is left to chance. A class is learned from the first batch on that
-    is found to show it; classes are numbers from 0 up, and images with a negative one (to be ignored) are left out.
+    is seen to hold it; classes are numbers from 0 up, and images with a negative one (to be ignored) are left out.
 
     Args:
         dimensions: Number of features of each layer, by name, in the order of the results.
@@ -117,12 +113,12 @@ class OnlineProbes:
         # To ask waits for the device: rarely, therefore.
         if self.batches < _ALWAYS or self.batches % _EVERY == 0:
             self._grow(int(labels.max()) + 1)
-        known = (labels >= 0) & (labels < self.classes)
+        learnable = (labels >= 0) & (labels < self.classes)
         self._left_out += len(labels) - finite.sum(1)
         if self.classes == 0:
             return
         self.batches += 1
-        kept = (finite & known)[..., None].to(inputs.dtype)
+        kept = (finite & learnable)[..., None].to(inputs.dtype)
         count = kept.sum(1, keepdim=True)
         self._follow(inputs, kept, count)
         standard = self._standardized(inputs)
@@ -151,16 +147,13 @@ class OnlineProbes:
         The loss is convex: the mean of probes that learned from different images is at least as good as they are on
         average, and ranks that meet only now and then do not slow down training.
         """
-        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        if ranks() == 1:
             return
-        ranks, meeting = torch.distributed.get_world_size(), collective_device()
-        classes = torch.tensor(self.classes, device=meeting)
+        classes = torch.tensor(self.classes, device=collective_device())
         torch.distributed.all_reduce(classes, torch.distributed.ReduceOp.MAX)
         self._grow(int(classes))
         for part in (self._weights, self._first, self._second, self._mean, self._variance):
-            shared = part.to(meeting, copy=True)
-            torch.distributed.all_reduce(shared)
-            part.copy_(shared / ranks)
+            part.copy_(summed(part) / ranks())
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything there is to go on from, on the CPU."""
@@ -187,13 +180,13 @@ class OnlineProbes:
                 setattr(self, f"_{name}", getattr(self, f"_{name}").to(first.device))
         inputs = self._mean.new_zeros(len(self.layers), len(first), self._mean.shape[-1])
         for place, layer in enumerate(self.layers):
-            found = features[layer]
-            if found.shape != (len(first), self._sizes[place]):
+            rows = features[layer]
+            if rows.shape != (len(first), self._sizes[place]):
                 raise ValueError(
-                    f"layer '{layer}' gives features {tuple(found.shape)}, but its probe reads {self._sizes[place]} of "
+                    f"layer '{layer}' gives features {tuple(rows.shape)}, but its probe reads {self._sizes[place]} of "
                     f"each of {len(first)} images"
                 )
-            inputs[place, :, : self._sizes[place]] = found
+            inputs[place, :, : self._sizes[place]] = rows
         finite = inputs.isfinite().all(-1)
         return inputs.masked_fill_(~finite[..., None], 0), finite
 
@@ -207,12 +200,12 @@ class OnlineProbes:
 
     def _follow(self, inputs: Tensor, kept: Tensor, count: Tensor) -> None:
         """Let the running means and variances follow the kept images of a batch."""
-        share = (count > 0) * max(1 / self.batches, _MEMORY)
+        weight = (count > 0) * max(1 / self.batches, _MEMORY)
         mean = (inputs * kept).sum(1, keepdim=True) / count.clamp(min=1)
         away = mean - self._mean
         variance = ((inputs - mean).square_().mul_(kept)).sum(1, keepdim=True) / count.clamp(min=1)
-        self._variance += share * (variance - self._variance + (1 - share) * away.square())
-        self._mean += share * away
+        self._variance += weight * (variance - self._variance + (1 - weight) * away.square())
+        self._mean += weight * away
 
     def _standardized(self, inputs: Tensor) -> Tensor:
         sizes = self._mean.new_tensor(self._sizes)[:, None, None]
@@ -232,49 +225,3 @@ class OnlineProbes:
 
 
 _STATE = ("weights", "first", "second", "mean", "variance", "left_out")
-
-
-def score_online(probes: OnlineProbes, right: Tensor, indices: Tensor) -> OnlineScores:
-    """Return the accuracies over the images of all ranks, each image once; every rank must call it.
-
-    Args:
-        probes: The probes.
-        right: `(L, N)` bool: which images of this rank they took for what they are.
-        indices: `(N,)` int64 of the data set.
-    """
-    all_indices, all_right = torch.cat(gathered(indices)), torch.cat(gathered(right.T.to(torch.uint8).contiguous()))
-    left_out = torch.stack(gathered(probes.left_out)).sum(0)
-    once = first_of_each(all_indices)
-    accuracy = all_right[once].double().mean(0)
-    return OnlineScores(probes.layers, accuracy, len(once), probes.classes, probes.batches, left_out)
-
-
-@contextmanager
-def watched(sites: Mapping[str, Site], on_value: Callable[[str, Any], None]) -> Iterator[None]:
-    """Call `on_value(name, value)` whenever the value at one of `sites` has been computed, as `hooked` does.
-
-    The hooks are torch's own for all modules of the process, and nothing is attached to the network: during a training
-    step it belongs to its owner, who may copy it whole (an average of weights) or look at its hooks.
-    """
-    after: dict[nn.Module, list[str]] = {}
-    before: dict[nn.Module, list[str]] = {}
-    for name, site in sites.items():
-        (after if site.side == "output" else before).setdefault(site.module, []).append(name)
-
-    def on_output(module: nn.Module, _inputs: Any, output: Any) -> None:
-        for name in after.get(module, ()):
-            on_value(name, output)
-
-    def on_input(module: nn.Module, inputs: Any) -> None:
-        for name in before.get(module, ()) if inputs else ():
-            on_value(name, inputs[0])
-
-    handles = []
-    try:
-        handles.append(register_module_forward_hook(on_output))
-        if before:
-            handles.append(register_module_forward_pre_hook(on_input))
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -21,7 +21,7 @@ _CHOICE_TOLERANCE = 1e-5  # while C is chosen, accuracies matter alone
 _ROWS = 1024  # of a block of the Gram matrix
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class ProbeScores:
     """How well the classes can be told from the features of one layer.
 
@@ -62,7 +62,7 @@ class ProbeScores:
         return float(values.std()) if len(values) > 1 else float("nan")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class LayerProbe:
     """The probes of all layers, in the order in which the layers run.
 
@@ -137,15 +137,15 @@ def probe(
     accuracy, strengths = (torch.tensor([result[n] for result in results], dtype=torch.float64).T for n in (0, 1))
     converged = torch.tensor([result[2] for result in results]).T
     return ProbeScores(
-        known.layer,
-        protocol.heads,
-        accuracy,
-        strengths,
-        converged,
-        known.dimensions,
-        len(names),
-        protocol,
-        manifest.digest,
+        layer=known.layer,
+        heads=protocol.heads,
+        accuracy=accuracy,
+        C=strengths,
+        converged=converged,
+        dimensions=known.dimensions,
+        classes=len(names),
+        protocol=protocol,
+        digest=manifest.digest,
     )
 
 
@@ -161,7 +161,7 @@ def probe_layers(
     """Probe all layers on the same splits; see `probe`.
 
     Example:
-        >>> from lightning_cnnviz.core.probing.features import tap_features
+        >>> from lightning_cnnviz.core.probing.tap import tap_features
         >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 8, 3))
         >>> found = tap_features(model, [(torch.rand(20, 1, 12, 12), torch.arange(20) % 2)], pool=100)
         >>> [scores.accuracy.shape for scores in probe_layers(found, Protocol(per_class=5, splits=3))]
@@ -177,7 +177,8 @@ def probe_layers(
     for layer in progress(features) if progress is not None else features:
         tested = None if test is None else (test[layer.layer], test.labels)
         scores.append(probe(layer, features.labels, protocol, test=tested, manifest=manifest, device=device))
-    return LayerProbe(tuple(scores), None, (len(features.labels), 0 if test is None else len(test.labels)))
+    images = (len(features.labels), 0 if test is None else len(test.labels))
+    return LayerProbe(scores=tuple(scores), images=images)
 
 
 def random_twin(model: nn.Module, seed: int = 0) -> nn.Module:
@@ -389,7 +390,9 @@ def _as_layer(features: Tensor | LayerFeatures, layer: str, labels: Tensor) -> L
             image = int(wrong.nonzero()[0])
             raise ValueError(f"features{f' of layer {layer!r}' if layer else ''} of image {image} are NaN or infinite")
         count, width = features.shape
-        features = LayerFeatures(layer, features.detach().float(), (width, 1, 1), (1, 1), count)
+        features = LayerFeatures(
+            layer=layer, values=features.detach().float(), shape=(width, 1, 1), pooled=(1, 1), images=count
+        )
     if labels.shape != (features.images,):
         raise ValueError(
             f"{features.images} images, but labels of shape {tuple(labels.shape)}: give one class an image"

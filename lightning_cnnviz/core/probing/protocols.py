@@ -91,7 +91,7 @@ class Protocol:
         return len(set(self.Cs)) > 1 and any(head in HEADS for head in self.heads)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Split:
     """Which images do what; places among the features, ascending.
 
@@ -108,7 +108,7 @@ class Split:
     test: Tensor
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Manifest:
     """All splits, and a number that tells whether two tables stand on the same ones.
 
@@ -156,8 +156,8 @@ PROTOCOLS: Mapping[str, Protocol] = {
 """Protocols by name."""
 
 
-def find_protocol(protocol: str | Protocol, **changes: Any) -> Protocol:
-    """Return a protocol by its name, with some of its fields changed; None leaves a field.
+def find_protocol(protocol: str | Protocol | None = None, **changes: Any) -> Protocol:
+    """Return a protocol, by its name or the standard one, with some of its fields changed; None leaves a field.
 
     Raises:
         ValueError: No such protocol, or a field is wrong.
@@ -172,7 +172,10 @@ def find_protocol(protocol: str | Protocol, **changes: Any) -> Protocol:
                 f"protocol='{protocol}': there are {', '.join(PROTOCOLS)}; or give a Protocol(per_class=..., ...)"
             )
         protocol = PROTOCOLS[protocol]
-    return replace(protocol, **{name: value for name, value in changes.items() if value is not None})
+    given: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in changes.items()
+    }
+    return replace(protocol or Protocol(), **{name: value for name, value in given.items() if value is not None})
 
 
 def draw_splits(
@@ -219,7 +222,7 @@ def draw_splits(
         for part in (indices[split.train], indices[split.held_out], test_indices[split.test]):
             part = part.sort().values
             digest.update(len(part).to_bytes(8, "little") + part.to(torch.int64).numpy().tobytes())
-    return Manifest(tuple(splits), digest.hexdigest(), fewer)
+    return Manifest(splits=tuple(splits), digest=digest.hexdigest(), fewer=fewer)
 
 
 def restricted(manifest: Manifest, *, own_test: bool) -> tuple[Manifest, Tensor, Tensor | None]:
@@ -239,10 +242,10 @@ def restricted(manifest: Manifest, *, own_test: bool) -> tuple[Manifest, Tensor,
     asked = learned if tested is None else tested
     splits = tuple(
         Split(
-            torch.searchsorted(learned, split.train),
-            torch.searchsorted(learned, split.fit),
-            torch.searchsorted(learned, split.held_out),
-            torch.searchsorted(asked, split.test),
+            train=torch.searchsorted(learned, split.train),
+            fit=torch.searchsorted(learned, split.fit),
+            held_out=torch.searchsorted(learned, split.held_out),
+            test=torch.searchsorted(asked, split.test),
         )
         for split in manifest.splits
     )
@@ -274,7 +277,8 @@ def _draw(
         held_out.append(places[:held])
         fit.append(places[held:count])
         test.append(places[count:][: 0 if own_test else protocol.test_per_class])
-    return Split(*(torch.cat(part).sort().values for part in (train, fit, held_out, test)))
+    parts = {"train": train, "fit": fit, "held_out": held_out, "test": test}
+    return Split(**{name: torch.cat(places).sort().values for name, places in parts.items()})
 
 
 def _draw_test(

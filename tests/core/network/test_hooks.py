@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from torch import nn
+from torch import Tensor, nn
 
-from lightning_cnnviz.core.network.hooks import Site, analysis_mode, hooked
+from lightning_cnnviz.core.network.hooks import Site, analysis_mode, hooked, watched
 from lightning_cnnviz.core.network.layers import select_layers
 from lightning_cnnviz.core.tracing.feature_maps import trace_feature_maps
 
@@ -259,3 +259,23 @@ def test_hooks_are_gone_if_one_of_them_cannot_be_made() -> None:
     with pytest.raises(AttributeError, match="register_forward_hook"):
         run()
     assert not model[0]._forward_hooks
+
+
+def test_watching_attaches_nothing_to_the_network() -> None:
+    net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    sites = {"first": Site(net[0]), "into": Site(net[2], "input"), "last": Site(net[2]), "same": Site(net[2])}
+    seen: dict[str, Tensor] = {}
+    inputs = torch.rand(5, 3)
+    with pytest.raises(RuntimeError, match="stop"), watched(sites, seen.__setitem__):  # noqa: PT012
+        output = net(inputs)
+        assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
+        raise RuntimeError("stop")
+    assert list(seen) == ["first", "into", "last", "same"]
+    assert torch.equal(seen["first"], net[0](inputs))
+    assert torch.equal(seen["into"], net[0](inputs).relu())
+    assert seen["last"] is output
+    seen.clear()
+    net(inputs)
+    assert seen == {}
+    assert not torch.nn.modules.module._global_forward_hooks
+    assert not torch.nn.modules.module._global_forward_pre_hooks

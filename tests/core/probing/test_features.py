@@ -1,305 +1,64 @@
 from __future__ import annotations
 
-import gc
-import random
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
+from torch import Tensor
 
-from lightning_cnnviz.core.network.layers import LayerNotFoundError, select_layers
-from lightning_cnnviz.core.probing.features import Features, _grid, known_labels, merge_features, tap_features
+from lightning_cnnviz.core.probing.features import Features, LayerFeatures, first_of_each, merge_features
 
 
-class Net(nn.Module):
-    """A BatchNorm, an in-place and a functional ReLU, a linear layer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.conv1 = nn.Conv2d(1, 6, 3, padding=1)
-        self.norm = nn.BatchNorm2d(6)
-        self.relu = nn.ReLU(inplace=True)
-        self.conv2 = nn.Conv2d(6, 8, 3)
-        self.head = nn.Linear(8, 4)
-        self.norm.running_mean.normal_()  # type: ignore[union-attr]
-
-    def forward(self, images: Tensor) -> Tensor:
-        maps = F.max_pool2d(self.relu(self.norm(self.conv1(images))), 2)
-        logits: Tensor = self.head(F.relu(self.conv2(maps)).mean((2, 3)))
-        return logits
+def layer(values: Tensor, name: str = "conv") -> LayerFeatures:
+    return LayerFeatures(layer=name, values=values, shape=(values.shape[1], 1, 1), pooled=(1, 1), images=len(values))
 
 
-def dataset(count: int = 21, side: int = 12) -> TensorDataset:
-    generator = torch.Generator().manual_seed(1)
-    return TensorDataset(torch.rand(count, 1, side, side, generator=generator), torch.arange(count) % 4)
+def features(indices: list[int], name: str = "conv", *, known: bool = True) -> Features:
+    numbers = torch.tensor(indices)
+    values = torch.stack([numbers, -numbers], 1).float()
+    return Features(layers=(layer(values, name),), labels=numbers % 3, indices=numbers, indices_known=known)
 
 
-def assert_same(first: Features, second: Features) -> None:
-    assert torch.equal(first.indices, second.indices)
-    assert torch.equal(first.labels, second.labels)
-    for one, other in zip(first, second, strict=True):
-        assert one.layer == other.layer
-        assert torch.allclose(one.dense(), other.dense(), atol=1e-6)
+def test_merged_images_are_in_order_and_come_once() -> None:
+    merged = merge_features([features([4, 0]), features([2, 4, 9], known=False)])
+    assert merged.indices.tolist() == [0, 2, 4, 9]
+    assert merged.labels.tolist() == [0, 2, 1, 0]
+    assert merged["conv"].dense()[:, 1].tolist() == [0, -2, -4, -9]
+    assert not merged.indices_known
+    whole = features([1, 2])
+    assert merge_features([whole, features([])]) is whole
 
 
-def test_features_are_what_the_next_layer_reads_pooled() -> None:
-    net, data = Net().eval(), dataset()
-    found = tap_features(net, DataLoader(data, batch_size=4), pool=100)
-    images = data.tensors[0]
-    with torch.no_grad():
-        first = F.relu(net.norm(net.conv1(images)))
-        second = F.relu(net.conv2(F.max_pool2d(first, 2)))
-    assert [(layer.layer, layer.shape, layer.pooled) for layer in found] == [
-        ("conv1", (6, 12, 12), (4, 4)),
-        ("conv2", (8, 4, 4), (3, 4)),
-    ]
-    assert torch.allclose(found["conv1"].dense(), F.adaptive_avg_pool2d(first, (4, 4)).flatten(1), atol=1e-6)
-    assert torch.allclose(found["conv2"].dense(), F.adaptive_avg_pool2d(second, (3, 4)).flatten(1), atol=1e-6)
-    assert found.known
-    assert torch.equal(found.labels, data.tensors[1])
-    assert not found["conv1"].dense().requires_grad
-    whole = tap_features(net, DataLoader(data, batch_size=4), "head")
-    assert whole["head"].dense().shape == (21, 4)
-    with pytest.raises(KeyError, match="conv3"):
-        found["conv3"]
-
-
-def test_a_layer_chosen_by_name_is_read_as_it_is() -> None:
-    net, data = Net().eval(), dataset()
-    loader = DataLoader(data, batch_size=4)
-    with torch.no_grad():
-        plain = net.conv1(data.tensors[0]).flatten(1)
-        normed = net.norm(net.conv1(data.tensors[0])).flatten(1)
-    assert torch.allclose(tap_features(net, loader, "conv1")["conv1"].dense(), plain, atol=1e-6)
-    unrectified = tap_features(net, loader, rectify=False)["conv1"].dense()
-    assert torch.allclose(unrectified, normed, atol=1e-6)
-    assert float(unrectified.min()) < 0
-
-
-def test_what_runs_in_place_behind_a_layer_does_not_reach_its_features() -> None:
-    net, data = nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(inplace=True), nn.Conv2d(6, 2, 3)), dataset()
-    found = tap_features(net, DataLoader(data, batch_size=4), "0", pool=10_000)
-    with torch.no_grad():
-        assert torch.allclose(found["0"].dense(), net[0](data.tensors[0]).flatten(1), atol=1e-6)
-    assert float(found["0"].dense().min()) < 0
-
-
-@given(st.integers(1, 600), st.integers(1, 40), st.integers(1, 40), st.integers(1, 10_000))
-def test_the_grid_is_as_fine_as_the_limit_allows(channels: int, height: int, width: int, pool: int) -> None:
-    rows, columns = _grid((channels, height, width), pool)
-    assert 1 <= rows <= height
-    assert 1 <= columns <= width
-    fits = channels * rows * columns <= pool
-    assert fits or (rows, columns) == (1, 1)  # a channel is not pooled away
-    if channels * height * width <= pool:
-        assert (rows, columns) == (height, width)
-    elif fits and columns < width:
-        assert channels * rows * (columns + 1) > pool
-    assert _grid((channels, height, width), None) == (height, width)
-
-
-def test_whole_maps_are_streamed_to_disk(tmp_path: Path) -> None:
-    net, loader = Net(), DataLoader(dataset(), batch_size=4)
-    memory = tap_features(net, loader, pool=10_000)
-    disk = tap_features(net, loader, pool=None, folder=tmp_path)
-    assert_same(memory, disk)
-    layer = disk["conv1"]
-    assert layer.values is None
-    assert layer.file == tmp_path / "conv1.f32"
-    assert layer.file.stat().st_size == 21 * 6 * 144 * 4
-    assert torch.equal(torch.cat(list(layer.chunks(100)), 1), memory["conv1"].dense())
-    temporary = tap_features(net, loader, pool=None)
-    file = temporary["conv2"].file
-    assert file is not None
-    assert file.exists()
-    assert_same(memory, temporary)
-    del temporary
-    gc.collect()
-    assert not file.exists()
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_order_is_the_data_sets_whatever_the_loader(workers: int) -> None:
-    net, data = Net(), dataset()
-    plain = tap_features(net, DataLoader(data, batch_size=4))
-    generator = torch.Generator().manual_seed(5)
-    shuffled = DataLoader(data, batch_size=5, shuffle=True, generator=generator, num_workers=workers, drop_last=True)
-    state = generator.get_state()
-    assert_same(tap_features(net, shuffled), plain)
-    assert torch.equal(generator.get_state(), state)
-    batches = [(data.tensors[0][:9], data.tensors[1][:9]), (data.tensors[0][9:], data.tensors[1][9:])]
-    assert_same(tap_features(net, batches), plain)
-
-
-@settings(max_examples=15, derandomize=True)
-@given(st.integers(1, 5), st.one_of(st.none(), st.integers(1, 25)), st.integers(0, 9))
-def test_shares_of_ranks_merge_to_the_whole(ranks: int, limit: int | None, seed: int) -> None:
-    net, loader = Net(), DataLoader(dataset(), batch_size=4)
-    options: dict[str, Any] = {"limit": limit, "seed": seed, "pool": 64}
-    whole = tap_features(net, loader, **options)
-    assert len(whole.labels) == min(limit or 21, 21)
-    parts = [tap_features(net, loader, share=(rank, ranks), **options) for rank in range(ranks)]
-    assert_same(merge_features(parts), whole)
-    assert_same(merge_features([*parts, parts[0]]), whole)  # what comes twice counts once
-
-
-def test_another_seed_draws_other_images_and_batches_have_shares_too() -> None:
-    net, data = Net(), dataset()
-    drawn = [tap_features(net, DataLoader(data, batch_size=4), limit=8, seed=seed).indices for seed in (0, 0, 1)]
-    assert torch.equal(drawn[0], drawn[1])
-    assert not torch.equal(drawn[0], drawn[2])
-    batches = [(data.tensors[0], data.tensors[1])]
-    parts = [tap_features(net, batches, share=(rank, 2), limit=10) for rank in range(2)]
-    assert [part.indices.tolist() for part in parts] == [[0, 2, 4, 6, 8], [1, 3, 5, 7, 9]]
-
-
-class Noisy(Dataset[tuple[Tensor, int]]):
-    """Random transforms, by torch's, numpy's and Python's generators."""
-
-    def __len__(self) -> int:
-        return 12
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return torch.rand(1, 12, 12), index % 2
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_no_trace_is_left_and_random_transforms_repeat(workers: int) -> None:
-    net = Net().train()
-    net.norm.eval()
-    loader = DataLoader(Noisy(), batch_size=4, shuffle=True, num_workers=workers)
-    state, python, weights = (
-        torch.get_rng_state(),
-        random.getstate(),
-        {k: v.clone() for k, v in net.state_dict().items()},
-    )
-    first, second = tap_features(net, loader), tap_features(net, loader)
-    assert_same(first, second)
-    assert torch.equal(torch.get_rng_state(), state)
-    assert random.getstate() == python
-    assert [module.training for module in (net, net.conv1, net.norm)] == [True, True, False]
-    assert all(torch.equal(value, weights[name]) for name, value in net.state_dict().items())
-    with pytest.raises(ValueError, match="NaN"):
-        tap_features(net, [(torch.full((2, 1, 12, 12), torch.nan), torch.arange(2))])
-    assert torch.equal(torch.get_rng_state(), state)
-    assert net.training
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
-
-
-def test_layers_chosen_before_are_found_in_a_copy() -> None:
-    net, other = Net(), Net()
-    nn.init.zeros_(other.conv1.weight)
-    chosen = select_layers(net, "conv")
-    loader = DataLoader(dataset(), batch_size=8)
-    assert_same(tap_features(other, loader, chosen), tap_features(other, loader))
-    with pytest.raises(LayerNotFoundError, match="conv1"):
-        tap_features(nn.Sequential(nn.Conv2d(1, 2, 3)), loader, chosen)
-
-
-class Stream(IterableDataset[Any]):
-    def __iter__(self) -> Any:
-        yield from zip(*dataset(5).tensors, strict=True)
-
-
-def test_data_without_indices_is_numbered_as_it_comes() -> None:
-    found = tap_features(Net(), DataLoader(Stream(), batch_size=2))
-    assert found.indices.tolist() == [0, 1, 2, 3, 4]
-    assert not found.known
-
-
-IMAGES = torch.rand(4, 1, 12, 12, generator=torch.Generator().manual_seed(0))
-
-
-@pytest.mark.parametrize(
-    ("batch", "match"),
-    [
-        (IMAGES, "needs the class of each image, but the batch has no labels"),
-        ((IMAGES, ["a"] * 4), "labels are a list"),
-        ((IMAGES, torch.rand(4)), r"class numbers, but the labels are torch.float32 of shape \(4,\)"),
-        ((IMAGES, torch.ones(4, 5)), r"torch.float32 of shape \(4, 5\): multi-label data is not supported"),
-        ({"image": IMAGES, "label": torch.ones(4, 5, dtype=torch.int64)}, "multi-label data is not supported"),
-    ],
-)
-def test_labels_that_a_probe_cannot_use_are_named(batch: Any, match: str) -> None:
-    with pytest.raises(ValueError, match=match):
-        tap_features(Net(), [batch])
-
-
-def test_what_is_not_finite_is_named_by_layer_and_image() -> None:
-    images = IMAGES.clone()
-    images[2, 0, 5, 5] = torch.inf
-    data = TensorDataset(images, torch.arange(4))
-    with pytest.raises(ValueError, match="layer 'conv1' gives NaN or infinite features for image 2"):
-        tap_features(Net(), DataLoader(data, batch_size=3, shuffle=True))
-
-
-def test_bad_arguments_are_named() -> None:
-    loader = DataLoader(dataset(), batch_size=4)
-    with pytest.raises(ValueError, match="pool=0"):
-        tap_features(Net(), loader, pool=0)
-    with pytest.raises(ValueError, match="limit=0"):
-        tap_features(Net(), loader, limit=0)
-    with pytest.raises(ValueError, match="it gave no image"):
-        tap_features(Net(), [])
+def test_parts_that_do_not_go_together_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no part has an image"):
-        merge_features([])
-    with pytest.raises(LayerNotFoundError, match="conv1"):
-        tap_features(Net(), loader, "conv9")
-    first, second = tap_features(Net(), loader, "conv1"), tap_features(Net(), loader, "conv2")
-    with pytest.raises(ValueError, match="different layers"):
-        merge_features([first, second])
-    sizes = [(torch.rand(2, 1, side, side), torch.arange(2)) for side in (12, 14)]
-    assert tap_features(Net(), sizes, pool=100)["conv1"].dense().shape == (4, 96)
-    with pytest.raises(ValueError, match="different sizes"):
-        tap_features(Net(), sizes, pool=None)
+        merge_features([features([])])
+    with pytest.raises(ValueError, match="features of different layers"):
+        merge_features([features([1]), features([2], "other")])
+    file = tmp_path / "conv.f32"
+    file.write_bytes(b"")
+    on_disk = LayerFeatures(layer="conv", values=None, shape=(2, 1, 1), pooled=(1, 1), images=2, file=file)
+    numbers = torch.tensor([1, 0])
+    with pytest.raises(ValueError, match=r"features on disk .* are read in the order of the data set"):
+        merge_features([Features(layers=(on_disk,), labels=numbers, indices=numbers)])
+    with pytest.raises(ValueError, match="ends before image 0"):
+        on_disk.dense()
 
 
-class Telling(Dataset[tuple[Tensor, int]]):
-    def __init__(self, targets: Any, transform: Any = None) -> None:
-        self.targets, self.target_transform = targets, transform
-
-    def __len__(self) -> int:
-        return 3
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return torch.rand(1, 4, 4), int(self.targets[index])
+def test_chosen_images_are_kept() -> None:
+    some = features([1, 5, 7]).among(torch.tensor([7, 1, 30]))
+    assert some.indices.tolist() == [1, 7]
+    assert some["conv"].dense()[:, 0].tolist() == [1, 7]
+    assert some["conv"].images == 2
 
 
-@pytest.mark.parametrize(
-    ("dataset", "expected"),
-    [
-        (Telling([2, 0, 1]), [2, 0, 1]),
-        (Telling(np.array([2, 0, 1])), [2, 0, 1]),
-        (Subset(Telling(torch.tensor([2, 0, 1])), [2, 0]), [1, 2]),
-        (TensorDataset(torch.rand(3, 1), torch.tensor([5, 6, 7])), [5, 6, 7]),
-        (Telling([2, 0, 1], transform=lambda label: 2 - label), None),
-        (Telling([2, 0]), None),
-        (Telling(["a", "b", "c"]), None),
-        (Telling([0.5, 1.0, 2.0]), None),
-        (Telling([[0, 1], [1, 0], [1, 1]]), None),
-        (Telling(None), None),
-    ],
-)
-def test_labels_that_a_data_set_tells(dataset: Any, expected: list[int] | None) -> None:
-    found = known_labels(DataLoader(dataset, batch_size=2))
-    assert (None if found is None else found.tolist()) == expected
+def test_shapes_must_fit() -> None:
+    with pytest.raises(ValueError, match=r"features of layer 'conv' are \(3, 2\), not \(3, 4\)"):
+        LayerFeatures(layer="conv", values=torch.rand(3, 2), shape=(4, 1, 1), pooled=(1, 1), images=3)
+    with pytest.raises(ValueError, match="lie in memory or in a file"):
+        LayerFeatures(layer="conv", values=None, shape=(4, 1, 1), pooled=(1, 1), images=3)
+    with pytest.raises(KeyError, match="no features of layer 'other'"):
+        features([1])["other"]
 
 
-def test_only_chosen_images_are_read() -> None:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(1, 2, 3))
-    data = TensorDataset(torch.rand(9, 1, 6, 6), torch.arange(9))
-    whole = tap_features(model, DataLoader(data, batch_size=4))
-    some = tap_features(model, DataLoader(data, batch_size=2, shuffle=True), indices=torch.tensor([1, 4, 7]))
-    assert some.indices.tolist() == some.labels.tolist() == [1, 4, 7]
-    assert torch.allclose(some["0"].dense(), whole["0"].dense()[[1, 4, 7]])
-    with pytest.raises(ValueError, match="the loader list has no indices to choose by"):
-        tap_features(model, [(torch.rand(2, 1, 6, 6), torch.arange(2))], indices=torch.tensor([1]))
+def test_the_first_of_equal_indices() -> None:
+    assert first_of_each(torch.tensor([5, 5, 1, 5, 1])).tolist() == [2, 0]

@@ -4,10 +4,9 @@ import io
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lightning_cnnviz.core.network.hooks import Site
-from lightning_cnnviz.core.probing.online import RATE, OnlineProbes, OnlineScores, score_online, watched
+from lightning_cnnviz.core.probing.online import RATE, OnlineProbes
 from lightning_cnnviz.core.probing.solvers import fit_features
 
 
@@ -38,10 +37,10 @@ def reference(work: list[tuple[Tensor, Tensor]], classes: int) -> tuple[Tensor, 
     mean = variance = torch.zeros(size, dtype=torch.float64)
     for number, (features, labels) in enumerate(work, start=1):
         features = features.double()
-        share = max(1 / number, 0.01)
+        weight = max(1 / number, 0.01)
         away = features.mean(0) - mean
-        variance = (1 - share) * (variance + share * away**2) + share * features.var(0, correction=0)
-        mean = mean + share * away
+        variance = (1 - weight) * (variance + weight * away**2) + weight * features.var(0, correction=0)
+        mean = mean + weight * away
         noise = 1e-3 * (variance + 1e-6 * mean**2).mean()
         scores = (features - mean) / (size * (variance + noise)).sqrt() @ weights + intercept
         optimizer.zero_grad()
@@ -142,36 +141,3 @@ def test_what_was_saved_goes_on_the_same() -> None:
     assert again.dimensions == sizes
     with pytest.raises(ValueError, match=r"layer 'b' gives features \(5, 6\), but its probe reads 6 of each of 4"):
         again.predict({"a": torch.rand(4, 4), "b": torch.rand(5, 6)})
-
-
-def test_an_image_that_comes_twice_counts_once() -> None:
-    probes = OnlineProbes({"a": 2, "b": 2})
-    features, labels = batches(1, {"a": 2, "b": 2})[0]
-    probes.update(features, labels)
-    right = torch.tensor([[True, False, True, True], [False, False, True, False]])
-    found = score_online(probes, right, torch.tensor([3, 1, 7, 3]))
-    assert found.images == 3
-    assert found.accuracy.tolist() == pytest.approx([2 / 3, 1 / 3])
-    assert (found.classes, found.batches, found.layers) == (3, 1, ("a", "b"))
-    with pytest.raises(ValueError, match="scores of 3 layers have shapes"):
-        OnlineScores(("a", "b", "c"), found.accuracy, 3, 3, 1, found.left_out)
-
-
-def test_watching_attaches_nothing_to_the_network() -> None:
-    net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
-    sites = {"first": Site(net[0]), "into": Site(net[2], "input"), "last": Site(net[2]), "same": Site(net[2])}
-    seen: dict[str, Tensor] = {}
-    inputs = torch.rand(5, 3)
-    with pytest.raises(RuntimeError, match="stop"), watched(sites, seen.__setitem__):  # noqa: PT012
-        output = net(inputs)
-        assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
-        raise RuntimeError("stop")
-    assert list(seen) == ["first", "into", "last", "same"]
-    assert torch.equal(seen["first"], net[0](inputs))
-    assert torch.equal(seen["into"], net[0](inputs).relu())
-    assert seen["last"] is output
-    seen.clear()
-    net(inputs)
-    assert seen == {}
-    assert not torch.nn.modules.module._global_forward_hooks
-    assert not torch.nn.modules.module._global_forward_pre_hooks

@@ -16,10 +16,11 @@ from sklearn.svm import LinearSVC
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_cnnviz.core.probing.features import Features, LayerFeatures, tap_features
+from lightning_cnnviz.core.probing.features import Features, LayerFeatures
 from lightning_cnnviz.core.probing.probe import ProbeScores, _Data, gram_matrix, probe, probe_layers, random_twin
 from lightning_cnnviz.core.probing.protocols import Protocol, Split, draw_splits
 from lightning_cnnviz.core.probing.solvers import fit_features, fit_gram
+from lightning_cnnviz.core.probing.tap import tap_features
 
 
 def problem(images: int, size: int, classes: int, seed: int = 0, spread: float = 0.7) -> tuple[Tensor, Tensor]:
@@ -95,7 +96,7 @@ def test_scores_are_those_of_a_pipeline_of_scikit_learn(scaling: Any, size: int)
 def test_the_objective_is_not_above_scikit_learns(head: Any, size: int) -> None:
     features, labels = problem(160, size, 4)
     learned, others = torch.arange(120), torch.arange(120, 160)
-    data = _Data(LayerFeatures("", features, (size, 1, 1), (1, 1), 160), None, Protocol(), None, [learned])
+    data = _Data(layer_of(features), None, Protocol(), None, [learned])
     inner, outer, _ = data.matrices(learned, others, test=False)
     fit = fit_gram if data.in_gram else fit_features
     found = fit(inner, labels[:120], 4, head=head, C=10.0)
@@ -166,7 +167,7 @@ def test_training_images_do_matter(scaling: Any, size: int) -> None:
     features, labels = problem(90, size, 3)
     protocol = Protocol(per_class=12, splits=1, scaling=scaling)
     split = draw_splits(labels, protocol).splits[0]
-    data = LayerFeatures("", features, (size, 1, 1), (1, 1), 90)
+    data = layer_of(features)
     plain = _Data(data, None, protocol, None, [split.train]).matrices(split.train, split.test, test=True)
     lost = features.clone()
     lost[split.test[1:]] = 1e3
@@ -215,11 +216,12 @@ def test_features_that_do_not_vary_are_left_out() -> None:
 
 def layer_of(features: Tensor, folder: Path | None = None) -> LayerFeatures:
     count, size = features.shape
+    layer = LayerFeatures(layer="conv", values=features, shape=(size, 1, 1), pooled=(1, 1), images=count)
     if folder is None:
-        return LayerFeatures("conv", features, (size, 1, 1), (1, 1), count)
+        return layer
     file = folder / "conv.f32"
     features.numpy().tofile(file)
-    return LayerFeatures("conv", None, (size, 1, 1), (1, 1), count, file)
+    return replace(layer, values=None, file=file)
 
 
 @pytest.mark.parametrize("scaling", ["center", "standard"])
@@ -364,6 +366,6 @@ def test_results_have_shapes_that_fit() -> None:
         replace(found, C=found.C[:1])
     single = replace(found, accuracy=found.accuracy[:, :1], C=found.C[:, :1], converged=found.converged[:, :1])
     assert math.isnan(single.std("svm"))
-    empty = Features((), torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64))
+    empty = Features(layers=(), labels=torch.empty(0, dtype=torch.int64), indices=torch.empty(0, dtype=torch.int64))
     with pytest.raises(ValueError, match="tells classes apart, but all 0 images"):
         probe_layers(empty)

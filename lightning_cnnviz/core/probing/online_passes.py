@@ -1,0 +1,133 @@
+"""Passes that online probes learn from and are tested on, whoever makes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from lightning_cnnviz.core.data.distributed import gathered
+from lightning_cnnviz.core.network.hooks import watched
+from lightning_cnnviz.core.probing.dataset import NO_LABELS
+from lightning_cnnviz.core.probing.features import first_of_each
+from lightning_cnnviz.core.probing.map_reader import MapReader
+from lightning_cnnviz.core.probing.online import OnlineProbes, OnlineScores
+
+__all__ = ["OnlineLearner", "OnlineTest"]
+
+
+class OnlineLearner:
+    """Lets online probes learn from training steps.
+
+        with learner.batch(images, labels):
+            network(images)  # and whatever else the step does, up to its backward pass
+
+    Args:
+        reader: Of the features that the probes learn from.
+        probes: To go on with; by default new ones.
+
+    Attributes:
+        probes: None before the first step.
+    """
+
+    def __init__(self, reader: MapReader, probes: OnlineProbes | None = None) -> None:
+        self._reader, self.probes = reader, probes
+
+    @contextmanager
+    def batch(self, images: Tensor, labels: Tensor) -> Iterator[None]:
+        """Learn from the forward pass that is made inside.
+
+        Leave it before the backward pass: gradient checkpointing runs layers again there.
+
+        Args:
+            images: `(N, C, H, W)`.
+            labels: `(N,)` int64.
+
+        Raises:
+            ValueError: See `MapReader.reading`, and `OnlineProbes.update`.
+        """
+        with self._reader.reading(images, watched):
+            yield
+        if not len(labels):
+            return
+        features = {maps.layer: self._reader.values[maps.layer] for maps in self._reader.maps}
+        if self.probes is None:
+            self.probes = OnlineProbes({layer: rows.shape[1] for layer, rows in features.items()})
+        self.probes.update(features, labels)
+
+
+class OnlineTest:
+    """Tests online probes, batch by batch, in passes that somebody else makes.
+
+        with test.batch(images, indices, labels):
+            network(images)
+
+    On several ranks, probes should be one and the same by then: see `OnlineProbes.average`.
+
+    Args:
+        reader: Of the features that the probes have learned from.
+        probes: None where there are none yet: then features are read, and there is no result.
+    """
+
+    def __init__(self, reader: MapReader, probes: OnlineProbes | None) -> None:
+        self._reader, self._probes = reader, probes
+        self._right: list[Tensor] = []  # (N, L) uint8 of each batch
+        self._indices: list[Tensor] = []
+        self._left_out = torch.empty(0, dtype=torch.int64) if probes is None else probes.left_out
+
+    @contextmanager
+    def batch(self, images: Tensor, indices: Tensor, labels: Tensor | None) -> Iterator[None]:
+        """Test the probes on the forward pass that is made inside; hooks are gone on leaving.
+
+        Args:
+            images: `(N, C, H, W)` on the network's device.
+            indices: `(N,)` int64.
+            labels: `(N,)` int64.
+
+        Raises:
+            ValueError: There are no labels, or features are not finite (names the layer and the image); see
+                `MapReader.reading`.
+        """
+        if labels is None:
+            raise ValueError(NO_LABELS)
+        with self._reader.reading(images):
+            yield
+        for layer, rows in self._reader.values.items():
+            wrong = ~rows.isfinite().all(1)
+            if bool(wrong.any()):
+                image = int(indices[int(wrong.nonzero()[0])])
+                raise ValueError(f"layer '{layer}' gives NaN or infinite features for image {image}")
+        if self._probes is not None:
+            guesses = self._probes.predict(self._reader.values)
+            self._right.append((guesses == labels.to(guesses.device)).T.to(torch.uint8).cpu())
+            self._indices.append(indices.cpu())
+
+    def merge(self) -> None:
+        """Bring the ranks together, each of which calls this."""
+        if self._probes is None:
+            return
+        layers = len(self._probes.layers)
+        right = torch.cat([torch.empty(0, layers, dtype=torch.uint8), *self._right])
+        self._right = gathered(right.contiguous())
+        self._indices = gathered(torch.cat([torch.empty(0, dtype=torch.int64), *self._indices]))
+        self._left_out = torch.stack(gathered(self._probes.left_out)).sum(0)
+
+    def compute(self) -> OnlineScores:
+        """Return the accuracies over all images, each image once.
+
+        Raises:
+            ValueError: There was no image to learn from, or none to be tested on.
+        """
+        if self._probes is None or not sum(len(indices) for indices in self._indices):
+            raise ValueError("online probes had no batch to learn from, or none to be tested on")
+        once = first_of_each(torch.cat(self._indices))
+        return OnlineScores(
+            layers=self._probes.layers,
+            accuracy=torch.cat(self._right)[once].double().mean(0),
+            images=len(once),
+            classes=self._probes.classes,
+            batches=self._probes.batches,
+            left_out=self._left_out,
+        )

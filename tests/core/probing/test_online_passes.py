@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from lightning_cnnviz.core.network.layers import select_layers
+from lightning_cnnviz.core.probing import online_passes
+from lightning_cnnviz.core.probing.map_reader import MapReader
+from lightning_cnnviz.core.probing.online import OnlineProbes, OnlineScores
+from lightning_cnnviz.core.probing.online_passes import OnlineLearner, OnlineTest
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second, self.head = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 6, 3), nn.Linear(6, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps: Tensor = checkpoint(self.second, self.first(images).relu(), use_reentrant=False)
+        return self.head(maps.relu().mean((2, 3)))  # type: ignore[no-any-return]
+
+
+def data(count: int = 12) -> tuple[Tensor, Tensor]:
+    labels = torch.arange(count) % 3
+    images = torch.rand(count, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    return images + labels.view(-1, 1, 1, 1), labels
+
+
+def reader(net: Net) -> MapReader:
+    return MapReader(net, select_layers(net), pool=50)
+
+
+def learned(net: Net, steps: int = 40) -> OnlineProbes:
+    (images, labels), learner = data(), OnlineLearner(reader(net))
+    for _ in range(steps):
+        with learner.batch(images, labels):
+            net(images)
+    assert learner.probes is not None
+    return learner.probes
+
+
+def test_probes_learn_from_the_steps_first_pass_alone() -> None:
+    net, (images, labels) = Net(), data()
+    learner = OnlineLearner(reader(net))
+    with learner.batch(images, labels):
+        loss = net(images).sum()
+        net(1 - images)
+    loss.backward()  # runs the second layer again
+    assert learner.probes is not None
+    assert learner.probes.batches == 1
+    assert learner.probes.dimensions == {"first": 4 * 12, "second": 6 * 8}
+    plain = OnlineProbes(learner.probes.dimensions)
+    features = reader(net)
+    with features.reading(images):
+        net(images)
+    plain.update(features.values, labels)
+    assert torch.equal(plain._weights, learner.probes._weights)
+    with pytest.raises(ValueError, match="gave no features of so many"), learner.batch(images, labels):
+        pass
+    assert learner.probes.batches == 1
+
+
+def examined(net: Net, probes: OnlineProbes | None, places: Tensor) -> OnlineTest:
+    (images, labels), test = data(), OnlineTest(reader(net), probes)
+    for part in places.split(5):
+        with torch.inference_mode(), test.batch(images[part], part, labels[part]):
+            net(images[part])
+    return test
+
+
+def test_each_image_counts_once_in_any_order() -> None:
+    net = Net()
+    probes = learned(net, 3)
+    once = examined(net, probes, torch.arange(12)).compute()
+    again = examined(net, probes, torch.tensor([3, 1, 3, *torch.randperm(12).tolist()])).compute()
+    assert once.images == again.images == 12
+    assert torch.equal(once.accuracy, again.accuracy)
+    assert (once.layers, once.classes, once.batches) == (("first", "second"), 3, 3)
+    assert examined(net, learned(net), torch.arange(12)).compute().accuracy.tolist() == [1, 1]
+
+
+def test_ranks_are_merged(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = Net()
+    probes = learned(net, 3)
+    mine, theirs = (examined(net, probes, torch.arange(12)[rank::2]) for rank in range(2))
+    answers = iter([torch.cat(theirs._right), torch.cat(theirs._indices), probes.left_out + 2])
+    monkeypatch.setattr(online_passes, "gathered", lambda own: [own, next(answers)])
+    mine.merge()
+    merged, whole = mine.compute(), examined(net, probes, torch.arange(12)).compute()
+    assert merged.images == 12
+    assert torch.equal(merged.accuracy, whole.accuracy)
+    assert merged.left_out.tolist() == [2, 2]
+
+
+def test_what_cannot_be_tested_is_named() -> None:
+    net, (images, labels) = Net(), data()
+    test = OnlineTest(reader(net), learned(net, 1))
+    with pytest.raises(ValueError, match="needs the class of each image"), test.batch(images, labels, None):
+        net(images)
+    images[4] = torch.nan
+    with pytest.raises(ValueError, match="layer 'first' gives NaN or infinite features for image 7"):  # noqa: SIM117
+        with test.batch(images, torch.arange(3, 15), labels):
+            net(images)
+    with pytest.raises(ValueError, match="had no batch"):
+        test.compute()
+    with pytest.raises(ValueError, match="had no batch"):
+        examined(net, None, torch.arange(12)).compute()
+
+
+def test_shapes_of_scores_must_fit() -> None:
+    with pytest.raises(ValueError, match="scores of 3 layers have shapes"):
+        OnlineScores(
+            layers=("a", "b", "c"),
+            accuracy=torch.rand(2),
+            images=3,
+            classes=3,
+            batches=1,
+            left_out=torch.zeros(2, dtype=torch.int64),
+        )
