@@ -51,7 +51,7 @@ class Unit(NamedTuple):
     activation: float | None = None
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Projection:
     """Units, projected back to pixels.
 
@@ -189,7 +189,8 @@ class Projector:
                 run(found)
         sizes = torch.tensor([list(images[unit.image].shape[-2:]) for unit in units]).view(-1, 2)
         pixels = tuple(pixels for pixels in found.pixels if pixels is not None)
-        return Projection(self._method, tuple(found.units), found.boxes, pixels, sizes)
+        units = tuple(found.units)
+        return Projection(method=self._method, units=units, boxes=found.boxes, pixels=pixels, image_sizes=sizes)
 
     def _plan(self, images: Any, units: Sequence[Unit], members: list[int], device: torch.device) -> Iterator[Any]:
         """The pieces of work for units on images of one size."""

@@ -24,7 +24,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class WindowFit:
     """How the windows of one layer lie on its input along one axis; "rows" stands for columns, too.
 

@@ -26,7 +26,7 @@ from lightning_cnnviz.core.layer_table.formulas import (
     window_formula,
 )
 from lightning_cnnviz.core.layer_table.unclipped_fields import Field, UnclippedFields
-from lightning_cnnviz.core.tracing.operations import Kind, Operation, record_operations
+from lightning_cnnviz.core.tracing.operations import Kind, Operation, log_operations
 
 __all__ = [
     "LayerRow",
@@ -43,7 +43,7 @@ __all__ = [
 _FLOAT32 = 4  # bytes
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class LayerRow:
     """One operation of a network, for one image. Pairs are height, width: down, across.
 
@@ -109,7 +109,7 @@ class LayerRow:
         return path if self.use == 1 else f"{path} #{self.use}"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class LayerTable:
     """What a network does with one image, operation by operation.
 
@@ -157,7 +157,8 @@ def layer_table(model: nn.Module, input_size: Sequence[int] | Tensor) -> LayerTa
 
     Rows are convolutions, pooling (a mean over the map included), linear layers, matrix products of activations,
     resizing, padding as an operation of its own, sums, concatenations and products where branches meet, norms, and
-    whatever else has parameters. Functions and reused modules count as often as they run.
+    whatever else has parameters. Functions and reused modules count as often as they run. In what `torch.jit` has
+    traced or scripted all are functions, and rows are named after the parameters that they read.
 
     Args:
         model: The network; its weights may lie on the meta device.
@@ -165,7 +166,7 @@ def layer_table(model: nn.Module, input_size: Sequence[int] | Tensor) -> LayerTa
 
     Raises:
         ValueError: The size is not that of an image, the network refuses it (with its reason and the layer that
-            stopped), or a lazy module does not know the shape of its weights yet.
+            stopped), a lazy module does not know the shape of its weights yet, or the network is frozen by `torch.jit`.
         TypeError: `model` is no module.
 
     Example:
@@ -175,6 +176,7 @@ def layer_table(model: nn.Module, input_size: Sequence[int] | Tensor) -> LayerTa
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"layer_table needs an nn.Module, not {type(model).__name__}")
+    _check_not_frozen(model)
     image = _image(model, input_size)
     found, values = _record(model, image)
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
@@ -190,7 +192,23 @@ def layer_table(model: nn.Module, input_size: Sequence[int] | Tensor) -> LayerTa
     unused = tuple((name, size) for name, size in plain.items() if name not in counted)
     _, channels, height, width = image.shape
     name = type(getattr(model, "_orig_mod", model)).__name__
-    return LayerTable(name, (channels, height, width), tuple(rows), sum(plain.values()), unused)
+    return LayerTable(
+        model=name,
+        input_size=(channels, height, width),
+        rows=tuple(rows),
+        parameters=sum(plain.values()),
+        unused=unused,
+    )
+
+
+def _check_not_frozen(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if not hasattr(module, "training"):
+            who = f"'{name}' of {type(model).__name__}" if name else "the network"
+            raise ValueError(
+                f"{who} is frozen by torch.jit: its parameters have become constants, which cannot be counted. Give "
+                "the network that it was made from"
+            )
 
 
 def _image(model: nn.Module, input_size: Sequence[int] | Tensor) -> Tensor:
@@ -214,10 +232,10 @@ def _image(model: nn.Module, input_size: Sequence[int] | Tensor) -> Tensor:
 
 def _record(model: nn.Module, image: Tensor) -> tuple[list[Operation], bool]:
     """Return the operations, and whether values had to be computed to find them."""
-    without = record_operations(model, image, values=False)
+    without = log_operations(model, image, values=False)
     if without.error is None:
         return without.operations, False
-    found = without if image.is_meta else record_operations(model, image, values=True)
+    found = without if image.is_meta else log_operations(model, image, values=True)
     if found.error is None:
         return found.operations, True
     size = "x".join(str(n) for n in image.shape[1:])

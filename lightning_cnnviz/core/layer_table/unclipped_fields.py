@@ -14,7 +14,7 @@ from fractions import Fraction
 import torch
 from torch import Tensor, nn
 
-from lightning_cnnviz.core.tracing.operations import Lines, Operation, record_operations
+from lightning_cnnviz.core.tracing.operations import Lines, Operation, log_operations
 
 __all__ = ["Field", "UnclippedFields"]
 
@@ -24,7 +24,7 @@ _LARGEST_STRIP = 12_000
 _AFFORDABLE = 2e11
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Field:
     """The receptive field of an operation's units: see `LayerRow`, which says what each part means."""
 
@@ -57,14 +57,14 @@ class UnclippedFields:
         """Return the field of an operation by its position."""
         operation = self._operations[position]
         if operation.lines is None:
-            return Field(None, None, None, False)
+            return Field(size=None, jump=None, center=None, clipped=False)
         down, across = self._along(position, 0), self._along(position, 1)
         tracked = operation.jump or (None, None)
         jump = _both(down.jump or tracked[0], across.jump or tracked[1])
         if len(operation.output_shape) != 4 or (operation.output_shape[2:] == (1, 1) and down.size is None):
             jump = None  # there is no next unit
         size, clipped = (down.size, across.size), down.clipped or across.clipped
-        return Field(size, jump, _both(down.center, across.center), clipped)
+        return Field(size=size, jump=jump, center=_both(down.center, across.center), clipped=clipped)
 
     def _along(self, position: int, axis: int) -> _Axis:
         here, strip = self._operations[position], self._strips[axis]
@@ -110,7 +110,7 @@ def _strip(model: nn.Module, image: Tensor, operations: list[Operation], values:
         return _Strip([], axis, length, bound)
     strip = image.new_zeros(size) if values else torch.empty(size, dtype=image.dtype, device="meta")
     # A network that refuses this size is followed as far as it comes.
-    return _Strip(record_operations(model, strip, values=values).operations, axis, length, bound)
+    return _Strip(log_operations(model, strip, values=values).operations, axis, length, bound)
 
 
 def _alike(here: Operation, there: Operation) -> bool:

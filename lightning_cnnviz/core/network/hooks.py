@@ -11,9 +11,13 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from torch import nn
+from torch.jit import ScriptModule
+from torch.jit._trace import TopLevelTracedModule
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
-__all__ = ["Site", "analysis_mode", "hooked", "keep_random_state", "model_device", "watched"]
+from lightning_cnnviz.core.network.layers import LayerNotFoundError
+
+__all__ = ["Site", "analysis_mode", "hooked", "keep_random_state", "model_device", "takes_hooks", "watched"]
 
 # Which analysis is under way: hooks fire in the one that made them, so that no look takes another's pass for its own.
 _ANALYSIS: ContextVar[object | None] = ContextVar("analysis", default=None)
@@ -31,6 +35,11 @@ def model_device(model: nn.Module) -> torch.device:
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
+def takes_hooks(module: nn.Module) -> bool:
+    """Return whether hooks on a module run: not in what `torch.jit` has traced or scripted, where a graph runs."""
+    return not isinstance(module, ScriptModule) or isinstance(module, TopLevelTracedModule)
+
+
 @contextmanager
 def analysis_mode(model: nn.Module) -> Iterator[None]:
     """Run a network for analysis: every module in eval mode, no gradients, no compiled code, and no trace left.
@@ -40,7 +49,8 @@ def analysis_mode(model: nn.Module) -> Iterator[None]:
 
     Inference mode is switched off inside, so that tensors made here can be kept and written to later.
     """
-    flags = [(module, module.training) for module in model.modules()]
+    # What torch.jit has frozen has no such flag, and is in eval mode for good.
+    flags = [(module, module.training) for module in model.modules() if hasattr(module, "training")]
     token = _ANALYSIS.set(object())
     with (
         keep_random_state(),
@@ -81,7 +91,16 @@ def hooked(sites: Mapping[str, Site], on_value: Callable[[str, Any], None]) -> I
     Hooks that are made inside `analysis_mode` fire inside that very block alone; those made outside, outside.
 
     The value is the network's own, live: an in-place operation that follows overwrites it, so clone what is kept.
+
+    Raises:
+        LayerNotFoundError: A site is inside of what `torch.jit` has traced, scripted or frozen, where no hook runs.
     """
+    for name, (module, _) in sites.items():
+        if not takes_hooks(module):
+            raise LayerNotFoundError(
+                f"layer '{name}' is part of a network that torch.jit has traced, scripted or frozen, which runs as one "
+                "piece: its layers cannot be read. Give the network that it was made from"
+            )
     handles = []
     analysis = _ANALYSIS.get()
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lightning_cnnviz.core.network.hooks import Site, analysis_mode, hooked
+from lightning_cnnviz.core.network.hooks import Site, analysis_mode, hooked, takes_hooks
 from lightning_cnnviz.core.network.layers import LayerNotFoundError, LayerSpec, SelectedLayer, select_layers
 from lightning_cnnviz.core.tracing.feature_maps import trace_feature_maps
 
@@ -21,7 +21,7 @@ _PASSING = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Landmarks:
     """Where one image's way through a network begins and ends.
 
@@ -50,7 +50,8 @@ def find_landmarks(model: nn.Module, image: Tensor) -> Landmarks:
     """
     modules = {name: module for name, module in model.named_modules() if name}
     walk = _Walk(modules)
-    with analysis_mode(model), hooked({name: Site(module) for name, module in modules.items()}, walk.on_output):
+    sites = {name: Site(module) for name, module in modules.items() if takes_hooks(module)}
+    with analysis_mode(model), hooked(sites, walk.on_output):
         model(image)
     once = [name for name in walk.ran if walk.ran.count(name) == 1]
     weighted = [name for name in once if isinstance(modules[name], _WEIGHTED)]
@@ -65,7 +66,7 @@ def find_landmarks(model: nn.Module, image: Tensor) -> Landmarks:
     def chosen(name: str | None, literal: bool) -> SelectedLayer | None:
         return None if name is None else SelectedLayer(name, modules[name], literal)
 
-    return Landmarks(chosen(first, False), chosen(deep, True), chosen(classifier, True))
+    return Landmarks(first=chosen(first, False), deep=chosen(deep, True), classifier=chosen(classifier, True))
 
 
 class _Walk:

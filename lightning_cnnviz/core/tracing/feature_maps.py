@@ -19,7 +19,7 @@ __all__ = ["FeatureMaps", "trace_feature_maps"]
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class FeatureMaps:
     """The feature maps of one layer, as one traced pass found them.
 
@@ -78,7 +78,7 @@ def trace_feature_maps(model: nn.Module, image: Tensor, layers: Sequence[Selecte
             continue
         # A BatchNorm that runs behind two convolutions would be read twice: then each is read by itself.
         behind = None if layer.literal or trace.norms.count(norm) != 1 else norm
-        found.append(FeatureMaps(name, norms[behind] if behind else outputs[name], shape, field))
+        found.append(FeatureMaps(layer=name, site=norms[behind] if behind else outputs[name], shape=shape, field=field))
     if not found:
         raise LayerNotFoundError(
             f"none of the {len(layers)} chosen layers of {type(model).__name__} runs exactly once in a pass"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import product
 from typing import Any
 from unittest import mock
@@ -11,11 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from lightning_cnnviz.core.deconvnet.choosing import RunningCall, choose_rule
 from lightning_cnnviz.core.deconvnet.projection import Projection, ProjectionError, Projector, Unit, project
 from lightning_cnnviz.core.deconvnet.rules import _in_phases
 from lightning_cnnviz.core.network import memory
 from lightning_cnnviz.core.network.layers import LayerNotFoundError, select_layers
 from lightning_cnnviz.core.top_patches.search import mine_top_patches
+from lightning_cnnviz.core.tracing.calls import read_operator
 
 
 def small_net() -> nn.Sequential:
@@ -265,6 +268,70 @@ def test_gradient_checkpointing_changes_nothing(method: Any) -> None:
     model = Whole(checkpointing=True).train()
     assert_equal_projections(project(model, WHOLE, UNITS, method=method), project(Whole(), WHOLE, UNITS, method=method))
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+class Switching(Whole):
+    """It goes into inference mode by itself: there, torch dispatches `conv2d`, `relu6` and such."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        with torch.inference_mode():
+            maps = nn.functional.relu6(super().forward(images))
+            return maps * 2
+
+
+@pytest.mark.parametrize("method", ["deconvnet", "guided", "gradient"])
+def test_a_network_that_goes_into_inference_mode_by_itself(method: Any) -> None:
+    expected = project(Whole(), WHOLE, UNITS, method=method)
+    assert_equal_projections(project(Switching(), WHOLE, UNITS, method=method), expected)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
+@pytest.mark.parametrize("method", ["deconvnet", "guided", "gradient"])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_units_behind_a_traced_network(method: Any, frozen: bool) -> None:
+    body, head = Whole().eval(), nn.Conv2d(3, 2, 2)
+    units = [unit._replace(layer="2", channel=unit.channel % 2) for unit in UNITS]
+    traced = torch.jit.trace(body, WHOLE)
+    model = nn.Sequential(torch.jit.freeze(traced) if frozen else traced, nn.ReLU(), head)
+    expected = project(nn.Sequential(body, nn.ReLU(), head), WHOLE, units, method=method)
+    assert_equal_projections(project(model, WHOLE, units, method=method), expected)
+    assert torch.equal(project(model, WHOLE, units, method=method).boxes, expected.boxes)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
+@pytest.mark.parametrize("make", [lambda model: torch.jit.trace(model, WHOLE), torch.jit.script])
+def test_layers_inside_of_what_torch_jit_has_made_are_refused(make: Any) -> None:
+    model = make(nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Conv2d(4, 3, 3)).eval())
+    for network, layer in ((model, "2"), (nn.Sequential(model), "0.2")):
+        message = f"layer '{layer}' is part of a network that torch.jit has traced, scripted or frozen"
+        with pytest.raises(LayerNotFoundError, match=re.escape(message)):
+            project(network, WHOLE, [Unit(0, layer, 0, 1, 1)])
+
+
+def test_a_convolution_and_its_relu_in_one_operation_are_refused() -> None:
+    call = RunningCall(
+        read_operator(torch.ops.aten.cudnn_convolution_relu.default),
+        (WHOLE, torch.rand(3, 2, 3, 3), None, [1, 1], [0, 0], [1, 1], 1),
+        *({}, [WHOLE], "deconvnet", len(WHOLE)),
+    )
+    with pytest.raises(ProjectionError, match="a convolution and a ReLU in one"):
+        choose_rule(call)
+
+
+def test_results_written_to_given_memory() -> None:
+    class Into(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            maps, there = self[0](x), self[0](x.flip(3))
+            torch.add(maps, self[1](x), out=there)
+            return self[2](torch.relu(there))  # type: ignore[no-any-return]
+
+    class Apart(Into):
+        def forward(self, x: Tensor) -> Tensor:
+            return self[2](torch.relu(self[0](x) + self[1](x)))  # type: ignore[no-any-return]
+
+    layers = [nn.Conv2d(2, 3, 3), nn.Conv2d(2, 3, 3), nn.Conv2d(3, 3, 2)]
+    units = [unit._replace(layer="2") for unit in UNITS]
+    assert_equal_projections(project(Into(*layers), WHOLE, units), project(Apart(*layers), WHOLE, units))
 
 
 def test_weights_that_change_between_looks_are_seen(model: nn.Sequential) -> None:

@@ -531,6 +531,77 @@ def test_it_leaves_no_trace() -> None:
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
+def jit_network() -> nn.Sequential:
+    return nn.Sequential(
+        *(nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(8, 8, 3, groups=2), nn.Hardswish(), nn.ConvTranspose2d(8, 4, 2, stride=2)),
+        *(nn.Upsample(scale_factor=2, mode="bilinear"), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, 2)),
+    ).eval()
+
+
+# On 3 x 12 x 12: 3·9 for each of 8·12·12, 4·9 for each of 8·4·4, 4·4 for each of 8·4·4, 16 for each of 2.
+JIT_MACS = 27 * 8 * 144 + 36 * 8 * 16 + 16 * 8 * 16 + 16 * 2
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
+@pytest.mark.parametrize("within", [False, True])
+@pytest.mark.parametrize("made", ["traced", "scripted"])
+def test_what_torch_jit_has_made_of_a_network_has_the_same_rows(made: str, within: bool) -> None:
+    network = jit_network()
+    whole = torch.jit.trace(network, torch.rand(1, 3, 12, 12)) if made == "traced" else torch.jit.script(network)
+    table = layer_table(nn.Sequential(whole) if within else whole, (3, 12, 12))
+    expected = layer_table(network, (3, 12, 12))
+    assert table.macs == expected.macs == JIT_MACS
+    assert (table.parameters, table.unused) == (expected.parameters, ())
+    same = ("kind", "output_shape", "formula", "parameters", "macs", "jump", "receptive_field", "first_center")
+    for row, its in zip(table.rows, expected.rows, strict=True):
+        assert {name: getattr(row, name) for name in same} == {name: getattr(its, name) for name in same}
+        assert not its.parameters or row.layer == ("0." if within else "") + its.layer
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
+@pytest.mark.parametrize("within", [False, True])
+def test_a_frozen_network_is_refused(within: bool) -> None:
+    frozen = torch.jit.freeze(torch.jit.trace(jit_network(), torch.rand(1, 3, 12, 12)))
+    with pytest.raises(ValueError, match=r"('0' of Sequential|the network) is frozen by torch\.jit"):
+        layer_table(nn.Sequential(frozen) if within else frozen, (3, 12, 12))
+
+
+class Switching(nn.Module):
+    """It goes into inference mode by itself, as frozen backbones do: there, torch dispatches `conv2d` and such."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = jit_network()
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.inference_mode():
+            return self.body(x)  # type: ignore[no-any-return]
+
+
+def test_a_network_that_goes_into_inference_mode_by_itself() -> None:
+    table = layer_table(Switching(), (3, 12, 12))
+    assert table.macs == JIT_MACS
+    assert [row.receptive_field for row in table.rows] == [
+        row.receptive_field for row in layer_table(jit_network(), (3, 12, 12)).rows
+    ]
+
+
+def test_attention_counts_where_values_are_computed_as_on_shapes_alone() -> None:
+    class Attention(nn.Module):
+        def __init__(self, chooses: bool) -> None:
+            super().__init__()
+            self.chooses = chooses
+
+        def forward(self, x: Tensor) -> Tensor:
+            tokens = x.flatten(2).transpose(1, 2)
+            return F.scaled_dot_product_attention(tokens, tokens, tokens + int(self.chooses and x.sum() > 0))
+
+    assert (
+        layer_table(Attention(False), (3, 4, 5)).macs == layer_table(Attention(True), (3, 4, 5)).macs == 2 * 20 * 20 * 3
+    )
+
+
 @pytest.mark.parametrize("chooses", [False, True])
 def test_in_inference_mode_as_in_any_other(chooses: bool) -> None:
     class InPlace(nn.Module):

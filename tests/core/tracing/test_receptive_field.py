@@ -628,6 +628,22 @@ def written_to_out(x: Tensor) -> Tensor:
     return made
 
 
+def joined_into_memory(x: Tensor) -> Tensor:
+    made = x[:, :, :6].flip(3).repeat(1, 2, 1, 1)
+    return torch.cat([x[:, :, 1:4], x[:, :, :3]], 2, out=made[:, :4])  # type: ignore[call-overload,no-any-return]
+
+
+def picked_into_memory(x: Tensor) -> Tensor:
+    made = x.flip(3)
+    return torch.index_select(x, 2, torch.arange(x.shape[2]).flip(0), out=made)
+
+
+def constants_written_to_out(x: Tensor) -> Tensor:
+    made = conv(x, (3, 3))
+    torch.add(torch.ones(len(x), 2, 2, 2), 1, out=made[:, :2, 1:3, 1:3])
+    return made
+
+
 def moved_in_place(x: Tensor) -> Tensor:
     x = conv(x, (3, 1))
     moved = x.clone().unsqueeze_(2).transpose_(1, 2).squeeze_(1)
@@ -673,6 +689,7 @@ WRITES = [
     *(first_rows_overwritten, view_of_what_is_filled_later, view_of_what_is_added_to_later, another_view),
     *(base_of_a_view_that_is_added_to, activated_half, erased, filled_with_a_mean, written_to_out, moved_in_place),
     *(kept_before_a_write, detached_and_added_to, expanded_and_added_to),
+    *(joined_into_memory, picked_into_memory, constants_written_to_out),
 ]
 
 
@@ -794,6 +811,7 @@ UNKNOWN: dict[str, Callable[[Tensor], Tensor]] = {
     "norm of all": lambda x: x / x.pow(2).sum((1, 2, 3), keepdim=True).sqrt(),
     "several extrema": lambda x: torch.stack(torch.aminmax(x, dim=2, keepdim=True))[0],
     "attention weights": lambda x: F.scaled_dot_product_attention(x, x, x),
+    "batch statistics": lambda x: torch.cat([torch.ops.aten._batch_norm_with_update(image[None], None, None, torch.zeros(4), torch.ones(4), 0.1, 1e-5)[0] for image in x]),  # noqa: E501
     "switches": lambda x: F.max_unpool2d(*F.max_pool2d(x, 2, return_indices=True), 2, output_size=x.shape[2:]),
     "put": lambda x: x.clone().index_put_((torch.arange(len(x))[:, None], torch.tensor([0, 1])), x[:, 2:]),
 }  # fmt: skip
@@ -887,4 +905,4 @@ def test_wrong_input_is_refused() -> None:
         ):
             pass
     with pytest.raises(ValueError, match=r"boxes must be \(G, H, W, 4\), not \(3, 4\)"):
-        ReceptiveField("layer", (8, 8), torch.zeros(3, 4))
+        ReceptiveField(layer="layer", image_size=(8, 8), boxes=torch.zeros(3, 4))

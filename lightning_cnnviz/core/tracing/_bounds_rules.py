@@ -1,0 +1,194 @@
+"""How bounds go through each kind of operation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
+
+from lightning_cnnviz.core.tracing import calls
+from lightning_cnnviz.core.tracing._bounds import NOTHING, Bounds, Step, each, everything, nothing, union
+from lightning_cnnviz.core.tracing._bounds_windows import (
+    convolution_bounds,
+    fixed_size_pool_bounds,
+    interpolation_bounds,
+    pool_3d_bounds,
+    pool_bounds,
+)
+
+__all__ = ["RULES", "output_bounds"]
+
+Rule = Callable[[Step], "list[Bounds] | None"]
+"""Returns the bounds of an operation's outputs; None where it cannot tell."""
+
+
+def output_bounds(step: Step) -> list[Bounds] | None:
+    """Return the bounds of an operation's outputs; None where no rule tells."""
+    if step.name in calls.CONSTANTS or (step.name in calls.FILLS and step.writes_only_itself):
+        return _constant(step)
+    rule = RULES.get(step.name) or (_pointwise if step.operator.pointwise else None)
+    return None if rule is None else rule(step)
+
+
+def _pointwise(step: Step) -> list[Bounds] | None:
+    if step.writes_only_itself:
+        return list(step.given.values())
+    shape = step.outputs[0].shape
+    return [union(list(step.given.values()), shape) for _ in step.outputs]
+
+
+def _first_as_it_is(step: Step) -> list[Bounds] | None:
+    return [step.bounds(step.args[0])] if step.only_first else None
+
+
+def _moved(step: Step) -> list[Bounds] | None:
+    """Operations that move values about without mixing them are run on the boxes themselves."""
+    if not step.only_first:
+        return None
+    # Bounds are expanded views, which cannot always be viewed anew.
+    move = torch.reshape if step.name in calls.RESHAPES else step.functional
+    if move is None or any(isinstance(argument, torch.dtype) for argument in step.args):
+        return None  # a view of the same memory as other numbers
+    # Bounds lie on the CPU.
+    args = tree_map(lambda leaf: leaf.cpu() if isinstance(leaf, Tensor) else leaf, list(step.args[1:]))
+    sides = [tree_leaves(move(b, *args, **step.kwargs)) for b in step.bounds(step.args[0])]
+    return [(a, b, c, d) for a, b, c, d in zip(*sides, strict=True)]
+
+
+def _constant(step: Step) -> list[Bounds] | None:
+    return [nothing(tensor.shape) for tensor in step.outputs]
+
+
+def _copied(step: Step) -> list[Bounds] | None:
+    return [union([step.bounds(step.args[1])], step.outputs[0].shape)]
+
+
+def _joined(step: Step) -> list[Bounds] | None:
+    """Concatenate or stack: pieces that do not depend on the image reach nothing."""
+    pieces = [step.bounds(tensor) for tensor in step.args[0]]
+    shape = step.outputs[0].shape
+    along = int(step.argument("dim", 0)) % len(shape)
+
+    def run(side: int) -> Tensor:
+        parts = [piece[side] for piece in pieces]
+        if len({part.shape[:along] + part.shape[along + 1 :] for part in parts}) == 1 and parts[0].ndim == len(shape):
+            # Where all pieces are constant along a dimension, so is the whole.
+            for dim in range(len(shape)):
+                if dim != along and shape[dim] > 1 and all(part.stride(dim) == 0 for part in parts):
+                    parts = [part.narrow(dim, 0, 1) for part in parts]
+        joined: Tensor = step.functional(parts, *step.args[1:], **step.kwargs)
+        return joined.expand(shape)
+
+    return [(run(0), run(1), run(2), run(3))]
+
+
+def _padded(step: Step) -> list[Bounds] | None:
+    pad = step.args[1]
+    return [each(lambda b: F.pad(b, pad, value=NOTHING), step.bounds(step.args[0]))]
+
+
+def _reduced(step: Step) -> list[Bounds] | None:
+    """Sums, means, norms, extrema over dimensions."""
+    if step.argument("other") is not None:
+        return _pointwise(step)
+    if not step.only_first:
+        return None
+    bounds = step.bounds(step.args[0])
+    dims = step.argument("dim")
+    keep = bool(step.argument("keepdim", False))
+    ndim = bounds[0].ndim
+    chosen = list(range(ndim)) if dims is None or dims == [] else [dims] if isinstance(dims, int) else list(dims)
+    reach = each(lambda b: b.amax(dim=chosen, keepdim=keep), bounds)
+    if any(tensor.shape != reach[0].shape for tensor in step.outputs):
+        return None
+    return [reach for _ in step.outputs]
+
+
+def _mixed_along(step: Step) -> list[Bounds] | None:
+    """Softmax and running sums: every element of a line depends on the whole line."""
+    if not step.only_first:
+        return None
+    dim = step.args[1]
+    return [each(lambda b: b.amax(dim, keepdim=True).expand(b.shape), step.bounds(step.args[0]))]
+
+
+def _layer_norm(step: Step) -> list[Bounds] | None:
+    if not step.only_first:
+        return None
+    dims = tuple(range(-len(step.args[1]), 0))
+    mixed = each(lambda b: b.amax(dims, keepdim=True).expand(b.shape), step.bounds(step.args[0]))
+    return [union([mixed], tensor.shape) if tensor.shape == mixed[0].shape else everything([mixed], tensor)
+            for tensor in step.outputs]  # fmt: skip
+
+
+def _group_norm(step: Step) -> list[Bounds] | None:
+    if not step.only_first:
+        return None
+    groups = int(step.argument("group"))
+
+    def mix(b: Tensor) -> Tensor:
+        batch, channels = b.shape[:2]
+        reach = b.reshape(batch, groups, -1).amax(2, keepdim=True)
+        return (
+            reach.expand(batch, groups, channels // groups).reshape(batch, channels, *[1] * (b.ndim - 2)).expand_as(b)
+        )
+
+    mixed = each(mix, step.bounds(step.args[0]))
+    return [mixed, *[everything([mixed], tensor) for tensor in step.outputs[1:]]]
+
+
+def _batch_norm(step: Step) -> list[Bounds] | None:
+    if not step.only_first:
+        return None
+    same = step.bounds(step.args[0])
+    if step.uses_batch_statistics:  # as instance norm does, too
+        dims = [dim for dim in range(same[0].ndim) if dim != 1]
+        same = each(lambda b: b.amax(dims, keepdim=True).expand(b.shape), same)
+    return [same if tensor.shape == same[0].shape else everything([same], tensor) for tensor in step.outputs]
+
+
+def _matmul(step: Step) -> list[Bounds] | None:
+    left, right = (argument for argument in step.args if isinstance(argument, Tensor))
+    return _product(step, left, right)
+
+
+def _addmm(step: Step) -> list[Bounds] | None:
+    product = _product(step, step.args[1], step.args[2])
+    return [union([step.bounds(step.args[0]), *product], step.outputs[0].shape)]
+
+
+def _product(step: Step, left: Tensor, right: Tensor) -> list[Bounds]:
+    if right.ndim < 2:
+        return [everything(step.given.values(), step.outputs[0])]
+    # Weights are large and reach nothing: only what depends on the image is looked at.
+    reach = []
+    if id(left) in step.given:
+        reach.append(each(lambda b: b.amax(-1, keepdim=True), step.bounds(left)))
+    if id(right) in step.given:
+        reach.append(each(lambda b: b.amax(-2, keepdim=True), step.bounds(right)))
+    return [union(reach, step.outputs[0].shape)] if reach else []
+
+
+RULES: dict[str, Rule] = {
+    **dict.fromkeys(calls.COPIES, _first_as_it_is),
+    **dict.fromkeys(calls.RESHAPES | calls.PERMUTATIONS | calls.SPLITS | calls.SLICES | calls.OTHER_MOVES, _moved),
+    **dict.fromkeys(calls.EDGE_PADS | calls.NEAREST_UPSAMPLINGS, _moved),
+    **dict.fromkeys(calls.CONSTANT_PADS, _padded),
+    **dict.fromkeys(calls.JOINS, _joined),
+    **dict.fromkeys(calls.REDUCTIONS, _reduced),
+    **dict.fromkeys(calls.ALONG_A_LINE, _mixed_along),
+    **dict.fromkeys(calls.BATCH_NORMS, _batch_norm),
+    **dict.fromkeys(calls.LAYER_NORMS, _layer_norm),
+    **dict.fromkeys(calls.GROUP_NORMS, _group_norm),
+    **dict.fromkeys(calls.MATRIX_PRODUCTS, _matmul),
+    **dict.fromkeys(calls.MATRIX_PRODUCTS_ADDED, _addmm),
+    **dict.fromkeys(calls.CONVOLUTIONS, convolution_bounds),
+    **dict.fromkeys(calls.MAX_POOLS | calls.AVERAGE_POOLS, pool_bounds),
+    **dict.fromkeys(calls.POOLS_3D, pool_3d_bounds),
+    **dict.fromkeys(calls.ADAPTIVE_POOLS, fixed_size_pool_bounds),
+    **dict.fromkeys(calls.INTERPOLATIONS, interpolation_bounds),
+    "copy": _copied,
+}
