@@ -35,7 +35,7 @@ def fit_numbers(numbers: Mapping[str, Number], width: int, size: int) -> str:
     """Write as many figures as fit whole: a number cut short would be another number."""
     texts = [f"{name} {_figure(value)}" for name, value in numbers.items()]
     for count in range(len(texts), 0, -1):
-        line = " · ".join(texts[:count]) + (" …" if count < len(texts) else "")
+        line = one_line(" · ".join(texts[:count]) + (" …" if count < len(texts) else ""))
         if length(line, size) <= width:
             return line
     return "…" if texts else ""
@@ -60,16 +60,21 @@ def wrap(text: str, width: int, size: int) -> list[str]:
 
 def fit(text: str, width: int, size: int, bold: bool = False) -> str:
     """Shorten a text to one line of a width, with an ellipsis if anything had to go."""
-    text = " ".join(text.split())
+    text = one_line(text)
     if length(text, size, bold) <= width:
         return text
     kept = bisect_right(range(len(text)), width, key=lambda n: length(text[:n].rstrip() + "…", size, bold))
     return text[: max(kept - 1, 0)].rstrip() + "…"
 
 
+def one_line(text: str) -> str:
+    """Write a text on one line, without what no font can show: parts of characters, as in names of damaged files."""
+    return " ".join(text.encode(errors="replace").decode().split())
+
+
 def length(text: str, size: int, bold: bool = False) -> int:
     """Say how many pixels wide a text is."""
-    return math.ceil(_font(size, bold).getlength(" ".join(text.split())))
+    return math.ceil(_font(size, bold).getlength(one_line(text)))
 
 
 def line_height(size: int) -> int:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
+from lightning_cnnviz.render._text import one_line
 from lightning_cnnviz.render.figures import PENCIL, figure_pixels, line_style, new_figure, shorten
 from lightning_cnnviz.report import Curve, Series
 
@@ -110,7 +111,7 @@ def _draw_series(axes: Axes, series: Series, number: int) -> Line2D:
 
 
 def _draw_title(axes: Axes, curve: Curve) -> None:
-    caption = textwrap.wrap(curve.caption, 84, max_lines=3, placeholder=" …")
+    caption = textwrap.wrap(one_line(curve.caption), 84, max_lines=3, placeholder=" …")
     axes.set_title(shorten(curve.name, 60), loc="left", fontsize=12, fontweight="bold", pad=8 + 13.5 * len(caption))
     if caption:
         above: dict[str, Any] = {"xycoords": "axes fraction", "xytext": (0, 6), "textcoords": "offset points"}

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_cnnviz.render._text import one_line
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -140,6 +142,6 @@ def _level(color: tuple[int, int, int]) -> Tensor:
 
 def shorten(text: str, length: int) -> str:
     """Leave out the middle: the names of layers tell themselves apart at either end."""
-    text = " ".join(text.split())
+    text = one_line(text)
     tail = length // 2
     return text if len(text) <= length else f"{text[: length - tail - 1]}…{text[-tail:]}"

@@ -39,7 +39,7 @@ Trainer(logger=WandbLogger(project=...)), or write elsewhere, for example with s
     is_default: ClassVar[bool] = True
 
     def __init__(self) -> None:
-        self._loggers: list[Any] = []
+        self._loggers: list[Any] | None = None
 
     @classmethod
     def serves(cls, loggers: Sequence[Any]) -> bool:
@@ -52,16 +52,22 @@ Trainer(logger=WandbLogger(project=...)), or write elsewhere, for example with s
         Raises:
             ValueError: There is none. The DummyLogger of `fast_dev_run` is excused: it stands for any logger.
         """
-        self._loggers = [logger for logger in loggers if _is_a(logger, "WandbLogger")]
-        if not self._loggers and not any(_is_a(logger, "DummyLogger") for logger in loggers):
+        if not self.serves(loggers) and not any(_is_a(logger, "DummyLogger") for logger in loggers):
             found = ", ".join(type(logger).__name__ for logger in loggers) or "none"
             raise ValueError(
                 f"WandbSink found no WandbLogger among the trainer's loggers ({found}): add one with "
                 "Trainer(logger=WandbLogger(project=...)), or write elsewhere, for example with sinks=[PageSink()]"
             )
+        self._loggers = [logger for logger in loggers if _is_a(logger, "WandbLogger")]
 
     def write(self, report: Report, step: Step) -> None:
-        """Log one report as one row of each run."""
+        """Log one report as one row of each run.
+
+        Raises:
+            RuntimeError: `open` has not been called.
+        """
+        if self._loggers is None:
+            raise RuntimeError("this WandbSink knows no run yet: call open() first")
         # The WandbLoggers of one process usually share a run, which must not get everything twice.
         runs = {id(run): run for run in (logger.experiment for logger in self._loggers)}
         contents = dict(_contents(report, step)) if runs else {}
@@ -83,15 +89,21 @@ def _contents(report: Report, step: Step) -> Iterator[tuple[str, tuple[_Content,
     for item in report.items:
         if isinstance(item, Scalar):
             if item.measured:
-                yield report.key(item), (item.value, "")
+                yield _key(report, item), (item.value, "")
             continue
-        key = report.key(item)
+        key = _key(report, item)
         if key in taken:  # names are unique within a kind only: a curve may be called like a gallery
             key = f"{key}_{type(item).__name__.lower()}"
         taken.add(key)
         title = f"{report.heading} · {item.name} · epoch {step.epoch}"
         content = _cut(item) if isinstance(item, Table) else to_image(draw_item(item, title=title))
         yield key, (content, _caption(item, report))
+
+
+def _key(report: Report, item: Item) -> str:
+    """The item's key, of what W&B takes in one: valid Unicode, since files are named after it, and no way upwards."""
+    parts = report.key(item).encode(errors="replace").decode().split("/")
+    return "/".join("__" if part == ".." else part for part in parts)
 
 
 def _caption(item: Item, report: Report) -> str:

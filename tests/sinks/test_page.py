@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sinks.harness import Harness, full_disk
 
 import lightning_cnnviz.sinks.page as page_module
 from lightning_cnnviz.report import Curve, Gallery, Item, Picture, Report, Row, Scalar, Series, Step, Table, Tile
+from lightning_cnnviz.sinks.base import Sink
 from lightning_cnnviz.sinks.page import PageSink
 
 NOT_MEASURED = "\u2013"
@@ -49,6 +51,23 @@ def embedded(sink: PageSink) -> tuple[list[dict[str, Any]], dict[str, str]]:
     html = sink.path.read_text(encoding="utf-8")
     views, pictures = re.findall(r'<script type="application/json"[^>]*>(.*?)</script>', html, flags=re.DOTALL)
     return json.loads(views), json.loads(pictures)
+
+
+def keys(sink: Sink, loggers: Sequence[Any]) -> list[str]:
+    assert isinstance(sink, PageSink)
+    found = []
+    for view in embedded(sink)[0]:
+        for item in (item for look in view["looks"] for item in look["items"]):
+            stem, slash, name = view["view"].partition("/")
+            found.append(f"{stem}{'_stats' if item['kind'] == 'Scalar' else ''}{slash}{name}/{item['name']}")
+    return found
+
+
+def breaks(patch: pytest.MonkeyPatch, sink: Sink, loggers: Sequence[Any]) -> None:
+    patch.setattr(page_module.os, "replace", full_disk)
+
+
+HARNESS = Harness(make=PageSink, loggers=list, keys=keys, breaks=breaks)
 
 
 def steps(sink: PageSink, view: int = 0) -> list[int]:

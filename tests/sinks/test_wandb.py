@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sinks.harness import Harness, full_disk
 from sinks.offline_run import keep_wandb_inside, read_offline_artifacts, read_offline_run
 
 from lightning_cnnviz.render.charts import draw_curve
@@ -17,6 +18,7 @@ from lightning_cnnviz.render.image import draw_sheet
 from lightning_cnnviz.render.items import draw_item
 from lightning_cnnviz.report import Curve, Gallery, Item, Picture, Report, Row, Scalar, Series, Step, Table, Tile
 from lightning_cnnviz.sinks import wandb as sink_module
+from lightning_cnnviz.sinks.base import Sink
 from lightning_cnnviz.sinks.wandb import WandbSink
 
 PACKAGES = ["lightning.pytorch.loggers", "pytorch_lightning.loggers"]
@@ -74,6 +76,19 @@ def write(items: tuple[Item, ...], *loggers: Any) -> None:
     sink = WandbSink()
     sink.open(loggers, Path("unused"))
     sink.write(Report("view", title="Title", items=items), Step(epoch=3, global_step=40))
+
+
+def keys(sink: Sink, loggers: list[Any]) -> list[str]:
+    rows = [row for logger in loggers for row in logger.experiment.rows]
+    return [key for row in rows for key in row if key not in ("epoch", "trainer/global_step")]
+
+
+def breaks(patch: pytest.MonkeyPatch, sink: Sink, loggers: list[Any]) -> None:
+    for logger in loggers:
+        patch.setattr(logger.experiment, "log", full_disk)
+
+
+HARNESS = Harness(make=WandbSink, loggers=lambda: [WandbLogger(FakeRun())], keys=keys, breaks=breaks)
 
 
 @pytest.fixture
@@ -134,6 +149,20 @@ def check_table(files: dict[str, Path]) -> None:
         assert patch["caption"] == "tench"
         with Image.open(files[patch["path"]]) as image:
             assert np.array_equal(np.asarray(image), TILE.pixels.permute(1, 2, 0).numpy())
+
+
+def test_a_run_takes_names_of_any_kind(inside: Path) -> None:
+    logger = pytest.importorskip(PACKAGES[0]).WandbLogger(project="test", save_dir=inside, offline=True)
+    names = ["</script>\n\"'&/..", "../../up", "of a damaged file \ud800", "\u2028"]
+    items = [item for name in names for item in (Table(name, (name,), ((name,),), caption=name), Scalar(name, 1.0))]
+    items += [Picture(f"{name} picture", PICTURE.pixels, caption=name) for name in names]
+    sink = WandbSink()
+    sink.open([logger], inside)
+    sink.write(Report("view", title=names[0], items=tuple(items), name=names[1]), Step(epoch=1, global_step=10))
+    logger.experiment.finish()
+    (row,) = read_offline_run(inside)
+    assert len(row) >= len(items)
+    assert len(read_offline_artifacts(inside)) == len(names)
 
 
 @pytest.mark.parametrize("package", PACKAGES)
