@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -137,6 +138,63 @@ def test_imports_point_one_way(file: str) -> None:
 )
 def test_the_rule_can_fail(file: str, source: str) -> None:
     assert len(violations(file, source)) == 1
+
+
+# Where a user asks for a product by its name: commands, and studies that log their runs to it.
+APPLICATIONS = ("cli.py", "demo.py", "explore.py", "studies/")
+PRODUCTS = re.compile("wandb|tensorboard|mlflow", re.IGNORECASE)
+
+
+def products(file: str, source: str) -> list[str]:
+    """What a file says in its code, docstrings aside, of products and of single kinds of sinks outside their files."""
+    tree = ast.parse(source)
+    homes = {place.rpartition(".")[2]: f"sinks/{place.split('.')[1]}.py" for place in stub_names("sinks/__init__.pyi")}
+    kinds = {name for name, home in homes.items() if name != "Sink" and home != file}
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
+    tests = [call for call in calls if names_of(call.func) in (["isinstance"], ["issubclass"])]
+    said = [name for call in tests for name in names_of(call)]
+    if not file.startswith(APPLICATIONS):
+        kinds |= {
+            word for word in words_of(tree) for name in PRODUCTS.findall(word) if file != f"sinks/{name.lower()}.py"
+        }
+        said += words_of(tree)
+    return sorted(kinds & set(said))
+
+
+def names_of(tree: ast.AST) -> list[str]:
+    """Every name that code uses, imports or defines."""
+    fields = [
+        getattr(node, field, None) for node in ast.walk(tree) for field in ("id", "attr", "arg", "name", "module")
+    ]
+    return [text for text in fields if isinstance(text, str)]
+
+
+def words_of(tree: ast.AST) -> list[str]:
+    """Every name and every string of code, docstrings aside."""
+    texts = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    constants = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and id(node) not in texts]
+    return [*names_of(tree), *(node.value for node in constants if isinstance(node.value, str))]
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_products_are_named_in_their_sinks_alone(file: str) -> None:
+    assert products(file, (PACKAGE / file).read_text()) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "source", "said"),
+    [
+        ("callbacks/x.py", 'logger.name == "WandbLogger"', "WandbLogger"),
+        ("render/x.py", "def for_tensorboard(): ...", "for_tensorboard"),
+        ("sinks/mlflow.py", "import wandb", "wandb"),
+        ("finetune/x.py", "sinks = [PageSink()]", "PageSink"),
+        ("sinks/outlet.py", "sink.write() if isinstance(sink, MemorySink) else None", "MemorySink"),
+        ("demo.py", "issubclass(kind, (Sink, PageSink))", "PageSink"),
+    ],
+)
+def test_a_product_elsewhere_is_seen(file: str, source: str, said: str) -> None:
+    assert products(file, source) == [said]
+    assert products(file, f'def f():\n    "As {said} does it."') == []
 
 
 @pytest.mark.parametrize("stub", STUBS)
