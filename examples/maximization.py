@@ -17,7 +17,7 @@ from torchvision.models import squeezenet1_0
 from tqdm import tqdm
 
 from lightning_cnnviz.core.maximization.maximize import maximize, unit_input_size
-from lightning_cnnviz.core.maximization.objectives import ClassScore, Objective, Unit
+from lightning_cnnviz.core.maximization.objectives import ClassScore, Objective, UnitActivation
 from lightning_cnnviz.core.maximization.parametrization import Box, Parametrization
 from lightning_cnnviz.core.maximization.regularization import TotalVariation
 from lightning_cnnviz.render.image import draw_sheet, to_image
@@ -36,7 +36,7 @@ def main(weights: Path, out: Path) -> None:
     model.load_state_dict(torch.load(weights, weights_only=True))
     size = (3, SIDE, SIDE)
     goldfish = climbed(model, "classes", ["goldfish"], [ClassScore(1, "goldfish")], size)
-    units = [Unit(LAYER, channel) for channel in CHANNELS]
+    units = [UnitActivation(LAYER, channel) for channel in CHANNELS]
     captions = [f"channel {channel}" for channel in CHANNELS]
     layer = climbed(model, LAYER, captions, units, unit_input_size(model, LAYER, size, CHANNELS))
     report = maximization_report([goldfish, layer], SHOWN_AS)
@@ -64,7 +64,7 @@ def climbed(
         penalty=0.5 * TotalVariation(),
         progress=tqdm,
     )
-    return MaximizedLayer(name, tuple(captions), found)
+    return MaximizedLayer(name=name, captions=tuple(captions), optima=found)
 
 
 if __name__ == "__main__":

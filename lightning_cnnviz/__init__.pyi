@@ -16,6 +16,8 @@ from .core.deconvnet.projection import Unit as Unit
 from .core.deconvnet.projection import project as project
 from .core.images.attribution import AttributionMaps as AttributionMaps
 from .core.images.attribution import attribute as attribute
+from .core.images.correlation import ChannelCorrelation as ChannelCorrelation
+from .core.images.correlation import channel_correlation as channel_correlation
 from .core.images.invariance import InvarianceCurves as InvarianceCurves
 from .core.images.invariance import measure_invariance as measure_invariance
 from .core.images.occlusion import OcclusionMaps as OcclusionMaps
@@ -24,6 +26,9 @@ from .core.images.transforms import Transform as Transform
 from .core.layer_table.table import layer_table as layer_table
 from .core.maximization.maximize import Maximization as Maximization
 from .core.maximization.maximize import maximize as maximize
+from .core.maximization.objectives import ChannelActivation as ChannelActivation
+from .core.maximization.objectives import ClassScore as ClassScore
+from .core.maximization.objectives import UnitActivation as UnitActivation
 from .core.probing.probe import probe as probe
 from .core.probing.probe import probe_layers as probe_layers
 from .core.probing.protocols import Protocol as Protocol

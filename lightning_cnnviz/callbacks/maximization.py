@@ -13,10 +13,10 @@ from lightning_cnnviz.callbacks._base.experiment import Progress, SampleOptions
 from lightning_cnnviz.callbacks._base.shown import ShownSampleMonitor
 from lightning_cnnviz.core.data.sample import Sample
 from lightning_cnnviz.core.maximization.maximize import home_of, maximize, strongest_images, unit_input_size
-from lightning_cnnviz.core.maximization.objectives import Channel, ClassScore, Objective, Unit
+from lightning_cnnviz.core.maximization.objectives import ChannelActivation, ClassScore, Objective, UnitActivation
 from lightning_cnnviz.core.maximization.optimum import optimum_invariance
 from lightning_cnnviz.core.maximization.parametrization import Box, Parametrization, color_correlation
-from lightning_cnnviz.core.maximization.regularization import TotalVariation, Transform
+from lightning_cnnviz.core.maximization.regularization import RandomTransform, TotalVariation, check_transforms
 from lightning_cnnviz.core.network.hooks import analysis_mode
 from lightning_cnnviz.core.network.layers import evenly, resolve_features, select_layers
 from lightning_cnnviz.core.tracing.feature_maps import FeatureMaps, trace_feature_maps
@@ -83,7 +83,7 @@ class MaximizationMonitor(ShownSampleMonitor):
         starts: int = 2,
         steps: int = 64,
         learning_rate: float = 0.1,
-        transforms: Transform | Literal["default"] | None = "default",
+        transforms: RandomTransform | Literal["default"] | None = "default",
         penalty: float = 0.25,
         invariance: int = 1,
         images: int | Tensor | tuple[Tensor, Tensor] = 32,
@@ -99,6 +99,7 @@ class MaximizationMonitor(ShownSampleMonitor):
             raise ValueError(f'objective={objective!r}: give "unit" or "channel"')
         if not (learning_rate > 0 and penalty >= 0):
             raise ValueError(f"learning_rate={learning_rate}, penalty={penalty}: give numbers above 0, or 0 as penalty")
+        check_transforms(transforms)
         self.layers, self.features, self.classes, self.objective = layers, features, classes, objective
         self.starts, self.steps, self.learning_rate = starts, steps, learning_rate
         self.transforms, self.penalty, self.invariance = transforms, penalty, invariance
@@ -145,7 +146,7 @@ class MaximizationMonitor(ShownSampleMonitor):
 
     def _layer_plan(self, network: nn.Module, maps: FeatureMaps, image: Tensor) -> _Plan:
         channels = resolve_features(maps.layer, maps.shape[0], self.features)
-        kind = Unit if self.objective == "unit" else Channel
+        kind = UnitActivation if self.objective == "unit" else ChannelActivation
         size = (image.shape[1], image.shape[2], image.shape[3])
         if self.objective == "unit":
             size = unit_input_size(network, maps, size, channels)
@@ -210,7 +211,11 @@ class MaximizationMonitor(ShownSampleMonitor):
             if float(found.activations[found.of(number)].max()) > 0  # else there is no optimum to turn
         )
         return MaximizedLayer(
-            plan.name, plan.captions, found, strongest_images(network, plan.objectives, sample.images), invariances
+            name=plan.name,
+            captions=plan.captions,
+            optima=found,
+            strongest=strongest_images(network, plan.objectives, sample.images),
+            invariances=invariances,
         )
 
 

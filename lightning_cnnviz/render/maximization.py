@@ -27,21 +27,21 @@ _SIDE = 96
 _UNSEEN = 243
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class MaximizedLayer:
-    """What was found for one layer, or for the classes.
+    """The maximizing inputs of one layer, or of the classes.
 
     Attributes:
         name: The layer's name, or `"classes"`.
         captions: What each objective is called beside its images, for example `"channel 3"`.
-        found: The maximizing inputs.
+        optima: The maximizing inputs.
         strongest: The real images to compare with, where there are any.
         invariances: Of some objectives, by their number.
     """
 
     name: str
     captions: tuple[str, ...]
-    found: Maximization
+    optima: Maximization
     strongest: Strongest | None = None
     invariances: tuple[tuple[int, OptimumInvariance], ...] = ()
 
@@ -137,7 +137,7 @@ def _nth(place: int, kind: str) -> str:
 
 
 def _gallery(layer: MaximizedLayer, normalization: Normalization, compared: int) -> Gallery:
-    found, real = layer.found, layer.strongest
+    found, real = layer.optima, layer.strongest
     sizes = [_field_size(layer, objective) for objective in range(len(found))]
     height, width = max(size[0] for size in sizes), max(size[1] for size in sizes)
     rows = []
@@ -173,7 +173,7 @@ def _tile(found: Maximization, number: int, scale: float, normalization: Normali
 
 def _field_size(layer: MaximizedLayer, objective: int) -> tuple[int, int]:
     """What an objective can see: the larger of what it saw in the made image and in the real one."""
-    boxes = [layer.found.boxes[objective]]
+    boxes = [layer.optima.boxes[objective]]
     if layer.strongest is not None:
         boxes.append(layer.strongest.boxes[objective])
     return max(int(box[2] - box[0]) for box in boxes), max(int(box[3] - box[1]) for box in boxes)
@@ -192,7 +192,7 @@ def _centered(pixels: Tensor, size: tuple[int, int]) -> Tensor:
 
 def _ascent(layer: MaximizedLayer) -> Curve:
     """The best start of each objective over the steps."""
-    found, scales = layer.found, _scales(layer)
+    found, scales = layer.optima, _scales(layer)
     best = [found.ranked(objective)[0] for objective in range(len(found))]
     histories = found.history[best].double() / (1 if scales is None else scales[:, None])
     places = torch.arange(histories.shape[1]).chunk(min(_POINTS, histories.shape[1]))
@@ -217,7 +217,7 @@ def _ascent(layer: MaximizedLayer) -> Curve:
 
 
 def _scalars(layer: MaximizedLayer) -> list[Scalar]:
-    found, scales = layer.found, _scales(layer)
+    found, scales = layer.optima, _scales(layer)
     by_start = found.activations.view(len(found), found.starts).double()
     best, worst = by_start.amax(1), by_start.amin(1)
     spread = ((best - worst) / best.abs()).nanmedian() if found.starts > 1 else torch.tensor(math.nan)

@@ -39,7 +39,7 @@ import torchvision
 from torch import Tensor, nn
 
 from lightning_cnnviz.core.maximization.maximize import maximize, unit_input_size
-from lightning_cnnviz.core.maximization.objectives import Unit
+from lightning_cnnviz.core.maximization.objectives import UnitActivation
 from lightning_cnnviz.core.maximization.parametrization import Parametrization
 from lightning_cnnviz.core.maximization.regularization import robust
 from lightning_cnnviz.core.network.hooks import Site, hooked
@@ -53,13 +53,13 @@ Contender = Callable[[], None]
 def ours(model: nn.Module, layer: str, features: Sequence[int], steps: int, size: int | None) -> None:
     """All features in batches; on the receptive field, or on images of a given size."""
     shape = unit_input_size(model, layer, (3, SIZE, SIZE), features) if size is None else (3, size, size)
-    maximize(model, [Unit(layer, feature) for feature in features], shape, starts=1, steps=steps)
+    maximize(model, [UnitActivation(layer, feature) for feature in features], shape, starts=1, steps=steps)
 
 
 def ours_by_one(model: nn.Module, layer: str, features: Sequence[int], steps: int) -> None:
     """One feature after the other."""
     for feature in features:
-        maximize(model, Unit(layer, feature), (3, PEER_SIZE, PEER_SIZE), starts=1, steps=steps)
+        maximize(model, UnitActivation(layer, feature), (3, PEER_SIZE, PEER_SIZE), starts=1, steps=steps)
 
 
 def lucent(model: nn.Module, layer: str, features: Sequence[int], steps: int) -> None:

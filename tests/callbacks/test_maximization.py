@@ -59,7 +59,7 @@ def test_the_optimum_beats_the_real_images_and_they_are_those_of_the_validation(
     model = fit(monitor, max_epochs=1)
     for layer in monitor.results[-1]:
         assert layer.strongest is not None
-        best = layer.found.activations.view(-1, layer.found.starts).amax(1)
+        best = layer.optima.activations.view(-1, layer.optima.starts).amax(1)
         assert bool((best > layer.strongest.activations).all()), layer.name
     images = torch.stack([dataset(23, seed=1)[index][0] for index in range(23)])
     classes = monitor.results[-1][-1]
@@ -85,22 +85,22 @@ def test_the_same_network_gives_the_same() -> None:
     for _ in range(2):
         trainer.validate(model, val_loader(), verbose=False)
     for one, other in zip(*monitor.results, strict=True):
-        assert torch.equal(one.found.images, other.found.images)
+        assert torch.equal(one.optima.images, other.optima.images)
 
 
 def test_layers_are_read_behind_their_batchnorm_on_small_images() -> None:
     monitor = Recording()
     model = fit(monitor, max_epochs=1).eval()
     first = monitor.results[-1][0]
-    assert first.found.images.shape[1:] == (1, 3, 3)
+    assert first.optima.images.shape[1:] == (1, 3, 3)
     with torch.no_grad():
-        maps = model.features[1](model.features[0](first.found.images))
-    assert torch.allclose(first.found.activations[:2], maps[:2, 0, 1, 1], atol=1e-5)
+        maps = model.features[1](model.features[0](first.optima.images))
+    assert torch.allclose(first.optima.activations[:2], maps[:2, 0, 1, 1], atol=1e-5)
     named = Recording("features.0")
     model = fit(named, max_epochs=1).eval()
     with torch.no_grad():
-        maps = model.features[0](named.results[-1][0].found.images)
-    assert torch.allclose(named.results[-1][0].found.activations[:2], maps[:2, 0, 1, 1], atol=1e-5)
+        maps = model.features[0](named.results[-1][0].optima.images)
+    assert torch.allclose(named.results[-1][0].optima.activations[:2], maps[:2, 0, 1, 1], atol=1e-5)
 
 
 def test_channels_classes_and_names() -> None:
@@ -109,18 +109,18 @@ def test_channels_classes_and_names() -> None:
     )
     fit(monitor, max_epochs=1)
     layer, classes = monitor.results[-1]
-    assert layer.found.objectives == ("mean of features.4, channel 5",)
-    assert layer.found.images.shape == (1, 1, 14, 14)
+    assert layer.optima.objectives == ("mean of features.4, channel 5",)
+    assert layer.optima.images.shape == (1, 1, 14, 14)
     assert classes.captions == ("d", "b")
-    assert classes.found.objectives == ("class 3 (d)", "class 1 (b)")
+    assert classes.optima.objectives == ("class 3 (d)", "class 1 (b)")
 
 
 def test_values_stay_between_black_and_white() -> None:
     monitor = Recording(steps=40, learning_rate=0.5, normalization=([0.4], [0.2]))
     fit(monitor, max_epochs=1)
     for layer in monitor.results[-1]:
-        assert float(layer.found.images.min()) >= -2.0 - 1e-4
-        assert float(layer.found.images.max()) <= 3.0 + 1e-4
+        assert float(layer.optima.images.min()) >= -2.0 - 1e-4
+        assert float(layer.optima.images.max()) <= 3.0 + 1e-4
     assert "mean 0.4, std 0.2 (given)" in monitor.sink.reports[-1][1].notes[0]
 
 

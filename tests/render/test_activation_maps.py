@@ -15,8 +15,8 @@ AS_IS = Normalization((0.0,), (1.0,), "they lie within 0 and 1")
 def shown(maps: Tensor, labels: Tensor | None = None, names: list[str] | None = None) -> Report:
     count, kept = maps.shape[:2]
     features = torch.arange(10, 10 + kept).expand(count, kept)
-    found = ActivationMaps("conv", 32, features, maps.flatten(2).amax(2), maps)
-    sample = Sample(torch.rand(count, 1, 40, 40), labels, torch.arange(7, 7 + count))
+    found = ActivationMaps(layer="conv", channels=32, features=features, peaks=maps.flatten(2).amax(2), maps=maps)
+    sample = Sample(images=torch.rand(count, 1, 40, 40), labels=labels, indices=torch.arange(7, 7 + count))
     return activation_maps_report([found], sample, AS_IS, class_names=names)
 
 

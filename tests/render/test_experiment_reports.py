@@ -23,16 +23,31 @@ from lightning_cnnviz.report import Gallery, Picture, Report, Scalar
 
 def classified(count: int, *, labeled: bool = True) -> Classified:
     targets = torch.arange(count) % 4
-    return Classified(targets, labeled, torch.full((count,), 0.8), targets.roll(1), 4)
+    return Classified(
+        targets=targets,
+        labeled=labeled,
+        probabilities=torch.full((count,), 0.8),
+        predictions=targets.roll(1),
+        classes=4,
+    )
 
 
 def curves(count: int = 3, layers: int = 2, **changes: Any) -> InvarianceCurves:
     values = torch.tensor([-2.0, -1.0, 0.0, 1.0, 2.0], dtype=torch.float64)
     distances = values.float().abs().expand(layers, count, 5) * torch.arange(1.0, layers + 1).view(-1, 1, 1)
     probabilities = (0.8 - 0.35 * values.float().abs()).expand(count, 5)
-    sweep = Sweep("shift", "shift, pixels", 0, values, distances, distances / 4, distances / 8, probabilities)
+    sweep = Sweep(
+        transform="shift",
+        label="shift, pixels",
+        identity=0,
+        values=values,
+        raw=distances,
+        relative=distances / 4,
+        unit=distances / 8,
+        probabilities=probabilities,
+    )
     names = tuple(f"layer{number}" for number in range(layers))
-    return InvarianceCurves(names, classified(count), (replace(sweep, **changes),))
+    return InvarianceCurves(layers=names, untouched=classified(count), sweeps=(replace(sweep, **changes),))
 
 
 def pictures(report: Report) -> dict[str, Picture]:
@@ -125,17 +140,17 @@ def occlusions(count: int = 2, **changes: Any) -> OcclusionMaps:
     generator = torch.Generator().manual_seed(0)
     shape = (count, *boxes.shape[:2])
     found = OcclusionMaps(
-        "features.4",
-        (4, 4),
-        boxes,
-        (12, 16),
-        classified(count),
-        torch.arange(count),
-        torch.full((count,), 10.0),
-        10 * torch.rand(shape, generator=generator),
-        torch.rand(shape, generator=generator),
-        torch.randint(0, 4, shape, generator=generator),
-        tuple(torch.randn(3, 12, 16, generator=generator) for _ in range(count)),
+        layer="features.4",
+        size=(4, 4),
+        boxes=boxes,
+        image_size=(12, 16),
+        untouched=classified(count),
+        channels=torch.arange(count),
+        untouched_activations=torch.full((count,), 10.0),
+        activations=10 * torch.rand(shape, generator=generator),
+        probabilities=torch.rand(shape, generator=generator),
+        predictions=torch.randint(0, 4, shape, generator=generator),
+        projections=tuple(torch.randn(3, 12, 16, generator=generator) for _ in range(count)),
     )
     return replace(found, **changes)
 
@@ -198,7 +213,9 @@ def test_more_classes_than_colors_and_a_single_position_can_be_drawn() -> None:
 
 
 def attributions(method: AttributionMethod, maps: Tensor) -> AttributionMaps:
-    return AttributionMaps(method, "features.4" if "gradcam" in method else "", classified(len(maps)), maps)
+    return AttributionMaps(
+        method=method, layer="features.4" if "gradcam" in method else "", untouched=classified(len(maps)), maps=maps
+    )
 
 
 def gallery(report: Report) -> Gallery:

@@ -11,7 +11,7 @@ from lightning_cnnviz.report import Curve, Gallery, Report, Scalar
 
 def layer(kernels: Tensor, name: str = "conv") -> LayerFilters:
     rms = kernels.flatten(1).square().mean(1).sqrt()
-    return LayerFilters(name, tuple(range(len(kernels))), kernels, rms)
+    return LayerFilters(layer=name, features=tuple(range(len(kernels))), kernels=kernels, rms=rms)
 
 
 def gallery(report: Report) -> Gallery:
@@ -80,7 +80,7 @@ def test_a_filter_that_dominates_is_counted_and_leads_the_curve() -> None:
 
 
 def test_some_of_many_filters_say_so() -> None:
-    some = LayerFilters("conv", (4, 9), torch.ones(2, 3, 2, 2), torch.ones(12))
+    some = LayerFilters(layer="conv", features=(4, 9), kernels=torch.ones(2, 3, 2, 2), rms=torch.ones(12))
     found = gallery(filters_report([some]))
     assert found.caption.startswith("2 of 12 kernels · 2 x 2")
     assert [row.caption for row in found.rows] == ["filter 4", "filter 9"]

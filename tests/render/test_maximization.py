@@ -27,13 +27,21 @@ def result(objectives: int = 2, starts: int = 3, steps: int = 50) -> Maximizatio
     history = activations[:, None] * torch.linspace(0, 1, steps)
     boxes = torch.tensor([[1, 1, 7, 7]]).expand(objectives, 4)
     names = tuple(f"conv, channel {number}" for number in range(objectives))
-    return Maximization(names, starts, images, activations, history, boxes)
+    return Maximization(
+        objectives=names, starts=starts, images=images, activations=activations, history=history, boxes=boxes
+    )
 
 
 def real(activations: list[float]) -> Strongest:
     boxes = torch.tensor([[0, 3, 4, 9], [2, 2, 8, 8]])[: len(activations)]
     patches = tuple(torch.full((1, 4, 6) if number == 0 else (1, 6, 6), 0.5) for number in range(len(activations)))
-    return Strongest(("a", "b"), torch.tensor(activations), torch.tensor([7, 9]), patches, boxes)
+    return Strongest(
+        objectives=("a", "b"),
+        activations=torch.tensor(activations),
+        numbers=torch.tensor([7, 9]),
+        patches=patches,
+        boxes=boxes,
+    )
 
 
 def invariance(curvatures: Tensor | None = None) -> OptimumInvariance:
@@ -42,13 +50,27 @@ def invariance(curvatures: Tensor | None = None) -> OptimumInvariance:
     activations = torch.tensor([[9.0, 10.0, 8.0]] * 4)
     found = torch.tensor([-1.0, -2.0, -90.0, -80.0]) if curvatures is None else curvatures
     return OptimumInvariance(
-        "conv, channel 1", 10.0, torch.rand(1, 8, 8), 0.99, 2, found, -10.0, torch.zeros(4), torch.rand(4, 1, 8, 8),
-        turned, images, activations, torch.tensor([7.0, 10.0, 7.0]), torch.tensor([0, 0, 8, 8]),
-    )  # fmt: skip
+        objective="conv, channel 1",
+        activation=10.0,
+        optimum=torch.rand(1, 8, 8),
+        alignment=0.99,
+        least=2,
+        curvatures=found,
+        unseen=-10.0,
+        residuals=torch.zeros(4),
+        directions=torch.rand(4, 1, 8, 8),
+        angles=turned,
+        images=images,
+        activations=activations,
+        random=torch.tensor([7.0, 10.0, 7.0]),
+        box=torch.tensor([0, 0, 8, 8]),
+    )
 
 
 def layer(**changes: object) -> MaximizedLayer:
-    whole = MaximizedLayer("conv", ("channel 0", "channel 1"), result(), real([2.0, 4.0]))
+    whole = MaximizedLayer(
+        name="conv", captions=("channel 0", "channel 1"), optima=result(), strongest=real([2.0, 4.0])
+    )
     return replace(whole, **changes)  # type: ignore[arg-type]
 
 
@@ -77,7 +99,7 @@ def test_starts_stand_strongest_first_with_the_real_image_last() -> None:
 
 def test_smaller_fields_stand_in_the_middle_of_their_tiles() -> None:
     found = replace(result(), boxes=torch.tensor([[1, 1, 7, 7], [3, 3, 5, 5]]))
-    gallery = maximization_report([layer(found=found, strongest=None)], PLAIN).items[0]
+    gallery = maximization_report([layer(optima=found, strongest=None)], PLAIN).items[0]
     assert isinstance(gallery, Gallery)
     first, second = (row.tiles[0].pixels for row in gallery.rows)
     assert first.shape == second.shape == (3, 6, 6)
@@ -105,7 +127,7 @@ def test_the_ascent_is_that_of_the_best_start_by_the_scale() -> None:
 
 
 def test_many_objectives_share_a_band() -> None:
-    many = MaximizedLayer("conv", tuple(f"channel {n}" for n in range(9)), result(9, 1, 3))
+    many = MaximizedLayer(name="conv", captions=tuple(f"channel {n}" for n in range(9)), optima=result(9, 1, 3))
     curve = maximization_report([many], PLAIN).items[1]
     assert isinstance(curve, Curve)
     (series,) = curve.series

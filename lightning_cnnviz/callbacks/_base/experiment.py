@@ -215,7 +215,7 @@ class SampleMonitor(ExperimentMonitor):
             images, labels = (self.images, None) if isinstance(self.images, Tensor) else self.images
             if images.ndim != 4 or not len(images):
                 raise ValueError(f"{self._who}(images=...): they are {tuple(images.shape)}; give (N, C, H, W)")
-            return Sample(images, labels, torch.arange(len(images)))
+            return Sample(images=images, labels=labels, indices=torch.arange(len(images)))
         loader = self.data
         if loader is None:
             loaders = trainer.test_dataloaders if trainer.state.fn == "test" else trainer.val_dataloaders
@@ -239,7 +239,11 @@ class SampleMonitor(ExperimentMonitor):
         images = sample.images.to(parameter.device)
         if images.is_floating_point():
             images = images.to(parameter.dtype)  # as the trainer does with half and double precision
-        return Sample(images, None if sample.labels is None else sample.labels.to(parameter.device), sample.indices)
+        return Sample(
+            images=images,
+            labels=None if sample.labels is None else sample.labels.to(parameter.device),
+            indices=sample.indices,
+        )
 
 
 def _gathered(result: Any, ranks: int) -> list[Any]:

@@ -19,7 +19,7 @@ __all__ = ["Sample", "draw_sample"]
 _CANDIDATES = 4
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Sample:
     """A few images.
 
@@ -39,7 +39,7 @@ class Sample:
     def part(self, chosen: slice | Tensor) -> Sample:
         """Return some of the images."""
         labels = None if self.labels is None else self.labels[chosen]
-        return Sample(self.images[chosen], labels, self.indices[chosen])
+        return Sample(images=self.images[chosen], labels=labels, indices=self.indices[chosen])
 
 
 def draw_sample(loader: Iterable[Any], count: int, batch_fn: BatchFn | None = None, *, seed: int = 0) -> Sample:
@@ -77,7 +77,9 @@ def _drawn(loader: Any, count: int, batch_fn: BatchFn | None) -> Sample | None:
     images, labels = read_batch(loader.collate_fn([dataset[int(index)] for index in candidates]), batch_fn)
     if len(images) != len(candidates):
         return _first(loader, count, batch_fn)  # its collate function leaves images out, or makes more of them
-    everything = Sample(images.detach().cpu(), None if labels is None else labels.detach().cpu(), candidates)
+    everything = Sample(
+        images=images.detach().cpu(), labels=None if labels is None else labels.detach().cpu(), indices=candidates
+    )
     return everything.part(_of_different_classes(everything, count))
 
 
@@ -102,7 +104,9 @@ def _first(loader: Any, count: int, batch_fn: BatchFn | None) -> Sample | None:
             if indices is None or len(indices) != len(images):
                 indices = torch.arange(arrived, arrived + len(images))
             arrived += len(images)
-            found = Sample(images.detach().cpu(), None if labels is None else labels.detach().cpu(), indices)
+            found = Sample(
+                images=images.detach().cpu(), labels=None if labels is None else labels.detach().cpu(), indices=indices
+            )
             if len(found) and (not parts or found.images.shape[1:] == parts[0].images.shape[1:]):
                 parts.append(found.part(slice(count)))
             if sum(len(part) for part in parts) >= count:
@@ -111,8 +115,8 @@ def _first(loader: Any, count: int, batch_fn: BatchFn | None) -> Sample | None:
         return None
     known = [part.labels for part in parts if part.labels is not None]
     whole = Sample(
-        torch.cat([part.images for part in parts]),
-        torch.cat(known) if len(known) == len(parts) else None,
-        torch.cat([part.indices for part in parts]),
+        images=torch.cat([part.images for part in parts]),
+        labels=torch.cat(known) if len(known) == len(parts) else None,
+        indices=torch.cat([part.indices for part in parts]),
     )
     return whole.part(slice(count))

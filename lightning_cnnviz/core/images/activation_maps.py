@@ -16,7 +16,7 @@ from lightning_cnnviz.core.tracing.feature_maps import FeatureMaps, trace_featur
 __all__ = ["ActivationMaps", "activation_maps", "find_maps", "interleave"]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class ActivationMaps:
     """The strongest feature maps of one layer, image by image.
 
@@ -119,11 +119,11 @@ def interleave(parts: Sequence[Sequence[ActivationMaps]]) -> tuple[ActivationMap
 
     return tuple(
         ActivationMaps(
-            same[0].layer,
-            same[0].channels,
-            classification.interleave([part.features for part in same]),
-            classification.interleave([part.peaks for part in same]),
-            classification.interleave([part.maps for part in same]),
+            layer=same[0].layer,
+            channels=same[0].channels,
+            features=classification.interleave([part.features for part in same]),
+            peaks=classification.interleave([part.peaks for part in same]),
+            maps=classification.interleave([part.maps for part in same]),
         )
         for same in zip(*parts, strict=True)
     )
@@ -138,5 +138,9 @@ def _strongest(name: str, value: Tensor, chosen: Sequence[int], k: int) -> Activ
     features = candidates[order]
     images = torch.arange(len(value), device=value.device)[:, None]
     return ActivationMaps(
-        name, value.shape[1], features.cpu(), peaks.gather(1, order).cpu(), value[images, features].cpu().clone()
+        layer=name,
+        channels=value.shape[1],
+        features=features.cpu(),
+        peaks=peaks.gather(1, order).cpu(),
+        maps=value[images, features].cpu().clone(),
     )

@@ -33,7 +33,7 @@ et al. 2013): the gradient's magnitude."""
 _STEPS = 50
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class AttributionMaps:
     """How much each pixel speaks for a class.
 
@@ -57,9 +57,10 @@ class AttributionMaps:
 
     @classmethod
     def joined(cls, parts: Sequence[AttributionMaps]) -> AttributionMaps:
-        """Put the shares of several ranks together: rank r had images r, r + ranks, ...."""
+        """Join the parts of several ranks: rank r had images r, r + ranks, ...."""
         untouched = Classified.joined([part.untouched for part in parts])
-        return cls(parts[0].method, parts[0].layer, untouched, interleave([part.maps for part in parts]))
+        maps = interleave([part.maps for part in parts])
+        return cls(method=parts[0].method, layer=parts[0].layer, untouched=untouched, maps=maps)
 
 
 def attribute(
@@ -116,7 +117,7 @@ def attribute(
         pairs = list(zip(images.split(together), untouched.targets.to(images.device).split(together), strict=True))
         for batch, targets in progress(pairs) if progress is not None else pairs:
             parts.append(explain(batch, targets).detach().float().cpu())
-    return AttributionMaps(method, name, untouched, torch.cat(parts))
+    return AttributionMaps(method=method, layer=name, untouched=untouched, maps=torch.cat(parts))
 
 
 def check_attribution(

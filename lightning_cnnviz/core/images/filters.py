@@ -31,7 +31,7 @@ NEAR_ZERO = 0.01
 """A filter is near zero if its RMS is at most so much of the median of its layer."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class LayerFilters:
     """The filters of one convolution.
 
@@ -106,7 +106,9 @@ def layer_filters(
         for name, module in convolutions(model, layers):
             weight = module.weight.detach().float().cpu()
             chosen = resolve_features(name, len(weight), features)
-            found.append(LayerFilters(name, chosen, weight[list(chosen)].clone(), _rms(weight)))
+            found.append(
+                LayerFilters(layer=name, features=chosen, kernels=weight[list(chosen)].clone(), rms=_rms(weight))
+            )
     return tuple(found)
 
 

@@ -47,7 +47,7 @@ distance between the unit vectors g / |g| and f / |f|, from 0 to 2."""
 _ELEMENTS, _ELEMENTS_ON_CPU = 2**27, 2**22
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Sweep:
     """One transform over its values, on N images and L layers.
 
@@ -82,7 +82,7 @@ class Sweep:
         return found
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class InvarianceCurves:
     """How features and probabilities change along transforms.
 
@@ -98,16 +98,25 @@ class InvarianceCurves:
 
     @classmethod
     def joined(cls, parts: Sequence[InvarianceCurves]) -> InvarianceCurves:
-        """Put the shares of several ranks together: rank r had images r, r + ranks, ...."""
+        """Join the parts of several ranks: rank r had images r, r + ranks, ...."""
         sweeps = []
         for same in zip(*(part.sweeps for part in parts), strict=True):
-            found = {kind: interleave([sweep.distances(kind) for sweep in same], 1) for kind in get_args(DistanceKind)}
+            kinds = get_args(DistanceKind)
+            distances = {kind: interleave([sweep.distances(kind) for sweep in same], 1) for kind in kinds}
             probabilities = interleave([sweep.probabilities for sweep in same])
             first = same[0]
             sweeps.append(
-                Sweep(first.transform, first.label, first.identity, first.values, probabilities=probabilities, **found)
+                Sweep(
+                    transform=first.transform,
+                    label=first.label,
+                    identity=first.identity,
+                    values=first.values,
+                    probabilities=probabilities,
+                    **distances,
+                )
             )
-        return cls(parts[0].layers, Classified.joined([part.untouched for part in parts]), tuple(sweeps))
+        untouched = Classified.joined([part.untouched for part in parts])
+        return cls(layers=parts[0].layers, untouched=untouched, sweeps=tuple(sweeps))
 
 
 def measure_invariance(
@@ -329,17 +338,17 @@ class _Measuring:
             relative = (moved / own).masked_fill(own == 0, math.nan)
             sweeps.append(
                 Sweep(
-                    transform.name,
-                    transform.label,
-                    transform.identity,
-                    torch.tensor(transform.values, dtype=torch.float64),
-                    moved,
-                    relative,
-                    unit,
-                    probabilities,
+                    transform=transform.name,
+                    label=transform.label,
+                    identity=transform.identity,
+                    values=torch.tensor(transform.values, dtype=torch.float64),
+                    raw=moved,
+                    relative=relative,
+                    unit=unit,
+                    probabilities=probabilities,
                 )
             )
-        return InvarianceCurves(tuple(self._sites), self._untouched, tuple(sweeps))
+        return InvarianceCurves(layers=tuple(self._sites), untouched=self._untouched, sweeps=tuple(sweeps))
 
     def _run_originals(self, chosen: slice) -> None:
         originals, self._own = self._images[chosen], {}

@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 _SIZE, _STRIDE = 50 / 224, 16 / 224
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class OcclusionMaps:
     """What becomes of N images' features and classes, by the position of an occluder.
 
@@ -85,11 +85,11 @@ class OcclusionMaps:
         untouched = Classified.joined([part.untouched for part in parts])
         why = next((part.unprojected for part in parts if part.unprojected), "")
         return cls(
-            first.layer,
-            first.size,
-            first.boxes,
-            first.image_size,
-            untouched,
+            layer=first.layer,
+            size=first.size,
+            boxes=first.boxes,
+            image_size=first.image_size,
+            untouched=untouched,
             **whole,
             projections=projections,
             unprojected=why,
@@ -150,18 +150,18 @@ def occlude(
     projections, why = _projections(model, images, chosen, sweep.channels)
     height, width = images.shape[-2:]
     return OcclusionMaps(
-        name,
-        size,
-        boxes,
-        (height, width),
-        untouched,
-        torch.tensor(sweep.channels),
-        torch.tensor(sweep.untouched),
-        torch.stack(sweep.activations),
-        torch.stack(sweep.probabilities),
-        torch.stack(sweep.predictions),
-        projections,
-        why,
+        layer=name,
+        size=size,
+        boxes=boxes,
+        image_size=(height, width),
+        untouched=untouched,
+        channels=torch.tensor(sweep.channels),
+        untouched_activations=torch.tensor(sweep.untouched),
+        activations=torch.stack(sweep.activations),
+        probabilities=torch.stack(sweep.probabilities),
+        predictions=torch.stack(sweep.predictions),
+        projections=projections,
+        unprojected=why,
     )
 
 

@@ -127,6 +127,7 @@ def resolve_transforms(
 
     Raises:
         ValueError: There is no transform of that name, a name comes twice, or none is left.
+        TypeError: One is of another kind, for example a `RandomTransform` of maximization.
     """
     asked = [transforms] if isinstance(transforms, (str, Transform)) else list(transforms)
     size = (images.shape[-2], images.shape[-1])
@@ -139,6 +140,12 @@ def resolve_transforms(
                     "Transform(name, function, values)"
                 )
             transform = TRANSFORMS[transform](size, fill.tolist())
+        if not isinstance(transform, Transform):
+            kind = type(transform)
+            raise TypeError(
+                f"transforms: a {kind.__module__}.{kind.__qualname__} is none that is swept over values; give a name, "
+                "or your own by Transform(name, function, values)"
+            )
         chosen.append(transform)
     names = [transform.name for transform in chosen]
     if not names or len(set(names)) < len(names):

@@ -9,10 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_cnnviz.core.maximization.objectives import Layer, Objective, Reader, Unit, layer_name
+from lightning_cnnviz.core.maximization.objectives import (
+    Layer,
+    Objective,
+    Reader,
+    UnitActivation,
+    checked_objectives,
+    layer_name,
+)
 from lightning_cnnviz.core.maximization.parametrization import Parametrization
 from lightning_cnnviz.core.maximization.rectifiers import Rectifiers, redirected
-from lightning_cnnviz.core.maximization.regularization import Transform, robust
+from lightning_cnnviz.core.maximization.regularization import RandomTransform, check_transforms, robust
 from lightning_cnnviz.core.network.hooks import analysis_mode
 
 __all__ = ["Maximization", "Strongest", "maximize", "strongest_images", "unit_input_size"]
@@ -23,10 +30,9 @@ _RESCUE_STEPS = 16
 _MARGINS = (*range(9), 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 64, 96, 128)
 # How much is climbed together: beyond these, batches fall out of the processor's caches, or gain nothing.
 _PIXELS_ON_CPU, _PIXELS_ON_GPU, _MOST_TOGETHER = 2**17, 2**22, 512
-_DEFAULT = "default"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Maximization:
     """Inputs that maximize objectives, each from several starts.
 
@@ -74,7 +80,7 @@ class Maximization:
         return self.images[number, :, top:bottom, left:right]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Strongest:
     """The real images that drive objectives most: the scale to read a maximization by.
 
@@ -102,7 +108,7 @@ def maximize(
     steps: int = 128,
     learning_rate: float = 0.05,
     parametrization: Parametrization | None = None,
-    transforms: Transform | str | None = _DEFAULT,
+    transforms: RandomTransform | str | None = "default",
     penalty: Objective | None = None,
     batch_size: int | None = None,
     seed: int = 0,
@@ -116,7 +122,8 @@ def maximize(
 
     Args:
         model: Any network that takes images `(N, C, H, W)`.
-        objectives: One, or several: `Unit("conv5", 3)`, `Channel(...)`, `ClassScore(...)` and their sums.
+        objectives: One, or several: `UnitActivation("conv5", 3)`, `ChannelActivation(...)`, `ClassScore(...)` and their
+            sums.
         input_size: Channels, height and width. For units, `unit_input_size` says what is enough: mostly far less than
             the network's own inputs, and faster in proportion.
         starts: Number of starts of each objective.
@@ -136,21 +143,30 @@ def maximize(
         LayerNotFoundError: There is no such layer, or it does not run exactly once.
         ValueError: An argument is out of range; a channel, unit or class does not exist; the network refuses images of
             this size; or no gradient reaches the image.
+        TypeError: An objective, the transforms or the penalty is of another kind.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 8, 3))
-        >>> found = maximize(model, [Unit("2", 0), Unit("2", 5)], (1, 5, 5), starts=2, steps=8)
-        >>> found.images.shape, found.activations.shape
+        >>> optima = maximize(model, [UnitActivation("2", 0), UnitActivation("2", 5)], (1, 5, 5), starts=2, steps=8)
+        >>> optima.images.shape, optima.activations.shape
         (torch.Size([4, 1, 5, 5]), torch.Size([4]))
     """
-    asked = (objectives,) if isinstance(objectives, Objective) else tuple(objectives)
-    size = _checked(asked, input_size, starts, steps, learning_rate, batch_size)
+    asked = checked_objectives(objectives)
+    size = _checked(input_size, starts, steps, learning_rate, batch_size)
+    check_transforms(transforms)
     if isinstance(transforms, str):
-        if transforms != _DEFAULT:
-            raise ValueError(f'transforms={transforms!r}: give "{_DEFAULT}", None, or for example Jitter(8) + Scale()')
         transforms = robust(min(size[1:]))
+    if not isinstance(penalty, (Objective, type(None))):
+        raise TypeError(f"penalty={penalty!r}: give an objective, for example 0.5 * TotalVariation() + 0.1 * L2()")
     settings = _Settings(
-        size, starts, steps, learning_rate, parametrization or Parametrization(), transforms, penalty, seed
+        size=size,
+        starts=starts,
+        steps=steps,
+        learning_rate=learning_rate,
+        parametrization=parametrization or Parametrization(),
+        transforms=transforms,
+        penalty=penalty,
+        seed=seed,
     )
     device, dtype = home_of(model)
     if batch_size is None:
@@ -168,12 +184,12 @@ def maximize(
             done[-1].step(step)
         finished = [climb.finish() for climb in done]
     return Maximization(
-        tuple(map(str, asked)),
-        starts,
-        torch.cat([images for images, _ in finished]),
-        torch.cat([activations for _, activations in finished]),
-        torch.cat([torch.stack(climb.history, 1) for climb in done]),
-        torch.stack([objective_box(reader, objective, size) for objective in asked]),
+        objectives=tuple(map(str, asked)),
+        starts=starts,
+        images=torch.cat([images for images, _ in finished]),
+        activations=torch.cat([activations for _, activations in finished]),
+        history=torch.cat([torch.stack(climb.history, 1) for climb in done]),
+        boxes=torch.stack([objective_box(reader, objective, size) for objective in asked]),
     )
 
 
@@ -193,6 +209,7 @@ def strongest_images(
     Raises:
         ValueError: There are no images, or see `maximize`.
     """
+    objectives = checked_objectives(objectives)
     if images.ndim != 4 or not len(images):
         raise ValueError(f"images of shape {tuple(images.shape)}: give (N, C, H, W), at least one")
     with analysis_mode(model):
@@ -212,7 +229,13 @@ def strongest_images(
         images[number, :, box[0] : box[2], box[1] : box[3]].detach().float().cpu().clone()
         for number, box in zip(numbers.tolist(), torch.stack(boxes).tolist(), strict=True)
     ]
-    return Strongest(tuple(map(str, objectives)), activations, numbers, tuple(patches), torch.stack(boxes))
+    return Strongest(
+        objectives=tuple(map(str, objectives)),
+        activations=activations,
+        numbers=numbers,
+        patches=tuple(patches),
+        boxes=torch.stack(boxes),
+    )
 
 
 def unit_input_size(
@@ -234,7 +257,7 @@ def unit_input_size(
         ValueError: The network refuses inputs of `input_size`.
     """
     depth, height, width = input_size
-    probe = Unit(layer, 0)
+    probe = UnitActivation(layer, 0)
     name = layer_name(layer)
     with analysis_mode(model):
         device, dtype = home_of(model)
@@ -259,14 +282,14 @@ def unit_input_size(
     return depth, height, width
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class _Settings:
     size: tuple[int, int, int]
     starts: int
     steps: int
     learning_rate: float
     parametrization: Parametrization
-    transforms: Transform | None
+    transforms: RandomTransform | None
     penalty: Objective | None
     seed: int
 
@@ -318,7 +341,7 @@ class _Climb:
         activations, _ = self._values(images)
         return images.detach().float().cpu(), activations.detach().float().cpu()
 
-    def _images(self, transforms: Transform | None) -> Tensor:
+    def _images(self, transforms: RandomTransform | None) -> Tensor:
         _, height, width = self._settings.size
         with torch.autocast(self._device.type, enabled=False):
             images = self._settings.parametrization.images(self._numbers, height, width)
@@ -335,18 +358,8 @@ class _Climb:
 
 
 def _checked(
-    objectives: tuple[Objective, ...],
-    input_size: Sequence[int],
-    starts: int,
-    steps: int,
-    learning_rate: float,
-    batch_size: int | None,
+    input_size: Sequence[int], starts: int, steps: int, learning_rate: float, batch_size: int | None
 ) -> tuple[int, int, int]:
-    if not objectives:
-        raise ValueError('objectives=[]: give at least one, for example Unit("conv5", 3)')
-    strange = next((each for each in objectives if not isinstance(each, Objective)), None)
-    if strange is not None:
-        raise TypeError(f"{strange!r} is no objective: give Unit(layer, channel), Channel(...), ClassScore(...)")
     for name, value in (("starts", starts), ("steps", steps), ("batch_size", batch_size)):
         if value is not None and value < 1:
             raise ValueError(f"{name}={value}: give 1 or more")
@@ -367,16 +380,16 @@ def home_of(model: nn.Module) -> tuple[torch.device, torch.dtype]:
 
 def objective_box(reader: Reader, objective: Objective, size: Sequence[int]) -> Tensor:
     """The part of an image `(C, H, W)` that an objective can depend on: `(4,)` int64, half-open."""
-    if isinstance(objective, Unit):
+    if isinstance(objective, UnitActivation):
         return reader.unit_box(objective)
     return torch.tensor([0, 0, size[1], size[2]])
 
 
 def _strongest_box(reader: Reader, objective: Objective, image: Tensor) -> Tensor:
-    if not isinstance(objective, Unit):
+    if not isinstance(objective, UnitActivation):
         return torch.tensor([0, 0, *image.shape[2:]])
     if objective.row is not None:
         return reader.unit_box(objective)
     maps = reader(image).maps[layer_name(objective.layer)][0, objective.channel]
     row, column = divmod(int(maps.argmax()), maps.shape[1])
-    return reader.unit_box(Unit(objective.layer, objective.channel, row, column))
+    return reader.unit_box(UnitActivation(objective.layer, objective.channel, row, column))

@@ -16,7 +16,17 @@ from lightning_cnnviz.core.network.layers import SelectedLayer, select_layers
 from lightning_cnnviz.core.tracing.feature_maps import FeatureMaps, trace_feature_maps
 from lightning_cnnviz.core.tracing.receptive_field import BoundsMode, ReceptiveField
 
-__all__ = ["Channel", "ClassScore", "Layer", "Objective", "Reader", "Reading", "Unit"]
+__all__ = [
+    "ChannelActivation",
+    "ClassScore",
+    "Layer",
+    "Objective",
+    "Reader",
+    "Reading",
+    "UnitActivation",
+    "checked_objectives",
+    "layer_name",
+]
 
 # What networks raise of images that they do not take: torch's own, and what is asserted of shapes.
 _REFUSALS = (RuntimeError, IndexError, AssertionError)
@@ -25,7 +35,7 @@ Layer = str | FeatureMaps
 """A layer's name, read as it is; or feature maps that were traced, read where the trace says."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Reading:
     """What one pass has shown of a batch.
 
@@ -47,7 +57,12 @@ class Reading:
         images = self.images.split(size)
         scores = [None] * len(images) if self.scores is None else self.scores.split(size)
         return [
-            Reading(part, {name: cut[number] for name, cut in parts.items()}, self.centers, scores[number])
+            Reading(
+                images=part,
+                maps={name: cut[number] for name, cut in parts.items()},
+                centers=self.centers,
+                scores=scores[number],
+            )
             for number, part in enumerate(images)
         ]
 
@@ -56,7 +71,7 @@ class Objective(ABC):
     """A number for each image, to be made large; `+`, `-` and multiples of objectives are objectives.
 
     Example:
-        >>> str(Unit("conv1", 3) - 0.5 * Channel("conv1", 7))
+        >>> str(UnitActivation("conv1", 3) - 0.5 * ChannelActivation("conv1", 7))
         'conv1, channel 3 - 0.5 * mean of conv1, channel 7'
     """
 
@@ -103,7 +118,7 @@ class Objective(ABC):
 
 
 @dataclass(frozen=True)
-class Unit(Objective):
+class UnitActivation(Objective):
     """The activation of one unit (Erhan et al. 2009).
 
     Attributes:
@@ -120,7 +135,9 @@ class Unit(Objective):
 
     def __post_init__(self) -> None:
         if (self.row is None) != (self.column is None):
-            raise ValueError(f"Unit(row={self.row}, column={self.column}): give both, or neither for the central unit")
+            raise ValueError(
+                f"UnitActivation(row={self.row}, column={self.column}): give both, or neither for the central unit"
+            )
 
     def __call__(self, reading: Reading) -> Tensor:
         """Read it."""
@@ -161,7 +178,7 @@ class Unit(Objective):
 
 
 @dataclass(frozen=True)
-class Channel(Objective):
+class ChannelActivation(Objective):
     """The mean activation of a feature map: texture that drives it everywhere."""
 
     layer: Layer
@@ -294,7 +311,7 @@ class Reader:
         """Read a batch `(N, C, H, W)`; gradients flow where they are enabled."""
         return self._run(images, None)
 
-    def unit_box(self, unit: Unit) -> Tensor:
+    def unit_box(self, unit: UnitActivation) -> Tensor:
         """Return the receptive field of a unit, `(4,)` int64: top, left, bottom, right in pixels, half-open."""
         name = layer_name(unit.layer)
         row, column = self._centers[name] if unit.row is None or unit.column is None else (unit.row, unit.column)
@@ -326,11 +343,33 @@ class Reader:
             scores = _scores(self._model, output) if self._to_the_end else None
         except _AllRead:
             pass
-        return Reading(images, maps, self._centers, scores)
+        return Reading(images=images, maps=maps, centers=self._centers, scores=scores)
 
 
 class _AllRead(BaseException):
     """All layers have run: the rest of the network need not. No `except Exception` of the network's own stops it."""
+
+
+def checked_objectives(objectives: Objective | Sequence[Objective]) -> tuple[Objective, ...]:
+    """Return one objective, or several, as a tuple.
+
+    Raises:
+        ValueError: There is none.
+        TypeError: One is something else, for example a `Unit` of projections.
+    """
+    # A named tuple, as a projection's unit is one, is a single thing.
+    one = isinstance(objectives, Objective) or not isinstance(objectives, Iterable) or hasattr(objectives, "_fields")
+    asked: tuple[Any, ...] = (objectives,) if one else tuple(objectives)  # type: ignore[arg-type]
+    if not asked:
+        raise ValueError('objectives=[]: give at least one, for example UnitActivation("conv5", 3)')
+    for objective in asked:
+        if not isinstance(objective, Objective):
+            kind = type(objective)
+            raise TypeError(
+                f"{objective!r} is a {kind.__module__}.{kind.__qualname__} and no objective: give "
+                "UnitActivation(layer, channel), ChannelActivation(layer, channel) or ClassScore(index)"
+            )
+    return asked
 
 
 def layer_name(layer: Layer) -> str:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_cnnviz.core.maximization.maximize import home_of, objective_box
-from lightning_cnnviz.core.maximization.objectives import Objective, Reader
+from lightning_cnnviz.core.maximization.objectives import Objective, Reader, checked_objectives
 from lightning_cnnviz.core.maximization.parametrization import Basis, Pixels, by_channel
 from lightning_cnnviz.core.maximization.rectifiers import Rectifiers, softened
 from lightning_cnnviz.core.network.hooks import analysis_mode
@@ -28,7 +28,7 @@ _EXHAUSTED = 1e-5
 _LINEAR = 1e-3
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class OptimumInvariance:
     """How a unit's activation changes as its optimum is turned on the sphere of inputs of its norm.
 
@@ -129,6 +129,7 @@ def optimum_invariance(
         LayerNotFoundError: There is no such layer, or it does not run exactly once.
         ValueError: An argument is out of range, the optimum is gray all over, or see `maximize`.
     """
+    (objective,) = checked_objectives(objective)
     basis = Pixels() if basis is None else basis
     _check(optimum, directions, points, settle, smoothing, iterations, angle)
     with analysis_mode(model):
@@ -164,28 +165,28 @@ def optimum_invariance(
             pass
         kept = min(directions, (len(curvatures) + 1) // 2)
         chosen = [*range(kept), *range(len(curvatures) - 1, max(len(curvatures) - 1 - kept, kept - 1), -1)]
-        found = sphere.unflatten(vectors[chosen])
+        turns = sphere.unflatten(vectors[chosen])
         angles = torch.linspace(-math.radians(angle), math.radians(angle), points, dtype=own, device=device)
         # Random ones only for their curve; both signs, so that it is symmetric.
-        paths = [sphere.path(direction, angles) for direction in [*found, *sphere.random(_RANDOM, generator)]]
+        paths = [sphere.path(direction, angles) for direction in [*turns, *sphere.random(_RANDOM, generator)]]
         activations = torch.stack([torch.cat([sphere.value(step[None]) for step in path]) for path in paths])
-        images = torch.stack([gray + basis.smooth(path) for path in paths[: len(found)]])
-        random = activations[len(found) :]
+        images = torch.stack([gray + basis.smooth(path) for path in paths[: len(turns)]])
+        random = activations[len(turns) :]
         return OptimumInvariance(
-            str(objective),
-            float(sphere.value(sphere.point)),
-            (gray + basis.smooth(sphere.point))[0].float().cpu(),
-            slope / max(gradient_norm * sphere.radius, torch.finfo(own).tiny),
-            kept,
-            curvatures[chosen].float().cpu(),
-            -slope,
-            residuals[chosen].float().cpu(),
-            found.float().cpu(),
-            angles.float().cpu(),
-            images.float().cpu(),
-            activations[: len(found)].float().cpu(),
-            ((random + random.flip(1)) / 2).mean(0).float().cpu(),
-            objective_box(reader, objective, image.shape[1:]),
+            objective=str(objective),
+            activation=float(sphere.value(sphere.point)),
+            optimum=(gray + basis.smooth(sphere.point))[0].float().cpu(),
+            alignment=slope / max(gradient_norm * sphere.radius, torch.finfo(own).tiny),
+            least=kept,
+            curvatures=curvatures[chosen].float().cpu(),
+            unseen=-slope,
+            residuals=residuals[chosen].float().cpu(),
+            directions=turns.float().cpu(),
+            angles=angles.float().cpu(),
+            images=images.float().cpu(),
+            activations=activations[: len(turns)].float().cpu(),
+            random=((random + random.flip(1)) / 2).mean(0).float().cpu(),
+            box=objective_box(reader, objective, image.shape[1:]),
         )
 
 
@@ -236,9 +237,9 @@ def lanczos(
 
 def _orthogonal(vector: Tensor, rows: list[Tensor]) -> tuple[Tensor, float]:
     """Take away what lies in the span of orthonormal rows; the rest, and its norm."""
-    known = torch.stack(rows) if rows else vector.new_zeros(0, len(vector))
+    span = torch.stack(rows) if rows else vector.new_zeros(0, len(vector))
     for _ in range(2):  # twice is enough (Parlett)
-        vector = vector - known.T @ (known @ vector)
+        vector = vector - span.T @ (span @ vector)
     return vector, float(vector.norm())
 
 

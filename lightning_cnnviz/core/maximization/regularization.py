@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lightning_cnnviz.core.maximization.objectives import Objective, Reading
 
-__all__ = ["L2", "Blur", "Jitter", "Rotate", "Scale", "TotalVariation", "Transform", "robust"]
+__all__ = ["L2", "Blur", "Jitter", "RandomTransform", "Rotate", "Scale", "TotalVariation", "check_transforms", "robust"]
 
 # From this side on, in pixels, images are moved by all of what `robust` says.
 _FULLY_MOVED = 96
@@ -53,7 +53,7 @@ class TotalVariation(Objective):
         return "total variation"
 
 
-class Transform(ABC):
+class RandomTransform(ABC):
     """A random change of images that an optimum has to stand; the sum of two is one after the other."""
 
     @abstractmethod
@@ -63,13 +63,13 @@ class Transform(ABC):
         The generator is on the CPU, whatever the images are on.
         """
 
-    def __add__(self, other: Transform) -> Transform:
-        if not isinstance(other, Transform):
+    def __add__(self, other: RandomTransform) -> RandomTransform:
+        if not isinstance(other, RandomTransform):
             return NotImplemented
         return _Chain((*_links(self), *_links(other)))
 
 
-class _Affine(Transform):
+class _Affine(RandomTransform):
     """A transform that moves pixels; adjacent ones are made one, and so interpolate only once."""
 
     @abstractmethod
@@ -129,7 +129,7 @@ class Scale(_Affine):
 
 
 @dataclass(frozen=True)
-class Blur(Transform):
+class Blur(RandomTransform):
     """Blur by a Gaussian of up to so many pixels, another one at each step: fine structure pays the less."""
 
     most: float = 1.0
@@ -152,8 +152,8 @@ class Blur(Transform):
 
 
 @dataclass(frozen=True)
-class _Chain(Transform):
-    links: tuple[Transform, ...]
+class _Chain(RandomTransform):
+    links: tuple[RandomTransform, ...]
 
     def apply(self, images: Tensor, generator: torch.Generator) -> Tensor:
         waiting: Tensor | None = None
@@ -167,16 +167,31 @@ class _Chain(Transform):
         return images if waiting is None else _moved(images, waiting)
 
 
-def robust(side: int) -> Transform:
+def robust(side: int) -> RandomTransform:
     """Return what a maximizing image of `side` pixels has to stand by default: small shifts, turns, changes of size.
 
     They are the smaller for small images, whose patterns are as fine as those of large ones and would be blurred away.
     """
-    share = min(1.0, side / _FULLY_MOVED)
-    return Jitter(round(0.06 * side * share)) + Scale(1 - 0.1 * share, 1 + 0.1 * share) + Rotate(10 * share)
+    strength = min(1.0, side / _FULLY_MOVED)
+    return Jitter(round(0.06 * side * strength)) + Scale(1 - 0.1 * strength, 1 + 0.1 * strength) + Rotate(10 * strength)
 
 
-def _links(transform: Transform) -> tuple[Transform, ...]:
+def check_transforms(transforms: RandomTransform | str | None) -> None:
+    """Refuse what is neither random transforms nor `"default"` nor None.
+
+    Raises:
+        ValueError: Text other than `"default"`.
+        TypeError: Something else, for example a `Transform` of an invariance sweep, or a list.
+    """
+    mend = 'give "default", None, or for example Jitter(8) + Scale()'
+    if isinstance(transforms, str) and transforms != "default":
+        raise ValueError(f"transforms={transforms!r}: {mend}")
+    if not isinstance(transforms, (RandomTransform, str, type(None))):
+        kind = type(transforms)
+        raise TypeError(f"transforms is a {kind.__module__}.{kind.__qualname__} and no RandomTransform: {mend}")
+
+
+def _links(transform: RandomTransform) -> tuple[RandomTransform, ...]:
     return transform.links if isinstance(transform, _Chain) else (transform,)
 
 

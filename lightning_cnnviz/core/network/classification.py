@@ -12,7 +12,7 @@ from torch import Tensor, nn
 __all__ = ["Classified", "check_images", "class_logits", "classify", "fill_values", "interleave"]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Classified:
     """What a network makes of some untouched images.
 
@@ -79,7 +79,14 @@ def classify(model: nn.Module, images: Tensor, labels: Tensor | None = None, *, 
     count, classes = probabilities.shape
     targets = predictions if labels is None else _checked_labels(labels, count, classes)
     own = probabilities.gather(1, targets[:, None])[:, 0]
-    return Classified(targets, labels is not None, own, predictions, classes, normalized)
+    return Classified(
+        targets=targets,
+        labeled=labels is not None,
+        probabilities=own,
+        predictions=predictions,
+        classes=classes,
+        normalized=normalized,
+    )
 
 
 def class_logits(model: nn.Module, images: Tensor) -> Tensor:

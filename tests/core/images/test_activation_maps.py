@@ -131,4 +131,4 @@ def test_parts_and_shapes_must_go_together() -> None:
     with pytest.raises(ValueError, match="the parts are of different layers"):
         interleave([[first], [second]])
     with pytest.raises(ValueError, match="do not go together"):
-        ActivationMaps("layer", 6, first.features, first.peaks[:, :2], first.maps)
+        ActivationMaps(layer="layer", channels=6, features=first.features, peaks=first.peaks[:, :2], maps=first.maps)

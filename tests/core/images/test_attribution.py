@@ -184,7 +184,7 @@ def test_an_integral_of_one_step_and_a_network_without_maps() -> None:
     assert attribute(flat, images_of(), method="saliency").maps.shape == (3, 3, 12, 16)
     found = attribute(flat, images_of(), method="saliency")
     with pytest.raises(ValueError, match=r"maps are \(2, 3, 12, 16\); there are 3 images"):
-        AttributionMaps("saliency", "", found.untouched, found.maps[1:])
+        AttributionMaps(method="saliency", layer="", untouched=found.untouched, maps=found.maps[1:])
 
 
 @pytest.mark.parametrize("method", METHODS)

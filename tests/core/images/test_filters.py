@@ -50,7 +50,7 @@ def test_a_parametrized_weight_is_what_a_pass_uses() -> None:
 
 def of_strengths(*strengths: float) -> LayerFilters:
     rms = torch.tensor(strengths)
-    return LayerFilters("layer", (0,), torch.ones(1, 1, 1, 1), rms)
+    return LayerFilters(layer="layer", features=(0,), kernels=torch.ones(1, 1, 1, 1), rms=rms)
 
 
 def test_dominant_and_near_zero() -> None:
@@ -111,7 +111,7 @@ def test_what_cannot_be_had() -> None:
     with pytest.raises(ValueError, match="a parametrized weight cannot be renormalized in place"):
         renormalize_([nn.utils.parametrizations.weight_norm(nn.Conv2d(1, 1, 1))], 0.1)
     with pytest.raises(ValueError, match=r"need kernels \(n, C, H, W\)"):
-        LayerFilters("layer", (0, 1), torch.ones(1, 1, 1, 1), torch.ones(2))
+        LayerFilters(layer="layer", features=(0, 1), kernels=torch.ones(1, 1, 1, 1), rms=torch.ones(2))
 
 
 def test_it_leaves_no_trace() -> None:

@@ -277,7 +277,16 @@ def test_no_such_layer_is_an_error_of_its_own_kind() -> None:
 def test_a_sweep_of_shapes_that_do_not_fit_is_refused() -> None:
     ones = torch.ones(1, 2, 3)
     with pytest.raises(ValueError, match="sweep 'own': distances"):
-        Sweep("own", "", None, torch.arange(4.0), ones, ones, ones, torch.ones(2, 3))
+        Sweep(
+            transform="own",
+            label="",
+            identity=None,
+            values=torch.arange(4.0),
+            raw=ones,
+            relative=ones,
+            unit=ones,
+            probabilities=torch.ones(2, 3),
+        )
 
 
 @pytest.mark.parametrize("fails", [False, True])

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lightning_cnnviz.core.images.transforms import TRANSFORMS, PixelScale, Transform, resolve_transforms
+from lightning_cnnviz.core.maximization.regularization import Jitter
 
 FILL = torch.tensor([-3.0, -4.0, -5.0])
 
@@ -232,3 +233,8 @@ def test_a_normalization_that_does_not_fit_is_refused(normalization: Any) -> Non
 def test_pixels_out_of_range_ask_for_the_normalization(name: str) -> None:
     with pytest.raises(ValueError, match=rf"'{name}' acts on pixels of 0 to 1.*give normalization=\(mean, std\)"):
         PixelScale().apply(named(name), torch.randn(2, 3, 8, 8) * 3, 0.5)
+
+
+def test_a_random_transform_of_maximization_is_refused_by_name() -> None:
+    with pytest.raises(TypeError, match=r"regularization\.Jitter is none that is swept over values; give a name"):
+        resolve_transforms([Jitter()], torch.rand(1, 3, 8, 8), torch.zeros(3))  # type: ignore[list-item]

@@ -13,9 +13,12 @@ import torch.nn.functional as F
 from callbacks.littlenet import LittleNet
 from torch import Tensor, nn
 
+from lightning_cnnviz.core.deconvnet.projection import Unit
+from lightning_cnnviz.core.images.transforms import Transform
 from lightning_cnnviz.core.maximization import maximize as maximization_module
 from lightning_cnnviz.core.maximization.maximize import Maximization, maximize, strongest_images, unit_input_size
-from lightning_cnnviz.core.maximization.objectives import Channel, ClassScore, Unit
+from lightning_cnnviz.core.maximization.objectives import ChannelActivation, ClassScore, UnitActivation
+from lightning_cnnviz.core.maximization.optimum import optimum_invariance
 from lightning_cnnviz.core.maximization.parametrization import Box, Parametrization, Pixels, Sphere
 from lightning_cnnviz.core.maximization.regularization import L2, Jitter, Scale, TotalVariation
 from lightning_cnnviz.core.network.layers import LayerNotFoundError, select_layers
@@ -59,7 +62,12 @@ def test_the_optimum_of_a_linear_unit_on_a_sphere_is_its_kernel(channels: int) -
     model = nn.Sequential(conv)
     colors = Parametrization(Pixels(), Sphere(2.0), torch.eye(channels))
     found = maximize(
-        model, [Unit("0", c) for c in range(4)], (channels, 5, 5), steps=300, parametrization=colors, transforms=None
+        model,
+        [UnitActivation("0", c) for c in range(4)],
+        (channels, 5, 5),
+        steps=300,
+        parametrization=colors,
+        transforms=None,
     )
     for number, image in enumerate(found.images):
         kernel = conv.weight[number // found.starts].detach()
@@ -73,7 +81,7 @@ def test_the_optimum_of_a_linear_unit_in_a_box_is_a_corner() -> None:
     conv = nn.Conv2d(1, 1, 3, bias=False)
     settings = Parametrization(Pixels(), Box(-1.0, 3.0))
     found = maximize(
-        nn.Sequential(conv), Unit("0", 0), (1, 3, 3), steps=200, learning_rate=0.3, parametrization=settings,
+        nn.Sequential(conv), UnitActivation("0", 0), (1, 3, 3), steps=200, learning_rate=0.3, parametrization=settings,
         transforms=None,
     )  # fmt: skip
     corner = torch.where(conv.weight.detach()[0] > 0, 3.0, -1.0)
@@ -83,7 +91,7 @@ def test_the_optimum_of_a_linear_unit_in_a_box_is_a_corner() -> None:
 
 def test_activations_are_those_of_the_network_and_images_keep_their_bounds() -> None:
     model = net().eval()
-    found = maximize(model, [Unit("4", 2, 1, 3), Channel("4", 5)], (3, 16, 16), starts=2, steps=12)
+    found = maximize(model, [UnitActivation("4", 2, 1, 3), ChannelActivation("4", 5)], (3, 16, 16), starts=2, steps=12)
     with torch.no_grad():
         maps = model[:5](found.images)
     expected = torch.cat([maps[:2, 2, 1, 3], maps[2:, 5].mean((1, 2))])
@@ -95,7 +103,7 @@ def test_activations_are_those_of_the_network_and_images_keep_their_bounds() -> 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 5, 100])
 def test_batches_change_nothing(batch_size: int) -> None:
-    model, objectives = net(), [Unit("6", c) for c in range(5)]
+    model, objectives = net(), [UnitActivation("6", c) for c in range(5)]
     options: dict[str, Any] = {"starts": 2, "steps": 10, "transforms": Jitter(1) + Scale()}
     together = maximize(model, objectives, (3, 16, 16), batch_size=batch_size, **options)
     for number, objective in enumerate(objectives):
@@ -106,7 +114,7 @@ def test_batches_change_nothing(batch_size: int) -> None:
 
 def test_chance_is_the_seeds_alone() -> None:
     def run(seed: int) -> Tensor:
-        return maximize(net(), Unit("4", 1), (3, 16, 16), starts=2, steps=3, seed=seed).images
+        return maximize(net(), UnitActivation("4", 1), (3, 16, 16), starts=2, steps=3, seed=seed).images
 
     torch.manual_seed(5)
     first = run(0)
@@ -120,7 +128,7 @@ def test_a_unit_that_the_noise_leaves_dead_is_found(monkeypatch: pytest.MonkeyPa
     model = net()
     with torch.no_grad():
         model[4].bias -= 1.0  # type: ignore[operator]
-    objectives = [Unit("5", c) for c in range(8)]  # behind its ReLU
+    objectives = [UnitActivation("5", c) for c in range(8)]  # behind its ReLU
     found = maximize(model, objectives, (3, 16, 16), steps=80)
     assert bool((found.history[:, 0] == 0).all())
     assert int((found.activations > 0).sum()) >= 20
@@ -130,8 +138,10 @@ def test_a_unit_that_the_noise_leaves_dead_is_found(monkeypatch: pytest.MonkeyPa
 
 def test_a_penalty_is_paid() -> None:
     model = net()
-    plain = maximize(model, Unit("4", 1), (3, 16, 16), steps=40, transforms=None)
-    smooth = maximize(model, Unit("4", 1), (3, 16, 16), steps=40, transforms=None, penalty=1.0 * TotalVariation())
+    plain = maximize(model, UnitActivation("4", 1), (3, 16, 16), steps=40, transforms=None)
+    smooth = maximize(
+        model, UnitActivation("4", 1), (3, 16, 16), steps=40, transforms=None, penalty=1.0 * TotalVariation()
+    )
     assert float(smooth.images.diff(dim=3).abs().mean()) < 0.7 * float(plain.images.diff(dim=3).abs().mean())
     # What is reported is the activation, without the penalty.
     with torch.no_grad():
@@ -141,8 +151,8 @@ def test_a_penalty_is_paid() -> None:
 
 def test_a_penalty_may_be_part_of_the_objective() -> None:
     model, options = net(), {"steps": 60, "transforms": None}
-    alone = maximize(model, Unit("4", 1), (3, 16, 16), **options)
-    damped = maximize(model, Unit("4", 1) - 10.0 * L2(0.5), (3, 16, 16), **options)
+    alone = maximize(model, UnitActivation("4", 1), (3, 16, 16), **options)
+    damped = maximize(model, UnitActivation("4", 1) - 10.0 * L2(0.5), (3, 16, 16), **options)
     assert float((damped.images - 0.5).square().mean()) < 0.1 * float((alone.images - 0.5).square().mean())
     assert damped.objectives == ("4, channel 1 - 10 * L2",)
 
@@ -152,7 +162,7 @@ def test_passes_stop_at_the_layer() -> None:
     for name in counts:
         layer = model[int(name)]
         layer.register_forward_hook(lambda *_, name=name: counts.__setitem__(name, counts[name] + 1))
-    maximize(model, Unit("4", 0), (3, 16, 16), starts=1, steps=10)
+    maximize(model, UnitActivation("4", 0), (3, 16, 16), starts=1, steps=10)
     assert counts["4"] >= 11
     assert counts["6"] <= 1  # when the layer is looked up, to see that it runs once
 
@@ -179,20 +189,23 @@ def test_networks_of_other_kinds() -> None:
             return type("Output", (), {"logits": self.inner(images)})()
 
     assert maximize(Wrapped(), ClassScore(6), (3, 12, 12), steps=2).images.shape == (3, 3, 12, 12)
-    assert maximize(LittleNet(), [Unit("features.4", 1), ClassScore(0)], (1, 14, 14), steps=2).images.shape[0] == 6
+    assert (
+        maximize(LittleNet(), [UnitActivation("features.4", 1), ClassScore(0)], (1, 14, 14), steps=2).images.shape[0]
+        == 6
+    )
     for dtype in (torch.float64, torch.bfloat16):
-        found = maximize(net().to(dtype), Unit("4", 1), (3, 16, 16), steps=6)
+        found = maximize(net().to(dtype), UnitActivation("4", 1), (3, 16, 16), steps=6)
         assert found.images.dtype == torch.float32
         assert bool((found.activations > found.history[:, 0]).all())
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert maximize(net(), Unit("4", 1), (3, 16, 16), steps=4).images.dtype == torch.float32
+        assert maximize(net(), UnitActivation("4", 1), (3, 16, 16), steps=4).images.dtype == torch.float32
 
 
 def test_a_network_that_has_diverged_shows_it() -> None:
     model = net()
     with torch.no_grad():
         model[4].weight[:] = torch.nan  # type: ignore[index]
-    found = maximize(model, Unit("4", 1), (3, 16, 16), steps=3)
+    found = maximize(model, UnitActivation("4", 1), (3, 16, 16), steps=3)
     assert bool(found.activations.isnan().all())
     assert bool(found.images.isfinite().all())
     assert found.ranked(0) == [0, 1, 2]
@@ -229,14 +242,14 @@ def test_no_trace(fails: bool) -> None:
     before = state_of(model)
     if fails:
         with pytest.raises(RuntimeError, match="stop"):
-            maximize(model, Unit("4", 0), (3, 16, 16), steps=8, progress=progress)
+            maximize(model, UnitActivation("4", 0), (3, 16, 16), steps=8, progress=progress)
     else:
-        maximize(model, Unit("4", 0), (3, 16, 16), steps=8, progress=progress)
-        strongest_images(model, [Unit("4", 0)], images)
+        maximize(model, UnitActivation("4", 0), (3, 16, 16), steps=8, progress=progress)
+        strongest_images(model, [UnitActivation("4", 0)], images)
         unit_input_size(model, "4", (3, 16, 16))
     assert_same(before, state_of(model))
     with torch.inference_mode():
-        maximize(model, Unit("4", 0), (3, 16, 16), steps=2)
+        maximize(model, UnitActivation("4", 0), (3, 16, 16), steps=2)
     assert_same(before, state_of(model))
 
 
@@ -248,29 +261,37 @@ def test_progress_counts_the_steps() -> None:
         seen.append(len(work))
         return work
 
-    maximize(net(), [Unit("4", c) for c in range(4)], (3, 16, 16), starts=2, steps=7, batch_size=4, progress=progress)
+    maximize(
+        net(),
+        [UnitActivation("4", c) for c in range(4)],
+        (3, 16, 16),
+        starts=2,
+        steps=7,
+        batch_size=4,
+        progress=progress,
+    )
     assert seen == [14]
 
 
 @pytest.mark.parametrize(
     ("objective", "size", "options", "match"),
     [
-        (Unit("9", 0), (3, 16, 16), {}, "no layer of Sequential matches '9'"),
-        (Unit("conv", 0), (3, 16, 16), {}, "layer='conv' means 3 layers"),
-        (Unit("4", 8), (3, 16, 16), {}, r"channel 8 of layer '4': it has 8 \(0 to 7\)"),
-        (Unit("4", -1), (3, 16, 16), {}, "channel -1"),
-        (Channel("4", 99), (3, 16, 16), {}, "channel 99"),
-        (Unit("4", 0, 6, 0), (3, 16, 16), {}, r"unit \(6, 0\) of layer '4'.* 16 x 16 .* are 6 x 6"),
-        (Unit("4", 0), (3, 3, 3), {}, "refuses images of 3 x 3 x 3 .*[Kk]ernel"),
-        (Unit("4", 0), (1, 16, 16), {}, "refuses images of 1 x 16 x 16 .*channels"),
+        (UnitActivation("9", 0), (3, 16, 16), {}, "no layer of Sequential matches '9'"),
+        (UnitActivation("conv", 0), (3, 16, 16), {}, "layer='conv' means 3 layers"),
+        (UnitActivation("4", 8), (3, 16, 16), {}, r"channel 8 of layer '4': it has 8 \(0 to 7\)"),
+        (UnitActivation("4", -1), (3, 16, 16), {}, "channel -1"),
+        (ChannelActivation("4", 99), (3, 16, 16), {}, "channel 99"),
+        (UnitActivation("4", 0, 6, 0), (3, 16, 16), {}, r"unit \(6, 0\) of layer '4'.* 16 x 16 .* are 6 x 6"),
+        (UnitActivation("4", 0), (3, 3, 3), {}, "refuses images of 3 x 3 x 3 .*[Kk]ernel"),
+        (UnitActivation("4", 0), (1, 16, 16), {}, "refuses images of 1 x 16 x 16 .*channels"),
         (ClassScore(0), (3, 16, 16), {}, r"returns a tensor \(N, 5, 4, 4\)"),
-        (Unit("4", 0), (16, 16), {}, "input_size=.16, 16.*channels, height and width"),
-        (Unit("4", 0), (3, 16, 0), {}, "input_size"),
-        (Unit("4", 0), (3, 16, 16), {"starts": 0}, "starts=0"),
-        (Unit("4", 0), (3, 16, 16), {"steps": 0}, "steps=0"),
-        (Unit("4", 0), (3, 16, 16), {"batch_size": 0}, "batch_size=0"),
-        (Unit("4", 0), (3, 16, 16), {"learning_rate": 0.0}, "learning_rate=0"),
-        (Unit("4", 0), (3, 16, 16), {"transforms": "jitter"}, "transforms='jitter'"),
+        (UnitActivation("4", 0), (16, 16), {}, "input_size=.16, 16.*channels, height and width"),
+        (UnitActivation("4", 0), (3, 16, 0), {}, "input_size"),
+        (UnitActivation("4", 0), (3, 16, 16), {"starts": 0}, "starts=0"),
+        (UnitActivation("4", 0), (3, 16, 16), {"steps": 0}, "steps=0"),
+        (UnitActivation("4", 0), (3, 16, 16), {"batch_size": 0}, "batch_size=0"),
+        (UnitActivation("4", 0), (3, 16, 16), {"learning_rate": 0.0}, "learning_rate=0"),
+        (UnitActivation("4", 0), (3, 16, 16), {"transforms": "jitter"}, "transforms='jitter'"),
         ([], (3, 16, 16), {}, r"objectives=\[\]"),
     ],
 )
@@ -291,10 +312,12 @@ def test_what_cannot_be_climbed_is_refused() -> None:
             return maps
 
     with pytest.raises(ValueError, match="no gradient reaches the image from conv, channel 0"):
-        maximize(Detached(), Unit("conv", 0), (3, 8, 8), steps=2)
+        maximize(Detached(), UnitActivation("conv", 0), (3, 8, 8), steps=2)
     with pytest.raises(LayerNotFoundError, match=r"again.*runs more than once"):
-        maximize(Classifier(), Unit("again", 0), (3, 12, 12), steps=2)
-    with pytest.raises(TypeError, match="'4' is no objective"):
+        maximize(Classifier(), UnitActivation("again", 0), (3, 12, 12), steps=2)
+    with pytest.raises(
+        TypeError, match=r"'4' is a builtins\.str and no objective: give UnitActivation\(layer, channel\)"
+    ):
         maximize(net(), ["4"], (3, 8, 8))  # type: ignore[list-item]
     with pytest.raises(ValueError, match="7 classes"):
         maximize(Classifier(), ClassScore(7), (3, 12, 12))
@@ -330,7 +353,7 @@ def test_views_that_only_one_order_of_memory_allows() -> None:
 
 
 def test_a_layer_in_front_of_a_part_that_refuses_small_images() -> None:
-    found = maximize(Classifier(12), Unit("first", 1), (3, 5, 5), steps=2)
+    found = maximize(Classifier(12), UnitActivation("first", 1), (3, 5, 5), steps=2)
     assert found.images.shape == (3, 3, 5, 5)
     assert found.boxes.tolist() == [[1, 1, 4, 4]]
     assert torch.equal(found.seen(2), found.images[2, :, 1:4, 1:4])
@@ -356,7 +379,7 @@ def test_a_small_input_gives_the_optimum_of_the_large_one() -> None:
     model = net().eval()
     size = unit_input_size(model, "6", (3, 40, 40))
     assert size[1] < 40
-    found = maximize(model, Unit("6", 2), size, starts=1, steps=10)
+    found = maximize(model, UnitActivation("6", 2), size, starts=1, steps=10)
     top, left, bottom, right = found.boxes[0].tolist()
     field = trace_feature_maps(model, torch.zeros(1, 3, 40, 40), select_layers(model, "6"))[0].field
     box = field.boxes[0, 3, 3].tolist()
@@ -370,7 +393,12 @@ def test_a_small_input_gives_the_optimum_of_the_large_one() -> None:
 def test_the_strongest_images_are_those_of_a_loop() -> None:
     model = net().eval()
     images = torch.rand(7, 3, 16, 16, generator=torch.Generator().manual_seed(3))
-    objectives = [Unit("4", 2), Channel("4", 2), Unit("4", 1, 0, 5), Unit("4", 0) + Unit("4", 1)]
+    objectives = [
+        UnitActivation("4", 2),
+        ChannelActivation("4", 2),
+        UnitActivation("4", 1, 0, 5),
+        UnitActivation("4", 0) + UnitActivation("4", 1),
+    ]
     found = strongest_images(model, objectives, images, batch_size=3)
     with torch.no_grad():
         maps = torch.cat([model[:5](image[None]) for image in images])
@@ -392,4 +420,32 @@ def test_the_strongest_images_are_those_of_a_loop() -> None:
 
 def test_a_result_of_the_wrong_shape_is_refused() -> None:
     with pytest.raises(ValueError, match="1 objectives from 2 starts are 2 images"):
-        Maximization(("a",), 2, torch.zeros(3, 1, 2, 2), torch.zeros(2), torch.zeros(2, 5), torch.zeros(1, 4))
+        Maximization(
+            objectives=("a",),
+            starts=2,
+            images=torch.zeros(3, 1, 2, 2),
+            activations=torch.zeros(2),
+            history=torch.zeros(2, 5),
+            boxes=torch.zeros(1, 4),
+        )
+
+
+def test_what_is_of_another_view_is_refused_by_name() -> None:
+    unit, model = Unit(image=0, layer="4", channel=1), net()
+    kind = r"lightning_cnnviz\.core\.deconvnet\.projection\.Unit and no objective: give UnitActivation"
+    for objectives in (unit, [unit], [UnitActivation("4", 0), unit]):
+        with pytest.raises(TypeError, match=kind):
+            maximize(model, objectives, (3, 16, 16))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=kind):
+        strongest_images(model, [unit], torch.rand(1, 3, 16, 16))  # type: ignore[list-item]
+    with pytest.raises(TypeError, match=kind):
+        optimum_invariance(model, unit, torch.rand(3, 16, 16))  # type: ignore[arg-type]
+    sweep = Transform("roll", lambda images, value: images.roll(round(value), 2), (0, 1))
+    for transforms, name in (
+        (sweep, "lightning_cnnviz.core.images.transforms.Transform"),
+        ([Jitter()], "builtins.list"),
+    ):
+        with pytest.raises(TypeError, match=rf"transforms is a {name} and no RandomTransform: .* Jitter\(8\) \+ Scale"):
+            maximize(model, UnitActivation("4", 0), (3, 16, 16), transforms=transforms)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"penalty=0\.25: give an objective, for example 0\.5 \* TotalVariation"):
+        maximize(model, UnitActivation("4", 0), (3, 16, 16), penalty=0.25)  # type: ignore[arg-type]

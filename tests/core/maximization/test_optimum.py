@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from lightning_cnnviz.core.maximization.objectives import ClassScore, Unit
+from lightning_cnnviz.core.maximization.objectives import ClassScore, UnitActivation
 from lightning_cnnviz.core.maximization.optimum import lanczos, optimum_invariance
 from lightning_cnnviz.core.maximization.parametrization import Basis, Fourier, Pixels
 
@@ -75,7 +75,7 @@ def test_the_eigenvectors_of_a_quadratic_unit_come_out() -> None:
 def test_a_linear_unit_minds_all_directions_alike() -> None:
     torch.manual_seed(0)
     conv = nn.Conv2d(2, 3, 4, bias=False)
-    found = optimum_invariance(nn.Sequential(conv), Unit("0", 1), image(2, 4, 4).float())
+    found = optimum_invariance(nn.Sequential(conv), UnitActivation("0", 1), image(2, 4, 4).float())
     kernel = conv.weight.detach()[1]
     assert float(F.cosine_similarity(found.optimum.flatten(), kernel.flatten(), dim=0)) > 0.9999
     assert found.linear
@@ -126,7 +126,9 @@ def test_settling_climbs_and_stays_on_the_sphere() -> None:
 def test_rectifiers_have_curvature_only_once_softened() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(inplace=True), nn.Conv2d(6, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 2))
-    sharp, soft = (optimum_invariance(model, Unit("4", 0), image(1, 6, 6).float(), smoothing=s) for s in (0.0, 0.1))
+    sharp, soft = (
+        optimum_invariance(model, UnitActivation("4", 0), image(1, 6, 6).float(), smoothing=s) for s in (0.0, 0.1)
+    )
     assert sharp.linear
     assert not soft.linear
     # What the softened Hessian calls least and most is so in the network as it is.
@@ -207,9 +209,9 @@ def test_no_trace() -> None:
     before = [value.clone() for value in model.state_dict().values()]
     chance = torch.get_rng_state()
     with torch.inference_mode():
-        optimum_invariance(model, Unit("3", 0), torch.rand(1, 8, 8, generator=torch.Generator()))
+        optimum_invariance(model, UnitActivation("3", 0), torch.rand(1, 8, 8, generator=torch.Generator()))
     with pytest.raises(ValueError, match="channel 5"):
-        optimum_invariance(model, Unit("3", 5), torch.rand(1, 8, 8, generator=torch.Generator()))
+        optimum_invariance(model, UnitActivation("3", 5), torch.rand(1, 8, 8, generator=torch.Generator()))
     assert all(torch.equal(one, other) for one, other in zip(before, model.state_dict().values(), strict=True))
     assert [module.training for module in model.modules()] == [True, True, False, True, True]
     assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())

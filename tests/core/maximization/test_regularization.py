@@ -16,17 +16,17 @@ from lightning_cnnviz.core.maximization.regularization import (
     L2,
     Blur,
     Jitter,
+    RandomTransform,
     Rotate,
     Scale,
     TotalVariation,
-    Transform,
     robust,
 )
 
 IMAGES = torch.rand(2, 3, 12, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
-class Fixed(Transform):
+class Fixed(RandomTransform):
     """A transform without chance, and without its seed."""
 
     def __init__(self, function: object) -> None:
@@ -36,24 +36,27 @@ class Fixed(Transform):
         return self._function(images)  # type: ignore[operator,no-any-return]
 
 
-def applied(transform: Transform, images: Tensor = IMAGES, seed: int = 0) -> Tensor:
+def applied(transform: RandomTransform, images: Tensor = IMAGES, seed: int = 0) -> Tensor:
     return transform.apply(images, torch.Generator().manual_seed(seed))
 
 
 def test_penalties_are_their_sums() -> None:
-    reading = Reading(IMAGES, {}, {})
+    reading = Reading(images=IMAGES, maps={}, centers={})
     for number, image in enumerate(IMAGES.numpy()):
         steps = [abs(image[c, y, x] - image[c, y - 1, x]) for c in range(3) for y in range(1, 12) for x in range(12)]
         across = [abs(image[c, y, x] - image[c, y, x - 1]) for c in range(3) for y in range(12) for x in range(1, 12)]
         expected = np.mean(steps) + np.mean(across)
         assert float(TotalVariation()(reading)[number]) == pytest.approx(expected)
         assert float(L2(0.25)(reading)[number]) == pytest.approx(np.mean((image - 0.25) ** 2))
-    assert TotalVariation()(Reading(torch.rand(2, 3, 1, 1), {}, {})).tolist() == [0, 0]
+    assert TotalVariation()(Reading(images=torch.rand(2, 3, 1, 1), maps={}, centers={})).tolist() == [0, 0]
 
 
 @pytest.mark.parametrize("times", [2, 3])
 def test_total_variation_does_not_depend_on_how_much_of_a_pattern_is_seen(times: int) -> None:
-    values = [float(TotalVariation()(Reading(images, {}, {}))[0]) for images in (IMAGES, IMAGES.repeat(1, 1, times, 1))]
+    values = [
+        float(TotalVariation()(Reading(images=images, maps={}, centers={}))[0])
+        for images in (IMAGES, IMAGES.repeat(1, 1, times, 1))
+    ]
     assert values[0] == pytest.approx(values[1], rel=0.1)
 
 
