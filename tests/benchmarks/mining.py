@@ -46,10 +46,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_cnnviz.core.network.hooks import Site, hooked
-from lightning_cnnviz.core.top_patches import mining
+from lightning_cnnviz.core.top_patches import mining, patch_store
+from lightning_cnnviz.core.top_patches._lists import RunningLists
+from lightning_cnnviz.core.top_patches._units import Units
 from lightning_cnnviz.core.top_patches.mining import PatchMiner
+from lightning_cnnviz.core.top_patches.results import RankBy
 from lightning_cnnviz.core.top_patches.search import mine_top_patches
-from lightning_cnnviz.core.top_patches.top_k import TopK
 
 K = 9
 SIZE = 224
@@ -66,10 +68,10 @@ MB = 1e6
 
 Batches = Sequence[Tensor]
 TIMED = (
-    (PatchMiner, "_observe", "in our hooks"),
-    (PatchMiner, "start_batch", "in start_batch"),
-    (mining, "trace_feature_maps", "  of that, tracing the receptive fields, once"),
-    (PatchMiner, "end_batch", "in end_batch"),
+    (mining._Watch, "__call__", "in our hooks"),
+    (mining, "trace_feature_maps", "tracing the receptive fields, once"),
+    (RunningLists, "take", "ranking and cutting patches, behind each pass"),
+    (PatchMiner, "merge", "in merge"),
     (PatchMiner, "compute", "in compute"),
 )
 
@@ -119,11 +121,36 @@ def plain_pass(model: nn.Module, batches: Iterable[Tensor]) -> None:
         model(images)
 
 
-def ours(model: nn.Module, batches: Iterable[Tensor]) -> Outcome:
+def ours(model: nn.Module, batches: Iterable[Tensor], rank_by: RankBy = "max") -> Outcome:
     """Mine as a user does, with the features whose patches are kept by default."""
     with stopwatch() as parts:
-        found = mine_top_patches(model, batches, "conv", K)
+        found = mine_top_patches(model, batches, "conv", K, rank_by=rank_by)
     return Outcome(lambda: {layer.layer: layer.images for layer in found}, parts)
+
+
+def from_the_heap(model: nn.Module, batches: Iterable[Tensor]) -> Outcome:
+    """Ours, but that large blocks of memory for patches come from torch's allocator."""
+    with mock.patch.object(patch_store, "_block", lambda room: torch.empty(room, dtype=torch.uint8)):
+        return ours(model, batches)
+
+
+class FreshMemory:
+    """Memory for patches that is torch's alone: taken anew for each, and freed with it."""
+
+    keeps = True
+
+    def take(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """Return a tensor, not filled."""
+        return torch.empty(*shape, dtype=dtype)
+
+    def give_back(self, taken: Tensor) -> None:
+        """Leave it to torch."""
+
+
+def from_fresh_memory(model: nn.Module, batches: Iterable[Tensor]) -> Outcome:
+    """Ours, but that every patch has fresh memory of torch's."""
+    with mock.patch.object(patch_store, "_Memory", FreshMemory):
+        return ours(model, batches)
 
 
 @contextmanager
@@ -341,14 +368,14 @@ def print_time_table(name: str, model: nn.Module, options: argparse.Namespace) -
     images = torch.rand(options.images, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(options.seed))
     batches = images.split(options.batch)
     print_row("each batch's fastest of all repeats", "time", "of the plain pass", "images as ours")
-    print_times(
-        compare(
-            model,
-            batches,
-            {f"ours: mine_top_patches, k={K}": partial(ours, model), "naive": partial(naive, model)},
-            options.repeats,
-        )
-    )
+    contenders: dict[str, Contender] = {f"ours: mine_top_patches, k={K}": partial(ours, model)}
+    if options.allocator:
+        contenders["ours, large patches on the heap"] = partial(from_the_heap, model)
+        contenders["ours, each patch in fresh memory"] = partial(from_fresh_memory, model)
+    else:
+        contenders['ours, rank_by="mean"'] = partial(ours, model, rank_by="mean")
+        contenders["naive"] = partial(naive, model)
+    print_times(compare(model, batches, contenders, options.repeats))
     missing = peer_missing() if options.peers else "--no-peers"
     if missing:
         print(f"zennit-crp: skipped ({missing})")
@@ -491,9 +518,7 @@ def print_growth(seed: int) -> None:
     grown = print_grown("ours, resident", mined)
     verdict = "met" if grown < GROWTH_LIMIT else "NOT met"
     print(f"Aim: ours, resident, grows by less than {GROWTH_LIMIT:g} MB in {STEP:,} images: {verdict}")
-    top = TopK(1, K)
-    states = (top.values, top.images, top.details)
-    taken = sum(state.numel() * state.element_size() for state in states)
+    taken = sum(part.numel() * part.element_size() for part in Units.none(1, K))
     print(f"State of the lists: {taken / K:g} bytes a kept unit")
 
 
@@ -520,6 +545,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--peers", action=argparse.BooleanOptionalAction, default=True, help="zennit-crp, if installed")
     parser.add_argument("--peer-images", type=int, default=64, help="over how many images the peers run, at most")
+    parser.add_argument("--allocator", action="store_true", help="what it is worth to manage the patches' memory")
     parser.add_argument("--memory", action="store_true", help="measure memory, too (Linux)")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
