@@ -116,7 +116,7 @@ class DeconvnetMonitor(MiningMonitor):
                 continue
             looks = self._evolution.setdefault(layer.layer, {}).setdefault(feature, [])
             activation, box = float(layer.activations[feature, 0]), layer.boxes[feature, 0]
-            looks.append(Look(self._step.epoch, activation, box, pixels))
+            looks.append(Look(epoch=self._step.epoch, activation=activation, box=box, pixels=pixels))
             if len(looks) > _LOOKS:
                 del looks[1:-1:2]
         return deconvnet_report(result.found, result.pixels, self.method, self._shown_as, self._evolution)

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from lightning_cnnviz.core.top_patches.results import TopPatches
+from lightning_cnnviz.core.top_patches.results import LayerTopPatches, TopPatches
 from lightning_cnnviz.render.normalization import Normalization
-from lightning_cnnviz.render.patches import figures_of, largest_patch, placed, to_gray_centered
+from lightning_cnnviz.render.patches import (
+    MEAN_NOTE,
+    largest_patch,
+    numbers_of_row,
+    numbers_of_unit,
+    placed,
+    to_gray_centered,
+)
 from lightning_cnnviz.report import Gallery, Item, Number, Report, Row, Tile
 
 __all__ = ["Look", "deconvnet_report"]
@@ -20,9 +27,9 @@ __all__ = ["Look", "deconvnet_report"]
 _SIDE = 96
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Look:
-    """The strongest unit of a feature map at one look, projected.
+    """The unit of a feature map that ranked first at one look, projected.
 
     Attributes:
         epoch: When.
@@ -43,7 +50,7 @@ class Look:
 
 
 def deconvnet_report(
-    found: TopPatches,
+    result: TopPatches,
     projections: Sequence[Tensor],
     method: str,
     normalization: Normalization,
@@ -52,52 +59,62 @@ def deconvnet_report(
     """Draw each layer's projections beside the patches that they are of, as Fig. 2 of Zeiler & Fergus (2013).
 
     Args:
-        found: The units: of each layer those of the kept feature maps, strongest first.
+        result: The units: of each layer those of the kept feature maps, best first.
         projections: Of each patch, in that order, its projection `(C, h, w)`.
         method: How nonlinearities were passed.
         normalization: Undone for the patches.
-        evolution: By layer and feature map, the strongest projection at each look (Fig. 4).
+        evolution: By layer and feature map, the projection that ranked first at each look (Fig. 4).
     """
+    rest = iter(projections)
     items: list[Item] = []
-    at = 0
-    for layer in found:
-        size = largest_patch(layer)
-        rows = []
-        for feature, patches in zip(layer.features, layer.patches, strict=True):
-            pairs = []
-            for rank, patch in enumerate(patches):
-                figures, box = figures_of(layer, feature, rank, None), layer.boxes[feature, rank]
-                shown = placed(to_gray_centered(projections[at]), box, size)
-                seen = placed(normalization.to_pixels(patch), box, size)
-                # Without captions: the room is for the pictures.
-                pairs.append((Tile(shown, numbers=figures), Tile(seen, numbers=figures)))
-                at += 1
-            strongest = float(layer.activations[feature, 0])
-            rows.append(Row(f"feature {feature}", _side_by_side(pairs), {"max activation": strongest}))
-        caption = (
-            f"{method}: the {found.k} strongest units of {len(layer.features)} of "
-            f"{layer.activations.shape[0]} feature maps, projected to pixels (left) beside their patches (right), "
-            f"{size[0]} x {size[1]} px"
-        )
-        items.append(Gallery(layer.layer, tuple(rows), caption=caption, columns=2 * _half(found.k), tile_side=_SIDE))
+    for layer in result:
+        items.append(_gallery(layer, rest, result.k, method, normalization))
         looks = evolution.get(layer.layer, {})
-        longest = max((len(strip) for strip in looks.values()), default=0)
-        if longest > 1:
-            shapes = [look.pixels.shape[-2:] for strip in looks.values() for look in strip]
-            widest = max(shape[0] for shape in shapes), max(shape[1] for shape in shapes)
-            strips = tuple(
-                Row(f"feature {feature}", tuple(look.tile(widest) for look in strip))
-                for feature, strip in looks.items()
-            )
-            caption = "the strongest projection of each feature map, look by look while training goes on"
-            items.append(Gallery(f"{layer.layer}/evolution", strips, caption=caption, columns=longest, tile_side=_SIDE))
-    notes = (
+        if any(len(strip) > 1 for strip in looks.values()):
+            items.append(_evolution(layer, looks))
+    notes = [
         "Gray is no contribution; brighter and darker is where more or less of the input would raise the activation, "
         "each picture scaled by itself.",
         normalization.sentence(),
         "Blue is what lies beyond an image's border.",
+    ]
+    if any(layer.rank_by == "mean" for layer in result):
+        notes.append(MEAN_NOTE)
+    return Report("deconvnet", title=f"Top-{result.k} projections", items=tuple(items), notes=tuple(notes))
+
+
+def _gallery(
+    layer: LayerTopPatches, projections: Iterator[Tensor], k: int, method: str, normalization: Normalization
+) -> Gallery:
+    size = largest_patch(layer)
+    rows = []
+    for feature, patches in zip(layer.features, layer.patches, strict=True):
+        pairs = []
+        for rank, patch in enumerate(patches):
+            numbers, box = numbers_of_unit(layer, feature, rank), layer.boxes[feature, rank]
+            projected = placed(to_gray_centered(next(projections)), box, size)
+            seen = placed(normalization.to_pixels(patch), box, size)
+            # Without captions: the room is for the pictures.
+            pairs.append((Tile(projected, numbers=numbers), Tile(seen, numbers=numbers)))
+        rows.append(Row(f"feature {feature}", _side_by_side(pairs), numbers_of_row(layer, feature)))
+    which = f"{k} strongest units" if layer.rank_by == "max" else f"strongest units of the {k} images of highest mean"
+    caption = (
+        f"{method}: the {which} of {len(layer.features)} of {len(layer.maxima)} feature maps, projected to pixels "
+        f"(left) beside their patches (right), {size[0]} x {size[1]} px"
     )
-    return Report("deconvnet", title=f"Top-{found.k} projections", items=tuple(items), notes=notes)
+    return Gallery(layer.layer, tuple(rows), caption=caption, columns=2 * _half(k), tile_side=_SIDE)
+
+
+def _evolution(layer: LayerTopPatches, looks: Mapping[int, Sequence[Look]]) -> Gallery:
+    shapes = [look.pixels.shape[-2:] for strip in looks.values() for look in strip]
+    size = max(shape[0] for shape in shapes), max(shape[1] for shape in shapes)
+    strips = tuple(
+        Row(f"feature {feature}", tuple(look.tile(size) for look in strip)) for feature, strip in looks.items()
+    )
+    first = "strongest projection" if layer.rank_by == "max" else "projection that ranks first"
+    caption = f"the {first} of each feature map, look by look while training goes on"
+    longest = max(len(strip) for strip in looks.values())
+    return Gallery(f"{layer.layer}/evolution", strips, caption=caption, columns=longest, tile_side=_SIDE)
 
 
 def _side_by_side(pairs: Sequence[tuple[Tile, Tile]]) -> tuple[Tile, ...]:

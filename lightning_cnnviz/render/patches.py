@@ -1,4 +1,4 @@
-"""How units and their patches are drawn, wherever they are shown."""
+"""How units and their patches are drawn and described, wherever they are shown."""
 
 from __future__ import annotations
 
@@ -10,9 +10,16 @@ from torch import Tensor
 from lightning_cnnviz.core.top_patches.results import LayerTopPatches
 from lightning_cnnviz.report import Number
 
-__all__ = ["brief", "figures_of", "largest_patch", "placed", "to_gray_centered"]
+__all__ = ["MEAN_NOTE", "brief", "largest_patch", "numbers_of_row", "numbers_of_unit", "placed", "to_gray_centered"]
 
-# The share of a projection's pixels that keep their contrast: by its largest pixel alone it would be a faint scribble.
+MEAN_NOTE = (
+    "Images rank by their mean activation, that of the feature map over all its positions; each is shown where the map "
+    "is strongest."
+)
+"""Says how images were ranked, where it was not by the strongest unit."""
+
+# The fraction of a projection's pixels that keep their contrast: scaled by its largest pixel it would be a faint
+# scribble.
 _CONTRAST = 0.995
 # What lies outside the image, where a receptive field is cut at its border: a tint that no gray image has.
 _OUTSIDE = (203, 213, 232)
@@ -33,9 +40,9 @@ def to_gray_centered(pixels: Tensor) -> Tensor:
     return (127.5 + 127.5 * (values / scale).clamp(-1, 1)).round().to(torch.uint8).contiguous()
 
 
-def largest_patch(found: LayerTopPatches) -> tuple[int, int]:
+def largest_patch(layer: LayerTopPatches) -> tuple[int, int]:
     """Height and width of a layer's largest patch."""
-    sizes = [patch.shape[-2:] for patches in found.patches for patch in patches]
+    sizes = [patch.shape[-2:] for patches in layer.patches for patch in patches]
     return max((s[0] for s in sizes), default=1) or 1, max((s[1] for s in sizes), default=1) or 1
 
 
@@ -44,19 +51,35 @@ def brief(value: float) -> str:
     return f"{value:.0f}" if 100 <= abs(value) < 1e6 else f"{value:.3g}"
 
 
-def figures_of(found: LayerTopPatches, feature: int, rank: int, class_names: Sequence[str] | None) -> dict[str, Number]:
-    """Return what is known of one unit by name: activation, image, label, place."""
-    figures: dict[str, Number] = {
-        "activation": float(found.activations[feature, rank]),
-        "dataset index": int(found.images[feature, rank]),
-    }
-    if found.labels is not None:
-        label = int(found.labels[feature, rank])
+def numbers_of_row(layer: LayerTopPatches, feature: int) -> dict[str, Number]:
+    """Return what is to be said of a feature map: its largest activation on the whole set, whatever ranks."""
+    return {"max activation": float(layer.maxima[feature])}
+
+
+def numbers_of_unit(
+    layer: LayerTopPatches, feature: int, rank: int, class_names: Sequence[str] | None = None
+) -> dict[str, Number]:
+    """Return the numbers of one unit by name: activation, image, label, place; and its image's mean, where that ranks.
+
+    Example:
+        >>> from lightning_cnnviz import mine_top_patches
+        >>> ones = torch.nn.Sequential(torch.nn.Conv2d(1, 1, 1))
+        >>> ones[0].weight.data, ones[0].bias.data = torch.ones(1, 1, 1, 1), torch.zeros(1)
+        >>> result = mine_top_patches(ones, [torch.tensor([[[[1.0, 5.0]]]])], k=1, rank_by="mean")
+        >>> numbers_of_unit(result["0"], feature=0, rank=0)
+        {'activation': 5.0, 'mean activation': 3.0, 'dataset index': 0, 'row': 0, 'column': 1}
+    """
+    numbers: dict[str, Number] = {"activation": float(layer.activations[feature, rank])}
+    if layer.rank_by == "mean":
+        numbers["mean activation"] = float(layer.scores[feature, rank])
+    numbers["dataset index"] = int(layer.images[feature, rank])
+    if layer.labels is not None:
+        label = int(layer.labels[feature, rank])
         named = class_names is not None and 0 <= label < len(class_names)
-        figures["label"] = str(class_names[label]) if named and class_names is not None else label
-    figures["row"] = int(found.rows[feature, rank])
-    figures["column"] = int(found.columns[feature, rank])
-    return figures
+        numbers["label"] = str(class_names[label]) if named and class_names is not None else label
+    numbers["row"] = int(layer.rows[feature, rank])
+    numbers["column"] = int(layer.columns[feature, rank])
+    return numbers
 
 
 def placed(pixels: Tensor, box: Tensor, size: tuple[int, int]) -> Tensor:

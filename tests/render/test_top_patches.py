@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import nn
 
+from lightning_cnnviz.core.top_patches.results import TopPatches
 from lightning_cnnviz.core.top_patches.search import diagnose, mine_top_patches
 from lightning_cnnviz.render.normalization import Normalization
-from lightning_cnnviz.render.patches import _OUTSIDE, brief
+from lightning_cnnviz.render.patches import _OUTSIDE, MEAN_NOTE, brief
 from lightning_cnnviz.render.top_patches import top_patches_report, top_patches_table
-from lightning_cnnviz.report import Gallery
+from lightning_cnnviz.report import Gallery, Scalar
 
 AS_IT_IS = Normalization((0.0,), (1.0,))
 
@@ -69,6 +70,56 @@ def test_numbers_stand_beside_the_pixels() -> None:
             }
     table = top_patches_table(found, report)
     assert [row[:3] for row in table.rows] == [("0", feature, rank) for feature in (0, 2) for rank in (1, 2, 3, 4)]
+
+
+@pytest.fixture
+def by_mean() -> TopPatches:
+    """Two feature maps, the images themselves; the first is strongest on an image that does not rank by its mean."""
+    maps = torch.zeros(4, 2, 4, 4)
+    maps[0, 0, 1, 2] = 9.0
+    maps[1, 0], maps[2, 0], maps[3, 0] = 2.0, 3.0, -1.0
+    maps[2, 0, 3, 1] = 7.0
+    maps[:, 1] -= 1.0
+    maps[3, 1, 0, 0] = 0.5  # alive, with means below zero alone
+    model = nn.Sequential(nn.Identity())
+    return mine_top_patches(model, [maps], "0", k=2, rank_by="mean")
+
+
+def test_with_means_each_number_bears_its_own_name(by_mean: TopPatches) -> None:
+    report = top_patches_report(by_mean, diagnose(by_mean), AS_IT_IS)
+    gallery = report.items[0]
+    assert isinstance(gallery, Gallery)
+    assert gallery.caption == (
+        "all 2 feature maps, highest mean activation first, receptive fields of 1 x 1 px · 0 dead"
+    )
+    first, second = gallery.rows
+    # The strongest unit of the whole set is on an image that is not shown.
+    assert (first.numbers, second.numbers) == ({"max activation": 9.0}, {"max activation": 0.5})
+    assert [tile.caption for tile in first.tiles] == ["7", "2"]
+    assert first.tiles[0].numbers == {
+        "activation": 7.0, "mean activation": 3.25, "dataset index": 2, "row": 3, "column": 1
+    }  # fmt: skip
+    assert [tile.numbers["activation"] for tile in second.tiles] == [0.5, -1.0]
+    assert [tile.numbers["mean activation"] for tile in second.tiles] == [-14.5 / 16, -1.0]
+    assert MEAN_NOTE in report.notes
+    scalars = {item.name: item.value for item in report.items if isinstance(item, Scalar)}
+    assert scalars["0/dead_features"] == 0
+    table = top_patches_table(by_mean, report)
+    assert table.columns[3:6] == ("activation", "mean activation", "dataset index")
+    assert [row[3:6] for row in table.rows[:2]] == [(7.0, 3.25, 2), (2.0, 2.0, 1)]
+
+
+def test_without_means_nothing_speaks_of_them() -> None:
+    maps = torch.rand(4, 2, 3, 3)
+    result = mine_top_patches(nn.Sequential(nn.Identity()), [maps], "0", k=2)
+    report = top_patches_report(result, diagnose(result), AS_IT_IS)
+    gallery = report.items[0]
+    assert isinstance(gallery, Gallery)
+    assert "strongest patch first" in gallery.caption
+    assert not any("mean" in note for note in report.notes[1:])
+    assert "mean activation" not in top_patches_table(result, report).columns
+    for row in gallery.rows:
+        assert row.numbers["max activation"] == row.tiles[0].numbers["activation"]
 
 
 def test_notes_tell_of_normalization_and_of_activations_that_are_no_numbers() -> None:

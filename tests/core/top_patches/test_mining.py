@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -14,9 +15,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_cnnviz.core.network.layers import select_layers
-from lightning_cnnviz.core.top_patches import patch_store as patches
+from lightning_cnnviz.core.top_patches import patch_store
 from lightning_cnnviz.core.top_patches.mining import PatchMiner
-from lightning_cnnviz.core.top_patches.results import TopPatches
+from lightning_cnnviz.core.top_patches.results import RankBy, TopPatches
 from lightning_cnnviz.core.top_patches.search import diagnose, mine_top_patches
 
 
@@ -56,47 +57,144 @@ def whole_number_images(count: int, seed: int, size: tuple[int, int] = (9, 12)) 
     return torch.randint(-1, 2, (count, 2, *size), generator=torch.Generator().manual_seed(seed)).float()
 
 
-def assert_is_brute_force(found: TopPatches, model: nn.Module, images: Tensor, k: int, per_image: int | None) -> None:
-    for layer in found:
+def assert_is_brute_force(
+    result: TopPatches, model: nn.Module, images: Tensor, k: int, per_image: int | None, rank_by: str = "max"
+) -> None:
+    for layer in result:
         maps = feature_maps_of(model, READ[layer.layer], images)
-        for channel, units in enumerate(brute_force_top_k(maps, k, per_image)):
-            got = [
-                (float(layer.scores[channel, rank]), float(layer.activations[channel, rank]),
-                 int(layer.images[channel, rank]),
-                 int(layer.rows[channel, rank]), int(layer.columns[channel, rank]))
-                for rank in range(k)
-                if int(layer.images[channel, rank]) >= 0
-            ]  # fmt: skip
-            assert got == units
+        assert layer.rank_by == rank_by
+        assert torch.equal(layer.maxima, maps.amax((0, 2, 3)))
+        for channel, units in enumerate(brute_force_top_k(maps, k, per_image, rank_by=rank_by)):
+            filled = layer.images[channel] >= 0
+            parts = [layer.scores, layer.activations, layer.images, layer.rows, layer.columns]
+            assert list(zip(*(part[channel][filled].tolist() for part in parts), strict=True)) == units
             for rank, (_, _, image, _, _) in enumerate(units):
                 top, left, bottom, right = layer.boxes[channel, rank].tolist()
                 if channel in layer.features:
                     assert torch.equal(layer.patch(channel, rank), images[image, :, top:bottom, left:right])
 
 
-@settings(deadline=None, max_examples=60)
+def mined(miner: PatchMiner, model: nn.Module, images: Tensor, batches: Iterable[Tensor]) -> TopPatches:
+    """What a miner finds in passes over some images, given by their indices."""
+    with torch.no_grad():
+        for indices in batches:
+            with miner.batch(images[indices], indices):
+                model(images[indices])
+    miner.merge()
+    return miner.compute()
+
+
+@settings(deadline=None, max_examples=100)
 @given(
     seed=st.integers(0, 10**6),
     count=st.integers(1, 23),
     batch=st.integers(1, 9),
     k=st.integers(1, 6),
     per_image=st.sampled_from([1, 2, None]),
+    rank_by=st.sampled_from(["max", "mean"]),
     shuffle=st.booleans(),
     at_once=st.booleans(),
 )
 def test_equals_brute_force_for_any_chunking_and_order(
-    seed: int, count: int, batch: int, k: int, per_image: int | None, shuffle: bool, at_once: bool
+    seed: int, count: int, batch: int, k: int, per_image: int | None, rank_by: RankBy, shuffle: bool, at_once: bool
 ) -> None:
     model, images = whole_number_net(seed), whole_number_images(count, seed + 1)
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)) if shuffle else torch.arange(count)
-    miner = PatchMiner(model, select_layers(model), k=k, per_image=per_image, features=None, at_once=at_once)
-    with torch.no_grad():
-        for indices in order.split(batch):
-            with miner.batch(images[indices], indices):
-                model(images[indices])
-        found = miner.compute()
-    assert [layer.layer for layer in found] == ["stem", "wide", "narrow", "last"]
-    assert_is_brute_force(found, model, images, k, per_image)
+    options: Any = {"k": k, "per_image": per_image, "rank_by": rank_by, "features": None, "at_once": at_once}
+    result = mined(PatchMiner(model, select_layers(model), **options), model, images, order.split(batch))
+    assert [layer.layer for layer in result] == ["stem", "wide", "narrow", "last"]
+    assert_is_brute_force(result, model, images, k, per_image, rank_by)
+
+
+class Given(nn.Module):
+    """Feature maps that are the images themselves: the same numbers, to the last bit, in any batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maps = nn.Identity()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.maps(images)  # type: ignore[no-any-return]
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    seed=st.integers(0, 10**6),
+    batch=st.integers(1, 17),
+    height=st.integers(1, 40),
+    width=st.integers(1, 40),
+    last=st.booleans(),
+    at_once=st.booleans(),
+)
+def test_means_of_real_numbers_rank_alike_in_any_batches(
+    seed: int, batch: int, height: int, width: int, last: bool, at_once: bool
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randn(17, 3, height, width, generator=generator)
+    images[9:] = images[:8].flip(2)  # the same numbers in another order: means that tie, but for the rounding
+    order, model = torch.randperm(17, generator=generator), Given()
+    layers = select_layers(model, "maps")
+    together = mined(PatchMiner(model, layers, k=9, rank_by="mean"), model, images, [torch.arange(17)])["maps"]
+    if last:
+        images = images.contiguous(memory_format=torch.channels_last)
+    miner = PatchMiner(model, layers, k=9, rank_by="mean", at_once=at_once)
+    result = mined(miner, model, images, order.split(batch))["maps"]
+    for name in ("scores", "activations", "images", "rows", "columns", "boxes", "maxima"):
+        assert torch.equal(getattr(result, name), getattr(together, name)), name
+
+
+def test_what_ranks_what_is_shown_and_what_is_dead_are_three_things() -> None:
+    maps = torch.full((3, 3, 4, 4), -1.0)
+    maps[0, 0, 1, 2] = 9.0  # the strongest unit of the first map, in the image of the lowest mean
+    maps[1, 0] = 2.0
+    maps[2, 0], maps[2, 0, 3, 1] = 3.0, 4.0
+    maps[1, 1, 0, 3] = 0.5  # alive, though its mean is below zero on every image
+    model, labels = Given(), torch.tensor([5, 6, 6])
+    result = mine_top_patches(model, [(maps, labels)], "maps", k=2, rank_by="mean")
+    layer = result["maps"]
+    assert layer.rank_by == "mean"
+    assert layer.images.tolist() == [[2, 1], [1, 0], [0, 1]]
+    assert layer.scores.tolist() == [[49 / 16, 2], [-14.5 / 16, -1], [-1, -1]]
+    assert layer.activations.tolist() == [[4, 2], [0.5, -1], [-1, -1]]
+    assert (layer.rows[0, 0], layer.columns[0, 0], layer.rows[1, 0], layer.columns[1, 0]) == (3, 1, 0, 3)
+    assert layer.maxima.tolist() == [9, 0.5, -1]
+    (summary,) = diagnose(result, result)
+    assert summary.dead_features == 1
+    assert summary.stability == 1.0
+    # Of the two maps that live: {6, 6} and {6, 5}.
+    assert summary.label_purity == pytest.approx((1 + 1 / 2) / 2)
+    by_max = mine_top_patches(model, [(maps, labels)], "maps", k=2)
+    assert by_max["maps"].images.tolist() == [[0, 2], [1, 0], [0, 1]]
+    assert torch.equal(by_max["maps"].scores, by_max["maps"].activations)
+    assert torch.equal(by_max["maps"].maxima, layer.maxima)
+    # {2, 1} and {0, 2}, then the same twice.
+    assert diagnose(by_max, result)[0].stability == pytest.approx((1 / 3 + 1 + 1) / 3)
+
+
+def test_with_means_the_units_of_an_image_stand_together() -> None:
+    maps = torch.tensor([[[[1.0, 2.0], [9.0, 0.0]]], [[[4.0, 4.0], [4.0, 4.0]]]])
+    layer = mine_top_patches(Given(), [maps], "maps", k=3, per_image=2, rank_by="mean")["maps"]
+    assert layer.images.tolist() == [[1, 1, 0]]
+    assert layer.scores.tolist() == [[4.0, 4.0, 3.0]]
+    assert layer.activations.tolist() == [[4.0, 4.0, 9.0]]
+    assert list(zip(layer.rows[0].tolist(), layer.columns[0].tolist(), strict=True)) == [(0, 0), (0, 1), (1, 0)]
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_means_are_of_what_is_finite(at_once: bool) -> None:
+    maps = torch.rand(6, 2, 5, 3, generator=torch.Generator().manual_seed(0))
+    maps[2, 0, 1, 1], maps[3, 0, 0, 2], maps[4, 1] = torch.nan, -torch.inf, torch.nan
+    model = Given()
+    for batch in (1, 6):
+        miner = PatchMiner(model, select_layers(model, "maps"), k=6, rank_by="mean", at_once=at_once)
+        layer = mined(miner, model, maps, torch.arange(6).split(batch))["maps"]
+        assert layer.nonfinite == 2
+        for channel, units in enumerate(brute_force_top_k(maps, 6, 1, rank_by="mean")):
+            count = len(units)
+            assert count == (6, 5)[channel]
+            assert layer.images[channel, :count].tolist() == [unit[2] for unit in units]
+            assert layer.scores[channel, :count].tolist() == pytest.approx([unit[0] for unit in units])
+            assert layer.activations[channel, :count].tolist() == [unit[1] for unit in units]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -111,15 +209,125 @@ def test_shuffled_loader_gives_data_set_indices_and_labels(workers: int) -> None
         assert torch.equal(layer.labels, layer.images % 7)
 
 
-def test_an_image_that_comes_twice_counts_once() -> None:
+@pytest.mark.parametrize("rank_by", ["max", "mean"])
+def test_an_image_that_comes_twice_counts_once(rank_by: RankBy) -> None:
     model, images = whole_number_net(3), whole_number_images(10, 4)
+    batches = [torch.tensor([3, 1, 3, 3]), torch.arange(10), torch.tensor([9, 0])]
     for per_image in (1, 2, None):
-        miner = PatchMiner(model, select_layers(model), k=6, per_image=per_image, features=None)
-        with torch.no_grad():
-            for indices in (torch.tensor([3, 1, 3, 3]), torch.arange(10), torch.tensor([9, 0])):
-                with miner.batch(images[indices], indices):
-                    model(images[indices])
-            assert_is_brute_force(miner.compute(), model, images, 6, per_image)
+        options: Any = {"k": 6, "per_image": per_image, "rank_by": rank_by, "features": None}
+        result = mined(PatchMiner(model, select_layers(model), **options), model, images, batches)
+        assert_is_brute_force(result, model, images, 6, per_image, rank_by)
+
+
+# One miner for several
+
+
+def test_a_widened_miner_finds_what_each_would_find_alone() -> None:
+    model, images = whole_number_net(0), whole_number_images(15, 1)
+    asked: list[dict[str, Any]] = [
+        {"layers": ["stem", "last"], "k": 2, "features": [3, 1]},
+        {"layers": ["last", "wide"], "k": 5, "features": {"last": [4], "wide": None}, "whole_images": True},
+        {"layers": ["narrow"], "k": 1, "features": 2},
+    ]
+
+    def miner(*, layers: list[str], **options: Any) -> PatchMiner:
+        return PatchMiner(model, select_layers(model, layers), rank_by="mean", **options)
+
+    alone = [mined(miner(**options), model, images, torch.arange(15).split(4)) for options in asked]
+    first, *others = (miner(**options) for options in asked)
+    assert [first.absorb(other) for other in others] == [True, True]
+    wide = mined(first, model, images, torch.arange(15).split(4))
+    assert [layer.layer for layer in wide] == ["stem", "wide", "narrow", "last"]
+    # No more than what someone wants.
+    assert [layer.features for layer in wide] == [(1, 3), (0, 1, 2, 3), (0, 1), (1, 3, 4)]
+    for options, expected in zip(asked, alone, strict=True):
+        narrow = wide.narrowed(options["layers"], options["k"], options["features"])
+        assert [layer.layer for layer in narrow] == [layer.layer for layer in expected]
+        for one, other in zip(narrow, expected, strict=True):
+            assert one.features == other.features
+            for name in ("scores", "activations", "images", "rows", "columns", "boxes", "maxima"):
+                assert torch.equal(getattr(one, name), getattr(other, name)), name
+            for line, twin in zip(one.patches, other.patches, strict=True):
+                assert all(map(torch.equal, line, twin))
+    for layer, features in (("last", [4]), ("wide", [0, 1, 2, 3])):
+        for image in wide[layer].images[features].flatten().tolist():
+            assert torch.equal(first.images[image], images[image])
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"per_image": 2}, {"rank_by": "mean"}, {"layers": "stem"}, {"model": whole_number_net(0)}],
+    ids=lambda other: next(iter(other)),
+)
+def test_miners_that_look_differently_stay_apart(other: dict[str, Any]) -> None:
+    model = whole_number_net(0)
+    options = {"model": model, "layers": "conv", **other}
+    network, layers = options.pop("model"), options.pop("layers")
+    first, second = (
+        PatchMiner(model, select_layers(model)),
+        PatchMiner(network, select_layers(network, layers), **options),
+    )
+    assert not first.absorb(second)
+    assert not second.absorb(first)
+    assert not first.absorb("another kind of computation")
+    assert first.absorb(PatchMiner(model, select_layers(model, [nn.Conv2d]), k=3))
+
+
+def test_a_miner_widens_before_its_first_batch_alone_and_ends_when_ranks_are_merged() -> None:
+    model, images = whole_number_net(0), whole_number_images(3, 1)
+    first, second = (PatchMiner(model, select_layers(model)) for _ in range(2))
+    mined(first, model, images, [torch.arange(2)])
+    assert not first.absorb(second)
+    assert not second.absorb(first)
+    with pytest.raises(RuntimeError, match="the ranks have been merged"), first.batch(images, torch.arange(3)):
+        pytest.fail("the batch must not begin")
+    with pytest.raises(ValueError, match="no image was seen"):
+        second.merge()
+    with pytest.raises(ValueError, match="no image was seen"):
+        second.compute()
+
+
+# Passes of somebody else
+
+
+def hook_count(model: nn.Module) -> int:
+    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_hooks_live_as_long_as_the_pass(fails: bool) -> None:
+    model, images = whole_number_net(0), whole_number_images(3, 1)
+    miner = PatchMiner(model, select_layers(model), features=None)
+    with torch.no_grad():
+        try:
+            with miner.batch(images, torch.arange(3)):
+                assert hook_count(model) == 4
+                model(images)
+                if fails:
+                    raise KeyError("the step's own error")
+        except KeyError:
+            assert fails
+    assert hook_count(model) == 0
+    # What a failed pass has shown does not count.
+    result = mined(miner, model, images, [torch.arange(1, 3)] if fails else [])
+    if fails:
+        assert 0 not in result["last"].images
+        assert torch.equal(result["last"].maxima, feature_maps_of(model, "last", images[1:]).amax((0, 2, 3)))
+    else:
+        assert_is_brute_force(result, model, images, 9, 1)
+
+
+def test_our_own_error_comes_after_the_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any) -> Any:
+        raise RuntimeError("our own error")
+
+    model, images, passed = whole_number_net(0), whole_number_images(3, 1), []
+    monkeypatch.setattr("lightning_cnnviz.core.top_patches.mining.Reading.at_once", fails)
+    miner = PatchMiner(model, select_layers(model))
+    with pytest.raises(RuntimeError, match="our own error"), torch.no_grad(), miner.batch(images, torch.arange(3)):
+        passed.append(model(images))
+    assert len(passed) == 1
+    assert hook_count(model) == 0
 
 
 def test_real_numbers_equal_brute_force_on_the_same_activations() -> None:
@@ -139,8 +347,8 @@ def test_float64_networks_rank_in_float64() -> None:
 
 def test_memory_of_patches_serves_again(monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
-    block = patches._block
-    monkeypatch.setattr(patches, "_block", lambda room: (made.append(room), block(room))[1])
+    block = patch_store._block
+    monkeypatch.setattr(patch_store, "_block", lambda room: (made.append(room), block(room))[1])
     model = nn.Sequential(nn.Conv2d(1, 4, 3, bias=False))
     model[0].weight.data.abs_()
     # Every image is brighter than the one before: each pushes out what was there.
@@ -283,6 +491,7 @@ def test_layers_that_run_twice_or_never() -> None:
         ({"layers": []}, "chooses no layer"),
         ({"k": 0}, "k=0"),
         ({"per_image": 0}, "per_image=0"),
+        ({"rank_by": "median"}, r"rank_by='median': images rank by one of \('max', 'mean'\)"),
         ({"features": 0}, "features=0"),
         ({"features": [4]}, r"features=\[4\] asked for, but layer 'stem' has 4 feature maps \(0 to 3\)"),
         ({"features": {"stam": [0]}}, r"\['stam'\], which are not among those chosen"),
