@@ -80,7 +80,7 @@ def by_mean() -> TopPatches:
     maps[1, 0], maps[2, 0], maps[3, 0] = 2.0, 3.0, -1.0
     maps[2, 0, 3, 1] = 7.0
     maps[:, 1] -= 1.0
-    maps[3, 1, 0, 0] = 0.5  # alive, with means below zero alone
+    maps[3, 1], maps[3, 1, 0, 0] = -3.0, 0.5  # alive, though nothing that ranks is above zero
     model = nn.Sequential(nn.Identity())
     return mine_top_patches(model, [maps], "0", k=2, rank_by="mean")
 
@@ -99,8 +99,8 @@ def test_with_means_each_number_bears_its_own_name(by_mean: TopPatches) -> None:
     assert first.tiles[0].numbers == {
         "activation": 7.0, "mean activation": 3.25, "dataset index": 2, "row": 3, "column": 1
     }  # fmt: skip
-    assert [tile.numbers["activation"] for tile in second.tiles] == [0.5, -1.0]
-    assert [tile.numbers["mean activation"] for tile in second.tiles] == [-14.5 / 16, -1.0]
+    assert [tile.numbers["activation"] for tile in second.tiles] == [-1.0, -1.0]
+    assert [tile.numbers["mean activation"] for tile in second.tiles] == [-1.0, -1.0]
     assert MEAN_NOTE in report.notes
     scalars = {item.name: item.value for item in report.items if isinstance(item, Scalar)}
     assert scalars["0/dead_features"] == 0

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lightning_cnnviz.core.top_patches.results import RankBy
 
-__all__ = ["Deferred", "Reading", "spatial_means", "strongest_units"]
+__all__ = ["Reading", "read_at_once", "read_later", "spatial_means", "strongest_units"]
 
 # Feature maps are searched in pieces of this many elements, which stay in the cache.
 _CHUNK = 2**18
@@ -23,7 +23,7 @@ Admit = Callable[[Tensor], Tensor]
 """Takes scores `(N, C)`, returns which feature maps may enter the lists: `(E,)` int64, n * C + c."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Reading:
     """One layer's feature maps `(N, C, H, W)` as far as the lists need them.
 
@@ -43,69 +43,77 @@ class Reading:
     activations: Tensor
     positions: Tensor
 
-    @classmethod
-    def at_once(cls, maps: Tensor, rank_by: RankBy, units: int, admit: Admit) -> Reading:
-        """Read feature maps on the CPU: each once for its maximum, and again those alone that may enter the lists."""
-        nonfinite = None
-        maxima = _wide(maps.amax((2, 3)))
-        if not np.isfinite(maxima.numpy()).all():
-            nonfinite = ~torch.isfinite(maxima).all(1)
-            maps = torch.where(torch.isfinite(maps), maps, -torch.inf)
-            maxima = _wide(maps.amax((2, 3)))
-        scores = maxima if rank_by == "max" else spatial_means(maps)
-        entering = admit(scores)
-        if not len(entering):
-            none = maxima.new_empty(0, units)
-            return cls(nonfinite, maxima, entering, none, none, entering.new_empty(0, units))
-        if units == 1:
-            strongest = maxima.view(-1, 1)[entering], _position(maps, entering)
-        else:
-            strongest = _strongest_of(maps, entering, units)
-        return cls._of(nonfinite, maxima, entering, scores, strongest, rank_by, units)
 
-    @classmethod
-    def _of(
-        cls,
-        nonfinite: Tensor | None,
-        maxima: Tensor,
-        entering: Tensor,
-        scores: Tensor,
-        strongest: tuple[Tensor, Tensor],
-        rank_by: RankBy,
-        units: int,
-    ) -> Reading:
-        missing = (0, units - strongest[0].shape[1])  # where a small feature map has fewer units than are asked for
-        activations = F.pad(strongest[0], missing, value=-torch.inf)
-        # With "max" each unit ranks by itself, else all units of a map by the map's score.
-        own = activations if rank_by == "max" else scores.view(-1, 1)[entering].expand_as(activations)
-        own = own.masked_fill(activations == -torch.inf, -torch.inf)
-        return cls(nonfinite, maxima, entering, own, activations, F.pad(strongest[1], missing))
-
-
-class Deferred:
-    """Feature maps that are read inside the hooks without waiting for their device, and searched at the batch's end.
+def read_at_once(maps: Tensor, rank_by: RankBy, units: int, admit: Admit) -> Reading:
+    """Read feature maps `(N, C, H, W)` on the CPU: all once for their maxima, and again those that may enter the lists.
 
     Args:
-        maps: `(N, C, H, W)`.
+        maps: The feature maps.
         rank_by: What ranks.
         units: Number of units of one map that are wanted.
+        admit: Says which maps may enter.
     """
+    nonfinite = None
+    maxima = _wide(maps.amax((2, 3)))
+    if not np.isfinite(maxima.numpy()).all():
+        nonfinite = ~torch.isfinite(maxima).all(1)
+        maps = torch.where(torch.isfinite(maps), maps, -torch.inf)
+        maxima = _wide(maps.amax((2, 3)))
+    means = None if rank_by == "max" else spatial_means(maps)
+    entering = admit(maxima if means is None else means)
+    if not len(entering):
+        strongest = maxima.new_empty(0, units), entering.new_empty(0, units)
+    elif units == 1:
+        strongest = maxima.view(-1, 1)[entering], _position(maps, entering)
+    else:
+        strongest = _strongest_of(maps, entering, units)
+    return _reading(nonfinite, maxima, entering, means, strongest, units)
 
-    def __init__(self, maps: Tensor, rank_by: RankBy, units: int) -> None:
-        self._shape, self._rank_by, self._units = maps.shape[:2], rank_by, units
-        finite = torch.where(torch.isfinite(maps), maps, -torch.inf)
-        self._nonfinite = ~torch.isfinite(maps.amax((2, 3))).all(1)
-        self._strongest = strongest_units(finite.flatten(0, 1), units)
-        self._means = None if rank_by == "max" else spatial_means(finite)
 
-    def reading(self, admit: Admit) -> Reading:
-        """Fetch from the device what the hooks have left there."""
-        activations, positions = (part.cpu() for part in self._strongest)
-        maxima = _wide(activations[:, 0]).view(self._shape)
-        scores = maxima if self._means is None else self._means.cpu()
-        entering = admit(scores)
-        strongest = _wide(activations[entering]), positions[entering]
-        return Reading._of(self._nonfinite.cpu(), maxima, entering, scores, strongest, self._rank_by, self._units)
+def read_later(maps: Tensor, rank_by: RankBy, units: int) -> Callable[[Admit], Reading]:
+    """Search feature maps on their device, all of them, without waiting for it; what is returned fetches the rest.
+
+    Args:
+        maps: See `read_at_once`.
+        rank_by: Likewise.
+        units: Likewise.
+    """
+    nonfinite = ~torch.isfinite(maps.amax((2, 3))).all(1)
+    finite = torch.where(torch.isfinite(maps), maps, -torch.inf)
+    strongest = strongest_units(finite.flatten(0, 1), units)
+    means = None if rank_by == "max" else spatial_means(finite)
+
+    def reading(admit: Admit) -> Reading:
+        activations, positions = _wide(strongest[0].cpu()), strongest[1].cpu()
+        maxima = activations[:, 0].view(maps.shape[:2])
+        fetched = None if means is None else means.cpu()
+        entering = admit(maxima if fetched is None else fetched)
+        entered = activations[entering], positions[entering]
+        return _reading(nonfinite.cpu(), maxima, entering, fetched, entered, units)
+
+    return reading
+
+
+def _reading(
+    nonfinite: Tensor | None,
+    maxima: Tensor,
+    entering: Tensor,
+    means: Tensor | None,
+    strongest: tuple[Tensor, Tensor],
+    units: int,
+) -> Reading:
+    """Give the strongest units their scores: with means all units of a map the map's, else each its own activation."""
+    missing = (0, units - strongest[0].shape[1])  # a small feature map has fewer units than are asked for
+    activations = F.pad(strongest[0], missing, value=-torch.inf)
+    scores = activations if means is None else means.view(-1, 1)[entering].expand_as(activations)
+    return Reading(
+        nonfinite=nonfinite,
+        maxima=maxima,
+        entering=entering,
+        scores=scores.masked_fill(activations == -torch.inf, -torch.inf),
+        activations=activations,
+        positions=F.pad(strongest[1], missing),
+    )
 
 
 def strongest_units(maps: Tensor, count: int) -> tuple[Tensor, Tensor]:

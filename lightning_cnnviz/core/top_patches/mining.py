@@ -14,7 +14,7 @@ from lightning_cnnviz.core.network.hooks import hooked
 from lightning_cnnviz.core.network.layers import FeatureSpec, SelectedLayer, resolve_features
 from lightning_cnnviz.core.top_patches._batch import Batch, size_of
 from lightning_cnnviz.core.top_patches._lists import RunningLists, Wanted
-from lightning_cnnviz.core.top_patches._reading import Deferred, Reading
+from lightning_cnnviz.core.top_patches._reading import Reading, read_at_once, read_later
 from lightning_cnnviz.core.top_patches.results import RankBy, TopPatches
 from lightning_cnnviz.core.top_patches.top_k import TopK
 from lightning_cnnviz.core.tracing.feature_maps import FeatureMaps, trace_feature_maps
@@ -172,8 +172,8 @@ class PatchMiner:
         """Read a layer's feature maps inside its hook; what is returned finishes that at the batch's end."""
         admit = partial(lists.admits, layer, batch=batch)
         if self._at_once is False or (self._at_once is None and maps.device.type != "cpu"):
-            return partial(Deferred(maps, self._rank_by, lists.top.per_image).reading, admit)
-        reading = Reading.at_once(maps, self._rank_by, lists.top.per_image, admit)
+            return partial(read_later(maps, self._rank_by, lists.top.per_image), admit)
+        reading = read_at_once(maps, self._rank_by, lists.top.per_image, admit)
         return lambda: reading
 
     def _found_so_far(self) -> RunningLists:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lightning_cnnviz.core.network.layers import select_layers
 from lightning_cnnviz.core.top_patches._batch import Batch
 from lightning_cnnviz.core.top_patches._lists import RunningLists, Wanted
-from lightning_cnnviz.core.top_patches._reading import Reading
+from lightning_cnnviz.core.top_patches._reading import read_at_once
 from lightning_cnnviz.core.tracing.feature_maps import FeatureMaps, trace_feature_maps
 
 IMAGES = torch.rand(4, 3, 6, 6, generator=torch.Generator().manual_seed(0))
@@ -30,7 +30,7 @@ def lists_of(*wanted: tuple[str, Any, bool], k: int = 2) -> RunningLists:
 def take(lists: RunningLists, images: Tensor, indices: list[int]) -> None:
     batch = Batch(images, torch.tensor(indices), torch.tensor(indices) % 2, lists.seen)
     readings = {
-        layer: Reading.at_once(images, "max", 1, lambda scores, layer=layer: lists.admits(layer, scores, batch))
+        layer: read_at_once(images, "max", 1, lambda scores, layer=layer: lists.admits(layer, scores, batch))
         for layer in lists.layers
     }
     lists.take(batch, readings, traced())

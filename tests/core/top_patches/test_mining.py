@@ -148,27 +148,27 @@ def test_what_ranks_what_is_shown_and_what_is_dead_are_three_things() -> None:
     maps[0, 0, 1, 2] = 9.0  # the strongest unit of the first map, in the image of the lowest mean
     maps[1, 0] = 2.0
     maps[2, 0], maps[2, 0, 3, 1] = 3.0, 4.0
-    maps[1, 1, 0, 3] = 0.5  # alive, though its mean is below zero on every image
+    maps[1, 1], maps[1, 1, 0, 3] = -3.0, 0.5  # alive, though nothing that ranks is above zero
     model, labels = Given(), torch.tensor([5, 6, 6])
     result = mine_top_patches(model, [(maps, labels)], "maps", k=2, rank_by="mean")
     layer = result["maps"]
     assert layer.rank_by == "mean"
-    assert layer.images.tolist() == [[2, 1], [1, 0], [0, 1]]
-    assert layer.scores.tolist() == [[49 / 16, 2], [-14.5 / 16, -1], [-1, -1]]
-    assert layer.activations.tolist() == [[4, 2], [0.5, -1], [-1, -1]]
-    assert (layer.rows[0, 0], layer.columns[0, 0], layer.rows[1, 0], layer.columns[1, 0]) == (3, 1, 0, 3)
+    assert layer.images.tolist() == [[2, 1], [0, 2], [0, 1]]
+    assert layer.scores.tolist() == [[49 / 16, 2], [-1, -1], [-1, -1]]
+    assert layer.activations.tolist() == [[4, 2], [-1, -1], [-1, -1]]
+    assert (layer.rows[0, 0], layer.columns[0, 0]) == (3, 1)
     assert layer.maxima.tolist() == [9, 0.5, -1]
     (summary,) = diagnose(result, result)
     assert summary.dead_features == 1
     assert summary.stability == 1.0
-    # Of the two maps that live: {6, 6} and {6, 5}.
+    # Of the two maps that live: {6, 6} and {5, 6}.
     assert summary.label_purity == pytest.approx((1 + 1 / 2) / 2)
     by_max = mine_top_patches(model, [(maps, labels)], "maps", k=2)
     assert by_max["maps"].images.tolist() == [[0, 2], [1, 0], [0, 1]]
     assert torch.equal(by_max["maps"].scores, by_max["maps"].activations)
     assert torch.equal(by_max["maps"].maxima, layer.maxima)
-    # {2, 1} and {0, 2}, then the same twice.
-    assert diagnose(by_max, result)[0].stability == pytest.approx((1 / 3 + 1 + 1) / 3)
+    # {2, 1} and {0, 2}, {0, 2} and {1, 0}, and the same.
+    assert diagnose(by_max, result)[0].stability == pytest.approx((1 / 3 + 1 / 3 + 1) / 3)
 
 
 def test_with_means_the_units_of_an_image_stand_together() -> None:
@@ -322,7 +322,7 @@ def test_our_own_error_comes_after_the_pass(monkeypatch: pytest.MonkeyPatch) -> 
         raise RuntimeError("our own error")
 
     model, images, passed = whole_number_net(0), whole_number_images(3, 1), []
-    monkeypatch.setattr("lightning_cnnviz.core.top_patches.mining.Reading.at_once", fails)
+    monkeypatch.setattr("lightning_cnnviz.core.top_patches.mining.read_at_once", fails)
     miner = PatchMiner(model, select_layers(model))
     with pytest.raises(RuntimeError, match="our own error"), torch.no_grad(), miner.batch(images, torch.arange(3)):
         passed.append(model(images))

@@ -12,7 +12,7 @@ from reference.brute_force import brute_force_top_k
 from torch import Tensor
 
 from lightning_cnnviz.core.top_patches import _reading
-from lightning_cnnviz.core.top_patches._reading import Deferred, Reading, spatial_means, strongest_units
+from lightning_cnnviz.core.top_patches._reading import read_at_once, read_later, spatial_means, strongest_units
 
 sizes = st.integers(1, 40)
 
@@ -76,7 +76,7 @@ def test_what_is_deferred_reads_the_same(rank_by: _reading.RankBy, units: int) -
     def admit(scores: Tensor) -> Tensor:
         return torch.tensor([1, 5, 9])
 
-    first, second = Reading.at_once(maps, rank_by, units, admit), Deferred(maps, rank_by, units).reading(admit)
+    first, second = read_at_once(maps, rank_by, units, admit), read_later(maps, rank_by, units)(admit)
     assert first.nonfinite is not None
     assert first.nonfinite.tolist() == [False, True, False, True]
     for name in ("nonfinite", "maxima", "entering", "scores", "activations", "positions"):
@@ -89,7 +89,7 @@ def test_what_is_deferred_reads_the_same(rank_by: _reading.RankBy, units: int) -
 
 @pytest.mark.parametrize("units", [1, 2])
 def test_where_nothing_enters_nothing_is_looked_up(units: int) -> None:
-    reading = Reading.at_once(noise(2, 3, 4, 5), "mean", units, lambda scores: torch.empty(0, dtype=torch.int64))
+    reading = read_at_once(noise(2, 3, 4, 5), "mean", units, lambda scores: torch.empty(0, dtype=torch.int64))
     assert reading.scores.shape == reading.activations.shape == reading.positions.shape == (0, units)
     assert reading.maxima.shape == (2, 3)
 
