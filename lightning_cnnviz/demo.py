@@ -34,8 +34,10 @@ from lightning_cnnviz.callbacks import (
     TopPatchesMonitor,
 )
 from lightning_cnnviz.report import Step
-from lightning_cnnviz.sinks import PageSink, Sink, WandbSink
+from lightning_cnnviz.sinks.base import Sink
 from lightning_cnnviz.sinks.outlet import show_once
+from lightning_cnnviz.sinks.page import PageSink
+from lightning_cnnviz.sinks.wandb import WandbSink
 from lightning_cnnviz.studies.digits import digits_transfer
 from lightning_cnnviz.studies.sample_efficiency import sample_efficiency_report
 

@@ -37,7 +37,9 @@ from lightning_cnnviz.finetune.networks import closest, make_network
 from lightning_cnnviz.finetune.presets import image_transform
 from lightning_cnnviz.finetune.sources import Pool, file_pool, find_images, list_images
 from lightning_cnnviz.finetune.weights import load_weights, read_weights
-from lightning_cnnviz.sinks import PageSink, Sink, WandbSink
+from lightning_cnnviz.sinks.base import Sink
+from lightning_cnnviz.sinks.page import PageSink
+from lightning_cnnviz.sinks.wandb import WandbSink
 
 __all__ = ["VIEWS", "Exploration", "explore", "find_exploration_images", "find_network"]
 

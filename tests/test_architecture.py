@@ -148,8 +148,8 @@ PRODUCTS = re.compile("wandb|tensorboard|mlflow", re.IGNORECASE)
 def products(file: str, source: str) -> list[str]:
     """What a file says in its code, docstrings aside, of products and of single kinds of sinks outside their files."""
     tree = ast.parse(source)
-    homes = {place.rpartition(".")[2]: f"sinks/{place.split('.')[1]}.py" for place in stub_names("sinks/__init__.pyi")}
-    kinds = {name for name, home in homes.items() if name != "Sink" and home != file}
+    places = [place.split(".") for place in stub_names("__init__.pyi") if place.startswith(".sinks.")]
+    kinds = {name for _, room, stem, name in places if name != "Sink" and f"{room}/{stem}.py" != file}
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
     tests = [call for call in calls if names_of(call.func) in (["isinstance"], ["issubclass"])]
     said = [name for call in tests for name in names_of(call)]

@@ -1,5 +1,1 @@
-"""Where reports go."""
-
-import lazy_loader
-
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+"""Where reports go; what is added to this folder is found."""

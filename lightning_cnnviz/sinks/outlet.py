@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import pkgutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,6 +19,7 @@ __all__ = ["Outlet", "log_folder", "show_once"]
 log = logging.getLogger("lightning_cnnviz")
 # Python prints no information unless it is told to; Lightning tells it to for its own logger.
 printed_log = logging.getLogger("lightning.pytorch")
+_FOLDER = str(Path(__file__).parent)
 
 
 @dataclass
@@ -163,10 +165,11 @@ def _outlets(trainer: Any) -> Iterator[Outlet]:
 
 
 def _kinds() -> list[type[Sink]]:
-    """Every kind of sink that the package exports: one that is added is known by that."""
-    package = importlib.import_module("lightning_cnnviz.sinks")
-    exported = [getattr(package, name) for name in package.__all__]
-    return [kind for kind in exported if kind is not Sink]
+    """Every kind of sink that this folder has: one that is added is known by that."""
+    modules = [importlib.import_module(f"{__package__}.{file.name}") for file in pkgutil.iter_modules([_FOLDER])]
+    found = {kind for module in modules for kind in vars(module).values() if isinstance(kind, type)}
+    kinds = [kind for kind in found if issubclass(kind, Sink) and kind is not Sink]
+    return sorted(kinds, key=lambda kind: kind.__name__)
 
 
 def _default_kinds(loggers: Sequence[Any]) -> list[type[Sink]]:

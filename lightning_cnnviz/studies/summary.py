@@ -9,8 +9,10 @@ from torch import Tensor
 
 from lightning_cnnviz.render.tables import table_text
 from lightning_cnnviz.report import Report, Step, Table
-from lightning_cnnviz.sinks import PageSink, Sink, WandbSink
+from lightning_cnnviz.sinks.base import Sink
 from lightning_cnnviz.sinks.outlet import show_once
+from lightning_cnnviz.sinks.page import PageSink
+from lightning_cnnviz.sinks.wandb import WandbSink
 from lightning_cnnviz.studies.training import Runs
 
 __all__ = ["report_text", "show_study", "spread", "with_spread"]
