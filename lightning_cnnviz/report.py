@@ -78,7 +78,7 @@ class Picture:
     """One picture.
 
     Attributes:
-        name: What it shows, unique in its report; with the view's name it makes the key `<view>/<name>`.
+        name: What it shows; unique among the items of its kind in a report, and the last part of its key.
         pixels: `(3, H, W)` uint8.
         caption: One line that says what is to be seen.
     """
@@ -97,7 +97,7 @@ class Gallery:
     """Rows of tiles, all of one size.
 
     Attributes:
-        name: What it shows, unique in its report; with the view's name it makes the key `<view>/<name>`.
+        name: What it shows; unique among the items of its kind in a report, and the last part of its key.
         rows: The rows; may be of different lengths, and may be none.
         caption: One line that says what is to be seen.
         numbers: Figures of the whole gallery, for example of the layer.
@@ -170,7 +170,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Scalar:
-    """One number to follow over time, under `<view>_stats/<name>`; NaN where it could not be measured."""
+    """One number to follow over time; NaN where it could not be measured."""
 
     name: str
     value: float

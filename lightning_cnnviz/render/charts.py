@@ -1,4 +1,4 @@
-"""Charts: a curve as pixels for sinks that take pictures, and as SVG for the page."""
+"""Charts: a curve as pixels, for sinks that take pictures, and as SVG, for web pages."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def curve_svg(curve: Curve) -> str:
     with _figure(curve) as figure:
         canvas: Any = FigureCanvasSVG(figure)
         canvas.print_svg(file, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
-    # What matplotlib writes as a style sheet of its own would hold for the whole page: say it on the element instead.
+    # matplotlib's style sheet would apply to the whole page: give the element what it says as attributes.
     text = re.sub(r"<style.*?</style>", "", file.getvalue(), flags=re.DOTALL)
     label = escape(": ".join(part for part in (curve.name, curve.caption) if part))
     attributes = f'role="img" aria-label="{label}" stroke-linejoin="round" stroke-linecap="butt"'

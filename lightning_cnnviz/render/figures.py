@@ -36,7 +36,7 @@ PENCIL = "#606060"
 _DASHES = ("-", "--", ":", "-.")
 _DPI = 110
 _MARGIN = 0.12  # inches
-# What speaks for a class, and against it: bright enough to be seen on a dark image.
+# Above and below zero: bright enough to be seen on a dark image.
 _FOR, _AGAINST = (230, 40, 30), (40, 110, 240)
 
 
@@ -127,7 +127,7 @@ def overlaid(pixels: Tensor, values: Tensor, *, signed: bool) -> Tensor:
     weight = 0.85 * shown.abs().sqrt()
     gray = pixels.float().mean(0, keepdim=True).expand(3, -1, -1)
     if signed:
-        # Of one strength each: a color scale by way of white would lie on the image as a haze.
+        # One color for each sign: a color scale that passes through white would lie on the image like a haze.
         colored = torch.where(shown > 0, _level(_FOR), _level(_AGAINST))
     else:
         from matplotlib import colormaps

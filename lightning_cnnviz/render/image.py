@@ -78,13 +78,13 @@ def draw_sheet(gallery: Gallery, *, title: str) -> Tensor:
 
 
 def to_image(pixels: Tensor) -> Image.Image:
-    """Hand `(3, H, W)` uint8 pixels over to PIL."""
-    # numpy turns the axes: of so little data, torch's threads only get in each other's way.
+    """Make an image of PIL's from `(3, H, W)` uint8 pixels."""
+    # NumPy reorders the axes: for so little data, torch's threads cost more than they gain.
     return Image.fromarray(np.ascontiguousarray(pixels.cpu().numpy().transpose(1, 2, 0)))
 
 
 def from_image(image: Image.Image) -> Tensor:
-    """Take an RGB image of PIL's as `(3, H, W)` uint8 pixels."""
+    """Make `(3, H, W)` uint8 pixels from an RGB image of PIL's."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 
@@ -97,7 +97,7 @@ def _resize(image: Image.Image, plan: SheetPlan, hard_edges: bool) -> Image.Imag
 
 
 def _measure(gallery: Gallery) -> SheetSizes:
-    """Say how large tiles are and how much room text needs."""
+    """Measure the tiles, and the room that text needs."""
     tiles = [tile for row in gallery.rows for tile in row.tiles]
     height, width = tiles[0].pixels.shape[1:] if tiles else (1, 1)
     captions = [length(row.caption, _LABEL, bold=True) for row in gallery.rows]

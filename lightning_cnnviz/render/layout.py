@@ -1,4 +1,4 @@
-"""Where everything of a sheet lies: arithmetic on sizes, no pixel touched."""
+"""The layout of a sheet: where everything lies on it, computed from sizes alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The local page: one HTML file, made anew after each look, that opens from the disk and asks nobody for anything."""
+"""The local page: one HTML file, written again after each look, that opens from disk and loads nothing else."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ class PageSink(Sink):
     """Keeps one `index.html` up to date that shows every look of every view that writes here.
 
     The file is whole at any moment, so it may stay open in a browser while training runs; a reload shows what is new.
-    One sink may serve several monitors. A look is known by its view, its monitor's name and its step: what is written
-    again under all three is replaced item by item. Each picture is stored once, however many looks show it.
+    One sink may serve several monitors. A look is identified by its view, its monitor's name and its step: what is
+    written again under all three is replaced item by item. Each picture is stored once, however many looks show it.
 
     Args:
         directory: Where `index.html` goes; by default `cnnviz` in the trainer's log folder.
@@ -99,7 +99,7 @@ class PageSink(Sink):
         return f"open {self.path} in a browser" if self._directory is not None else ""
 
     def open(self, loggers: Sequence[Any], folder: Path) -> None:
-        """Settle where the page goes; what it shows stays, unless that place is another one than before."""
+        """Decide where the page goes; what it shows is kept, unless the place has changed."""
         directory = self._given or Path(folder) / "cnnviz"
         if self._directory not in (None, directory):
             self._views, self._pictures = {}, {}
@@ -168,7 +168,7 @@ class PageSink(Sink):
 
 
 def _describe(item: Item, put: _Put) -> dict[str, Any]:
-    """Say what an item is in terms of JSON; `put` stores a picture and returns its name."""
+    """Describe an item in types that JSON has; `put` stores a picture and returns its name."""
     head: dict[str, Any] = {"kind": type(item).__name__, "name": item.name}
     if isinstance(item, Scalar):
         return head | {"value": _plain(item.value)}
@@ -209,7 +209,7 @@ def _numbers(numbers: Mapping[str, Number]) -> list[tuple[str, Number | None]]:
 
 
 def _plain(value: Number | None) -> Number | None:
-    """Make a value that JSON can hold, also of NumPy's numbers; it has neither NaN nor infinity."""
+    """Turn a number, NumPy's too, into one that JSON can hold; None for NaN and infinity, which it has not."""
     if value is None or isinstance(value, (str, int)):
         return value
     return float(value) if math.isfinite(value) else None
@@ -226,7 +226,7 @@ def _with_list(head: dict[str, Any], key: str, parts: Iterable[str]) -> str:
 
 
 def _name_of(content: Tensor | bytes) -> str:
-    """Name a picture by its content; 72 bits do not meet by chance."""
+    """Name a picture by a hash of its content; at 72 bits no two pictures share one by chance."""
     if isinstance(content, Tensor):
         content = repr(tuple(content.shape)).encode() + content.cpu().numpy().tobytes()
     return base64.urlsafe_b64encode(hashlib.blake2b(content, digest_size=9).digest()).decode()

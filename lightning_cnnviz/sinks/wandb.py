@@ -84,7 +84,7 @@ def _is_a(logger: object, name: str) -> bool:
 
 
 def _contents(report: Report, step: Step) -> Iterator[tuple[str, tuple[_Content, str]]]:
-    """Draw what needs drawing: keys, each with a content and its caption."""
+    """Draw the items: each one's key, with its content and caption."""
     taken: set[str] = set()
     for item in report.items:
         if isinstance(item, Scalar):

@@ -514,6 +514,22 @@ def test_nothing_to_show_is_said(items: tuple[Item, ...], text: str, tmp_path: P
 
 
 @pytest.mark.browser
+def test_two_monitors_of_one_view_are_two_views(tmp_path: Path, browser_page: Any) -> None:
+    sink, page = PageSink(tmp_path), browser_page
+    for name, caption in (("", "of nobody"), ("teacher", "of the teacher"), ("student", "of the student")):
+        items = (Gallery("conv", (Row(caption, (Tile(pixels(1)),)),)),)
+        sink.write(Report("top_patches", title="Top-9", items=items, name=name), Step(epoch=1, global_step=10))
+    page.goto(sink.path.as_uri())
+    labels = page.locator("#views button").all_inner_texts()
+    assert labels == ["top patches", "top patches · teacher", "top patches · student"]
+    page.get_by_test_id("view-top_patches/teacher").click()
+    for _ in range(2):
+        assert page.locator("h1").inner_text() == "Top-9 · teacher"
+        assert page.get_by_test_id("feature-0").inner_text() == "of the teacher"
+        page.reload()
+
+
+@pytest.mark.browser
 def test_hostile_text_is_only_text(tmp_path: Path, browser_page: Any) -> None:
     evil = Gallery(
         HOSTILE, (Row(HOSTILE, (Tile(pixels(0), HOSTILE, {HOSTILE: HOSTILE}),), {HOSTILE: 1.5}),), caption=HOSTILE
