@@ -19,9 +19,10 @@ from tqdm import tqdm
 from lightning_cnnviz.core.maximization.maximize import maximize, unit_input_size
 from lightning_cnnviz.core.maximization.objectives import ClassScore, Objective, UnitActivation
 from lightning_cnnviz.core.maximization.parametrization import Box, Parametrization
+from lightning_cnnviz.core.maximization.plan import MaximizedLayer
 from lightning_cnnviz.core.maximization.regularization import TotalVariation
 from lightning_cnnviz.render.image import draw_sheet, to_image
-from lightning_cnnviz.render.maximization import MaximizedLayer, maximization_report
+from lightning_cnnviz.render.maximization import maximization_report
 from lightning_cnnviz.render.normalization import Normalization
 from lightning_cnnviz.report import Gallery
 

@@ -1,6 +1,7 @@
 from .callbacks._base.monitor import Monitor as Monitor
 from .callbacks.activation_maps import ActivationMapMonitor as ActivationMapMonitor
 from .callbacks.attribution import AttributionMonitor as AttributionMonitor
+from .callbacks.correlation import CorrelationMonitor as CorrelationMonitor
 from .callbacks.deconvnet import DeconvnetMonitor as DeconvnetMonitor
 from .callbacks.filters import FilterMonitor as FilterMonitor
 from .callbacks.filters import RenormalizeFilters as RenormalizeFilters

@@ -23,6 +23,7 @@ from torchvision.transforms.v2 import Normalize
 from lightning_cnnviz.callbacks import (
     ActivationMapMonitor,
     AttributionMonitor,
+    CorrelationMonitor,
     DeconvnetMonitor,
     FilterMonitor,
     InvarianceMonitor,
@@ -200,6 +201,7 @@ def _monitors(page: PageSink) -> list[pl.Callback]:
         ActivationMapMonitor(sinks=sinks()),
         LayerProbeMonitor(every_n_epochs=4, control="random", sinks=sinks()),
         OnlineProbeMonitor(sinks=sinks()),
+        CorrelationMonitor(every_n_epochs=4, sinks=sinks()),
         InvarianceMonitor(every_n_epochs=4, sinks=sinks()),
         OcclusionMonitor(epochs="last", sinks=sinks()),
         AttributionMonitor(epochs="last", sinks=sinks()),

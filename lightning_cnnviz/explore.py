@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 from lightning_cnnviz.callbacks import (
     ActivationMapMonitor,
     AttributionMonitor,
+    CorrelationMonitor,
     DeconvnetMonitor,
     FilterMonitor,
     InvarianceMonitor,
@@ -67,6 +68,7 @@ VIEWS: Mapping[str, Callable[[_Given], pl.Callback]] = {
     "filters": lambda given: FilterMonitor(**given.options),
     "top_patches": lambda given: TopPatchesMonitor(**given.layers, **given.options),
     "deconvnet": lambda given: DeconvnetMonitor(**given.layers, **given.options),
+    "correlation": lambda given: CorrelationMonitor(**given.layers, **given.options),
     "activation_maps": lambda given: ActivationMapMonitor(**given.layers, **given.sample),
     "layer_probe": lambda given: LayerProbeMonitor(**given.layers, **given.options),
     "invariance": lambda given: InvarianceMonitor(**given.sample),

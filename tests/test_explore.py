@@ -82,13 +82,13 @@ def test_labels_count_only_where_they_can_be_the_networks_own(
     from lightning_cnnviz.callbacks import occlusion
 
     seen: list[Any] = []
-    real = occlusion.OcclusionMonitor.check_sample
+    real = occlusion.OcclusionMonitor.check
 
-    def spy(self: Any, network: Any, sample: Any) -> None:
-        seen.append((sample.labels is not None, self.class_names))
-        real(self, network, sample)
+    def spy(self: Any, network: Any) -> None:
+        seen.append((self.sample.labels is not None, self.display.class_names))
+        real(self, network)
 
-    monkeypatch.setattr(occlusion.OcclusionMonitor, "check_sample", spy)
+    monkeypatch.setattr(occlusion.OcclusionMonitor, "check", spy)
     images = find_exploration_images(folder, input_size=(3, 16, 16))
     explore(Little(classes), images, tmp_path / "out", views=["occlusion"])
     ((has_labels, names),) = seen

@@ -1,6 +1,7 @@
 from ._base.monitor import Monitor as Monitor
 from .activation_maps import ActivationMapMonitor as ActivationMapMonitor
 from .attribution import AttributionMonitor as AttributionMonitor
+from .correlation import CorrelationMonitor as CorrelationMonitor
 from .deconvnet import DeconvnetMonitor as DeconvnetMonitor
 from .filters import FilterMonitor as FilterMonitor
 from .filters import RenormalizeFilters as RenormalizeFilters

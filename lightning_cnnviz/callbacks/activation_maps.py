@@ -7,9 +7,8 @@ from typing import Any
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from lightning_cnnviz.callbacks._base.experiment import Progress, SampleOptions
-from lightning_cnnviz.callbacks._base.shown import ShownSampleMonitor
-from lightning_cnnviz.core.data.sample import Sample
+from lightning_cnnviz.callbacks._base.experiment import ExperimentMonitor, Progress
+from lightning_cnnviz.callbacks._base.sample import DisplayedSample, SampleOptions
 from lightning_cnnviz.core.images.activation_maps import ActivationMaps, activation_maps, find_maps, interleave
 from lightning_cnnviz.core.network.layers import resolve_features, select_layers
 from lightning_cnnviz.render.activation_maps import activation_maps_report
@@ -18,7 +17,7 @@ from lightning_cnnviz.report import Report
 __all__ = ["ActivationMapMonitor"]
 
 
-class ActivationMapMonitor(ShownSampleMonitor):
+class ActivationMapMonitor(ExperimentMonitor):
     """Shows the feature maps of a few images, the same ones at every look, strongest channels first.
 
     One sheet a layer under `activation_maps/<layer>`, in it a block an image: the image, and the feature maps with the
@@ -29,15 +28,15 @@ class ActivationMapMonitor(ShownSampleMonitor):
             feature map of a convolution that is chosen by kind is read after the BatchNorm that directly follows it.
         k: Number of feature maps that are shown of each image and layer.
         features: Choose among these alone: the first n of each layer, a list of them, a list by layer, None for all.
-        images: How many images are drawn; or the images themselves, see `SampleMonitor`.
-        normalization: Mean and std to undo for display; by default found in the data set's transforms.
-        class_names: Names of the labels; by default the data set's `classes`.
-        options: See `SampleMonitor`.
+        images: How many images are drawn; or the images themselves.
+        options: See `DisplayedSample` and `Monitor`.
 
     Raises:
         ValueError: At set-up: no such layer (with the closest names), or k < 1; before training: a feature out of
             range, a layer without maps, or no images.
     """
+
+    every_rank = True
 
     def __init__(
         self,
@@ -46,11 +45,10 @@ class ActivationMapMonitor(ShownSampleMonitor):
         *,
         features: int | list[int] | dict[str, list[int]] | None = None,
         images: int | Tensor | tuple[Tensor, Tensor] = 4,
-        normalization: tuple[list[float], list[float]] | None = None,
-        class_names: list[str] | None = None,
         **options: Unpack[SampleOptions],
     ) -> None:
-        super().__init__(images, normalization=normalization, class_names=class_names, **options)
+        sample, others = DisplayedSample.with_options(images, options)
+        super().__init__(sample, **others)
         if k < 1:
             raise ValueError(f"k={k}: show 1 feature map or more")
         self.layers, self.k, self.features = layers, k, features
@@ -59,20 +57,25 @@ class ActivationMapMonitor(ShownSampleMonitor):
         """Choose the layers."""
         select_layers(network, self.layers)
 
-    def check_sample(self, network: nn.Module, sample: Sample) -> None:
+    def check(self, network: nn.Module) -> None:
         """Find the maps."""
-        super().check_sample(network, sample)
+        sample = self.drawn.on_device_of(network)
         for layer in find_maps(network, sample.images[:1], self.layers):
             resolve_features(layer.layer, layer.shape[0], self.features)
 
-    def experiment_on(self, network: nn.Module, sample: Sample, progress: Progress) -> tuple[ActivationMaps, ...]:
+    def experiment(self, network: nn.Module, progress: Progress) -> tuple[ActivationMaps, ...] | None:
         """Run the images through the network."""
+        sample = self.drawn.part(network)
+        if sample is None:
+            return None
         return activation_maps(network, sample.images, self.layers, k=self.k, features=self.features)
 
-    def merge(self, results: list[Any]) -> tuple[ActivationMaps, ...]:
+    def merge(self, parts: list[Any]) -> tuple[ActivationMaps, ...]:
         """Put the images of the ranks in order."""
-        return interleave(results)
+        return interleave(parts)
 
     def render(self, result: tuple[ActivationMaps, ...]) -> Report:
         """Draw the maps."""
-        return activation_maps_report(result, self.sample, self.shown.normalization, class_names=self.class_names)
+        return activation_maps_report(
+            result, self.sample, self.display.normalization, class_names=self.display.class_names
+        )

@@ -7,9 +7,8 @@ from typing import Any
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from lightning_cnnviz.callbacks._base.experiment import Progress, SampleOptions
-from lightning_cnnviz.callbacks._base.shown import ShownSampleMonitor
-from lightning_cnnviz.core.data.sample import Sample
+from lightning_cnnviz.callbacks._base.experiment import ExperimentMonitor, Progress
+from lightning_cnnviz.callbacks._base.sample import DisplayedSample, SampleOptions
 from lightning_cnnviz.core.images.attribution import (
     AttributionMaps,
     AttributionMethod,
@@ -24,7 +23,7 @@ from lightning_cnnviz.report import Report
 __all__ = ["AttributionMonitor"]
 
 
-class AttributionMonitor(ShownSampleMonitor):
+class AttributionMonitor(ExperimentMonitor):
     """Shows which pixels of a few images speak for their class, by captum: one sheet under `attribution/<method>`.
 
     The same images at every look.
@@ -34,14 +33,14 @@ class AttributionMonitor(ShownSampleMonitor):
         images: How many images are drawn; or the images `(N, C, H, W)` in the values that the network is given, or
             `(images, labels)`. Without labels, the class that the network finds is explained.
         layer: Whose feature maps Grad-CAM weighs; by default the last before the classifier.
-        normalization: Mean and std of the network's input; by default found in the data set's transforms.
-        class_names: Names of the classes; by default the data set's `classes`.
-        options: See `SampleMonitor`.
+        options: See `DisplayedSample` and `Monitor`.
 
     Raises:
         ValueError: At once, at set-up, or before the first step: there is no such method or layer, labels are out of
             range, the network does not take the images, or returns no logits.
     """
+
+    every_rank = True
 
     def __init__(
         self,
@@ -49,11 +48,10 @@ class AttributionMonitor(ShownSampleMonitor):
         images: int | Tensor | tuple[Tensor, Tensor] = 5,
         *,
         layer: str | None = None,
-        normalization: tuple[list[float], list[float]] | None = None,
-        class_names: list[str] | None = None,
         **options: Unpack[SampleOptions],
     ) -> None:
-        super().__init__(images, normalization=normalization, class_names=class_names, **options)
+        sample, others = DisplayedSample.with_options(images, options)
+        super().__init__(sample, **others)
         check_method(method)
         self.method, self.layer = method, layer
 
@@ -62,34 +60,37 @@ class AttributionMonitor(ShownSampleMonitor):
         if self.layer is not None:
             select_layers(network, self.layer)
 
-    def check_sample(self, network: nn.Module, sample: Sample) -> None:
+    def check(self, network: nn.Module) -> None:
         """Try the network."""
-        super().check_sample(network, sample)
+        sample = self.drawn.on_device_of(network)
         check_attribution(network, sample.images, sample.labels, self.method, layer=self.layer)
 
-    def experiment_on(self, network: nn.Module, sample: Sample, progress: Progress) -> AttributionMaps:
+    def experiment(self, network: nn.Module, progress: Progress) -> AttributionMaps | None:
         """Attribute."""
+        sample = self.drawn.part(network)
+        if sample is None:
+            return None
         return attribute(
             network,
             sample.images,
             sample.labels,
             self.method,
             layer=self.layer,
-            baseline=self.shown.fill,
+            baseline=self.display.fill,
             progress=progress,
         )
 
-    def merge(self, results: list[Any]) -> AttributionMaps:
+    def merge(self, parts: list[Any]) -> AttributionMaps:
         """Put the images in order."""
-        return AttributionMaps.joined(results)
+        return AttributionMaps.joined(parts)
 
     def render(self, result: AttributionMaps) -> Report:
         """Draw the attributions over the images."""
-        shown = self.shown
+        shown = self.display
         return attribution_report(
             result,
             shown.pixels,
             shown.indices,
-            class_names=self.class_names,
+            class_names=shown.class_names,
             notes=(shown.normalization.sentence(),),
         )

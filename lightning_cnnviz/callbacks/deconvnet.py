@@ -2,37 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from lightning_cnnviz.callbacks._base.display import chosen_normalization
-from lightning_cnnviz.callbacks._base.mining import MiningMonitor
-from lightning_cnnviz.callbacks._base.passes import PassOptions
-from lightning_cnnviz.core.data.distributed import exchanged
+from lightning_cnnviz.callbacks._base.feed_monitor import FeedMonitor, FeedOptions
+from lightning_cnnviz.callbacks._base.look import Look
+from lightning_cnnviz.callbacks._base.sample import chosen_normalization
 from lightning_cnnviz.core.deconvnet.projection import Method, Projector, Unit
-from lightning_cnnviz.core.network.layers import evenly, select_layers
-from lightning_cnnviz.core.top_patches.results import TopPatches
-from lightning_cnnviz.render.deconvnet import Look, deconvnet_report
+from lightning_cnnviz.core.network.layers import SelectedLayer, evenly, select_layers
+from lightning_cnnviz.core.top_patches.mining import PatchMiner
+from lightning_cnnviz.core.top_patches.results import RankBy, TopPatches
+from lightning_cnnviz.render.deconvnet import FirstRanked, deconvnet_report
 from lightning_cnnviz.render.normalization import Normalization
 from lightning_cnnviz.report import Report
 
 __all__ = ["DeconvnetMonitor"]
 
-# Without an argument, so many convolutions are shown, from the first to the last.
-_LAYERS = 4
-# A strip of feature evolution holds at most so many looks; then every other one makes room.
-_LOOKS = 12
+# Without an argument, so many convolutions are shown; a strip of feature evolution holds at most so many looks.
+_LAYERS, _LOOKS = 4, 12
 
 
-class _Result(NamedTuple):
-    found: TopPatches
-    pixels: tuple[Tensor, ...]  # of each patch in order, the projection
-
-
-class DeconvnetMonitor(MiningMonitor):
+class DeconvnetMonitor(FeedMonitor):
     """Shows what in the pixels caused the strongest activations (Zeiler & Fergus 2013, sections 2.1 and 4, Fig. 2).
 
     The k strongest units of each feature map are projected back to pixels and shown beside their patches, one sheet a
@@ -43,17 +36,18 @@ class DeconvnetMonitor(MiningMonitor):
         layers: As `TopPatchesMonitor`'s; by default four convolutions from the first to the last. A projection from a
             deep layer costs about as much as two forward passes of its image.
         k: Number of units of each feature map; 1 for top-1 sheets.
-        method: `"deconvnet"`, `"guided"` or `"gradient"`, see `core.deconvnet.projection.project`.
+        method: `"deconvnet"`, `"guided"` or `"gradient"`, see `project`.
         features: Feature maps that are shown: the first n of each layer, a list of them, a list by layer, None for all.
+        rank_by: See `TopPatchesMonitor`.
         normalization: Mean and std to undo for display; by default found in the data set's transforms.
-        options: See `PassMonitor`.
+        options: See `FeedMonitor`.
 
     Raises:
         ValueError: At set-up, or at the first batch: no such layer, a feature index out of range, k < 1, or a network
             that cannot be projected.
     """
 
-    needs_whole_images = True
+    every_rank = True
 
     def __init__(
         self,
@@ -62,81 +56,86 @@ class DeconvnetMonitor(MiningMonitor):
         *,
         method: Method = "deconvnet",
         features: int | list[int] | dict[str, list[int]] | None = 8,
+        rank_by: RankBy = "max",
         normalization: tuple[list[float], list[float]] | None = None,
-        **options: Unpack[PassOptions],
+        **options: Unpack[FeedOptions],
     ) -> None:
-        super().__init__(k, features, 1, **options)
-        self.layers, self.method, self.normalization = layers, method, normalization
+        super().__init__(**options)
+        self.layers, self.k, self.method, self.features = layers, k, method, features
+        self.rank_by, self.normalization = rank_by, normalization
+        self._chosen: list[SelectedLayer] = []
         self._projector: Projector | None = None
-        self._checked = False
-        self._shown_as: Normalization | None = None
-        self._evolution: dict[str, dict[int, list[Look]]] = {}
+        self._normalization: Normalization | None = None
+        self._evolution: dict[str, dict[int, list[FirstRanked]]] = {}
 
     def prepare(self, network: nn.Module) -> None:
-        """Choose the layers."""
+        """Choose the layers, and try the numbers."""
         chosen = select_layers(network, "conv" if self.layers is None else self.layers)
-        if self.layers is None:
-            chosen = evenly(chosen, _LAYERS)
-        self.mine(network, chosen)
-        self._projector = Projector(network, chosen, self.method)
-        self._checked, self._shown_as, self._evolution = False, None, {}
+        self._chosen = evenly(chosen, _LAYERS) if self.layers is None else chosen
+        self._projector = Projector(network, self._chosen, self.method)
+        self.running(network)
+        self._normalization, self._evolution = None, {}
 
-    def start_batch(self, images: Tensor, indices: Tensor, labels: Tensor | None) -> None:
-        """As for mining; before the first batch of all, try whether the network can be projected."""
-        if not self._checked:
-            self._projecting.check(images[:1])
-            self._checked = True
-        super().start_batch(images, indices, labels)
+    def running(self, network: nn.Module, look: Look | None = None) -> PatchMiner:
+        """Mine with empty lists, and keep the images that patches are from: they are projected."""
+        what: dict[str, Any] = {"k": self.k, "features": self.features, "rank_by": self.rank_by}
+        return PatchMiner(network, self._chosen, per_image=1, whole_images=True, **what)
 
-    def finish_look(self, indices_known: bool) -> _Result:
-        """Merge the ranks, and project: each rank the units of the images that it has."""
-        found = self.found(indices_known)
-        images = self.mining.images
-        units = _units(found)
-        own = [unit for unit in units if unit.image in images]
-        made = (
-            dict(zip(own, self._projecting.project(images, own, progress=self.progress).pixels, strict=True))
-            if own
-            else {}
-        )
-        boxes = [layer.boxes[feature, rank].tolist() for layer, feature, rank in _places(found)]
-        channels = next((len(patch) for layer in found for line in layer.patches for patch in line), 1)
-        whole = exchanged([made.get(unit) for unit in units], boxes, torch.empty(0, channels))
-        pixels = tuple(part for part in whole if part is not None)
-        return _Result(found, pixels)
+    def try_image(self, network: nn.Module, image: Tensor) -> None:
+        """Try whether the network can be projected."""
+        self._projecting.check(image)
 
-    def render(self, result: _Result, loader: Any) -> Report:
+    def part(self, look: Look, running: Any) -> tuple[TopPatches | None, dict[int, Tensor]]:
+        """Project the units of the images that this rank has seen, by their places among all units."""
+        own: TopPatches = running.compute().narrowed([layer.name for layer in self._chosen], self.k, self.features)
+        images = running.images
+        units = {place: unit for place, unit in enumerate(_units(own)) if unit.image in images}
+        pixels: tuple[Tensor, ...] = ()
+        if units:
+            pixels = self._projecting.project(images, list(units.values()), progress=self.progress).pixels
+        patches = replace(own, indices_known=look.indices_known) if look.trainer.is_global_zero else None
+        return patches, dict(zip(units, pixels, strict=True))
+
+    def merge(self, parts: list[Any]) -> tuple[TopPatches, tuple[Tensor, ...]]:
+        """Put the ranks' projections in order; of those that several have made, the first rank's."""
+        pixels: dict[int, Tensor] = {}
+        for _, made in reversed(parts):
+            pixels.update(made)
+        return parts[0][0], tuple(pixels[place] for place in sorted(pixels))
+
+    def render(self, result: tuple[TopPatches, tuple[Tensor, ...]]) -> Report:
         """Draw the sheets, and let the strips of evolution grow."""
-        if self._shown_as is None:  # once, so that looks can be compared
-            patches = [patch for layer in result.found for line in layer.patches for patch in line]
-            dataset = getattr(loader, "dataset", None)
-            self._shown_as = chosen_normalization(self.normalization, dataset, patches)
-        for (layer, feature, rank), pixels in zip(_places(result.found), result.pixels, strict=True):
+        patches, projections = result
+        if self._normalization is None:  # once, so that looks can be compared
+            shown = [patch for layer in patches for line in layer.patches for patch in line]
+            self._normalization = chosen_normalization(self.normalization, self.dataset, shown)
+        for (layer, feature, rank), pixels in zip(_places(patches), projections, strict=True):
             if rank > 0:
                 continue
             looks = self._evolution.setdefault(layer.layer, {}).setdefault(feature, [])
             activation, box = float(layer.activations[feature, 0]), layer.boxes[feature, 0]
-            looks.append(Look(epoch=self._step.epoch, activation=activation, box=box, pixels=pixels))
+            first = FirstRanked(epoch=self._step.epoch, activation=activation, box=box, pixels=pixels)
+            looks.append(first)
             if len(looks) > _LOOKS:
                 del looks[1:-1:2]
-        return deconvnet_report(result.found, result.pixels, self.method, self._shown_as, self._evolution)
+        return deconvnet_report(patches, projections, self.method, self._normalization, self._evolution)
 
     @property
     def _projecting(self) -> Projector:
-        assert self._projector is not None, "setup comes first"
+        assert self._projector is not None, "set-up comes first"
         return self._projector
 
 
-def _places(found: TopPatches) -> list[tuple[Any, int, int]]:
+def _places(patches: TopPatches) -> list[tuple[Any, int, int]]:
     return [
         (layer, feature, rank)
-        for layer in found
-        for feature, patches in zip(layer.features, layer.patches, strict=True)
-        for rank in range(len(patches))
+        for layer in patches
+        for feature, line in zip(layer.features, layer.patches, strict=True)
+        for rank in range(len(line))
     ]
 
 
-def _units(found: TopPatches) -> list[Unit]:
+def _units(patches: TopPatches) -> list[Unit]:
     """The units behind the kept patches, in their order."""
     return [
         Unit(
@@ -147,5 +146,5 @@ def _units(found: TopPatches) -> list[Unit]:
             int(layer.columns[feature, rank]),
             float(layer.activations[feature, rank]),
         )
-        for layer, feature, rank in _places(found)
+        for layer, feature, rank in _places(patches)
     ]

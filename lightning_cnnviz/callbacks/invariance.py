@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from lightning_cnnviz.callbacks._base.experiment import Progress, SampleOptions
-from lightning_cnnviz.callbacks._base.shown import ShownSampleMonitor
-from lightning_cnnviz.core.data.sample import Sample
+from lightning_cnnviz.callbacks._base.experiment import ExperimentMonitor, Progress
+from lightning_cnnviz.callbacks._base.sample import DisplayedSample, SampleOptions
 from lightning_cnnviz.core.images.invariance import (
     DEFAULT_TRANSFORMS,
     InvarianceCurves,
@@ -27,7 +26,7 @@ from lightning_cnnviz.report import Report
 __all__ = ["InvarianceMonitor"]
 
 
-class InvarianceMonitor(ShownSampleMonitor):
+class InvarianceMonitor(ExperimentMonitor):
     """Shows what moving, enlarging and turning images does to features and class (Zeiler & Fergus 2013, Fig. 5).
 
     For each transform one picture under `invariance/<transform>`: examples along the sweep, the distance of features at
@@ -40,26 +39,24 @@ class InvarianceMonitor(ShownSampleMonitor):
         transforms: Names among `core.images.transforms.TRANSFORMS`, or `Transform(name, function, values)` of your own.
         images: How many images are drawn; or the images `(N, C, H, W)` in the values that the network is given, or
             `(images, labels)`. Without labels, the class that the network finds is followed.
-        normalization: Mean and std of the network's input; by default found in the data set's transforms.
-        class_names: Names of the classes; by default the data set's `classes`.
-        options: See `SampleMonitor`.
+        options: See `DisplayedSample` and `Monitor`.
 
     Raises:
         ValueError: At set-up, or before the first step: there is no such layer or transform, labels are out of range,
             the network does not take the images, or returns no logits.
     """
 
+    every_rank = True
+
     def __init__(
         self,
         layers: str | list[str] | None = None,
         transforms: Sequence[str | Transform] = DEFAULT_TRANSFORMS,
         images: int | Tensor | tuple[Tensor, Tensor] = 5,
-        *,
-        normalization: tuple[list[float], list[float]] | None = None,
-        class_names: list[str] | None = None,
         **options: Unpack[SampleOptions],
     ) -> None:
-        super().__init__(images, normalization=normalization, class_names=class_names, **options)
+        sample, others = DisplayedSample.with_options(images, options)
+        super().__init__(sample, **others)
         self.layers, self.transforms = layers, transforms
         self._examples: dict[str, list[list[Tensor]]] = {}
 
@@ -70,41 +67,44 @@ class InvarianceMonitor(ShownSampleMonitor):
         resolve_transforms(self.transforms, torch.zeros(1, 1, 8, 8), torch.zeros(1))
         self._examples = {}
 
-    def check_sample(self, network: nn.Module, sample: Sample) -> None:
+    def check(self, network: nn.Module) -> None:
         """Try the network, and the transforms."""
-        super().check_sample(network, sample)
+        sample = self.drawn.on_device_of(network)
         check_invariance(
-            network, sample.images, sample.labels, self.layers, self.transforms, normalization=self.shown.mean_and_std
+            network, sample.images, sample.labels, self.layers, self.transforms, normalization=self.display.mean_and_std
         )
         self._examples = {}
 
-    def experiment_on(self, network: nn.Module, sample: Sample, progress: Progress) -> InvarianceCurves:
+    def experiment(self, network: nn.Module, progress: Progress) -> InvarianceCurves | None:
         """Measure."""
+        sample = self.drawn.part(network)
+        if sample is None:
+            return None
         return measure_invariance(
             network,
             sample.images,
             sample.labels,
             self.layers,
             self.transforms,
-            normalization=self.shown.mean_and_std,
-            fill=self.shown.fill,
+            normalization=self.display.mean_and_std,
+            fill=self.display.fill,
             progress=progress,
         )
 
-    def merge(self, results: list[Any]) -> InvarianceCurves:
+    def merge(self, parts: list[Any]) -> InvarianceCurves:
         """Put the images in order."""
-        return InvarianceCurves.joined(results)
+        return InvarianceCurves.joined(parts)
 
     def render(self, result: InvarianceCurves) -> Report:
         """Draw the curves, beside the examples."""
         if not self._examples:
             self._examples = self._transformed()
-        notes = (self.shown.normalization.sentence(),)
-        return invariance_report(result, self._examples, class_names=self.class_names, notes=notes)
+        notes = (self.display.normalization.sentence(),)
+        return invariance_report(result, self._examples, class_names=self.display.class_names, notes=notes)
 
     def _transformed(self) -> dict[str, list[list[Tensor]]]:
         """By transform, for each image that has room its copies along the sweep as pixels."""
-        shown, images = self.shown, self.sample.images[:EXAMPLE_IMAGES].float()
+        shown, images = self.display, self.sample.images[:EXAMPLE_IMAGES].float()
         scale = PixelScale(*shown.mean_and_std)
         found = {}
         for transform in resolve_transforms(self.transforms, images, shown.fill):

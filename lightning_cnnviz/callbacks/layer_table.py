@@ -8,11 +8,12 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from lightning_cnnviz.callbacks._base.monitor import Monitor
-from lightning_cnnviz.callbacks._base.trainer import chosen_loader, find_network, step_of
+from lightning_cnnviz.callbacks._base.trainer import chosen_loader, data_loaders
 from lightning_cnnviz.core.data.batches import BatchFn
 from lightning_cnnviz.core.data.sample import draw_sample
-from lightning_cnnviz.core.layer_table.table import layer_table
+from lightning_cnnviz.core.layer_table.table import LayerTable, layer_table
 from lightning_cnnviz.render.layer_table import layer_table_report
+from lightning_cnnviz.report import Report
 from lightning_cnnviz.sinks.base import Sink
 
 __all__ = ["LayerTableMonitor"]
@@ -31,6 +32,7 @@ class LayerTableMonitor(Monitor):
         data: A loader to take the image from instead.
         dataloader_idx: Which of several validation, test or training loaders to take it from.
         batch_fn: Takes a batch and returns `(images, labels)` or images, for batches of unusual form.
+        name: See `Monitor`.
         model: See `Monitor`.
         sinks: See `Monitor`.
         on_error: See `Monitor`. Nothing is lost before training, so a failure to make the table always stops the run.
@@ -39,6 +41,8 @@ class LayerTableMonitor(Monitor):
         ValueError: Before training: there is neither a size nor data, or the network refuses such an image.
     """
 
+    every_rank = True  # so that all of them refuse what cannot be shown
+
     def __init__(
         self,
         input_size: Sequence[int] | None = None,
@@ -46,11 +50,12 @@ class LayerTableMonitor(Monitor):
         data: Any = None,
         dataloader_idx: int = 0,
         batch_fn: BatchFn | None = None,
+        name: str = "",
         model: str | None = None,
         sinks: list[Sink] | None = None,
         on_error: Literal["report", "raise"] = "report",
     ) -> None:
-        super().__init__(model=model, sinks=sinks, on_error=on_error)
+        super().__init__(name=name, model=model, sinks=sinks, on_error=on_error)
         if input_size is not None and (len(input_size) != 3 or min(input_size) < 1):
             raise ValueError(f"input_size={input_size}: give channels, height and width, as in (3, 224, 224)")
         self.input_size, self.data = input_size, data
@@ -59,29 +64,34 @@ class LayerTableMonitor(Monitor):
     def prepare(self, network: nn.Module) -> None:
         """There is nothing to check before an image is known."""
 
+    def render(self, result: LayerTable) -> Report:
+        """Draw the table."""
+        return layer_table_report(result)
+
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Show the table."""
-        self._look(trainer, pl_module)
+        super().on_train_start(trainer, pl_module)
+        self._look_once(trainer, pl_module)
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         """Show the table in `trainer.validate`."""
-        if trainer.state.fn == "validate":
-            self._look(trainer, pl_module)
+        super().on_validation_start(trainer, pl_module)
+        if trainer.state.fn != "fit":
+            self._look_once(trainer, pl_module)
 
     def on_test_start(self, trainer: Any, pl_module: Any) -> None:
         """Show the table in `trainer.test`."""
-        self._look(trainer, pl_module)
+        self.on_validation_start(trainer, pl_module)
 
-    def _look(self, trainer: Any, pl_module: Any) -> None:
-        network = find_network(self._who, pl_module, self.model)
-        # On every rank, so that all of them refuse what cannot be shown.
-        with self._guard(raises=True):
+    def _look_once(self, trainer: Any, pl_module: Any) -> None:
+        network = self.network_of(pl_module)
+
+        def table() -> LayerTable:
             image = self.input_size if self.input_size is not None else self._image(trainer)
             with trainer.precision_plugin.forward_context():
-                report = layer_table_report(layer_table(network, image))
-            self._looks += 1
-            self._step = step_of(trainer, within_epoch=False)
-            self._outlet.show(report, self._step)
+                return layer_table(network, image)
+
+        self.look(trainer, table, within_epoch=False, raises=True)
 
     def _image(self, trainer: Any) -> Tensor:
         return draw_sample(self._loader(trainer), 1, self.batch_fn).images
@@ -90,7 +100,7 @@ class LayerTableMonitor(Monitor):
         if self.data is not None:
             loader: Iterable[Any] = self.data
             return loader
-        loaders = trainer.test_dataloaders if trainer.state.fn == "test" else trainer.val_dataloaders
+        loaders = data_loaders(trainer)
         if loaders is None:
             loaders = trainer.train_dataloader
         if loaders is None:

@@ -7,9 +7,8 @@ from typing import Any
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from lightning_cnnviz.callbacks._base.experiment import Progress, SampleOptions
-from lightning_cnnviz.callbacks._base.shown import ShownSampleMonitor
-from lightning_cnnviz.core.data.sample import Sample
+from lightning_cnnviz.callbacks._base.experiment import ExperimentMonitor, Progress
+from lightning_cnnviz.callbacks._base.sample import DisplayedSample, SampleOptions
 from lightning_cnnviz.core.images.occlusion import OcclusionMaps, check_occlusion, occlude
 from lightning_cnnviz.core.network.layers import select_layers
 from lightning_cnnviz.render.occlusion import occlusion_report
@@ -18,7 +17,7 @@ from lightning_cnnviz.report import Report
 __all__ = ["OcclusionMonitor"]
 
 
-class OcclusionMonitor(ShownSampleMonitor):
+class OcclusionMonitor(ExperimentMonitor):
     """Slides a gray square over images and shows what the network loses (Zeiler & Fergus 2013, section 4.2 and Fig. 7).
 
     For each image one picture under `occlusion/image <index>`: by the occluder's position the activation of a deep
@@ -32,15 +31,15 @@ class OcclusionMonitor(ShownSampleMonitor):
         size: Of the occluder in pixels, or its height and width; by default 50 of 224.
         stride: Its step in pixels, or down and right, up to its size; by default 16 of 224.
         layer: Whose strongest feature map is followed; by default the last before the classifier.
-        normalization: Mean and std of the network's input; by default found in the data set's transforms.
-        class_names: Names of the classes; by default the data set's `classes`.
-        options: See `SampleMonitor`.
+        options: See `DisplayedSample` and `Monitor`.
 
     Raises:
         ValueError: At set-up, or before the first step: the occluder is larger than the images, or the stride than the
             occluder; there is no such layer, labels are out of range, the network does not take the images, or returns
             no logits.
     """
+
+    every_rank = True
 
     def __init__(
         self,
@@ -49,11 +48,10 @@ class OcclusionMonitor(ShownSampleMonitor):
         stride: int | tuple[int, int] | None = None,
         *,
         layer: str | None = None,
-        normalization: tuple[list[float], list[float]] | None = None,
-        class_names: list[str] | None = None,
         **options: Unpack[SampleOptions],
     ) -> None:
-        super().__init__(images, normalization=normalization, class_names=class_names, **options)
+        sample, others = DisplayedSample.with_options(images, options)
+        super().__init__(sample, **others)
         self.size, self.stride, self.layer = size, stride, layer
 
     def prepare(self, network: nn.Module) -> None:
@@ -61,13 +59,16 @@ class OcclusionMonitor(ShownSampleMonitor):
         if self.layer is not None:
             select_layers(network, self.layer)
 
-    def check_sample(self, network: nn.Module, sample: Sample) -> None:
+    def check(self, network: nn.Module) -> None:
         """Try the network, and the occluder."""
-        super().check_sample(network, sample)
+        sample = self.drawn.on_device_of(network)
         check_occlusion(network, sample.images, sample.labels, self.layer, size=self.size, stride=self.stride)
 
-    def experiment_on(self, network: nn.Module, sample: Sample, progress: Progress) -> OcclusionMaps:
+    def experiment(self, network: nn.Module, progress: Progress) -> OcclusionMaps | None:
         """Occlude."""
+        sample = self.drawn.part(network)
+        if sample is None:
+            return None
         return occlude(
             network,
             sample.images,
@@ -75,22 +76,22 @@ class OcclusionMonitor(ShownSampleMonitor):
             self.layer,
             size=self.size,
             stride=self.stride,
-            fill=self.shown.fill,
+            fill=self.display.fill,
             progress=progress,
         )
 
-    def merge(self, results: list[Any]) -> OcclusionMaps:
+    def merge(self, parts: list[Any]) -> OcclusionMaps:
         """Put the images in order."""
-        return OcclusionMaps.joined(results)
+        return OcclusionMaps.joined(parts)
 
     def render(self, result: OcclusionMaps) -> Report:
         """Draw the maps over the images."""
-        shown = self.shown
+        shown = self.display
         return occlusion_report(
             result,
             shown.pixels,
             shown.indices,
-            class_names=self.class_names,
+            class_names=shown.class_names,
             fill=shown.fill_pixel,
             notes=(shown.normalization.sentence(),),
         )

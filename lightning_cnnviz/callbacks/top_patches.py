@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
 from typing_extensions import Unpack
 
-from lightning_cnnviz.callbacks._base.display import chosen_normalization, class_names
-from lightning_cnnviz.callbacks._base.mining import MiningMonitor
-from lightning_cnnviz.callbacks._base.passes import PassOptions
-from lightning_cnnviz.core.network.layers import select_layers
-from lightning_cnnviz.core.top_patches.results import TopPatches
+from lightning_cnnviz.callbacks._base.feed_monitor import FeedMonitor, FeedOptions
+from lightning_cnnviz.callbacks._base.look import Look
+from lightning_cnnviz.callbacks._base.sample import chosen_normalization, class_names
+from lightning_cnnviz.core.network.layers import SelectedLayer, select_layers
+from lightning_cnnviz.core.top_patches.mining import PatchMiner
+from lightning_cnnviz.core.top_patches.results import RankBy, TopPatches
 from lightning_cnnviz.core.top_patches.search import diagnose, without_patches
 from lightning_cnnviz.render.normalization import Normalization
 from lightning_cnnviz.render.top_patches import top_patches_report, top_patches_table
@@ -20,7 +22,7 @@ from lightning_cnnviz.report import Report
 __all__ = ["TopPatchesMonitor"]
 
 
-class TopPatchesMonitor(MiningMonitor):
+class TopPatchesMonitor(FeedMonitor):
     """Shows which parts of which images drive each feature map most (Zeiler & Fergus 2013, section 4 and Fig. 2).
 
     For each feature map of each chosen layer, the k images with the strongest activation and the exact receptive field
@@ -32,9 +34,11 @@ class TopPatchesMonitor(MiningMonitor):
         k: Number of patches of each feature map.
         features: Feature maps that are shown: the first n of each layer, a list of them, a list by layer, None for all.
         per_image: Number of patches of one feature map that may come from one image; None for any number.
+        rank_by: What ranks the images of a feature map: `"max"`, its largest activation, or `"mean"`, its mean over all
+            positions; the patch is that of its largest activation in either case.
         normalization: Mean and std to undo for display; by default found in the data set's transforms.
         class_names: Names of the labels; by default the data set's `classes`.
-        options: See `PassMonitor`.
+        options: See `FeedMonitor`.
 
     Raises:
         ValueError: At set-up: no such layer (with the closest names), a feature index out of range, k < 1, no
@@ -48,37 +52,49 @@ class TopPatchesMonitor(MiningMonitor):
         *,
         features: int | list[int] | dict[str, list[int]] | None = 16,
         per_image: int | None = 1,
+        rank_by: RankBy = "max",
         normalization: tuple[list[float], list[float]] | None = None,
         class_names: list[str] | None = None,
-        **options: Unpack[PassOptions],
+        **options: Unpack[FeedOptions],
     ) -> None:
-        super().__init__(k, features, per_image, **options)
-        self.layers = layers
+        super().__init__(**options)
+        self.layers, self.k, self.features, self.per_image = layers, k, features, per_image
+        self.rank_by: RankBy = rank_by
         self.normalization, self.class_names = normalization, class_names
-        self._before: TopPatches | None = None
-        self._shown_as: Normalization | None = None
-        self._report: Report | None = None
+        self._chosen: list[SelectedLayer] = []
+        self._normalization: Normalization | None = None
+        self._last: tuple[TopPatches, Report] | None = None
 
     def prepare(self, network: nn.Module) -> None:
-        """Choose the layers."""
-        self.mine(network, select_layers(network, self.layers))
-        self._before = self._shown_as = self._report = None
+        """Choose the layers, and try the numbers."""
+        self._chosen = select_layers(network, self.layers)
+        self.running(network)
+        self._normalization = self._last = None
 
-    def render(self, result: TopPatches, loader: Any) -> Report:
+    def running(self, network: nn.Module, look: Look | None = None) -> PatchMiner:
+        """Mine with empty lists."""
+        options: dict[str, Any] = {"k": self.k, "features": self.features, "rank_by": self.rank_by}
+        return PatchMiner(network, self._chosen, per_image=self.per_image, **options)
+
+    def part(self, look: Look, running: Any) -> TopPatches:
+        """Return this monitor's part of what was mined: others may have wanted more."""
+        own: TopPatches = running.compute().narrowed([layer.name for layer in self._chosen], self.k, self.features)
+        return replace(own, indices_known=look.indices_known)
+
+    def render(self, result: TopPatches) -> Report:
         """Draw the patches, and compare with the last look."""
-        dataset = getattr(loader, "dataset", None)
-        if self._shown_as is None:  # once, so that looks can be compared
+        if self._normalization is None:  # once, so that looks can be compared
             patches = [patch for layer in result for line in layer.patches for patch in line]
-            self._shown_as = chosen_normalization(self.normalization, dataset, patches)
-        names = self.class_names or class_names(dataset)
-        self._report = top_patches_report(result, diagnose(result, self._before), self._shown_as, class_names=names)
-        self._before = without_patches(result)
-        return self._report
+            self._normalization = chosen_normalization(self.normalization, self.dataset, patches)
+        diagnostics = diagnose(result, None if self._last is None else self._last[0])
+        names = self.class_names or class_names(self.dataset)
+        report = top_patches_report(result, diagnostics, self._normalization, class_names=names)
+        self._last = without_patches(result), report
+        return report
 
     def last_report(self) -> Report | None:
         """Return the table of the last look's patches."""
-        if self._report is None:
+        if self._last is None:
             return None
-        assert self._before is not None
-        table = top_patches_table(self._before, self._report)
-        return Report(self._report.view, title=self._report.title, items=(table,), notes=self._report.notes)
+        patches, report = self._last
+        return replace(report, items=(top_patches_table(patches, report),))

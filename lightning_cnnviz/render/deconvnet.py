@@ -21,14 +21,14 @@ from lightning_cnnviz.render.patches import (
 )
 from lightning_cnnviz.report import Gallery, Item, Number, Report, Row, Tile
 
-__all__ = ["Look", "deconvnet_report"]
+__all__ = ["FirstRanked", "deconvnet_report"]
 
 # Projections are faint and fine: smaller than this, one cannot read them.
 _SIDE = 96
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Look:
+class FirstRanked:
     """The unit of a feature map that ranked first at one look, projected.
 
     Attributes:
@@ -54,7 +54,7 @@ def deconvnet_report(
     projections: Sequence[Tensor],
     method: str,
     normalization: Normalization,
-    evolution: Mapping[str, Mapping[int, Sequence[Look]]],
+    evolution: Mapping[str, Mapping[int, Sequence[FirstRanked]]],
 ) -> Report:
     """Draw each layer's projections beside the patches that they are of, as Fig. 2 of Zeiler & Fergus (2013).
 
@@ -105,7 +105,7 @@ def _gallery(
     return Gallery(layer.layer, tuple(rows), caption=caption, columns=2 * _half(k), tile_side=_SIDE)
 
 
-def _evolution(layer: LayerTopPatches, looks: Mapping[int, Sequence[Look]]) -> Gallery:
+def _evolution(layer: LayerTopPatches, looks: Mapping[int, Sequence[FirstRanked]]) -> Gallery:
     shapes = [look.pixels.shape[-2:] for strip in looks.values() for look in strip]
     size = max(shape[0] for shape in shapes), max(shape[1] for shape in shapes)
     strips = tuple(

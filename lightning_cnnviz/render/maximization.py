@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from lightning_cnnviz.core.maximization.maximize import Maximization, Strongest
+from lightning_cnnviz.core.maximization.maximize import Maximization
 from lightning_cnnviz.core.maximization.optimum import OptimumInvariance
+from lightning_cnnviz.core.maximization.plan import MaximizedLayer
 from lightning_cnnviz.render.normalization import Normalization
 from lightning_cnnviz.render.patches import brief, placed, to_gray_centered
 from lightning_cnnviz.report import Curve, Gallery, Item, Number, Report, Row, Scalar, Series, Tile
 
-__all__ = ["MaximizedLayer", "invariance_items", "maximization_report"]
+__all__ = ["invariance_items", "maximization_report"]
 
 # A chart of more objectives than this shows their median and quartiles.
 _SINGLE_LINES = 7
@@ -25,25 +26,6 @@ _POINTS = 32
 _SIDE = 96
 # What lies outside a unit's receptive field, in a layer where others have larger ones: as light as the sheet's paper.
 _UNSEEN = 243
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class MaximizedLayer:
-    """The maximizing inputs of one layer, or of the classes.
-
-    Attributes:
-        name: The layer's name, or `"classes"`.
-        captions: What each objective is called beside its images, for example `"channel 3"`.
-        optima: The maximizing inputs.
-        strongest: The real images to compare with, where there are any.
-        invariances: Of some objectives, by their number.
-    """
-
-    name: str
-    captions: tuple[str, ...]
-    optima: Maximization
-    strongest: Strongest | None = None
-    invariances: tuple[tuple[int, OptimumInvariance], ...] = ()
 
 
 def maximization_report(layers: Sequence[MaximizedLayer], normalization: Normalization, *, compared: int = 0) -> Report:

@@ -16,7 +16,6 @@ from torch import nn
 from lightning_cnnviz import MemorySink
 from lightning_cnnviz.callbacks._base.experiment import Progress
 from lightning_cnnviz.callbacks.maximization import MaximizationMonitor
-from lightning_cnnviz.core.data.sample import Sample
 
 
 class Counted(MaximizationMonitor):
@@ -24,9 +23,9 @@ class Counted(MaximizationMonitor):
 
     climbs = 0
 
-    def experiment_on(self, network: nn.Module, sample: Sample, progress: Progress) -> Any:
+    def experiment(self, network: nn.Module, progress: Progress) -> Any:
         self.climbs += 1
-        return super().experiment_on(network, sample, progress)
+        return super().experiment(network, progress)
 
 
 class Ranks(pl.Callback):

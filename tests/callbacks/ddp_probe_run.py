@@ -38,8 +38,8 @@ class Ranks(pl.Callback):
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         if not trainer.sanity_checking:
-            assert self.online._probes is not None
-            mine = self.online._probes._weights
+            assert self.online.probes is not None
+            mine = self.online.probes._weights
             theirs = pl_module.all_gather(mine).reshape(-1, *mine.shape)
             self.same.append(bool(mine.any()) and all(torch.equal(mine, other) for other in theirs))
 

@@ -20,17 +20,17 @@ class Saving(TopPatchesMonitor):
 
     out = Path()
 
-    def render(self, result: Any, loader: Any) -> Any:
+    def render(self, result: Any) -> Any:
         torch.save(result, self.out)
-        return super().render(result, loader)
+        return super().render(result)
 
 
 class SavingProjections(DeconvnetMonitor):
     """Writes its result to a file beside the other one, on rank zero."""
 
-    def render(self, result: Any, loader: Any) -> Any:
+    def render(self, result: Any) -> Any:
         torch.save(tuple(result), Saving.out.with_suffix(".projections"))
-        return super().render(result, loader)
+        return super().render(result)
 
 
 def whole_numbers(count: int) -> TensorDataset:

@@ -39,7 +39,7 @@ def main(ranks: int, out: Path) -> None:
         InvarianceMonitor(transforms=["translation"], images=3, sinks=[sink], on_error="raise"),
         OcclusionMonitor(images=3, size=5, stride=5, sinks=[sink], on_error="raise"),
         AttributionMonitor("guided_gradcam", 3, sinks=[sink], on_error="raise"),
-        OcclusionMonitor(images=1, size=7, stride=7, sinks=[sink], on_error="raise"),  # one rank has none
+        OcclusionMonitor(name="small", images=1, size=7, stride=7, sinks=[sink], on_error="raise"),  # one rank has none
     ]
     strategy = "ddp_fork" if ranks > 1 else "auto"
     callbacks = [*monitors, Shown(sink, monitors, out)]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import lightning.pytorch as pl
@@ -15,7 +16,8 @@ from callbacks.littlenet import LittleNet, quiet_trainer, train_loader, val_load
 from torch import nn
 
 import lightning_cnnviz
-from lightning_cnnviz import MemorySink, Monitor
+from lightning_cnnviz import MemorySink, Monitor, TopPatchesMonitor
+from lightning_cnnviz.report import Report
 
 MONITORS: list[type[Monitor]] = [
     exported
@@ -202,3 +204,75 @@ def test_wrong_options_are_refused_at_once(make: Make, options: dict[str, Any], 
         pytest.skip("it has no such option")
     with pytest.raises(ValueError, match=match):
         make(**options)
+
+
+# Of what is compared with an earlier look, there is more after more looks.
+COMPARISONS = ("stability", "evolution")
+
+
+def assert_same_look(report: Report, twin: Report) -> None:
+    """Both say the same, comparisons with earlier looks aside."""
+
+    def said(one: Report) -> dict[str, Any]:
+        items = [item for item in one.items if not item.name.endswith(COMPARISONS)]
+        return {f"{type(item).__name__} {item.name}": plain(item) for item in items}
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return (str(value.dtype), tuple(value.shape), value.cpu().numpy().tobytes())
+        if dataclasses.is_dataclass(value):
+            return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        if isinstance(value, Mapping):
+            return {key: plain(each) for key, each in value.items() if key not in COMPARISONS}
+        if isinstance(value, tuple):
+            return [plain(each) for each in value]
+        return repr(value)
+
+    assert said(report)
+    assert said(report) == said(twin)
+    assert report.notes == twin.notes
+
+
+def last_looks(make: Make) -> tuple[Report, Report]:
+    """The look of epoch 2 by a monitor that looked at epoch 1, and by one that did not."""
+    often: dict[str, Any] = {"every_n_epochs": 1}
+    seldom: dict[str, Any] = {"epochs": [2]}
+    found = []
+    for when in (often, seldom):
+        sink = MemorySink()
+        # One range of values for both: else each is shown in the range of the first look.
+        options = {"normalization": ([0.0], [1.0])} if takes(make, "normalization") else {}
+        fitted([make(sinks=[sink], on_error="raise", **when, **options)])
+        reports = [report for step, report in sink.reports if step.epoch == 2]
+        found.append(reports[0])
+    return found[0], found[1]
+
+
+def test_a_look_does_not_depend_on_earlier_ones(make: Make) -> None:
+    if not takes(make, "epochs"):
+        pytest.skip("it looks once")
+    assert_same_look(*last_looks(make))
+
+
+def test_a_monitor_that_forgets_to_forget_is_caught() -> None:
+    class Keeps(TopPatchesMonitor):
+        kept: Any = None
+
+        def running(self, network: nn.Module, look: Any = None) -> Any:
+            # The lists of the first look after the sanity check go on through all of them.
+            if look is None or self.kept is None or not look.trainer.global_step:
+                self.kept = super().running(network, look)
+            return self.kept
+
+    with pytest.raises(AssertionError):
+        assert_same_look(*last_looks(Keeps))
+
+
+def test_two_with_names_keep_apart(make: Make) -> None:
+    sink = MemorySink()
+    fitted([make(name="first", sinks=[sink], on_error="raise"), make(name="second", sinks=[sink], on_error="raise")])
+    looks = [(step, report.name, report.key(item)) for step, report in sink.reports for item in report.items]
+    assert {name for _, name, _ in looks} == {"first", "second"}
+    assert len({(step, key) for step, _, key in looks}) == len(looks)
+    with pytest.raises(ValueError, match="would overwrite each other"):
+        fitted([make(name="same", sinks=[sink]), make(name="same", sinks=[sink])])

@@ -200,7 +200,7 @@ trainer:
         warnings.simplefilter("ignore")
         cli = LightningCLI(LittleNet, Data, args=["fit", "--config", str(config)], save_config_callback=None)
     (monitor,) = [callback for callback in cli.trainer.callbacks if isinstance(callback, InvarianceMonitor)]
-    assert (monitor.images, list(monitor.transforms)) == (2, ["translation", "blur"])
+    assert (monitor.drawn.images, list(monitor.transforms)) == (2, ["translation", "blur"])
     (page,) = tmp_path.rglob("index.html")
     text = page.read_text()
     assert all(name in text for name in ("translation", "blur", "5 x 6 pixels", "Saliency"))

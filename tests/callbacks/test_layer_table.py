@@ -67,7 +67,7 @@ def test_other_stages(stage: str) -> None:
 def test_the_image_is_of_the_size_given_or_of_a_loader_given_or_of_training() -> None:
     given, own, training = MemorySink(), MemorySink(), MemorySink()
     images: DataLoader[Any] = DataLoader(torch.zeros(3, 1, 12, 10))  # type: ignore[arg-type]
-    fitted([LayerTableMonitor((1, 20, 18), sinks=[given]), LayerTableMonitor(data=images, sinks=[own])])
+    fitted([LayerTableMonitor((1, 20, 18), sinks=[given]), LayerTableMonitor(data=images, name="own", sinks=[own])])
     fitted([LayerTableMonitor(sinks=[training])], (train_loader(),))
     assert [shown(sink)[1].title.rpartition(" ")[2] for sink in (given, own, training)] == [
         *("1x20x18", "1x12x10", "1x14x14")

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from lightning_cnnviz.callbacks.maximization import MaximizationMonitor
 from lightning_cnnviz.core.maximization.maximize import strongest_images
 from lightning_cnnviz.core.maximization.objectives import ClassScore
-from lightning_cnnviz.render.maximization import MaximizedLayer
+from lightning_cnnviz.core.maximization.plan import MaximizedLayer
 from lightning_cnnviz.report import Curve, Gallery, Scalar
 from lightning_cnnviz.sinks.memory import MemorySink
 
@@ -213,7 +213,7 @@ def test_a_failure_is_reported_and_the_run_goes_on(
     def fail(*_: Any, **__: Any) -> Any:
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr("lightning_cnnviz.callbacks.maximization.maximize", fail)
+    monkeypatch.setattr("lightning_cnnviz.core.maximization.plan.maximize", fail)
     sink, model = MemorySink(), LittleNet()
     trainer = quiet_trainer(callbacks=[MaximizationMonitor(sinks=[sink])])
     trainer.fit(model, train_loader(), DataLoader(dataset(12, seed=1), batch_size=6))

@@ -49,8 +49,8 @@ def numbers(report: Report) -> dict[str, float]:
 
 
 def weights(found: OnlineProbeMonitor) -> Tensor:
-    assert found._probes is not None
-    return found._probes._weights
+    assert found.probes is not None
+    return found.probes._weights
 
 
 class Counting(pl.Callback):
@@ -89,9 +89,9 @@ def test_probes_see_what_the_network_saw_in_the_step() -> None:
     fitted(found, model, max_epochs=1, limit_train_batches=1)
     images, labels = (part[:8] for part in stripes(64).tensors)
     features = F.conv2d(images, *before, padding=1).flatten(1)
-    assert found._probes is not None
-    assert torch.allclose(found._probes._mean[0, 0], features.mean(0), atol=1e-5)
-    assert int(labels.max()) + 1 == found._probes.classes
+    assert found.probes is not None
+    assert torch.allclose(found.probes._mean[0, 0], features.mean(0), atol=1e-5)
+    assert int(labels.max()) + 1 == found.probes.classes
 
 
 class Checkpointed(LittleNet):
@@ -122,8 +122,8 @@ def test_gradient_checkpointing_is_read_once(reentrant: bool) -> None:
     other.features[6].p = 0.0
     fitted(found, one, **options)
     fitted(plain, other, **options)
-    assert found._probes is not None
-    assert found._probes.batches == 3
+    assert found.probes is not None
+    assert found.probes.batches == 3
     # Recomputed BatchNorms have moved their statistics twice: only what they normalize by is compared.
     assert torch.allclose(weights(found), weights(plain), atol=1e-5)
 
@@ -140,8 +140,8 @@ def test_each_batch_counts_where_gradients_accumulate() -> None:
     sink = MemorySink()
     found = monitor(sink)
     fitted(found, accumulate_grad_batches=3, max_epochs=1)
-    assert found._probes is not None
-    assert found._probes.batches == 8
+    assert found.probes is not None
+    assert found.probes.batches == 8
 
 
 class Manual(LittleNet):
@@ -183,14 +183,14 @@ def test_probes_go_on_from_a_checkpoint(tmp_path: Path) -> None:
     saved = saved.rename(tmp_path.parent / "saved.ckpt")
     (tmp_path / "epoch=1.ckpt").unlink()
     fitted([resumed, keeper()], max_epochs=2, enable_checkpointing=True, ckpt_path=saved)
-    assert resumed._probes is not None
-    assert resumed._probes.batches == 16
+    assert resumed.probes is not None
+    assert resumed.probes.batches == 16
     # Dropout draws anew after the checkpoint; the first layer lies before it, but its weights have been moved by it.
     assert float((weights(resumed) - weights(whole)).abs().max()) < 0.2 < float(weights(whole).abs().max())
     for _ in range(2):  # another fit begins anew
         fitted(new, max_epochs=1)
-        assert new._probes is not None
-        assert new._probes.batches == 8
+        assert new.probes is not None
+        assert new.probes.batches == 8
 
 
 def test_probes_that_have_learned_are_tested_elsewhere_too() -> None:

@@ -29,9 +29,9 @@ class Recording(TopPatchesMonitor):
         super().__init__(**options, on_error="raise")
         self.results: list[TopPatches] = []
 
-    def render(self, result: TopPatches, loader: Any) -> Any:
+    def render(self, result: TopPatches) -> Any:
         self.results.append(result)
-        return super().render(result, loader)
+        return super().render(result)
 
     @property
     def reports(self) -> list[Any]:
@@ -128,7 +128,7 @@ def test_own_data_shuffled_or_a_list_of_batches_gives_the_same() -> None:
 
 
 def test_two_monitors_share_one_page(tmp_path: Path) -> None:
-    monitors = [TopPatchesMonitor("features.0"), TopPatchesMonitor("features.4")]
+    monitors = [TopPatchesMonitor("features.0"), TopPatchesMonitor("features.4", name="deep")]
     trainer = quiet_trainer(callbacks=monitors, default_root_dir=tmp_path)
     trainer.fit(LittleNet(), train_loader(), val_loader())
     text = (tmp_path / "cnnviz" / "index.html").read_text()
@@ -375,7 +375,7 @@ def test_a_compiled_network_is_refused_or_looked_at_with_data() -> None:
 
 def test_failure_in_training_is_reported_once_and_the_run_goes_on(caplog: pytest.LogCaptureFixture) -> None:
     class Failing(TopPatchesMonitor):
-        def render(self, result: Any, loader: Any) -> Any:
+        def render(self, result: Any) -> Any:
             raise RuntimeError("cannot draw")
 
     model = fit(Failing(sinks=[MemorySink()]), max_epochs=4)

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 from torchvision import datasets
 from torchvision.transforms import v2
 
-from lightning_cnnviz.callbacks._base.display import class_names
+from lightning_cnnviz.callbacks._base.sample import class_names
 from lightning_cnnviz.core.data.batches import IndexReader
 from lightning_cnnviz.demo import Digits
 from lightning_cnnviz.finetune.data import ImageFolderDataModule

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from lightning_cnnviz.core.top_patches.results import RankBy, TopPatches
 from lightning_cnnviz.core.top_patches.search import mine_top_patches
-from lightning_cnnviz.render.deconvnet import Look, deconvnet_report
+from lightning_cnnviz.render.deconvnet import FirstRanked, deconvnet_report
 from lightning_cnnviz.render.normalization import Normalization
 from lightning_cnnviz.render.patches import MEAN_NOTE, to_gray_centered
 from lightning_cnnviz.report import Gallery, Report
@@ -57,7 +57,7 @@ def test_each_projection_stands_beside_its_patch_with_the_numbers_of_its_unit(ra
 def test_a_strip_grows_look_by_look() -> None:
     result, projections = mined("max")
     looks = [
-        Look(epoch=epoch, activation=1.5 * epoch, box=torch.tensor([0, 0, 1, 1]), pixels=projections[0])
+        FirstRanked(epoch=epoch, activation=1.5 * epoch, box=torch.tensor([0, 0, 1, 1]), pixels=projections[0])
         for epoch in (1, 2)
     ]
     once = deconvnet_report(result, projections, "guided", AS_IT_IS, {"0": {1: looks[:1]}})

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from lightning_cnnviz.core.maximization.maximize import Maximization, Strongest
 from lightning_cnnviz.core.maximization.optimum import OptimumInvariance
+from lightning_cnnviz.core.maximization.plan import MaximizedLayer
 from lightning_cnnviz.render.charts import draw_curve
 from lightning_cnnviz.render.image import draw_sheet
-from lightning_cnnviz.render.maximization import MaximizedLayer, invariance_items, maximization_report
+from lightning_cnnviz.render.maximization import invariance_items, maximization_report
 from lightning_cnnviz.render.normalization import Normalization
 from lightning_cnnviz.report import Curve, Gallery, Scalar
 

@@ -1,24 +1,29 @@
-"""When to look, and what to do with the result or a failure: everything monitors have in common."""
+"""What all monitors have in common: options, one feed, the guard around each look, and how its result is shown."""
 
 from __future__ import annotations
 
 import logging
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, TypedDict
+from dataclasses import replace
+from typing import Any, ClassVar, Literal, TypedDict
 
 import lightning.pytorch as pl
 import pytorch_lightning
 from torch import nn
 from tqdm.auto import tqdm
 
-from lightning_cnnviz.callbacks._base.trainer import find_network
+from lightning_cnnviz.callbacks._base.feed import Feed
+from lightning_cnnviz.callbacks._base.schedule import Schedule
+from lightning_cnnviz.callbacks._base.trainer import find_network, mixed_precision, step_of
+from lightning_cnnviz.core.data.distributed import agreed, gathered_objects
 from lightning_cnnviz.report import Report, Step
 from lightning_cnnviz.sinks.base import Sink
 from lightning_cnnviz.sinks.outlet import Outlet
 
-__all__ = ["Monitor", "MonitorOptions", "nothing_to_lose"]
+__all__ = ["Monitor", "MonitorOptions"]
 
 log = logging.getLogger("lightning_cnnviz")
 
@@ -26,6 +31,7 @@ log = logging.getLogger("lightning_cnnviz")
 class MonitorOptions(TypedDict, total=False):
     """The options that every monitor takes."""
 
+    name: str
     every_n_epochs: int
     epochs: list[int] | Literal["last"] | None
     model: str | None
@@ -41,17 +47,26 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
     traceback, this monitor is switched off, and the run goes on.
 
     Args:
+        name: Keeps this monitor apart from others of its class on the same trainer: its reports are shown under
+            `<view>/<name>/...`.
         every_n_epochs: Look after every n-th epoch, and after the trainer's last one.
         epochs: Look after these epochs instead, counted from 1; or `"last"`: once, when training has ended.
         model: Name of the submodule that is the network; by default the LightningModule itself where it defines
             `forward`, else its only child module.
         sinks: Where to show it; by default every WandbLogger of the trainer, and a page in its log folder.
         on_error: `"report"`, or `"raise"` to let a failure stop the run.
+
+    Raises:
+        ValueError: An option is wrong; at set-up: another monitor of this class has the same name.
     """
+
+    every_rank: ClassVar[bool] = False
+    """Whether each rank makes a part of a look's result, instead of rank zero all of it."""
 
     def __init__(
         self,
         *,
+        name: str = "",
         every_n_epochs: int = 1,
         epochs: list[int] | Literal["last"] | None = None,
         model: str | None = None,
@@ -59,14 +74,14 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
         on_error: Literal["report", "raise"] = "report",
     ) -> None:
         super().__init__()
-        if every_n_epochs < 1:
-            raise ValueError(f"every_n_epochs={every_n_epochs}: give 1 or more, or epochs=[...] for chosen epochs")
-        if epochs is not None and epochs != "last" and (not epochs or min(epochs) < 1):
-            raise ValueError(f'epochs={epochs}: give epochs counted from 1, for example [1, 2, 5, 10], or "last"')
+        if name and not re.fullmatch(r"\w([\w .-]*\w)?", name):
+            raise ValueError(f"name={name!r}: give letters, digits and _, with spaces, dots and dashes between them")
         if on_error not in ("report", "raise"):
             raise ValueError(f'on_error={on_error!r}: give "report" or "raise"')
-        self.every_n_epochs, self.epochs, self.model = every_n_epochs, epochs, model
+        self.name, self.every_n_epochs, self.epochs, self.model = name, every_n_epochs, epochs, model
         self.sinks, self.on_error = sinks, on_error
+        self._schedule = Schedule(every_n_epochs=every_n_epochs, epochs=epochs)
+        self._feed = Feed(self)
         self._outlet = Outlet(self._who, sinks, raises=on_error == "raise")
         self._failure: str | None = None
         self._looks = 0
@@ -77,7 +92,7 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
 
     @abstractmethod
     def prepare(self, network: nn.Module) -> None:
-        """Resolve layers and check arguments, at set-up.
+        """Resolve layers and check arguments, at set-up; forget what belongs to an earlier run.
 
         Raises:
             ValueError: An argument is wrong; names what was asked, what there is and what would do.
@@ -90,14 +105,19 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
             ValueError: What is missing, and how to mend it.
         """
 
-    def stop_look(self) -> None:
-        """Remove every hook; called after each look and after every failure."""
+    def merge(self, parts: list[Any]) -> Any:
+        """Return the whole result, given the ranks' parts in order; called on rank zero alone."""
+        return parts[0]
+
+    @abstractmethod
+    def render(self, result: Any) -> Report:
+        """Turn a whole result into a report; called on rank zero alone."""
 
     def last_report(self) -> Report | None:
         """Return what is to be shown once at the end of the run, if anything."""
         return None
 
-    # When: Lightning's hooks.
+    # When: Lightning's hooks. The first monitor of a trainer passes its calls on to the feed, for all of them.
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Check everything that can be known before a batch is seen."""
@@ -105,18 +125,75 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
         if stage == "predict":
             return
         self._failure, self._looks = None, 0
-        self.prepare(find_network(self._who, pl_module, self.model))
+        lead = next(other for other in trainer.callbacks if isinstance(other, Monitor))
+        self._feed = Feed(self) if lead is self else lead._feed
+        self._refuse_twins(trainer)
+        self.prepare(self.network_of(pl_module))
         self.check_trainer(trainer, stage)
-        self._shows_progress = _progress_is_shown(trainer)
+        bar = trainer.progress_bar_callback
+        self._shows_progress = bool(trainer.is_global_zero and bar is not None and bar.is_enabled)
         self._outlet.open(trainer)
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Try the given loaders, before the first step."""
+        if self._leads:
+            self._feed.read(
+                trainer, pl_module, [each for each in self._feed.subscribers if each.data is not None], dry_run=True
+            )
+
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        """Begin the looks that are due."""
+        if self._leads:
+            self._feed.start(trainer, pl_module)
+
+    def on_validation_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Announce a batch."""
+        if self._leads:
+            self._feed.start_batch(trainer, batch, batch_idx, dataloader_idx)
+
+    def on_validation_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Take what the batch has shown."""
+        if self._leads:
+            self._feed.end_batch(trainer, batch_idx, dataloader_idx)
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        """Finish the looks at these passes; outside of fit, look at the given loaders."""
+        if self._leads:
+            self._feed.end(trainer)
+            if trainer.state.fn != "fit":
+                self._feed.read(trainer, pl_module, self._feed.with_data())
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Look at the given loaders, where a look is due."""
+        if self._leads:
+            self._feed.read(trainer, pl_module, [each for each in self._feed.with_data() if each.due(trainer)])
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Look once where only the end was asked for."""
+        if self._leads:
+            last = [each for each in self._feed.subscribers if each.at_end]
+            self._feed.read(trainer, pl_module, last, ended=True)
+
+    # In `trainer.test`, as in `trainer.validate`.
+    on_test_start = on_validation_start
+    on_test_batch_start = on_validation_batch_start
+    on_test_batch_end = on_validation_batch_end
+
+    def on_test_end(self, trainer: Any, pl_module: Any) -> None:
+        """As for validation."""
+        self.on_validation_end(trainer, pl_module)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Leave no hook behind."""
-        self._abandon()
+        self._feed.abandon()
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Show what belongs to the end, and name again what failed."""
-        self._abandon()
+        self._feed.abandon()
         stage = str(trainer.state.fn.value)
         if stage == "predict":
             return
@@ -126,60 +203,96 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
             log.warning("%s has shown nothing: no look was due, or there was no data", self._who)
         elif self._looks == 0:
             raise ValueError(f"{self._who} saw no batch: the loader of trainer.{stage}() is empty")
-        if self._outlet.is_open and self._looks:
-            with self._guard():
+        if self._looks and self._outlet.is_open:
+            with self.guard():
                 report = self.last_report()
                 if report is not None:
-                    self._outlet.show(report, self._step)
+                    self._show(report)
         self._outlet.close()
+        self._feed = Feed(self)  # what subscribed may hold on to the trainer
 
     # How: a look, its guard, its sinks.
 
     @property
-    def _who(self) -> str:
-        return type(self).__name__
+    def failed(self) -> bool:
+        """Whether it has failed, and looks no more."""
+        return self._failure is not None
+
+    def fail(self, reason: str) -> None:
+        """Look no more."""
+        self._failure = reason
+
+    def due(self, trainer: Any) -> bool:
+        """Whether a look is due in the epoch that the trainer is in."""
+        return self._schedule.due(trainer)
+
+    @property
+    def at_end(self) -> bool:
+        """Whether the only look is the one when training has ended."""
+        return self._schedule.at_end
+
+    def network_of(self, pl_module: Any) -> nn.Module:
+        """Return the network that is looked at."""
+        return find_network(self._who, pl_module, self.model)
 
     def progress(self, work: Iterable[Any]) -> Iterable[Any]:
         """Show progress while pieces of work are done, where the trainer shows its own."""
         bar: Iterable[Any] = tqdm(work, self._who, leave=False, disable=not self._shows_progress)
         return bar
 
-    def _due(self, trainer: Any) -> bool:
-        if trainer.state.fn != "fit" or trainer.sanity_checking:
-            return True  # before training everything is tried once, and shown nowhere
-        done = trainer.current_epoch + 1
-        if self.epochs is None:
-            # The trained network is what most want to see, whatever n is.
-            return bool(done % self.every_n_epochs == 0 or done == trainer.max_epochs)
-        return self.epochs != "last" and done in self.epochs
-
     @contextmanager
-    def _guard(self, *, raises: bool = False) -> Iterator[None]:
-        """Report a failure once and switch off, so that the run goes on; or, where nothing is lost yet, let it pass."""
+    def guard(self, *, raises: bool = False) -> Iterator[None]:
+        """Report a failure once and look no more, so that the run goes on; where nothing is lost yet, let it pass."""
         try:
             yield
-        except BaseException as error:
-            self._stop()
-            if raises or self.on_error == "raise" or not isinstance(error, Exception):
+        except Exception as error:
+            if raises or self.on_error == "raise":
                 raise
-            self._failure = f"{type(error).__name__}: {error}"
+            self.fail(f"{type(error).__name__}: {error}")
             log.error("%s has failed and is switched off; the run goes on", self._who, exc_info=True)
 
-    def _stop(self) -> None:
-        """Look no further; called after every failure."""
-        self.stop_look()
+    def look(
+        self, trainer: Any, make_part: Callable[[], Any], *, within_epoch: bool = True, raises: bool = False
+    ) -> None:
+        """Make this rank's part of a result, bring the parts together, and show the whole; every rank calls it."""
+        if not self.well_everywhere():
+            return
+        part = None
+        with self.guard(raises=raises), mixed_precision(trainer):
+            if self.every_rank or trainer.is_global_zero:
+                part = make_part()
+        # Ranks meet here: one that has failed must not leave the others waiting for it.
+        if not self.well_everywhere():
+            return
+        with self.guard(raises=raises):
+            parts = [each for each in gathered_objects(part) if each is not None] if self.every_rank else [part]
+            self._looks += 1
+            self._step = step_of(trainer, within_epoch=within_epoch)
+            if self._outlet.is_open:
+                self._show(self.render(self.merge(parts)))
 
-    def _abandon(self) -> None:
-        """Forget the look that is under way, if any."""
-        self._stop()
+    @property
+    def _who(self) -> str:
+        return type(self).__name__ + (f' "{self.name}"' if self.name else "")
 
+    @property
+    def _leads(self) -> bool:
+        return self._feed.lead is self
 
-def nothing_to_lose(trainer: Any) -> bool:
-    """Whether a failure may stop the run: training has not begun, or there is none."""
-    return bool(trainer.sanity_checking or trainer.state.fn != "fit")
+    def well_everywhere(self) -> bool:
+        """Say whether it looks on every rank; where it has failed on one, it looks on none. Every rank asks."""
+        if not agreed([not self.failed])[0]:
+            self._failure = self._failure or "it failed on another rank"
+        return not self.failed
 
+    def _refuse_twins(self, trainer: Any) -> None:
+        twins = [each for each in trainer.callbacks if type(each) is type(self) and each.name == self.name]
+        if len(twins) > 1:
+            kind = type(self).__name__
+            raise ValueError(
+                f"{len(twins)} {self._who} on one trainer would overwrite each other: give each a name of its own, as "
+                f'in {kind}(name="first")'
+            )
 
-def _progress_is_shown(trainer: Any) -> bool:
-    """Whether this rank has a progress bar to show."""
-    bar = trainer.progress_bar_callback
-    return bool(trainer.is_global_zero and bar is not None and bar.is_enabled)
+    def _show(self, report: Report) -> None:
+        self._outlet.show(replace(report, name=self.name), self._step)

@@ -9,7 +9,15 @@ from torch import nn
 
 from lightning_cnnviz.report import Step
 
-__all__ = ["chosen_loader", "find_network", "mixed_precision", "step_of"]
+__all__ = [
+    "chosen_loader",
+    "data_loaders",
+    "find_network",
+    "learning_loaders",
+    "mixed_precision",
+    "refuse_compiled",
+    "step_of",
+]
 
 _PACKAGES = ("lightning.", "pytorch_lightning.")
 
@@ -60,6 +68,48 @@ def chosen_loader(loaders: Any, dataloader_idx: int) -> Any:
     if dataloader_idx >= len(loaders):
         raise ValueError(f"dataloader_idx={dataloader_idx}: there are {len(loaders)} loaders")
     return loaders[dataloader_idx]
+
+
+def data_loaders(trainer: Any) -> Any:
+    """Return the loaders of the stage's own images: test's in `trainer.test`, else validation's; None without any."""
+    return trainer.test_dataloaders if trainer.state.fn == "test" else trainer.val_dataloaders
+
+
+def learning_loaders(trainer: Any, data: Any, dataloader_idx: int) -> tuple[Any, Any]:
+    """Return the loader to learn from, and that of a test set of its own or None.
+
+    Given data is a loader or a pair of them. Else it is the trainer's: in fit the training and the validation set,
+    elsewhere the stage's own set alone.
+
+    Raises:
+        ValueError: There are not so many loaders.
+    """
+    if isinstance(data, (tuple, list)) and len(data) == 2:
+        return data[0], data[1]
+    if data is not None:
+        return data, None
+    loaders = data_loaders(trainer)
+    if trainer.state.fn != "fit":
+        return chosen_loader(loaders, dataloader_idx), None
+    without_test = loaders is None or trainer.limit_val_batches == 0
+    return chosen_loader(trainer.train_dataloader, 0), None if without_test else chosen_loader(loaders, dataloader_idx)
+
+
+def refuse_compiled(who: str, network: nn.Module, *, compiled: bool = False) -> None:
+    """Refuse a network whose training steps cannot be read: compiled code does not see hooks, or is compiled with them.
+
+    Raises:
+        ValueError: It is compiled, or some module of it is.
+    """
+    compiled = compiled or any(
+        type(module).__name__ == "OptimizedModule" or getattr(module, "_compiled_call_impl", None) is not None
+        for module in network.modules()
+    )
+    if compiled:
+        raise ValueError(
+            f"{who} reads features in the training step, which compiled networks (torch.compile) do not show: use "
+            "LayerProbeMonitor, which makes passes of its own, or train uncompiled"
+        )
 
 
 def step_of(trainer: Any, *, within_epoch: bool) -> Step:

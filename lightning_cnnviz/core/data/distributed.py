@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torchmetrics.utilities.distributed import gather_all_tensors
 
-__all__ = ["collective_device", "exchanged", "gathered", "rank", "ranks", "summed"]
+__all__ = ["agreed", "collective_device", "exchanged", "gathered", "gathered_objects", "rank", "ranks", "summed"]
 
 
 def exchanged(
@@ -72,3 +73,19 @@ def ranks() -> int:
 def rank() -> int:
     """Return which of the processes this is, from 0; 0 where there is no process group."""
     return torch.distributed.get_rank() if ranks() > 1 else 0
+
+
+def agreed(flags: Sequence[bool]) -> list[bool]:
+    """Return which of some flags are true on every rank; every rank gives as many, in the same order."""
+    if ranks() == 1 or not flags:
+        return list(flags)
+    return torch.stack(gathered(torch.tensor(flags, dtype=torch.uint8))).bool().all(0).tolist()
+
+
+def gathered_objects(own: Any) -> list[Any]:
+    """Return what every rank has, in the order of ranks; tensors in it are on the CPU."""
+    if ranks() == 1:
+        return [own]
+    whole: list[Any] = [None] * ranks()
+    torch.distributed.all_gather_object(whole, own)
+    return whole

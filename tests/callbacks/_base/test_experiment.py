@@ -12,7 +12,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from lightning_cnnviz import MemorySink
-from lightning_cnnviz.callbacks._base.experiment import ExperimentMonitor, Progress, SampleMonitor
+from lightning_cnnviz.callbacks._base.experiment import ExperimentMonitor, Progress
+from lightning_cnnviz.callbacks._base.sample import DisplayedSample
 from lightning_cnnviz.core.data.sample import Sample
 from lightning_cnnviz.report import Report, Scalar
 
@@ -35,22 +36,30 @@ class WeightNorm(ExperimentMonitor):
         return Report("weight_norm", title="Norm", items=(Scalar("norm", result),))
 
 
-class Brightness(SampleMonitor):
+class Brightness(ExperimentMonitor):
     """Of each image."""
+
+    every_rank = True
+
+    def __init__(self, images: Any = 5, *, data: Any = None, **options: Any) -> None:
+        super().__init__(DisplayedSample(images, data=data), **options)
 
     def prepare(self, network: nn.Module) -> None:
         self.seen: list[Sample] = []
 
-    def check_sample(self, network: nn.Module, sample: Sample) -> None:
-        if sample.labels is None:
+    def check(self, network: nn.Module) -> None:
+        if self.sample.labels is None:
             raise ValueError("labels are missing")
 
-    def experiment_on(self, network: nn.Module, sample: Sample, progress: Progress) -> torch.Tensor:
+    def experiment(self, network: nn.Module, progress: Progress) -> torch.Tensor | None:
+        sample = self.drawn.part(network)
+        if sample is None:
+            return None
         self.seen.append(sample)
         return sample.images.mean((1, 2, 3))
 
-    def merge(self, results: list[torch.Tensor]) -> torch.Tensor:
-        return torch.cat(results)
+    def merge(self, parts: list[torch.Tensor]) -> torch.Tensor:
+        return torch.cat(parts)
 
     def render(self, result: torch.Tensor) -> Report:
         return Report("brightness", title="Brightness", items=(Scalar("first", float(result[0])),))

@@ -1,0 +1,147 @@
+"""One feed a trainer: it reads the passes over validation's, test's or a given loader's images for all subscribers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import closing
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from lightning_cnnviz.callbacks._base.look import Look
+from lightning_cnnviz.callbacks._base.subscriber import Subscriber, for_all
+from lightning_cnnviz.callbacks._base.trainer import chosen_loader, data_loaders
+from lightning_cnnviz.core.data.batches import BatchFn, indexed_batches, read_batch
+from lightning_cnnviz.core.network.hooks import analysis_mode
+
+__all__ = ["Feed"]
+
+
+class Feed:
+    """Reads for all subscribers of one trainer.
+
+    Args:
+        lead: The monitor that passes the trainer's calls on, for all of them.
+    """
+
+    def __init__(self, lead: Any) -> None:
+        self.lead = lead
+        self.subscribers: list[Subscriber] = []
+        self._tried: set[Subscriber] = set()
+        self._looks: list[tuple[int, BatchFn | None, Look]] = []
+
+    def with_data(self) -> list[Subscriber]:
+        """Return the subscribers that look at loaders of their own."""
+        return [each for each in self.subscribers if each.data is not None]
+
+    def start(self, trainer: Any, pl_module: Any) -> None:
+        """Begin a look, where one is due, at the passes that validation (or test) is about to make."""
+        self.abandon()
+        wanted = [member for member in self.subscribers if member.data is None and member.due(trainer)]
+        raises = _may_raise(trainer)
+        for key in dict.fromkeys((member.dataloader_idx, member.batch_fn) for member in wanted):
+            members = [member for member in wanted if (member.dataloader_idx, member.batch_fn) == key]
+            loader = for_all(members, partial(chosen_loader, data_loaders(trainer), key[0]), raises=raises)
+            if loader is not None:
+                networks = {member: member.network_of(pl_module) for member in members}
+                look = Look(trainer, networks, loader, (trainer.global_rank, trainer.world_size), self._tried)
+                self._looks.append((*key, look))
+                look.start(raises=raises)
+
+    def start_batch(self, trainer: Any, batch: Any, batch_idx: int, dataloader_idx: int) -> None:
+        """Announce a batch."""
+        for index, batch_fn, look in self._looks:
+            if index == dataloader_idx and look.goes_on:
+                look.start_batch(batch, batch_fn, raises=batch_idx == 0 and _may_raise(trainer))
+
+    def end_batch(self, trainer: Any, batch_idx: int, dataloader_idx: int) -> None:
+        """Take what the batch's pass has shown."""
+        for index, _, look in self._looks:
+            if index == dataloader_idx:
+                look.end_pass(raises=batch_idx == 0 and _may_raise(trainer))
+
+    def end(self, trainer: Any) -> None:
+        """Finish the looks that are open; what was seen in a sanity check is forgotten."""
+        looks, self._looks = self._looks, []
+        for _, _, look in looks:
+            if trainer.sanity_checking:
+                look.abandon()
+            else:
+                look.finish()
+
+    def abandon(self) -> None:
+        """Forget the looks that are open, and leave no hook behind."""
+        looks, self._looks = self._looks, []
+        for _, _, look in looks:
+            look.abandon()
+
+    def read(
+        self, trainer: Any, pl_module: Any, members: Sequence[Subscriber], *, dry_run: bool = False, ended: bool = False
+    ) -> None:
+        """Make passes of our own: over the subscribers' own loaders, or those of validation; equal ones once.
+
+        Args:
+            trainer: The trainer.
+            pl_module: Its LightningModule.
+            members: Who looks.
+            dry_run: Only over the first batch, to see whether it could be done.
+            ended: Whether training has ended.
+        """
+        looks: dict[tuple[int, int, BatchFn | None], tuple[Any, dict[Subscriber, nn.Module]]] = {}
+        raises = dry_run or trainer.state.fn != "fit"
+        for member in members:
+            if member.failed:
+                continue
+            with member.guard(raises=raises):
+                own = member.data is not None
+                loader = member.data if own else chosen_loader(data_loaders(trainer), member.dataloader_idx)
+                network = member.network_of(pl_module)
+                looks.setdefault((id(loader), id(network), member.batch_fn), (loader, {}))[1][member] = network
+        for (_, _, batch_fn), (loader, networks) in looks.items():
+            # Ranks share each batch, unless the loader gives each of them images of its own.
+            distributed = isinstance(getattr(loader, "sampler", None), torch.utils.data.DistributedSampler)
+            ranks = (0, 1) if distributed else (trainer.global_rank, trainer.world_size)
+            look = Look(trainer, networks, loader, ranks, self._tried, within_epoch=not ended)
+            try:
+                look.start(raises=raises)
+                for_all(look.subscribers, partial(_read, look, batch_fn, ranks, raises, dry_run), raises=raises)
+            finally:
+                look.abandon()
+            if not dry_run:
+                look.finish()
+
+
+def _may_raise(trainer: Any) -> bool:
+    """Whether a failure may stop the run: training has not begun, or there is none."""
+    return bool(trainer.sanity_checking or trainer.state.fn != "fit")
+
+
+def _read(look: Look, batch_fn: BatchFn | None, ranks: tuple[int, int], raises: bool, dry_run: bool) -> None:
+    """Run the network over a loader's images, on each rank over a part of every batch."""
+    trainer, network, (rank, world_size) = look.trainer, look.network, ranks
+    progress = look.subscribers[0].progress
+    arrived = 0
+    with analysis_mode(network), closing(indexed_batches(look.loader)) as batches:
+        for batch, indices in progress(batches) if look.goes_on else ():
+            batch = trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch))
+            images, labels = read_batch(batch, batch_fn)
+            look.note_order(known=indices is not None or isinstance(look.loader, (list, tuple)))
+            if indices is None:
+                indices = torch.arange(arrived, arrived + len(images))
+            arrived += len(images)
+            if len(images) == 0:
+                continue
+            # By index, since ranks may shuffle differently. A rank without images repeats one, which then counts once.
+            own = (indices % world_size == rank).nonzero().flatten()
+            own = own if len(own) else torch.zeros(1, dtype=torch.int64)
+            images, labels = images[own], None if labels is None else labels[own]
+            look.start_pass(images, indices[own], labels, raises=raises)
+            with trainer.precision_plugin.forward_context():
+                network(images)
+            look.end_pass(raises=raises)
+            if dry_run or not look.goes_on:
+                break
+    if arrived == 0 and look.goes_on:
+        raise ValueError(f"data={type(look.loader).__name__} is empty: it gave no image")

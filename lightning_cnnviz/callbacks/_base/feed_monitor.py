@@ -1,0 +1,92 @@
+"""Monitors that look at forward passes: those that validation makes anyway, or over a loader of the user's."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any
+
+from typing_extensions import Unpack
+
+from lightning_cnnviz.callbacks._base.look import Look
+from lightning_cnnviz.callbacks._base.monitor import Monitor, MonitorOptions
+from lightning_cnnviz.callbacks._base.subscriber import RunningComputation, Subscriber
+from lightning_cnnviz.core.data.batches import BatchFn
+
+__all__ = ["FeedMonitor", "FeedOptions"]
+
+
+class FeedOptions(MonitorOptions, total=False):
+    """The options that every monitor of forward passes takes."""
+
+    data: Any
+    dataloader_idx: int
+    batch_fn: BatchFn | None
+
+
+class FeedMonitor(Monitor, Subscriber):  # type: ignore[misc]
+    """Looks at every validation, by default at the forward passes that validation makes anyway.
+
+    A concrete monitor returns a new running computation for each look (`running`), and what its result is shown as.
+
+    Args:
+        data: A loader to look at, in passes of our own, instead of the validation's.
+        dataloader_idx: Which of several validation (or test) loaders to look at.
+        batch_fn: Takes a batch and returns `(images, labels)` or images, for batches of unusual form.
+        options: See `Monitor`; `every_n_epochs` is at each validation that falls into such an epoch.
+    """
+
+    def __init__(
+        self,
+        *,
+        data: Any = None,
+        dataloader_idx: int = 0,
+        batch_fn: BatchFn | None = None,
+        **options: Unpack[MonitorOptions],
+    ) -> None:
+        super().__init__(**options)
+        self.data, self.dataloader_idx, self.batch_fn = data, dataloader_idx, batch_fn
+        self.dataset: Any = None
+
+    @abstractmethod
+    def part(self, look: Look, running: RunningComputation) -> Any:
+        """Return this rank's part of the result, of what has been merged."""
+
+    def finish(self, look: Look, running: RunningComputation) -> None:
+        """Show what a whole look has found."""
+        self.dataset = look.dataset
+        self.look(look.trainer, lambda: self.part(look, running), within_epoch=look.within_epoch)
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Subscribe to the trainer's feed."""
+        super().setup(trainer, pl_module, stage)
+        if trainer.state.fn != "predict":
+            self._feed.subscribers.append(self)
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Refuse data that would give nothing, before the first step."""
+        super().on_train_start(trainer, pl_module)
+        if self.data is None and trainer.val_dataloaders is not None and not any(trainer.num_val_batches):
+            raise ValueError(
+                f"{self._who} looks at validation batches, but the validation loader is empty; give it data, or "
+                "data=<a loader>"
+            )
+
+    def check_trainer(self, trainer: Any, stage: str) -> None:
+        """Refuse a trainer without validation batches."""
+        if self.data is not None:
+            return
+        name = "limit_test_batches" if stage == "test" else "limit_val_batches"
+        if getattr(trainer, name) == 0:
+            raise ValueError(
+                f"{self._who} looks at the {stage} batches, but {name}=0; raise it, or give data=<a loader>"
+            )
+        if stage != "fit":
+            return
+        if not trainer.enable_validation:
+            raise ValueError(
+                f"{self._who} looks at validation batches, but there is no validation: give the trainer a validation "
+                "loader and the LightningModule a validation_step, or give data=<a loader>"
+            )
+        never = self._schedule.never_validated(trainer)
+        if never is not None:
+            raise ValueError(f"{self._who}: {never}, after none of these; change either, or give data=<a loader>")

@@ -1,0 +1,177 @@
+"""One pass over a set of images, for all who look at it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from lightning_cnnviz.callbacks._base.subscriber import RunningComputation, Subscriber, agree, for_all
+from lightning_cnnviz.callbacks._base.trainer import mixed_precision
+from lightning_cnnviz.core.data.batches import BatchFn, IndexReader, read_batch
+
+__all__ = ["Look"]
+
+
+class _Run:
+    """One running computation, and the subscribers that it computes for."""
+
+    def __init__(self, computation: RunningComputation, owner: Subscriber) -> None:
+        self.computation, self.owners = computation, [owner]
+        self._batch: ExitStack | None = None
+
+    def absorbs(self, other: RunningComputation) -> bool:
+        absorb = getattr(self.computation, "absorb", None)
+        return absorb is not None and absorb(other)
+
+    def start_batch(self, images: Tensor, indices: Tensor, labels: Tensor | None) -> None:
+        with ExitStack() as stack:
+            stack.enter_context(self.computation.batch(images, indices, labels))
+            self._batch = stack.pop_all()
+
+    def end_batch(self) -> None:
+        batch, self._batch = self._batch, None
+        if batch is not None:
+            batch.close()
+
+    def drop_batch(self) -> None:
+        """Take the hooks away from a pass that did not come to its end."""
+        batch, self._batch = self._batch, None
+        if batch is not None:
+            stop = GeneratorExit("the pass did not end")
+            with suppress(GeneratorExit, Exception):
+                batch.__exit__(type(stop), stop, None)
+
+
+class Look:
+    """One pass over a set of images, from its start to its end.
+
+    Args:
+        trainer: The trainer.
+        network: The network, by subscriber.
+        loader: What gives the images.
+        ranks: This rank and the number of ranks among which the loader's images are distributed.
+        tried: The subscribers that have tried an image in this run.
+
+    Attributes:
+        loader: As given.
+        within_epoch: Whether the epoch that is looked at still counts as under way.
+    """
+
+    def __init__(
+        self,
+        trainer: Any,
+        networks: dict[Subscriber, nn.Module],
+        loader: Any,
+        ranks: tuple[int, int],
+        tried: set[Subscriber],
+        *,
+        within_epoch: bool = True,
+    ) -> None:
+        self.trainer, self.loader, self.within_epoch = trainer, loader, within_epoch
+        self._networks, self._tried = networks, tried
+        self._reader = IndexReader(loader, *ranks)
+        self._runs: list[_Run] = []
+
+    @property
+    def subscribers(self) -> list[Subscriber]:
+        """Those for whom it is taken, also where they have failed since."""
+        return list(self._networks)
+
+    @property
+    def network(self) -> nn.Module:
+        """The network; of the first subscriber, where they look at several."""
+        return next(iter(self._networks.values()))
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether anyone still looks."""
+        return any(not subscriber.failed for subscriber in self.subscribers)
+
+    @property
+    def dataset(self) -> Any:
+        """The data set that the images are from, where there is one."""
+        return getattr(self.loader, "dataset", None)
+
+    @property
+    def indices_known(self) -> bool:
+        """Whether images are numbered as in the data set; else as they arrived."""
+        return self._reader.known
+
+    def start(self, *, raises: bool) -> None:
+        """Make the running computations. Ranks agree who looks, also before computations are put together."""
+        agree(self.subscribers)
+        made: dict[Subscriber, RunningComputation] = {}
+        for subscriber, network in self._networks.items():
+            if not subscriber.failed:
+                with subscriber.guard(raises=raises):
+                    made[subscriber] = subscriber.running(network, self)
+        agree(self.subscribers)
+        for subscriber, computation in made.items():
+            if subscriber.failed:
+                continue
+            run = next((run for run in self._runs if run.absorbs(computation)), None)
+            if run is None:
+                self._runs.append(_Run(computation, subscriber))
+            else:
+                run.owners.append(subscriber)
+
+    def start_batch(self, batch: Any, batch_fn: BatchFn | None, *, raises: bool) -> None:
+        """Get ready for the network's pass over a batch of the loader."""
+
+        def read() -> tuple[Tensor, Tensor | None]:
+            return read_batch(batch, batch_fn)
+
+        done = for_all(self.subscribers, read, raises=raises)
+        if done is not None and len(done[0]):
+            images, labels = done
+            self.start_pass(images, self._reader.take(len(images)), labels, raises=raises)
+
+    def start_pass(self, images: Tensor, indices: Tensor, labels: Tensor | None, *, raises: bool) -> None:
+        """Get ready for the network's pass over images."""
+        for subscriber, network in self._networks.items():
+            if not subscriber.failed and subscriber not in self._tried:
+                with subscriber.guard(raises=raises):
+                    subscriber.try_image(network, images[:1])
+                self._tried.add(subscriber)
+        for run in self._still_running():
+            for_all(run.owners, partial(run.start_batch, images, indices, labels), raises=raises)
+
+    def end_pass(self, *, raises: bool) -> None:
+        """Take what the pass has shown."""
+        for run in self._still_running():
+            for_all(run.owners, run.end_batch, raises=raises)
+
+    def note_order(self, *, known: bool) -> None:
+        """Note whether indices that did not come from the reader are those of the data set."""
+        self._reader.known = known
+
+    def abandon(self) -> None:
+        """Leave no hook behind."""
+        for run in self._runs:
+            run.drop_batch()
+
+    def finish(self) -> None:
+        """Merge the ranks, and let each subscriber show its result; every rank must come here."""
+        self.abandon()
+        agree(self.subscribers)
+        for run in self._runs:
+            owners = [owner for owner in run.owners if not owner.failed]
+            if owners:
+                with mixed_precision(self.trainer):
+                    for_all(owners, run.computation.merge, raises=False)
+        agree(self.subscribers)
+        for run in self._runs:
+            for owner in run.owners:
+                if not owner.failed:
+                    owner.finish(self, run.computation)
+
+    def _still_running(self) -> Iterator[_Run]:
+        for run in self._runs:
+            if all(owner.failed for owner in run.owners):
+                run.drop_batch()
+            else:
+                yield run

@@ -1,0 +1,220 @@
+"""A few images, the same ones at every look, and how people see them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypedDict, cast
+
+import torch
+from torch import Tensor, nn
+
+from lightning_cnnviz.callbacks._base.monitor import MonitorOptions
+from lightning_cnnviz.callbacks._base.trainer import chosen_loader, data_loaders
+from lightning_cnnviz.core.data.batches import BatchFn
+from lightning_cnnviz.core.data.sample import Sample, draw_sample
+from lightning_cnnviz.core.network.classification import fill_values
+from lightning_cnnviz.render.normalization import Normalization, find_normalization, normalization_from_range
+
+__all__ = ["Display", "DisplayedSample", "SampleOptions", "chosen_normalization", "class_names"]
+
+
+class _DrawOptions(TypedDict, total=False):
+    data: Any
+    dataloader_idx: int
+    batch_fn: BatchFn | None
+    seed: int
+    normalization: tuple[list[float], list[float]] | None
+    class_names: list[str] | None
+
+
+class SampleOptions(MonitorOptions, _DrawOptions, total=False):
+    """The options that every monitor of a few images takes: see `DisplayedSample` and `Monitor`."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Display:
+    """How people see the images of a sample.
+
+    Attributes:
+        normalization: Undone for display.
+        fill: `(C,)`, gray in the network's values: the mean that was subtracted where a normalization is known, else
+            the sample's own mean.
+        pixels: Of each image, `(3, H, W)` uint8.
+        indices: Of each image.
+        class_names: Names of the classes, where they are known.
+    """
+
+    normalization: Normalization
+    fill: Tensor
+    pixels: tuple[Tensor, ...]
+    indices: tuple[int, ...]
+    class_names: Sequence[str] | None
+
+    @property
+    def mean_and_std(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """The normalization as core takes it."""
+        return self.normalization.mean, self.normalization.std
+
+    @property
+    def fill_pixel(self) -> Tensor:
+        """The fill as a color `(3,)` uint8."""
+        return self.normalization.to_pixels(self.fill.view(-1, 1, 1).float())[:, 0, 0]
+
+
+class DisplayedSample:
+    """A few images, drawn once and the same ones at every look, with how they are shown; ranks share the images.
+
+    Args:
+        images: How many images are drawn; or the images themselves `(N, C, H, W)`, in the values that the network is
+            given, or `(images, labels)`.
+        data: A loader to draw them from, instead of the validation's (or test's).
+        dataloader_idx: Which of several validation (or test) loaders to draw from.
+        batch_fn: Takes a batch and returns `(images, labels)` or images, for batches of unusual form.
+        seed: Which images are drawn.
+        normalization: Mean and std of the network's input; by default found in the data set's transforms.
+        class_names: Names of the classes; by default the data set's `classes`.
+
+    Raises:
+        ValueError: No image is asked for.
+    """
+
+    def __init__(
+        self,
+        images: int | Tensor | tuple[Tensor, Tensor],
+        *,
+        data: Any = None,
+        dataloader_idx: int = 0,
+        batch_fn: BatchFn | None = None,
+        seed: int = 0,
+        normalization: tuple[list[float], list[float]] | None = None,
+        class_names: list[str] | None = None,
+    ) -> None:
+        if isinstance(images, int) and images < 1:
+            raise ValueError(f"images={images}: give 1 or more, or the images themselves")
+        self.images, self.data, self.dataloader_idx, self.batch_fn = images, data, dataloader_idx, batch_fn
+        self.seed, self.normalization, self.class_names = seed, normalization, class_names
+        self._drawn: tuple[Sample, Display] | None = None
+        self._rank, self._ranks = 0, 1
+
+    @classmethod
+    def with_options(
+        cls, images: int | Tensor | tuple[Tensor, Tensor], options: SampleOptions
+    ) -> tuple[DisplayedSample, MonitorOptions]:
+        """Return the sample that some options mean, and the options that are left for the monitor."""
+        own = {name: value for name, value in options.items() if name in _DrawOptions.__annotations__}
+        rest = {name: value for name, value in options.items() if name not in own}
+        return cls(images, **cast(_DrawOptions, own)), cast(MonitorOptions, rest)
+
+    def forget(self) -> None:
+        """Let the next run draw images of its own."""
+        self._drawn = None
+
+    def draw(self, who: str, trainer: Any) -> None:
+        """Draw the images, on every rank the same, and settle how they are shown.
+
+        Raises:
+            ValueError: There is no data to draw from, or the given images have another shape.
+        """
+        self._rank, self._ranks = trainer.global_rank, trainer.world_size
+        loader = None
+        if isinstance(self.images, int):
+            loader = self._trainers_loader(who, trainer) if self.data is None else self.data
+        # The first rank's: where a loader has no indices, each rank would have images of its own.
+        sample: Sample = trainer.strategy.broadcast(self._images_from(who, loader))
+        self._drawn = sample, self._displayed(sample, getattr(loader, "dataset", None))
+
+    @property
+    def is_drawn(self) -> bool:
+        """Whether there are images."""
+        return self._drawn is not None
+
+    @property
+    def sample(self) -> Sample:
+        """All the images, on the CPU."""
+        return self._both[0]
+
+    @property
+    def display(self) -> Display:
+        """How they are shown, the same way at every look."""
+        return self._both[1]
+
+    def on_device_of(self, network: nn.Module) -> Sample:
+        """Return all the images as the network takes them."""
+        return _moved(self.sample, network)
+
+    def part(self, network: nn.Module) -> Sample | None:
+        """Return this rank's images as the network takes them: rank r has r, r + ranks, ...; None where it has none."""
+        own = self.sample.part(slice(self._rank, None, self._ranks))
+        return _moved(own, network) if len(own) else None
+
+    @property
+    def _both(self) -> tuple[Sample, Display]:
+        assert self._drawn is not None, "no images have been drawn"
+        return self._drawn
+
+    def _images_from(self, who: str, loader: Any) -> Sample:
+        if isinstance(self.images, int):
+            return draw_sample(loader, self.images, self.batch_fn, seed=self.seed)
+        images, labels = (self.images, None) if isinstance(self.images, Tensor) else self.images
+        if images.ndim != 4 or not len(images):
+            raise ValueError(f"{who}(images=...): they are {tuple(images.shape)}; give (N, C, H, W)")
+        return Sample(images=images, labels=labels, indices=torch.arange(len(images)))
+
+    def _trainers_loader(self, who: str, trainer: Any) -> Any:
+        if trainer.val_dataloaders is None and trainer.state.fn == "fit":
+            # Without a sanity check, Lightning makes them only when the first validation is due.
+            trainer.fit_loop.epoch_loop.val_loop.setup_data()
+        loaders = data_loaders(trainer)
+        if loaders is None:
+            raise ValueError(
+                f"{who} draws its images from the validation data, and there is none: give data=<a loader>, or "
+                "images=<a tensor>"
+            )
+        return chosen_loader(loaders, self.dataloader_idx)
+
+    def _displayed(self, sample: Sample, dataset: Any) -> Display:
+        normalization = chosen_normalization(self.normalization, dataset, sample.images)
+        told = self.normalization is not None or find_normalization(dataset) is not None
+        # Zero is the mean that was subtracted; of a normalization that subtracts none, it would be black.
+        subtracts = told and any(value != 0 for value in normalization.mean)
+        return Display(
+            normalization=normalization,
+            fill=torch.zeros(sample.images.shape[1]) if subtracts else fill_values(sample.images.float(), None),
+            pixels=tuple(normalization.to_pixels(image) for image in sample.images),
+            indices=tuple(sample.indices.tolist()),
+            class_names=self.class_names or class_names(dataset),
+        )
+
+
+def chosen_normalization(
+    given: tuple[list[float], list[float]] | None, dataset: Any, patches: Iterable[Tensor]
+) -> Normalization:
+    """Return the normalization that was given, else that of the data set's transforms, else one made for `patches`."""
+    if given is not None:
+        mean, std = given
+        return Normalization(tuple(mean), tuple(std))
+    return find_normalization(dataset) or normalization_from_range(list(patches))
+
+
+def class_names(dataset: Any) -> Sequence[str] | None:
+    """Return the names of a data set's labels, where it tells."""
+    while dataset is not None:
+        names = getattr(dataset, "classes", None)
+        if isinstance(names, Mapping):
+            names = list(names)
+        if isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names):
+            return names
+        dataset = getattr(dataset, "dataset", None)  # inside Subset
+    return None
+
+
+def _moved(sample: Sample, network: nn.Module) -> Sample:
+    parameter = next(network.parameters(), None)
+    if parameter is None:
+        return sample
+    images = sample.images.to(parameter.device)
+    if images.is_floating_point():
+        images = images.to(parameter.dtype)  # as the trainer does with half and double precision
+    labels = None if sample.labels is None else sample.labels.to(parameter.device)
+    return Sample(images=images, labels=labels, indices=sample.indices)

@@ -1,0 +1,108 @@
+"""What a monitor that looks at forward passes says to the feed."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, Protocol
+
+from torch import Tensor, nn
+
+from lightning_cnnviz.core.data.batches import BatchFn
+from lightning_cnnviz.core.data.distributed import agreed
+
+if TYPE_CHECKING:
+    from lightning_cnnviz.callbacks._base.look import Look
+
+__all__ = ["RunningComputation", "Subscriber", "agree", "for_all"]
+
+
+class RunningComputation(Protocol):
+    """What is computed from the forward passes of one look; made anew for each, so that nothing of the last is left.
+
+    One that has a method `absorb(other) -> bool` may take over what another would compute: True where it has.
+    """
+
+    def batch(self, images: Tensor, indices: Tensor, labels: Tensor | None) -> AbstractContextManager[None]:
+        """Watch one forward pass over `images (N, C, H, W)`; `indices (N,)` are those of the data set, on the CPU."""
+
+    def merge(self) -> None:
+        """Bring the ranks together; every rank calls it."""
+
+    def compute(self) -> Any:
+        """Return the result."""
+
+
+class Subscriber(ABC):
+    """What the feed needs to know of a monitor that looks at forward passes.
+
+    Attributes:
+        data: A loader to look at in passes of our own; None for the passes that validation and test make.
+        dataloader_idx: Which of several validation (or test) loaders is looked at.
+        batch_fn: See `read_batch`.
+    """
+
+    data: Any = None
+    dataloader_idx: int = 0
+    batch_fn: BatchFn | None = None
+
+    @property
+    @abstractmethod
+    def failed(self) -> bool:
+        """Whether it looks no more."""
+
+    @abstractmethod
+    def fail(self, reason: str) -> None:
+        """Make it look no more."""
+
+    @abstractmethod
+    def due(self, trainer: Any) -> bool:
+        """Whether a look is due in the epoch that the trainer is in."""
+
+    @property
+    def at_end(self) -> bool:
+        """Whether the only look is the one when training has ended."""
+        return False
+
+    @abstractmethod
+    def guard(self, *, raises: bool = False) -> AbstractContextManager[None]:
+        """Turn an exception into a report that it has failed; with `raises`, let it pass as well."""
+
+    @abstractmethod
+    def network_of(self, pl_module: Any) -> nn.Module:
+        """Return the network that is looked at."""
+
+    @abstractmethod
+    def running(self, network: nn.Module, look: Look) -> RunningComputation:
+        """Return a new running computation, for one look."""
+
+    @abstractmethod
+    def finish(self, look: Look, running: RunningComputation) -> None:
+        """Show what a whole look has found; called on every rank, with what has been merged."""
+
+    def try_image(self, network: nn.Module, image: Tensor) -> None:  # noqa: B027 - most have nothing to try
+        """Refuse a network that could not be looked at; called once a run, with its first image `(1, C, H, W)`."""
+
+    def progress(self, work: Iterable[Any]) -> Iterable[Any]:
+        """Show progress while pieces of work are done."""
+        return work
+
+
+def agree(subscribers: Sequence[Subscriber]) -> None:
+    """Let those fail that have failed on another rank, so that no rank waits for one that does not come."""
+    for subscriber, well in zip(subscribers, agreed([not each.failed for each in subscribers]), strict=True):
+        if not well and not subscriber.failed:
+            subscriber.fail("it failed on another rank")
+
+
+def for_all(owners: Sequence[Subscriber], work: Callable[[], Any], *, raises: bool) -> Any:
+    """Do what several need, and return what it gives; its failure is the failure of each, and gives None."""
+    try:
+        return work()
+    except Exception as error:
+        for owner in owners:
+            if not owner.failed:
+                with owner.guard(raises=raises):
+                    raise error
+    return None

@@ -1,0 +1,213 @@
+"""What is maximized of a network, layer by layer and for its classes, and what comes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from lightning_cnnviz.core.maximization.maximize import (
+    Maximization,
+    Strongest,
+    maximize,
+    strongest_images,
+    unit_input_size,
+)
+from lightning_cnnviz.core.maximization.objectives import ChannelActivation, ClassScore, Objective, UnitActivation
+from lightning_cnnviz.core.maximization.optimum import OptimumInvariance, optimum_invariance
+from lightning_cnnviz.core.maximization.parametrization import Box, Parametrization, color_correlation
+from lightning_cnnviz.core.maximization.regularization import RandomTransform, TotalVariation
+from lightning_cnnviz.core.network.hooks import analysis_mode
+from lightning_cnnviz.core.network.layers import FeatureSpec, LayerSpec, evenly, resolve_features, select_layers
+from lightning_cnnviz.core.tracing.feature_maps import trace_feature_maps
+
+__all__ = ["MaximizationPlan", "MaximizedLayer", "maximize_plan", "plan_classes", "plan_layers"]
+
+# Without an argument, so many convolutions are shown, from the first to the last, and so many classes.
+_LAYERS, _CLASSES = 4, 4
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class MaximizationPlan:
+    """What is maximized together: objectives of one layer, or classes.
+
+    Attributes:
+        name: The layer's name, or `"classes"`.
+        captions: What each objective is called beside its images, for example `"channel 3"`.
+        objectives: The objectives.
+        size: Channels, height and width of the images that are made.
+    """
+
+    name: str
+    captions: tuple[str, ...]
+    objectives: tuple[Objective, ...]
+    size: tuple[int, int, int]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class MaximizedLayer:
+    """What maximizes one layer's feature maps, or the classes.
+
+    Attributes:
+        name: The layer's name, or `"classes"`.
+        captions: What each objective is called beside its images, for example `"channel 3"`.
+        optima: The maximizing inputs.
+        strongest: The real images to compare with, where there are any.
+        invariances: Of some objectives, by their number.
+    """
+
+    name: str
+    captions: tuple[str, ...]
+    optima: Maximization
+    strongest: Strongest | None = None
+    invariances: tuple[tuple[int, OptimumInvariance], ...] = ()
+
+
+def plan_layers(
+    network: nn.Module,
+    image: Tensor,
+    layers: LayerSpec | None = None,
+    features: FeatureSpec = 6,
+    *,
+    objective: Literal["unit", "channel"] = "unit",
+) -> list[MaximizationPlan]:
+    """Plan which feature maps are maximized, one plan a layer.
+
+    Args:
+        network: The network.
+        image: `(1, C, H, W)`, on the network's device and of its dtype.
+        layers: See `select_layers`; by default four convolutions from the first to the last.
+        features: Feature maps: the first n of each layer, a list of them, a list by layer, None for all.
+        objective: `"unit"` for the middle unit of the map, on an image as large as its receptive field; `"channel"` for
+            the map's mean on an image of full size.
+
+    Raises:
+        LayerNotFoundError: There is no such layer.
+        ValueError: A feature map is out of range.
+    """
+    size = (image.shape[1], image.shape[2], image.shape[3])
+    traced = trace_feature_maps(network, image, select_layers(network, "conv" if layers is None else layers))
+    plans = []
+    for maps in evenly(traced, _LAYERS) if layers is None else traced:
+        channels = resolve_features(maps.layer, maps.shape[0], features)
+        plans.append(
+            MaximizationPlan(
+                name=maps.layer,
+                captions=tuple(f"channel {channel}" for channel in channels),
+                objectives=tuple(
+                    (UnitActivation if objective == "unit" else ChannelActivation)(maps, channel)
+                    for channel in channels
+                ),
+                size=unit_input_size(network, maps, size, channels) if objective == "unit" else size,
+            )
+        )
+    return plans
+
+
+def plan_classes(
+    network: nn.Module, image: Tensor, classes: int | list[int] | None, class_names: Sequence[str] | None = None
+) -> MaximizationPlan | None:
+    """Plan which class scores are maximized; None for none.
+
+    Args:
+        network: The network.
+        image: See `plan_layers`.
+        classes: The first n, or a list; None for four, where the network gives class scores.
+        class_names: Names of the classes.
+
+    Raises:
+        ValueError: A class is out of range, or the network gives no class scores and some were asked for.
+    """
+    if classes in (0, []):
+        return None
+    with analysis_mode(network):
+        output = network(image.clone())
+    scores = getattr(output, "logits", output)
+    if not isinstance(scores, Tensor) or scores.ndim != 2:
+        if classes is None:
+            return None
+        raise ValueError(f"classes={classes}: {type(network).__name__} returns no scores (N, classes); give classes=0")
+    count = scores.shape[1]
+    wanted = _CLASSES if classes is None else classes
+    indices = list(range(min(wanted, count))) if isinstance(wanted, int) else wanted
+    if any(not 0 <= index < count for index in indices) or (isinstance(wanted, int) and wanted < 0):
+        raise ValueError(f"classes={classes}: the network has {count} classes (0 to {count - 1})")
+    names = [class_names[index] if class_names and index < len(class_names) else "" for index in indices]
+    return MaximizationPlan(
+        name="classes",
+        captions=tuple(name or f"class {index}" for index, name in zip(indices, names, strict=True)),
+        objectives=tuple(ClassScore(index, name) for index, name in zip(indices, names, strict=True)),
+        size=(image.shape[1], image.shape[2], image.shape[3]),
+    )
+
+
+def maximize_plan(
+    network: nn.Module,
+    plan: MaximizationPlan,
+    images: Tensor,
+    *,
+    bounds: Box,
+    starts: int = 2,
+    steps: int = 64,
+    learning_rate: float = 0.1,
+    transforms: RandomTransform | Literal["default"] | None = "default",
+    penalty: float = 0.25,
+    invariance: int = 1,
+    seed: int = 0,
+    progress: Callable[[Iterable[Any]], Iterable[Any]] | None = None,
+) -> MaximizedLayer:
+    """Maximize what a plan names, and compare with real images.
+
+    Args:
+        network: The network.
+        plan: From `plan_layers` or `plan_classes`.
+        images: `(N, C, H, W)`, real images in the network's values: their colors and their range of values are those of
+            the images that are made, and the strongest of them stand beside these.
+        bounds: The values that images may take.
+        starts: See `maximize`.
+        steps: See `maximize`.
+        learning_rate: See `maximize`.
+        transforms: See `maximize`.
+        penalty: Weight of the image's total variation, in parts of the activation, for values of standard deviation 1;
+            0 for none.
+        invariance: For how many feature maps the invariance about the optimum is measured.
+        seed: Of the starts.
+        progress: Wraps an iterable of pieces of work to show progress.
+
+    Raises:
+        ValueError: See `maximize`.
+    """
+    images = images.float()
+    deviation = float(images.std()) or 1.0
+    optima = maximize(
+        network,
+        plan.objectives,
+        plan.size,
+        starts=starts,
+        steps=steps,
+        learning_rate=learning_rate,
+        parametrization=Parametrization(bounds=bounds, colors=color_correlation(images)),
+        transforms=transforms,
+        penalty=penalty / deviation * TotalVariation() if penalty else None,
+        seed=seed,
+        progress=progress,
+    )
+    center = images.mean((0, 2, 3)).tolist()
+    invariances = []
+    # Class scores have no place in this: their optimum is a whole scene.
+    for number in range(min(invariance, len(plan.objectives)) if plan.name != "classes" else 0):
+        if float(optima.activations[optima.of(number)].max()) > 0:  # else there is no optimum to turn
+            optimum = optima.images[optima.ranked(number)[0]]
+            about = optimum_invariance(
+                network, plan.objectives[number], optimum, center=center, seed=seed, progress=progress
+            )
+            invariances.append((number, about))
+    return MaximizedLayer(
+        name=plan.name,
+        captions=plan.captions,
+        optima=optima,
+        strongest=strongest_images(network, plan.objectives, images),
+        invariances=tuple(invariances),
+    )
