@@ -21,7 +21,7 @@ _SIDE = 96
 
 
 def activation_maps_report(
-    found: Sequence[ActivationMaps],
+    results: Sequence[ActivationMaps],
     sample: Sample,
     normalization: Normalization,
     *,
@@ -31,13 +31,13 @@ def activation_maps_report(
 
     The feature maps of a row share one scale.
     """
-    galleries = tuple(_gallery(layer, sample, normalization, class_names) for layer in found)
+    galleries = tuple(_gallery(layer, sample, normalization, class_names) for layer in results)
     notes = [
         normalization.sentence(),
         "The maps of one image and layer share one scale: white is the largest activation, and black is zero; where "
         "there are negative activations, mid-gray is zero and black as far below it as white is above.",
     ]
-    strange = [layer.layer for layer in found if not bool(layer.maps.isfinite().all())]
+    strange = [layer.layer for layer in results if not bool(layer.maps.isfinite().all())]
     if strange:
         notes.append("NaN or infinite activations, shown as zero, in " + ", ".join(strange) + ".")
     return Report("activation_maps", title="Activation maps", items=galleries, notes=tuple(notes))
@@ -64,12 +64,12 @@ def _row(layer: ActivationMaps, sample: Sample, place: int, image: Tensor, class
         enlarged = F.interpolate(pixels[None, None].float(), size=size, mode="nearest-exact")[0].to(torch.uint8)
         numbers: dict[str, Number] = {"feature": feature, "max activation": peak}
         tiles.append(Tile(enlarged.expand(3, -1, -1).contiguous(), f"{feature}: {brief(peak)}", numbers))
-    known: dict[str, Number] = {}
+    figures_of_image: dict[str, Number] = {}
     if sample.labels is not None:
         label = int(sample.labels[place])
         named = class_names is not None and 0 <= label < len(class_names)
-        known["label"] = str(class_names[label]) if named and class_names is not None else label
-    return Row(f"image {int(sample.indices[place])}", tuple(tiles), known)
+        figures_of_image["label"] = str(class_names[label]) if named and class_names is not None else label
+    return Row(f"image {int(sample.indices[place])}", tuple(tiles), figures_of_image)
 
 
 def _tile_size(size: torch.Size) -> tuple[int, int]:

@@ -24,7 +24,7 @@ _CONTRAST = 0.995
 
 
 def attribution_report(
-    found: AttributionMaps,
+    result: AttributionMaps,
     pixels: Sequence[Tensor],
     indices: Sequence[int],
     *,
@@ -34,13 +34,13 @@ def attribution_report(
     """Draw a row an image: the image, the attribution over it, and the attribution by itself.
 
     Args:
-        found: The attributions; channels are summed (of saliency, the largest counts).
+        result: The attributions; channels are summed (of saliency, the largest counts).
         pixels: Each image as pixels `(3, H, W)` uint8.
         indices: Their numbers in the data set.
         class_names: Names of the classes.
         notes: What else a reader needs to know, for example how the network's input is shown.
     """
-    untouched = found.untouched
+    untouched = result.untouched
     rows = []
     for number, (image, index) in enumerate(zip(pixels, indices, strict=True)):
         target, predicted = int(untouched.targets[number]), int(untouched.predictions[number])
@@ -49,31 +49,33 @@ def attribution_report(
             "most probable": class_label(class_names, predicted),
             "dataset index": index,
         }
-        values, scale = _scaled(found, number)
+        values, scale = _scaled(result, number)
         signed = bool((values < 0).any())
         blank = torch.full_like(image, 255 if signed else 0)
         tiles = (
             Tile(image, "image", figures),
-            Tile(overlaid(image, values, signed=signed), _TITLES[found.method], {**figures, "full color": scale}),
+            Tile(overlaid(image, values, signed=signed), _TITLES[result.method], {**figures, "full color": scale}),
             Tile(overlaid(blank, values, signed=signed), "by itself", {**figures, "full color": scale}),
         )
         rows.append(Row(class_label(class_names, target), tiles, figures))
-    of_layer = f" of {found.layer}" if found.layer else ""
-    caption = f"{_TITLES[found.method]}{of_layer}: what speaks for the {untouched.target_name} of each image"
-    items: tuple[Item, ...] = (Gallery(found.method, tuple(rows), caption=caption, enlarge=False, columns=3),)
-    explained = "Red speaks for the class and blue against it" if _is_signed(found) else "Brighter speaks for the class"
+    of_layer = f" of {result.layer}" if result.layer else ""
+    caption = f"{_TITLES[result.method]}{of_layer}: what speaks for the {untouched.target_name} of each image"
+    items: tuple[Item, ...] = (Gallery(result.method, tuple(rows), caption=caption, enlarge=False, columns=3),)
+    explained = (
+        "Red speaks for the class and blue against it" if _is_signed(result) else "Brighter speaks for the class"
+    )
     scaled = f"{explained}, each image scaled by itself: its strongest 0.5 % of pixels have the full color."
     return Report("attribution", title="Attribution", items=items, notes=(scaled, *notes))
 
 
-def _is_signed(found: AttributionMaps) -> bool:
-    return bool((found.maps < 0).any())
+def _is_signed(result: AttributionMaps) -> bool:
+    return bool((result.maps < 0).any())
 
 
-def _scaled(found: AttributionMaps, number: int) -> tuple[Tensor, float]:
+def _scaled(result: AttributionMaps, number: int) -> tuple[Tensor, float]:
     """One value a pixel, by the 99.5th percentile of the magnitudes, and that percentile."""
-    values = found.maps[number]
-    values = values.amax(0) if found.method == "saliency" else values.sum(0)
+    values = result.maps[number]
+    values = values.amax(0) if result.method == "saliency" else values.sum(0)
     magnitudes = values.abs().flatten()
     rank = max(1, round(_CONTRAST * len(magnitudes)))
     scale = float(magnitudes.kthvalue(rank).values) or float(magnitudes.max()) or 1.0

@@ -13,26 +13,26 @@ from lightning_cnnviz.report import Curve, Gallery, Item, Report, Row, Scalar, S
 
 __all__ = ["filters_report"]
 
-# The share of a layer's weights that keep their contrast.
+# The fraction of a layer's weights that keep their contrast.
 _CONTRAST = 0.995
 _PICTURES = (1, 3)  # kernels of so many channels are gray or color pictures
 _SCALARS = ("dominant_fraction", "near_zero_fraction", "median_rms", "max_rms")
 
 
-def filters_report(found: Sequence[LayerFilters], channels: int = 16) -> Report:
+def filters_report(results: Sequence[LayerFilters], channels: int = 16) -> Report:
     """Draw the kernels of each layer on one common scale, zero being mid-gray, and their RMS from strong to weak.
 
     Kernels of three channels are shown in color, as in Fig. 6 of Zeiler & Fergus (2013). Others are shown channel by
     channel, the first `channels` of them, a row a filter. Kernels of 1 x 1 have no picture.
     """
     items: list[Item] = []
-    for layer in found:
+    for layer in results:
         if layer.kernels.shape[-2:] != (1, 1):
             items.append(_gallery(layer, channels))
         items.append(_curve(layer))
         items += [Scalar(f"{layer.layer}/{name}", value) for name, value in zip(_SCALARS, _figures(layer), strict=True)]
     notes = ["Kernels of a layer share one scale: mid-gray is zero."]
-    plain = [layer.layer for layer in found if layer.kernels.shape[-2:] == (1, 1)]
+    plain = [layer.layer for layer in results if layer.kernels.shape[-2:] == (1, 1)]
     if plain:
         shown = ", ".join(plain[:4]) + (f" and {len(plain) - 4} more" if len(plain) > 4 else "")
         notes.append(f"Kernels of 1 x 1 have no picture: {shown}.")

@@ -34,7 +34,7 @@ _KIND_LABELS = {
 _LAYERS_SHOWN = 3
 # In inches.
 _HEIGHT, _EXAMPLES_WIDTH, _PANEL_WIDTH, _TITLE = 7.0, 7.4, 3.1, 0.2
-# Between examples, as a share of their distance.
+# Between examples, as a fraction of their distance.
 _GAP = 0.04
 
 
@@ -45,7 +45,7 @@ def examples_at(values: Tensor) -> list[int]:
 
 
 def invariance_report(
-    found: InvarianceCurves,
+    curves: InvarianceCurves,
     examples: Mapping[str, Sequence[Sequence[Tensor]]],
     *,
     class_names: Sequence[str] | None = None,
@@ -54,19 +54,19 @@ def invariance_report(
     """Draw each transform as one picture: examples on the left, then distances at each layer, then the probability.
 
     Args:
-        found: What was measured.
+        curves: What was measured.
         examples: By transform, for each image its copies `(3, H, W)` uint8 at the values of `examples_at`.
         class_names: Names of the classes.
         notes: What else a reader needs to know, for example how the network's input is shown.
     """
     items: list[Item] = []
-    for sweep in found.sweeps:
-        for start in range(0, len(found.layers), _LAYERS_SHOWN):
-            layers = list(range(start, min(start + _LAYERS_SHOWN, len(found.layers))))
-            name = sweep.transform if start == 0 else f"{sweep.transform}/from {found.layers[start]}"
-            pixels = _draw(found, sweep, layers, examples.get(sweep.transform, ()), class_names)
-            items.append(Picture(name, pixels, caption=_caption(found, sweep)))
-        items += _scalars(found, sweep)
+    for sweep in curves.sweeps:
+        for start in range(0, len(curves.layers), _LAYERS_SHOWN):
+            layers = list(range(start, min(start + _LAYERS_SHOWN, len(curves.layers))))
+            name = sweep.transform if start == 0 else f"{sweep.transform}/from {curves.layers[start]}"
+            pixels = _draw(curves, sweep, layers, examples.get(sweep.transform, ()), class_names)
+            items.append(Picture(name, pixels, caption=_caption(curves, sweep)))
+        items += _scalars(curves, sweep)
     explained = (
         "f are the features of the image as it is, g those of its transformed copy; distances are Euclidean, as they "
         "are (the paper's), relative to the length of f, and between f and g scaled to length one (0 to 2).",
@@ -76,36 +76,36 @@ def invariance_report(
     return Report("invariance", title="Invariance", items=tuple(items), notes=(*explained, *notes))
 
 
-def _caption(found: InvarianceCurves, sweep: Sweep) -> str:
-    untouched = found.untouched
+def _caption(curves: InvarianceCurves, sweep: Sweep) -> str:
+    untouched = curves.untouched
     right = int((untouched.predictions == untouched.targets).sum())
-    known = f", {right} of {len(untouched)} images classified correctly as they are" if untouched.labeled else ""
-    return f"{sweep.label}: distance of features by layer, and probability of the {untouched.target_name}{known}"
+    right_ones = f", {right} of {len(untouched)} images classified correctly as they are" if untouched.labeled else ""
+    return f"{sweep.label}: distance of features by layer, and probability of the {untouched.target_name}{right_ones}"
 
 
-def _scalars(found: InvarianceCurves, sweep: Sweep) -> list[Item]:
+def _scalars(curves: InvarianceCurves, sweep: Sweep) -> list[Item]:
     """Means over the images, to be followed over time."""
     items: list[Item] = []
-    for number, layer in enumerate(found.layers):
+    for number, layer in enumerate(curves.layers):
         for kind in _KINDS:
             # An image without features at a layer has no relative distances there.
             mean = float(area(sweep.distances(kind)[number], sweep.values).nanmean())
             items.append(Scalar(f"{sweep.transform}/{layer}/area_{kind}", mean))
-    target = "p_true" if found.untouched.labeled else "p_predicted"
+    target = "p_true" if curves.untouched.labeled else "p_predicted"
     items.append(Scalar(f"{sweep.transform}/{target}/area", float(area(sweep.probabilities, sweep.values).mean())))
-    widths = half_width(sweep.probabilities, sweep.values, sweep.identity, found.untouched.probabilities)
+    widths = half_width(sweep.probabilities, sweep.values, sweep.identity, curves.untouched.probabilities)
     items.append(Scalar(f"{sweep.transform}/{target}/half_width", float(widths.mean())))
     return items
 
 
 def _draw(
-    found: InvarianceCurves,
+    curves: InvarianceCurves,
     sweep: Sweep,
     layers: Sequence[int],
     examples: Sequence[Sequence[Tensor]],
     class_names: Sequence[str] | None,
 ) -> Tensor:
-    labels = [class_label(class_names, int(target)) for target in found.untouched.targets]
+    labels = [class_label(class_names, int(target)) for target in curves.untouched.targets]
     width = _PANEL_WIDTH * (len(layers) + 1)
     with new_figure(_EXAMPLES_WIDTH + width, _HEIGHT) as figure:
         halves: Any = figure.subfigures(1, 2, width_ratios=(_EXAMPLES_WIDTH, width))
@@ -118,14 +118,14 @@ def _draw(
                 _draw_lines(axes, sweep.values, sweep.distances(kind)[layer])
                 axes.set_ylabel(_KIND_LABELS[kind], fontsize=9)
                 if row == 0:
-                    axes.set_title(found.layers[layer], loc="left", fontsize=11, fontweight="bold")
+                    axes.set_title(curves.layers[layer], loc="left", fontsize=11, fontweight="bold")
                 if row == len(_KINDS) - 1:
                     axes.set_xlabel(sweep.label, fontsize=9)
-        _draw_probability(panels[0, -1], found, sweep)
+        _draw_probability(panels[0, -1], curves, sweep)
         for axes in panels[1:, -1]:
             axes.remove()
         legend = right.add_subplot(panels[0, -1].get_gridspec()[1:, -1])
-        _draw_legend(legend, found, sweep, labels)
+        _draw_legend(legend, curves, sweep, labels)
         return figure_pixels(figure)
 
 
@@ -137,21 +137,21 @@ def _draw_lines(axes: Axes, values: Tensor, lines: Tensor) -> None:
     axes.tick_params(labelsize=8, labelbottom=True)
 
 
-def _draw_probability(axes: Axes, found: InvarianceCurves, sweep: Sweep) -> None:
+def _draw_probability(axes: Axes, curves: InvarianceCurves, sweep: Sweep) -> None:
     _draw_lines(axes, sweep.values, sweep.probabilities)
     axes.set_ylim(0, 1.02)
     axes.set_ylabel("probability", fontsize=9)
     axes.set_xlabel(sweep.label, fontsize=9)
-    axes.set_title(f"p({found.untouched.target_name})", loc="left", fontsize=11, fontweight="bold")
+    axes.set_title(f"p({curves.untouched.target_name})", loc="left", fontsize=11, fontweight="bold")
 
 
-def _draw_legend(axes: Axes, found: InvarianceCurves, sweep: Sweep, labels: Sequence[str]) -> None:
+def _draw_legend(axes: Axes, curves: InvarianceCurves, sweep: Sweep, labels: Sequence[str]) -> None:
     """Name each line, with what is to be read from it as a number."""
-    widths = half_width(sweep.probabilities, sweep.values, sweep.identity, found.untouched.probabilities)
+    widths = half_width(sweep.probabilities, sweep.values, sweep.identity, curves.untouched.probabilities)
     axes.set_axis_off()
     lines = [axes.plot([], [], linewidth=2.2, **line_style(number))[0] for number in range(len(labels))]
     texts = []
-    for label, p, width in zip(labels, found.untouched.probabilities.tolist(), widths.tolist(), strict=True):
+    for label, p, width in zip(labels, curves.untouched.probabilities.tolist(), widths.tolist(), strict=True):
         half = "" if width != width else f", half width {width:.3g}"
         texts.append(f"{label}\np {p:.2f}{half}")
     shown = 2 * EXAMPLE_IMAGES if len(texts) > EXAMPLE_IMAGES else EXAMPLE_IMAGES
@@ -161,7 +161,7 @@ def _draw_legend(axes: Axes, found: InvarianceCurves, sweep: Sweep, labels: Sequ
     axes.legend(
         lines[:shown],
         texts[:shown],
-        title=f"image's {found.untouched.target_name}{more}",
+        title=f"image's {curves.untouched.target_name}{more}",
         loc="upper left",
         bbox_to_anchor=(-0.1, 0.92),
         alignment="left",
@@ -203,7 +203,7 @@ def _draw_examples(
 
 
 def _strip(copies: Sequence[Tensor], title: float) -> tuple[Tensor, Tensor]:
-    """Copies side by side, under room for a title, given as a share of their height."""
+    """Copies side by side, under room for a title, given as a fraction of their height."""
     height, width = copies[0].shape[-2:]
     gap = torch.full((3, height, round(width * _GAP / (1 - _GAP))), 255, dtype=torch.uint8)
     strip = torch.cat([part for copy in copies for part in (gap, copy)][1:], 2)

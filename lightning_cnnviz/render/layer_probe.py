@@ -15,45 +15,47 @@ _HEADS = {"svm": "SVM", "softmax": "softmax", "knn": "kNN"}
 _NAMES_LENGTH = 160  # more letters than this would not stand in a caption
 
 
-def layer_probe_report(found: LayerProbe) -> Report:
+def layer_probe_report(result: LayerProbe) -> Report:
     """Draw test accuracy against depth, one line a head with a band of one standard deviation over splits.
 
     The same of a network with random weights stands beside it where there is one, and what a paper printed for the
     protocol. Scalars are accuracies, 0 to 1; table and chart are in percent.
     """
-    first = found.scores[0]
-    items: list[Item] = [_curve(found), _table(found)]
+    first = result.scores[0]
+    items: list[Item] = [_curve(result), _table(result)]
     if first.protocol.paper:
         rows = tuple(first.protocol.paper.items())
         items.append(Table("paper", ("source", "accuracy in %"), rows, caption="What was published for this protocol"))
-    items += [Scalar(f"{scores.layer}/{head}", scores.mean(head)) for scores in found.scores for head in scores.heads]
-    return Report("layer_probe", title="What each layer knows", items=tuple(items), notes=_notes(found))
+    items += [Scalar(f"{scores.layer}/{head}", scores.mean(head)) for scores in result.scores for head in scores.heads]
+    return Report("layer_probe", title="What each layer knows", items=tuple(items), notes=_notes(result))
 
 
-def online_probe_report(found: OnlineScores) -> Report:
+def online_probe_report(result: OnlineScores) -> Report:
     """Draw the validation accuracy of probes that learn along with the network against depth.
 
     Scalars are accuracies, 0 to 1; table and chart are in percent.
     """
-    depth = tuple(float(place) for place in range(1, len(found.layers) + 1))
-    accuracy = [100 * value for value in found.accuracy.tolist()]
+    depth = tuple(float(place) for place in range(1, len(result.layers) + 1))
+    accuracy = [100 * value for value in result.accuracy.tolist()]
     curve = Curve(
         "accuracy by depth",
-        (Series("softmax, learned online", x=depth, y=tuple(accuracy)), _chance(depth, found.classes)),
+        (Series("softmax, learned online", x=depth, y=tuple(accuracy)), _chance(depth, result.classes)),
         x_label="layer, in order of depth",
         y_label="validation accuracy in %",
-        caption=f"Learned along with the network, {found.classes} classes. {_named(found.layers)}",
+        caption=f"Learned along with the network, {result.classes} classes. {_named(result.layers)}",
     )
-    rows = tuple((layer, round(value, 2)) for layer, value in zip(found.layers, accuracy, strict=True))
-    table = Table("accuracy", ("layer", "accuracy in %"), rows, caption=f"Share of {found.images:,} validation images")
-    scalars = [Scalar(layer, value / 100) for layer, value in zip(found.layers, accuracy, strict=True)]
+    rows = tuple((layer, round(value, 2)) for layer, value in zip(result.layers, accuracy, strict=True))
+    table = Table(
+        "accuracy", ("layer", "accuracy in %"), rows, caption=f"Accuracy over {result.images:,} validation images"
+    )
+    scalars = [Scalar(layer, value / 100) for layer, value in zip(result.layers, accuracy, strict=True)]
     notes = [
         "Each probe is a softmax layer that learns from a layer's features as training passes by; the network learns "
         "nothing from it.",
-        f"Learned from {found.batches:,} training batches, tested on {found.images:,} images.",
+        f"Learned from {result.batches:,} training batches, tested on {result.images:,} images.",
     ]
     lost = [
-        f"{count:,} at {layer}" for layer, count in zip(found.layers, found.left_out.tolist(), strict=True) if count
+        f"{count:,} at {layer}" for layer, count in zip(result.layers, result.left_out.tolist(), strict=True) if count
     ]
     if lost:
         notes.append(f"Left out of training, for features that are NaN or infinite: {', '.join(lost)}.")
@@ -65,20 +67,20 @@ def online_probe_report(found: OnlineScores) -> Report:
     )
 
 
-def _curve(found: LayerProbe) -> Curve:
-    depth = tuple(float(place) for place in range(1, len(found.scores) + 1))
-    series = [_series(_HEADS[head], found.scores, head, depth) for head in found.scores[0].heads]
-    if found.control is not None:
+def _curve(result: LayerProbe) -> Curve:
+    depth = tuple(float(place) for place in range(1, len(result.scores) + 1))
+    series = [_series(_HEADS[head], result.scores, head, depth) for head in result.scores[0].heads]
+    if result.control is not None:
         series += [
-            _series(f"{_HEADS[head]}, random weights", found.control, head, depth) for head in found.control[0].heads
+            _series(f"{_HEADS[head]}, random weights", result.control, head, depth) for head in result.control[0].heads
         ]
-    first = found.scores[0]
+    first = result.scores[0]
     return Curve(
         "accuracy by depth",
         (*series, _chance(depth, first.classes)),
         x_label="layer, in order of depth",
         y_label="mean accuracy of the classes in %" if first.protocol.average == "class" else "test accuracy in %",
-        caption=f"{_learned(found)}. {_named([scores.layer for scores in found.scores])}",
+        caption=f"{_learned(result)}. {_named([scores.layer for scores in result.scores])}",
     )
 
 
@@ -96,21 +98,21 @@ def _chance(depth: tuple[float, ...], classes: int) -> Series:
     return Series("chance", x=depth, y=(100 / classes,) * len(depth))
 
 
-def _table(found: LayerProbe) -> Table:
-    heads = found.scores[0].heads
+def _table(result: LayerProbe) -> Table:
+    heads = result.scores[0].heads
     columns = ["layer", "features", *(f"{head} in %" for head in heads)]
     columns += [f"C of {head}" for head in heads if head != "knn"]
-    if found.control is not None:
+    if result.control is not None:
         columns += [f"{head}, random weights, in %" for head in heads]
-    controls = found.control or (None,) * len(found.scores)
+    controls = result.control or (None,) * len(result.scores)
     rows = []
-    for scores, control in zip(found.scores, controls, strict=True):
+    for scores, control in zip(result.scores, controls, strict=True):
         row: list[Number] = [scores.layer, scores.dimensions, *(_with_spread(scores, head) for head in heads)]
         row += [_strengths(scores, head) for head in heads if head != "knn"]
         if control is not None:
             row += [_with_spread(control, head) for head in heads]
         rows.append(tuple(row))
-    return Table("accuracy", tuple(columns), tuple(rows), caption=f"{_learned(found)}: mean ± std over splits")
+    return Table("accuracy", tuple(columns), tuple(rows), caption=f"{_learned(result)}: mean ± std over splits")
 
 
 def _with_spread(scores: ProbeScores, head: str) -> str:
@@ -123,10 +125,10 @@ def _strengths(scores: ProbeScores, head: str) -> str:
     return ", ".join(f"{value:g}" for value in sorted(set(values)))
 
 
-def _learned(found: LayerProbe) -> str:
-    scores = found.scores[0]
+def _learned(result: LayerProbe) -> str:
+    scores = result.scores[0]
     protocol, splits = scores.protocol, scores.accuracy.shape[1]
-    own_test = found.images[1] > 0
+    own_test = result.images[1] > 0
     whole = "all images" if splits == 1 and own_test else "four fifths of the images"
     many = whole if protocol.per_class is None else f"{protocol.per_class} images"
     times = f", {splits} splits" if splits > 1 else ""
@@ -141,10 +143,10 @@ def _named(names: Sequence[str]) -> str:
     return whole if len(whole) <= _NAMES_LENGTH else f"Layers 1 to {len(names)}: {names[0]} to {names[-1]}"
 
 
-def _notes(found: LayerProbe) -> tuple[str, ...]:
-    first = found.scores[0]
+def _notes(result: LayerProbe) -> tuple[str, ...]:
+    first = result.scores[0]
     protocol = first.protocol
-    train, test = found.images
+    train, test = result.images
     notes = [
         "Classifiers on the fixed features of a layer; C and scaling are chosen on training images alone.",
         f"Splits {first.digest[:16]} (seed {protocol.seed}): equal numbers stand for the same images. Scaling: "
@@ -152,18 +154,18 @@ def _notes(found: LayerProbe) -> tuple[str, ...]:
     ]
     if train:
         notes.append(f"Features of {train:,} images" + (f" to learn from and {test:,} to test on." if test else "."))
-    if found.control is not None:
+    if result.control is not None:
         notes.append("Random weights: the same network, all layers initialized anew.")
-    ends = [head for head in first.heads if protocol.chooses and head != "knn" and _at_the_end(found, head) > 0.5]
+    ends = [head for head in first.heads if protocol.chooses and head != "knn" and _at_the_end(result, head) > 0.5]
     notes += [f"{_HEADS[head]} mostly chose the largest C: it may do better with larger ones." for head in ends]
-    slow = [scores.layer for scores in (*found.scores, *(found.control or ())) if not bool(scores.converged.all())]
+    slow = [scores.layer for scores in (*result.scores, *(result.control or ())) if not bool(scores.converged.all())]
     if slow:
         notes.append(f"The solver did not reach its tolerance at {', '.join(dict.fromkeys(slow))}.")
     return tuple(notes)
 
 
-def _at_the_end(found: LayerProbe, head: str) -> float:
-    """In which share of the fits the largest C was chosen."""
-    chosen: list[float] = [value for scores in found for value in scores.C[scores.heads.index(head)].tolist()]
-    largest = max(found.scores[0].protocol.Cs)
+def _at_the_end(result: LayerProbe, head: str) -> float:
+    """The fraction of the fits in which the largest C was chosen."""
+    chosen: list[float] = [value for scores in result for value in scores.C[scores.heads.index(head)].tolist()]
+    largest = max(result.scores[0].protocol.Cs)
     return chosen.count(largest) / len(chosen)

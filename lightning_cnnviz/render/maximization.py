@@ -34,7 +34,7 @@ def maximization_report(layers: Sequence[MaximizedLayer], normalization: Normali
     Activations are given in multiples of the strongest real image's, where there is one and it is above zero.
 
     Args:
-        layers: What was found.
+        layers: One for each layer, and for the classes.
         normalization: How inputs are shown.
         compared: Among how many real images the strongest were looked for.
     """
@@ -54,7 +54,7 @@ def maximization_report(layers: Sequence[MaximizedLayer], normalization: Normali
                 items += invariance_items(f"{layer.name}/{layer.captions[number]}", invariance, normalization)
     if compared:
         notes.append(f"8x is 8 times the activation of the strongest of {compared} real images, the last of each row.")
-    if any(not found.linear for layer in layers for _, found in layer.invariances):
+    if any(not invariance.linear for layer in layers for _, invariance in layer.invariances):
         notes.append(
             "Invariance: the optimum is turned on the sphere of inputs of its norm, toward eigenvectors of the "
             "activation's Hessian there; at 0° it is the optimum itself. Random directions cost little, since a unit "
@@ -63,32 +63,35 @@ def maximization_report(layers: Sequence[MaximizedLayer], normalization: Normali
     return Report("maximization", title="Activation maximization", items=tuple(items), notes=tuple(notes))
 
 
-def invariance_items(name: str, found: OptimumInvariance, normalization: Normalization) -> list[Item]:
+def invariance_items(name: str, invariance: OptimumInvariance, normalization: Normalization) -> list[Item]:
     """Draw how a unit's optimum may change: a row of pictures a direction, and the activation along it."""
-    degrees = [math.degrees(angle) for angle in found.angles.tolist()]
+    degrees = [math.degrees(angle) for angle in invariance.angles.tolist()]
     rows, lines = [], []
-    kinds = _directions(found)
+    kinds = _directions(invariance)
     for direction, kind in enumerate(kinds):
-        activations = found.activations[direction].tolist()
+        activations = invariance.activations[direction].tolist()
         tiles = tuple(
             Tile(
-                normalization.to_pixels(found.seen(direction, point)),
-                caption=f"{_signed(degrees[point])}° {_part(activations[point], found.activation)}",
+                normalization.to_pixels(invariance.seen(direction, point)),
+                caption=f"{_signed(degrees[point])}° {_part(activations[point], invariance.activation)}",
                 numbers={"angle in degrees": degrees[point], "activation": activations[point]},
             )
             for point in range(len(degrees))
         )
         # What is turned toward: the optimum's own part cancels out between opposite angles.
-        toward = to_gray_centered(found.seen(direction, -1) - found.seen(direction, 0))
+        toward = to_gray_centered(invariance.seen(direction, -1) - invariance.seen(direction, 0))
         tiles += (Tile(toward, "direction"),)
-        rows.append(Row(f"{kind} effect", tiles, {"curvature": float(found.curvatures[direction])}))
+        rows.append(Row(f"{kind} effect", tiles, {"curvature": float(invariance.curvatures[direction])}))
         lines.append(Series(f"{kind} effect", x=tuple(degrees), y=tuple(activations)))
-    lines.append(Series("random directions", x=tuple(degrees), y=tuple(found.random.tolist())))
+    lines.append(Series("random directions", x=tuple(degrees), y=tuple(invariance.random.tolist())))
     caption = (
-        f"The optimum of {found.objective} (activation {brief(found.activation)}), turned toward the directions that "
-        "change it least and most"
+        f"The optimum of {invariance.objective} (activation {brief(invariance.activation)}), turned toward the "
+        "directions that change it least and most"
     )
-    numbers: dict[str, Number] = {"curvature where nothing is seen": found.unseen, "alignment": found.alignment}
+    numbers: dict[str, Number] = {
+        "curvature where nothing is seen": invariance.unseen,
+        "alignment": invariance.alignment,
+    }
     return [
         Gallery(
             f"{name}/invariance",
@@ -103,14 +106,14 @@ def invariance_items(name: str, found: OptimumInvariance, normalization: Normali
             tuple(lines),
             x_label="angle from the optimum, in degrees",
             y_label="activation",
-            caption=f"{found.objective}, about its optimum on the sphere of inputs of one norm",
+            caption=f"{invariance.objective}, about its optimum on the sphere of inputs of one norm",
         ),
     ]
 
 
-def _directions(found: OptimumInvariance) -> list[str]:
-    most = len(found.curvatures) - found.least
-    return [_nth(place, "least") for place in range(found.least)] + [_nth(place, "most") for place in range(most)]
+def _directions(invariance: OptimumInvariance) -> list[str]:
+    most = len(invariance.curvatures) - invariance.least
+    return [_nth(place, "least") for place in range(invariance.least)] + [_nth(place, "most") for place in range(most)]
 
 
 def _nth(place: int, kind: str) -> str:
@@ -119,15 +122,15 @@ def _nth(place: int, kind: str) -> str:
 
 
 def _gallery(layer: MaximizedLayer, normalization: Normalization, compared: int) -> Gallery:
-    found, real = layer.optima, layer.strongest
-    sizes = [_field_size(layer, objective) for objective in range(len(found))]
+    optima, real = layer.optima, layer.strongest
+    sizes = [_field_size(layer, objective) for objective in range(len(optima))]
     height, width = max(size[0] for size in sizes), max(size[1] for size in sizes)
     rows = []
     for objective, (caption, field) in enumerate(zip(layer.captions, sizes, strict=True)):
-        order = found.ranked(objective)
+        order = optima.ranked(objective)
         scale = float("nan") if real is None else float(real.activations[objective])
-        tiles = [_tile(found, number, scale, normalization, field) for number in order]
-        numbers: dict[str, Number] = {"activation": float(found.activations[order[0]])}
+        tiles = [_tile(optima, number, scale, normalization, field) for number in order]
+        numbers: dict[str, Number] = {"activation": float(optima.activations[order[0]])}
         if real is not None:
             pixels = placed(normalization.to_pixels(real.patches[objective]), real.boxes[objective], field)
             figures: dict[str, Number] = {"activation": scale, "image": int(real.numbers[objective])}
@@ -135,22 +138,22 @@ def _gallery(layer: MaximizedLayer, normalization: Normalization, compared: int)
             numbers["strongest real"] = scale
         tiles = [replace(tile, pixels=_centered(tile.pixels, (height, width))) for tile in tiles]
         rows.append(Row(caption, tuple(tiles), numbers))
-    what = "One start" if found.starts == 1 else f"{found.starts} starts, the highest activation first"
-    text = f"{what}, {found.history.shape[1]} steps each; {width} x {height} px"
+    what = "One start" if optima.starts == 1 else f"{optima.starts} starts, the highest activation first"
+    text = f"{what}, {optima.history.shape[1]} steps each; {width} x {height} px"
     if real is not None:
         text += f"; last, the strongest of {compared} real images" if compared else "; last, the strongest real image"
-    return Gallery(layer.name, tuple(rows), caption=text, columns=found.starts + (real is not None), tile_side=_SIDE)
+    return Gallery(layer.name, tuple(rows), caption=text, columns=optima.starts + (real is not None), tile_side=_SIDE)
 
 
-def _tile(found: Maximization, number: int, scale: float, normalization: Normalization, size: tuple[int, int]) -> Tile:
-    activation = float(found.activations[number])
-    figures: dict[str, Number] = {"activation": activation, "start": number % found.starts}
+def _tile(optima: Maximization, number: int, scale: float, normalization: Normalization, size: tuple[int, int]) -> Tile:
+    activation = float(optima.activations[number])
+    figures: dict[str, Number] = {"activation": activation, "start": number % optima.starts}
     caption = brief(activation)
     if scale > 0:
         figures["of the strongest real"] = activation / scale
         caption = f"{brief(activation)} = {brief(activation / scale)}x"
-    box = found.boxes[number // found.starts]
-    return Tile(placed(normalization.to_pixels(found.seen(number)), box, size), caption, figures)
+    box = optima.boxes[number // optima.starts]
+    return Tile(placed(normalization.to_pixels(optima.seen(number)), box, size), caption, figures)
 
 
 def _field_size(layer: MaximizedLayer, objective: int) -> tuple[int, int]:
@@ -174,9 +177,9 @@ def _centered(pixels: Tensor, size: tuple[int, int]) -> Tensor:
 
 def _ascent(layer: MaximizedLayer) -> Curve:
     """The best start of each objective over the steps."""
-    found, scales = layer.optima, _scales(layer)
-    best = [found.ranked(objective)[0] for objective in range(len(found))]
-    histories = found.history[best].double() / (1 if scales is None else scales[:, None])
+    optima, scales = layer.optima, _scales(layer)
+    best = [optima.ranked(objective)[0] for objective in range(len(optima))]
+    histories = optima.history[best].double() / (1 if scales is None else scales[:, None])
     places = torch.arange(histories.shape[1]).chunk(min(_POINTS, histories.shape[1]))
     steps = tuple(float(part.double().mean()) + 1 for part in places)
     lines = torch.stack([histories[:, part].mean(1) for part in places], 1)
@@ -199,10 +202,10 @@ def _ascent(layer: MaximizedLayer) -> Curve:
 
 
 def _scalars(layer: MaximizedLayer) -> list[Scalar]:
-    found, scales = layer.optima, _scales(layer)
-    by_start = found.activations.view(len(found), found.starts).double()
+    optima, scales = layer.optima, _scales(layer)
+    by_start = optima.activations.view(len(optima), optima.starts).double()
     best, worst = by_start.amax(1), by_start.amin(1)
-    spread = ((best - worst) / best.abs()).nanmedian() if found.starts > 1 else torch.tensor(math.nan)
+    spread = ((best - worst) / best.abs()).nanmedian() if optima.starts > 1 else torch.tensor(math.nan)
     figures = [
         Scalar(f"{layer.name}/activation", float(best.nanmedian())),
         Scalar(f"{layer.name}/spread_of_starts", float(spread)),

@@ -19,7 +19,7 @@ class Normalization:
     Attributes:
         mean: One value a channel, or one for all.
         std: Likewise.
-        source: Where this is known from, as part of a sentence.
+        source: Where this was read, as part of a sentence.
     """
 
     mean: tuple[float, ...]
@@ -79,7 +79,7 @@ def find_normalization(dataset: Any) -> Normalization | None:
 
 
 def normalization_from_range(images: Sequence[Tensor]) -> Normalization:
-    """What to assume where no normalization is known: pixels as they are if they fit, else scaled by their range."""
+    """Assume a normalization where none was found: pixels as they are if they fit, else scaled by their range."""
     low = min((float(image.min()) for image in images if image.numel()), default=0.0)
     high = max((float(image.max()) for image in images if image.numel()), default=1.0)
     if low >= 0 and high <= 1:

@@ -25,7 +25,7 @@ _CLASSES_SHOWN = 7
 
 
 def occlusion_report(
-    found: OcclusionMaps,
+    result: OcclusionMaps,
     pixels: Sequence[Tensor],
     indices: Sequence[int],
     *,
@@ -36,7 +36,7 @@ def occlusion_report(
     """Draw each image's maps as one picture, over the image, each with its scale.
 
     Args:
-        found: What was measured.
+        result: What was measured.
         pixels: Each image as pixels `(3, H, W)` uint8.
         indices: Their numbers in the data set.
         class_names: Names of the classes.
@@ -45,18 +45,18 @@ def occlusion_report(
     """
     items: list[Item] = []
     for number, (image, index) in enumerate(zip(pixels, indices, strict=True)):
-        target = class_label(class_names, int(found.untouched.targets[number]))
+        target = class_label(class_names, int(result.untouched.targets[number]))
         caption = (
-            f"image {index}, {found.untouched.target_name} {target}: what an occluder of "
-            f"{found.size[0]} x {found.size[1]} pixels does, by the position of its center"
+            f"image {index}, {result.untouched.target_name} {target}: what an occluder of "
+            f"{result.size[0]} x {result.size[1]} pixels does, by the position of its center"
         )
-        items.append(Picture(f"image {index}", _draw(found, number, image, index, class_names, fill), caption=caption))
-    items += _scalars(found)
+        items.append(Picture(f"image {index}", _draw(result, number, image, index, class_names, fill), caption=caption))
+    items += _scalars(result)
     explained = [
-        f"Activation: the sum, above zero, of the feature map of {found.layer} that is strongest without an occluder."
+        f"Activation: the sum, above zero, of the feature map of {result.layer} that is strongest without an occluder."
     ]
-    if found.unprojected:
-        explained.append(f"The feature map is not projected to pixels: {found.unprojected}.")
+    if result.unprojected:
+        explained.append(f"The feature map is not projected to pixels: {result.unprojected}.")
     else:
         explained.append(
             "Projection: that feature map's strongest unit, back to pixels by a deconvnet; gray is no contribution."
@@ -64,24 +64,24 @@ def occlusion_report(
     return Report("occlusion", title="Occlusion", items=tuple(items), notes=(*explained, *notes))
 
 
-def _scalars(found: OcclusionMaps) -> list[Item]:
+def _scalars(result: OcclusionMaps) -> list[Item]:
     """How much of the score hangs on one place: means over the images, to be followed over time."""
-    untouched = found.untouched.probabilities
-    drop = untouched - found.probabilities.flatten(1).amin(1)
-    start = found.untouched_activations
+    untouched = result.untouched.probabilities
+    drop = untouched - result.probabilities.flatten(1).amin(1)
+    start = result.untouched_activations
     # A map without any activation has none to lose.
-    relative = (1 - found.activations.flatten(1).amin(1) / start).masked_fill(start <= 0, torch.nan)
-    kept = (found.predictions == found.untouched.targets[:, None, None]).float().flatten(1).mean(1)
-    target = "p_true" if found.untouched.labeled else "p_predicted"
+    relative = (1 - result.activations.flatten(1).amin(1) / start).masked_fill(start <= 0, torch.nan)
+    kept = (result.predictions == result.untouched.targets[:, None, None]).float().flatten(1).mean(1)
+    target = "p_true" if result.untouched.labeled else "p_predicted"
     return [
         Scalar(f"{target}/largest_drop", float(drop.mean())),
         Scalar(f"{target}/most_probable_share", float(kept.mean())),
-        Scalar(f"{found.layer}/largest_drop", float(relative.nanmean())),
+        Scalar(f"{result.layer}/largest_drop", float(relative.nanmean())),
     ]
 
 
 def _draw(
-    found: OcclusionMaps,
+    result: OcclusionMaps,
     number: int,
     image: Tensor,
     index: int,
@@ -89,58 +89,60 @@ def _draw(
     fill: Tensor | None,
 ) -> Tensor:
     height, width = image.shape[-2:]
-    untouched = found.untouched
+    untouched = result.untouched
     target = class_label(class_names, int(untouched.targets[number]))
     gray = image.float().mean(0, keepdim=True).expand(3, -1, -1).mul(0.6).add(95).to(torch.uint8)
     with new_figure(3.1 * _PANELS + 2.0, 2.8 * height / width + 0.7) as figure:
         panels: Sequence[Any] = figure.subplots(1, _PANELS, gridspec_kw={"wspace": 0.06})
-        show_pixels(panels[0], _with_occluder(image, found, fill), f"image {index}\n{target}")
-        _frame(panels[0], found)
-        channel, start = int(found.channels[number]), float(found.untouched_activations[number])
-        title = f"activation of map {channel}\n{shorten(found.layer, 24)}, {brief(start)} untouched"
-        _heat(panels[1], gray, found, found.activations[number], title, start)
-        _draw_projection(panels[2], found, number, channel)
+        show_pixels(panels[0], _with_occluder(image, result, fill), f"image {index}\n{target}")
+        _frame(panels[0], result)
+        channel, start = int(result.channels[number]), float(result.untouched_activations[number])
+        title = f"activation of map {channel}\n{shorten(result.layer, 24)}, {brief(start)} untouched"
+        _heat(panels[1], gray, result, result.activations[number], title, start)
+        _draw_projection(panels[2], result, number, channel)
         p = float(untouched.probabilities[number])
         title = f"p({untouched.target_name})\n{p:.2f} untouched"
-        _heat(panels[3], gray, found, found.probabilities[number], title, p, low=0)
-        _classes(panels[4], gray, found, number, class_names)
+        _heat(panels[3], gray, result, result.probabilities[number], title, p, low=0)
+        _classes(panels[4], gray, result, number, class_names)
         return figure_pixels(figure)
 
 
-def _with_occluder(image: Tensor, found: OcclusionMaps, fill: Tensor | None) -> Tensor:
+def _with_occluder(image: Tensor, result: OcclusionMaps, fill: Tensor | None) -> Tensor:
     """The image with the occluder in its first position."""
     shown = image.clone()
-    top, left, bottom, right = found.boxes[0, 0].tolist()
+    top, left, bottom, right = result.boxes[0, 0].tolist()
     color = torch.full((3,), 128, dtype=torch.uint8) if fill is None else fill
     shown[:, top:bottom, left:right] = color.view(3, 1, 1)
     return shown
 
 
-def _frame(axes: Axes, found: OcclusionMaps) -> None:
+def _frame(axes: Axes, result: OcclusionMaps) -> None:
     """Draw the first occluder's border, for where it has the color of the image."""
     from matplotlib.patches import Rectangle
 
-    top, left, bottom, right = found.boxes[0, 0].tolist()
+    top, left, bottom, right = result.boxes[0, 0].tolist()
     for color, width in (("white", 3.0), ("black", 1.0)):
         axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, color=color, linewidth=width))
 
 
-def _draw_projection(axes: Axes, found: OcclusionMaps, number: int, channel: int) -> None:
-    if found.projections:
-        show_pixels(axes, to_gray_centered(found.projections[number]), f"projection\nof map {channel}'s strongest unit")
+def _draw_projection(axes: Axes, result: OcclusionMaps, number: int, channel: int) -> None:
+    if result.projections:
+        show_pixels(
+            axes, to_gray_centered(result.projections[number]), f"projection\nof map {channel}'s strongest unit"
+        )
         return
     axes.set_axis_off()
     axes.set_title("no projection\n", fontsize=10, loc="left")
-    axes.text(0, 0.95, "\n".join(textwrap.wrap(found.unprojected, 36)[:8]), va="top", fontsize=8)
+    axes.text(0, 0.95, "\n".join(textwrap.wrap(result.unprojected, 36)[:8]), va="top", fontsize=8)
 
 
-def _extent(found: OcclusionMaps) -> tuple[float, float, float, float]:
+def _extent(result: OcclusionMaps) -> tuple[float, float, float, float]:
     """Where the maps lie over the image: each position about the center of its occluder."""
-    starts = found.boxes[..., :2].float()
-    half = torch.tensor(found.size) / 2
+    starts = result.boxes[..., :2].float()
+    half = torch.tensor(result.size) / 2
     steps = [
-        float(starts[1, 0, 0] - starts[0, 0, 0]) if len(starts) > 1 else float(found.size[0]),
-        float(starts[0, 1, 1] - starts[0, 0, 1]) if starts.shape[1] > 1 else float(found.size[1]),
+        float(starts[1, 0, 0] - starts[0, 0, 0]) if len(starts) > 1 else float(result.size[0]),
+        float(starts[0, 1, 1] - starts[0, 0, 1]) if starts.shape[1] > 1 else float(result.size[1]),
     ]
     first, last = starts[0, 0] + half, starts[-1, -1] + half
     return (
@@ -152,7 +154,7 @@ def _extent(found: OcclusionMaps) -> tuple[float, float, float, float]:
 
 
 def _heat(
-    axes: Axes, gray: Tensor, found: OcclusionMaps, values: Tensor, title: str, start: float, low: float | None = None
+    axes: Axes, gray: Tensor, result: OcclusionMaps, values: Tensor, title: str, start: float, low: float | None = None
 ) -> None:
     """Lay a map over the gray image, with its scale: from the lowest value, or where it is told, a line where it was.
 
@@ -165,7 +167,7 @@ def _heat(
     high = high if high > low else low + 1
     drawn = axes.imshow(
         values.numpy(),
-        extent=_extent(found),
+        extent=_extent(result),
         cmap="turbo",
         vmin=low,
         vmax=high,
@@ -183,14 +185,14 @@ def _heat(
     outline.set_visible(False)
 
 
-def _classes(axes: Axes, gray: Tensor, found: OcclusionMaps, number: int, class_names: Sequence[str] | None) -> None:
+def _classes(axes: Axes, gray: Tensor, result: OcclusionMaps, number: int, class_names: Sequence[str] | None) -> None:
     """Color each position by its most probable class; the rarest share one color."""
     from matplotlib.patches import Patch
 
     show_pixels(axes, gray, "most probable class\nby position of the occluder")
-    predictions = found.predictions[number]
-    target = int(found.untouched.targets[number])
-    counted = torch.bincount(predictions.flatten(), minlength=found.untouched.classes)
+    predictions = result.predictions[number]
+    target = int(result.untouched.targets[number])
+    counted = torch.bincount(predictions.flatten(), minlength=result.untouched.classes)
     order = sorted((c for c in counted.nonzero().flatten().tolist()), key=lambda c: (c != target, -int(counted[c])))
     shown = order if len(order) <= _CLASSES_SHOWN else order[: _CLASSES_SHOWN - 1]
     colors = torch.ones(*predictions.shape, 3)
@@ -198,13 +200,13 @@ def _classes(axes: Axes, gray: Tensor, found: OcclusionMaps, number: int, class_
     for place, found_class in enumerate(shown):
         color = class_color(place)
         colors[predictions == found_class] = torch.tensor(color)
-        share = float(counted[found_class]) / predictions.numel()
-        patches.append(Patch(color=color, label=f"{class_label(class_names, found_class, 22)} {share:.0%}"))
+        fraction = float(counted[found_class]) / predictions.numel()
+        patches.append(Patch(color=color, label=f"{class_label(class_names, found_class, 22)} {fraction:.0%}"))
     if len(order) > len(shown):
         rest = float(sum(int(counted[c]) for c in order[len(shown) :])) / predictions.numel()
         patches.append(Patch(color=(1, 1, 1), label=f"{len(order) - len(shown)} other classes {rest:.0%}"))
     height, width = gray.shape[-2:]
-    axes.imshow(colors.numpy(), extent=_extent(found), alpha=0.6, interpolation="nearest")
+    axes.imshow(colors.numpy(), extent=_extent(result), alpha=0.6, interpolation="nearest")
     axes.set_xlim(0, width)
     axes.set_ylim(height, 0)
     legend = axes.legend(handles=patches, loc="upper left", bbox_to_anchor=(1.02, 1), frameon=False, fontsize=8)

@@ -40,18 +40,18 @@ def read_batch(batch: Any, batch_fn: BatchFn | None = None) -> tuple[Tensor, Ten
     Raises:
         TypeError: The batch is of another form, or its images are no float or uint8 tensor of four dimensions.
     """
-    found = batch if batch_fn is None else batch_fn(batch)
+    given = batch if batch_fn is None else batch_fn(batch)
     labels: Any = None
-    if isinstance(found, Mapping):
-        images = next((found[name] for name in _IMAGE_NAMES if name in found), None)
-        labels = next((found[name] for name in _LABEL_NAMES if name in found), None)
-    elif isinstance(found, (list, tuple)) and found:
-        images, labels = found[0], found[1] if len(found) > 1 else None
+    if isinstance(given, Mapping):
+        images = next((given[name] for name in _IMAGE_NAMES if name in given), None)
+        labels = next((given[name] for name in _LABEL_NAMES if name in given), None)
+    elif isinstance(given, (list, tuple)) and given:
+        images, labels = given[0], given[1] if len(given) > 1 else None
     else:
-        images = found
+        images = given
     if not isinstance(images, Tensor):
         raise TypeError(
-            f"no images found in a batch of form {_form(found)}: it takes a tensor, (images, labels), or a mapping "
+            f"no images found in a batch of form {_form(given)}: it takes a tensor, (images, labels), or a mapping "
             f"with one of {', '.join(_IMAGE_NAMES[:4])}, ...; give batch_fn=... that returns (images, labels)"
         )
     if images.ndim != 4 or not (images.is_floating_point() or images.dtype == torch.uint8):
@@ -81,8 +81,8 @@ def _form(batch: Any) -> str:
 class IndexReader:
     """Tells the data-set index of each image that a loader gives, without touching the loader.
 
-    Sequential and distributed samplers (shuffled or not, padded or not) tell it. For any other order, images are
-    numbered as they arrive, and `known` is False.
+    The order of sequential and distributed samplers (shuffled or not, padded or not) can be foretold. In any other
+    order images are numbered as they arrive, and `known` is False.
 
     Attributes:
         known: Whether the numbers are indices of the data set.
@@ -95,7 +95,7 @@ class IndexReader:
         self.known = order is not None
         self._order = iter(order) if order is not None else None
         self._batch_size = _batch_size(loader)
-        # Numbers that are given once the order is lost are no index of the data set.
+        # Where the order is lost on the way, numbers from here on are no index of the data set.
         self._beyond = 0
         if self.known and isinstance(loader, DataLoader):
             self._beyond = len(loader.dataset)  # type: ignore[arg-type]
@@ -112,7 +112,7 @@ class IndexReader:
         return torch.tensor(numbers, dtype=torch.int64)
 
     def _next(self, count: int) -> list[int] | None:
-        """The sampler's next numbers; None where these images are not one for each."""
+        """The sampler's next numbers; None where they and the images do not match one by one."""
         if self._order is None:
             return None
         numbers = list(islice(self._order, count))
@@ -245,7 +245,7 @@ def numbered_batches(
                 continue
             indices, known = numbers, True
             if indices is None or len(indices) != len(images):
-                # Behind all indices there are, where a collate function leaves images out or makes more of them.
+                # A collate function leaves images out, or makes more of them: numbers beyond those of the data set.
                 first = arrived if indices is None else arrived + len(loader.dataset)  # type: ignore[attr-defined]
                 indices, known = torch.arange(first, first + len(images)), isinstance(loader, (list, tuple))
             arrived += len(images)
@@ -290,5 +290,5 @@ def _recording(loader: Any) -> tuple[DataLoader[Any], _Recorder] | None:
 
 def _generators(loader: Any) -> list[torch.Generator]:
     holders = (loader, loader.sampler, loader.batch_sampler, getattr(loader.batch_sampler, "sampler", None))
-    found = {id(held): held for holder in holders if (held := getattr(holder, "generator", None)) is not None}
-    return list(found.values())
+    generators = {id(held): held for holder in holders if (held := getattr(holder, "generator", None)) is not None}
+    return list(generators.values())

@@ -15,7 +15,7 @@ __all__ = ["agreed", "collective_device", "exchanged", "gathered", "gathered_obj
 def exchanged(
     own: Sequence[Tensor | None], boxes: Sequence[tuple[int, int, int, int]], like: Tensor
 ) -> list[Tensor | None]:
-    """Bring together what each rank has a part of; every rank gives what is its own, the lowest what several have.
+    """Bring together pixels of which each rank has some; what several ranks have, the lowest of them gives.
 
     Args:
         own: Pixels `(C, bottom - top, right - left)` or None, in the same order on every rank.
@@ -30,13 +30,13 @@ def exchanged(
     mine = [pixels.flatten() for pixels, owner in zip(own, owners, strict=True) if pixels is not None and owner == rank]
     streams = gathered(torch.cat([like.flatten(), *mine]))
     taken = [0] * len(streams)
-    found: list[Tensor | None] = []
+    whole: list[Tensor | None] = []
     for (top, left, bottom, right), owner in zip(boxes, owners, strict=True):
         shape = (like.shape[1], bottom - top, right - left)
         count = shape[0] * shape[1] * shape[2]
-        found.append(streams[owner][taken[owner] : taken[owner] + count].view(shape).clone())
+        whole.append(streams[owner][taken[owner] : taken[owner] + count].view(shape).clone())
         taken[owner] += count
-    return found
+    return whole
 
 
 def gathered(tensor: Tensor) -> list[Tensor]:

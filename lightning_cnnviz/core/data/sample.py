@@ -15,7 +15,7 @@ from lightning_cnnviz.core.network.hooks import keep_random_state
 
 __all__ = ["Sample", "draw_sample"]
 
-# So many times the asked-for number of images are opened to find images of different classes.
+# To find images of different classes, so many times as many as asked for are opened.
 _CANDIDATES = 4
 
 
@@ -43,7 +43,7 @@ class Sample:
 
 
 def draw_sample(loader: Iterable[Any], count: int, batch_fn: BatchFn | None = None, *, seed: int = 0) -> Sample:
-    """Draw images by a seed of its own, of different classes where there are enough.
+    """Draw images at random by a seed, of different classes where there are enough.
 
     The same images come at every call, and random transforms give the same pixels. The loader and all random number
     generators stay as they were. Where a data set has no indices, or the loader batches in a way of its own, the first
@@ -104,19 +104,19 @@ def _first(loader: Any, count: int, batch_fn: BatchFn | None) -> Sample | None:
             if indices is None or len(indices) != len(images):
                 indices = torch.arange(arrived, arrived + len(images))
             arrived += len(images)
-            found = Sample(
+            arrivals = Sample(
                 images=images.detach().cpu(), labels=None if labels is None else labels.detach().cpu(), indices=indices
             )
-            if len(found) and (not parts or found.images.shape[1:] == parts[0].images.shape[1:]):
-                parts.append(found.part(slice(count)))
+            if len(arrivals) and (not parts or arrivals.images.shape[1:] == parts[0].images.shape[1:]):
+                parts.append(arrivals.part(slice(count)))
             if sum(len(part) for part in parts) >= count:
                 break
     if not parts:
         return None
-    known = [part.labels for part in parts if part.labels is not None]
+    labelled = [part.labels for part in parts if part.labels is not None]
     whole = Sample(
         images=torch.cat([part.images for part in parts]),
-        labels=torch.cat(known) if len(known) == len(parts) else None,
+        labels=torch.cat(labelled) if len(labelled) == len(parts) else None,
         indices=torch.cat([part.indices for part in parts]),
     )
     return whole.part(slice(count))

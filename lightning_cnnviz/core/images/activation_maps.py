@@ -55,15 +55,15 @@ def find_maps(model: nn.Module, image: Tensor, layers: LayerSpec = "conv") -> li
     """
     chosen = select_layers(model, layers)
     literal = {layer.name for layer in chosen if layer.literal}
-    found = trace_feature_maps(model, image, chosen)
-    flat = [layer.layer for layer in found if layer.shape[1:] == (1, 1)]
-    refused = next((name for name in flat if name in literal or len(flat) == len(found)), None)
+    traced = trace_feature_maps(model, image, chosen)
+    flat = [layer.layer for layer in traced if layer.shape[1:] == (1, 1)]
+    refused = next((name for name in flat if name in literal or len(flat) == len(traced)), None)
     if refused is not None:
         raise ValueError(
             f"layer '{refused}' gives one value a channel for an image of {image.shape[-2]} x {image.shape[-1]}, "
             "which is no map: choose layers before the pooling, or larger images"
         )
-    return [layer for layer in found if layer.layer not in flat]
+    return [layer for layer in traced if layer.layer not in flat]
 
 
 def activation_maps(
@@ -71,8 +71,8 @@ def activation_maps(
 ) -> tuple[ActivationMaps, ...]:
     """Run images through the network, once, and keep the strongest feature maps of each layer.
 
-    How strong a feature map is, is its largest activation, as in mining. The network runs in eval mode and is left as
-    it was.
+    A feature map is as strong as its largest activation, as in mining. The network runs in eval mode and is left as it
+    was.
 
     Args:
         model: The network.
@@ -95,17 +95,17 @@ def activation_maps(
         raise ValueError(f"k={k}: keep 1 feature map or more")
     if images.ndim != 4 or not len(images):
         raise ValueError(f"images are (N, C, H, W), not {tuple(images.shape)}")
-    found = find_maps(model, images[:1], layers)
-    choices = {layer.layer: resolve_features(layer.layer, layer.shape[0], features) for layer in found}
+    traced = find_maps(model, images[:1], layers)
+    choices = {layer.layer: resolve_features(layer.layer, layer.shape[0], features) for layer in traced}
     kept: dict[str, ActivationMaps] = {}
 
     def keep(name: str, value: Tensor) -> None:
         kept[name] = _strongest(name, value, choices[name], k)
 
-    sites: dict[str, Site] = {layer.layer: layer.site for layer in found}
+    sites: dict[str, Site] = {layer.layer: layer.site for layer in traced}
     with analysis_mode(model), hooked(sites, keep):
         model(images.detach().clone())
-    return tuple(kept[layer.layer] for layer in found)
+    return tuple(kept[layer.layer] for layer in traced)
 
 
 def interleave(parts: Sequence[Sequence[ActivationMaps]]) -> tuple[ActivationMaps, ...]:

@@ -38,7 +38,7 @@ class AttributionMaps:
     """How much each pixel speaks for a class.
 
     Attributes:
-        method: How that was found.
+        method: By which method.
         layer: Whose feature maps Grad-CAM weighs; empty for the methods of pixels.
         untouched: What the network makes of the N images; its targets are the classes that pixels speak for.
         maps: `(N, C, H, W)`, as large as the images; Grad-CAM's `(N, 1, H, W)`. Of either sign, but for Grad-CAM and
@@ -82,7 +82,7 @@ def attribute(
     Args:
         model: Any classifier that takes images `(N, C, H, W)` and returns logits `(N, classes)`.
         images: `(N, C, H, W)` float, in the values that the network is given.
-        labels: `(N,)`, the true classes; without them, the class that the network finds.
+        labels: `(N,)`, the true classes; without them, the class that is most probable by the network.
         method: See `AttributionMethod`.
         layer: Whose feature maps Grad-CAM weighs; by default the last before the classifier.
         baseline: Where integrated gradients start, in the network's values: one value, or one a channel; by default the
@@ -98,8 +98,8 @@ def attribute(
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
-        >>> found = attribute(model, torch.rand(2, 1, 28, 28), torch.tensor([0, 2]))
-        >>> found.layer, found.maps.shape
+        >>> result = attribute(model, torch.rand(2, 1, 28, 28), torch.tensor([0, 2]))
+        >>> result.layer, result.maps.shape
         ('1', torch.Size([2, 1, 28, 28]))
     """
     check_method(method)
@@ -144,7 +144,7 @@ def check_attribution(
 
 
 def check_method(method: str) -> None:
-    """Refuse a method that there is not.
+    """Refuse an unknown method.
 
     Raises:
         ValueError: Names those that there are.
@@ -182,39 +182,39 @@ class _Explanation:
     def _saliency(self, images: Tensor, targets: Tensor) -> Tensor:
         from captum.attr import Saliency  # when it is needed: it brings matplotlib along
 
-        found: Tensor = Saliency(self._logits).attribute(images, target=targets)
-        return found
+        maps: Tensor = Saliency(self._logits).attribute(images, target=targets)
+        return maps
 
     def _integrated(self, image: Tensor, target: Tensor) -> Tensor:
         from captum.attr import IntegratedGradients
 
-        found: Tensor = IntegratedGradients(self._logits).attribute(
+        maps: Tensor = IntegratedGradients(self._logits).attribute(
             image,
             baselines=self._start.expand_as(image),
             target=target,
             n_steps=self._steps,
             internal_batch_size=self._together,
         )
-        return found
+        return maps
 
     def _gradcam(self, images: Tensor, targets: Tensor) -> Tensor:
         from captum.attr import LayerAttribution, LayerGradCam
 
         assert self._site is not None
         module, side = self._site
-        found = LayerGradCam(self._logits, module).attribute(
+        coarse = LayerGradCam(self._logits, module).attribute(
             images, target=targets, attribute_to_layer_input=side == "input", relu_attributions=True
         )
         size = (images.shape[-2], images.shape[-1])
-        maps: Tensor = LayerAttribution.interpolate(found, size, interpolate_mode="bilinear")
+        maps: Tensor = LayerAttribution.interpolate(coarse, size, interpolate_mode="bilinear")
         return maps
 
     def _guided(self, images: Tensor, targets: Tensor) -> Tensor:
         """Guided backpropagation from the logits: the projection of a unit of strength one."""
         units = [Unit(number, "logits", target, 0, 0, 1.0) for number, target in enumerate(targets.tolist())]
         with torch.autocast(images.device.type, enabled=False):
-            found = project(_WithLogits(self._model), images, units, method="guided")
-        return torch.stack([found.on_image(number) for number in range(len(units))]).to(images.device)
+            projection = project(_WithLogits(self._model), images, units, method="guided")
+        return torch.stack([projection.on_image(number) for number in range(len(units))]).to(images.device)
 
 
 class _WithLogits(nn.Module):
@@ -225,8 +225,8 @@ class _WithLogits(nn.Module):
         self.model, self.logits = model, nn.Identity()
 
     def forward(self, images: Tensor) -> Tensor:
-        found: Tensor = self.logits(class_logits(self.model, images))
-        return found
+        logits: Tensor = self.logits(class_logits(self.model, images))
+        return logits
 
 
 def _site(model: nn.Module, image: Tensor, method: str, layer: LayerSpec | None) -> tuple[str, Site | None]:

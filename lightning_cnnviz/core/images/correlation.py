@@ -105,8 +105,8 @@ def channel_correlation(
         >>> model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU())
         >>> with torch.no_grad():
         ...     _ = model[0].weight[1].copy_(-model[0].weight[0])
-        >>> (found,) = channel_correlation(model, [torch.rand(8, 1, 6, 6)])
-        >>> round(float(found.correlation[0, 1]), 6), found.redundant.tolist(), found.redundant_fraction
+        >>> (layer,) = channel_correlation(model, [torch.rand(8, 1, 6, 6)])
+        >>> round(float(layer.correlation[0, 1]), 6), layer.redundant.tolist(), layer.redundant_fraction
         (-1.0, [False, True], 0.5)
     """
     running = RunningCorrelation(model, select_layers(model, layers), threshold=threshold)
@@ -125,9 +125,9 @@ class RunningCorrelation:
         with running.batch(images, indices, labels):
             network(images)
 
-    An image that comes twice, also on two ranks, counts once, by its index. Memory does not grow with the number of
-    images, but for a number each; on several ranks also by the channels' means of those images whose index, divided by
-    the number of ranks, does not leave this rank: with Lightning's sampler for validation, a few at the most.
+    An image that comes twice, also on two ranks, counts once, by its index. For each image memory grows by its index
+    alone. On several ranks an image belongs to the rank `index % ranks`; where another rank reads it, that rank keeps
+    its channels' means until ranks are merged. With Lightning's sampler for validation that is one image at the most.
 
     Args:
         model: The network.
@@ -219,7 +219,7 @@ class RunningCorrelation:
                 self._seen.add(index)
                 fresh.append(place)
         places = torch.tensor(fresh, dtype=torch.int64)
-        # By the index alone each image belongs to one rank. That rank need not ask the others.
+        # Each image belongs to one rank by its index alone: that rank need not ask the others.
         own = indices[places] % ranks() == rank()
         rows = {layer: values.cpu().double()[places] for layer, values in means.items()}
         for layer, values in rows.items():
@@ -237,7 +237,7 @@ class RunningCorrelation:
 
 
 class _Moments:
-    """Running means and products of deviations from them, in float64, which no order of adding makes inexact.
+    """Running means and products of deviations from them, in float64; stable in any order of adding.
 
     Chan, Golub & LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances", 1979.
     """
@@ -308,7 +308,7 @@ def _clustered(correlation: Tensor, constant: Tensor) -> Tensor:
     np.fill_diagonal(distances, 0)
     tree = linkage(squareform(distances, checks=False), "average", optimal_ordering=True)
     order = torch.from_numpy(leaves_list(tree).astype(np.int64))
-    order = order if order[0] < order[-1] else order.flip(0)  # either direction is as good: choose one
+    order = order if order[0] < order[-1] else order.flip(0)  # a reversed order is as good: choose one of both
     return torch.cat([varying[order], rest])
 
 

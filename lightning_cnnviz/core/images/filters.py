@@ -74,11 +74,11 @@ def convolutions(model: nn.Module, layers: LayerSpec | None = None) -> list[tupl
         LayerNotFoundError: A part of `layers` matches nothing, or nothing but other kinds of layers.
     """
     chosen = select_layers(model, "conv" if layers is None else layers)
-    found = [(layer.name, layer.module) for layer in chosen if isinstance(layer.module, nn.Conv2d)]
-    if not found:
+    chosen_convolutions = [(layer.name, layer.module) for layer in chosen if isinstance(layer.module, nn.Conv2d)]
+    if not chosen_convolutions:
         kinds = ", ".join(sorted({type(layer.module).__name__ for layer in chosen}))
         raise LayerNotFoundError(f"layers={layers!r}: filters are those of a Conv2d, and these are {kinds}")
-    return found[:1] if layers is None else found
+    return chosen_convolutions[:1] if layers is None else chosen_convolutions
 
 
 @torch.no_grad()
@@ -101,15 +101,15 @@ def layer_filters(
         >>> first.layer, tuple(first.kernels.shape), tuple(first.rms.shape)
         ('0', (8, 3, 5, 5), (8,))
     """
-    found = []
+    results = []
     with analysis_mode(model):  # a parametrized weight is computed, possibly by chance or by mode
         for name, module in convolutions(model, layers):
             weight = module.weight.detach().float().cpu()
             chosen = resolve_features(name, len(weight), features)
-            found.append(
+            results.append(
                 LayerFilters(layer=name, features=chosen, kernels=weight[list(chosen)].clone(), rms=_rms(weight))
             )
-    return tuple(found)
+    return tuple(results)
 
 
 @torch.no_grad()

@@ -72,14 +72,14 @@ class Sweep:
     probabilities: Tensor
 
     def __post_init__(self) -> None:
-        shapes = {tuple(found.shape) for found in (self.raw, self.relative, self.unit)}
+        shapes = {tuple(distances.shape) for distances in (self.raw, self.relative, self.unit)}
         if shapes != {(len(self.raw), *self.probabilities.shape)} or self.probabilities.shape[1:] != self.values.shape:
             raise ValueError(f"sweep '{self.transform}': distances {shapes} do not fit {self.probabilities.shape}")
 
     def distances(self, kind: DistanceKind) -> Tensor:
         """Return the distances `(L, N, V)` of a kind."""
-        found: Tensor = getattr(self, kind)
-        return found
+        values: Tensor = getattr(self, kind)
+        return values
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -161,8 +161,8 @@ def measure_invariance(
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
-        >>> found = measure_invariance(model, torch.rand(2, 1, 28, 28), torch.tensor([0, 2]), transforms="rotation")
-        >>> found.layers, found.sweeps[0].raw.shape
+        >>> curves = measure_invariance(model, torch.rand(2, 1, 28, 28), torch.tensor([0, 2]), transforms="rotation")
+        >>> curves.layers, curves.sweeps[0].raw.shape
         (('0', 'input of 4'), torch.Size([2, 2, 36]))
     """
     check_images(images)
@@ -250,15 +250,15 @@ def _sites(model: nn.Module, image: Tensor, layers: LayerSpec | None) -> dict[st
     """Where features are read, in the order in which the layers run."""
     if layers is not None:
         return {maps.layer: maps.site for maps in trace_feature_maps(model, image, select_layers(model, layers))}
-    found = find_landmarks(model, image)
-    if found.first is None or found.classifier is None:
+    ends = find_landmarks(model, image)
+    if ends.first is None or ends.classifier is None:
         raise LayerNotFoundError(
             f"{type(model).__name__} has no convolution that runs exactly once in a pass; choose layers=[...]"
         )
-    (first,) = trace_feature_maps(model, image, [found.first])
+    (first,) = trace_feature_maps(model, image, [ends.first])
     sites = {first.layer: first.site}
-    if found.classifier.name != found.first.name:
-        sites[f"input of {found.classifier.name}"] = Site(found.classifier.module, "input")
+    if ends.classifier.name != ends.first.name:
+        sites[f"input of {ends.classifier.name}"] = Site(ends.classifier.module, "input")
     return sites
 
 
@@ -289,13 +289,15 @@ class _Measuring:
         self._own_slice: slice | None = None
 
     def plan(self, together: int) -> list[Piece]:
-        """The batches: all images of a share at several values each."""
-        share = min(together, len(self._images))
-        values = max(1, together // share)
-        queue = [(number, at) for number, found in enumerate(self._transforms) for at in range(len(found.values))]
+        """The batches: several images, each at several values."""
+        count = min(together, len(self._images))
+        values = max(1, together // count)
+        queue = [
+            (number, at) for number, transform in enumerate(self._transforms) for at in range(len(transform.values))
+        ]
         return [
-            (slice(start, min(start + share, len(self._images))), queue[at : at + values])
-            for start in range(0, len(self._images), share)
+            (slice(start, min(start + count, len(self._images))), queue[at : at + values])
+            for start in range(0, len(self._images), count)
             for at in range(0, len(queue), values)
         ]
 
@@ -305,10 +307,10 @@ class _Measuring:
             self._run_originals(chosen)
         originals = self._images[chosen]
         copies = torch.cat([self._copy(originals, *place) for place in places])
-        found: dict[str, tuple[Tensor, Tensor]] = {}
+        measured: dict[str, tuple[Tensor, Tensor]] = {}
 
         def see(name: str, value: Any) -> None:
-            found[name] = _distances(_features(name, value, len(copies)), self._own[name], len(places))
+            measured[name] = _distances(_features(name, value, len(copies)), self._own[name], len(places))
 
         with hooked(self._sites, see):
             probabilities = self._untouched.probabilities_of(class_logits(self._model, copies))
@@ -317,8 +319,8 @@ class _Measuring:
         own = probabilities.gather(1, targets[:, None]).view(shape).cpu()
         same = (copies.view(*shape, -1) == originals.flatten(1)).all(2).cpu()
         own = torch.where(same, self._untouched.probabilities[chosen], own)
-        moved = torch.stack([found[name][0] for name in self._sites]).cpu().masked_fill(same, 0)
-        norms = torch.stack([found[name][1] for name in self._sites]).cpu()
+        moved = torch.stack([measured[name][0] for name in self._sites]).cpu().masked_fill(same, 0)
+        norms = torch.stack([measured[name][1] for name in self._sites]).cpu()
         norms = torch.where(same, self._own_norms[:, None, chosen], norms)
         for line, (transform, at) in enumerate(places):
             self._probabilities[transform][chosen, at] = own[line]
@@ -364,10 +366,10 @@ class _Measuring:
         self._own_slice = chosen
 
     def _copy(self, originals: Tensor, transform: int, at: int) -> Tensor:
-        found, dtype = self._transforms[transform], originals.dtype
+        chosen, dtype = self._transforms[transform], originals.dtype
         # Half precision would not tell where neighboring pixels lie.
         exact = originals if dtype in (torch.float32, torch.float64) else originals.float()
-        return self._scale.apply(found, exact, found.values[at]).to(dtype)
+        return self._scale.apply(chosen, exact, chosen.values[at]).to(dtype)
 
 
 def _features(name: str, value: Any, count: int) -> Tensor:

@@ -69,12 +69,12 @@ class OcclusionMaps:
 
     def __post_init__(self) -> None:
         shape = (len(self.channels), *self.boxes.shape[:2])
-        if {tuple(found.shape) for found in (self.activations, self.probabilities, self.predictions)} != {shape}:
+        if {tuple(values.shape) for values in (self.activations, self.probabilities, self.predictions)} != {shape}:
             raise ValueError(f"maps of {len(self.channels)} images at {tuple(self.boxes.shape[:2])} positions: {shape}")
 
     @classmethod
     def joined(cls, parts: Sequence[OcclusionMaps]) -> OcclusionMaps:
-        """Put the shares of several ranks together: rank r had images r, r + ranks, ...."""
+        """Join the parts of several ranks: rank r had images r, r + ranks, ...."""
         first = parts[0]
         projections: tuple[Tensor, ...] = ()
         if all(part.projections for part in parts):
@@ -115,7 +115,7 @@ def occlude(
     Args:
         model: Any classifier that takes images `(N, C, H, W)` and returns logits `(N, classes)`.
         images: `(N, C, H, W)` float, in the values that the network is given.
-        labels: `(N,)`, the true classes; without them, the class that the network finds for the untouched image.
+        labels: `(N,)`, the true classes; without them, the most probable class of the untouched image.
         layer: Whose strongest feature map is followed; by default the last before the classifier.
         size: Of the occluder in pixels, or its height and width; by default 50 of 224.
         stride: Its step in pixels, or down and right, up to its size; by default 16 of 224.
@@ -131,8 +131,8 @@ def occlude(
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
-        >>> found = occlude(model, torch.rand(2, 1, 28, 28), size=7, stride=7)
-        >>> found.layer, found.probabilities.shape
+        >>> result = occlude(model, torch.rand(2, 1, 28, 28), size=7, stride=7)
+        >>> result.layer, result.probabilities.shape
         ('1', torch.Size([2, 4, 4]))
     """
     check_images(images)
@@ -301,8 +301,8 @@ def _projections(
     units = [Unit(number, layer.name, channel) for number, channel in enumerate(channels)]
     try:
         with torch.autocast(images.device.type, enabled=False):
-            found = Projector(model, [layer]).project(images, units)
+            projection = Projector(model, [layer]).project(images, units)
     except ValueError as error:
         log.debug("layer '%s' cannot be projected: %s", layer.name, error)
         return (), str(error)
-    return tuple(found.on_image(number) for number in range(len(units))), ""
+    return tuple(projection.on_image(number) for number in range(len(units))), ""

@@ -95,20 +95,20 @@ class PixelScale:
         if value == transform.identity:
             return images
         given = self.pixels(images) if transform.on_pixels else images
-        # A copy, for the user's own may write into what it is given.
-        found = transform.apply(given.clone(), value)
-        if not isinstance(found, Tensor) or found.shape != images.shape:
-            got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        # A copy: a transform of the user's own may write into its input.
+        changed_images = transform.apply(given.clone(), value)
+        if not isinstance(changed_images, Tensor) or changed_images.shape != images.shape:
+            got = tuple(changed_images.shape) if isinstance(changed_images, Tensor) else type(changed_images).__name__
             raise ValueError(
                 f"transform '{transform.name}' at {value:g} made {got} of images {tuple(images.shape)}; it has to keep "
                 "their shape"
             )
-        found = found.to(images)
+        changed_images = changed_images.to(images)
         if not transform.on_pixels:
-            return found
+            return changed_images
         # To pixels and back rounds.
-        changed = (found != given).flatten(1).any(1).view(-1, 1, 1, 1)
-        return torch.where(changed, self.inputs(found), images)
+        changed = (changed_images != given).flatten(1).any(1).view(-1, 1, 1, 1)
+        return torch.where(changed, self.inputs(changed_images), images)
 
     @staticmethod
     def _values(values: tuple[float, ...], like: Tensor) -> Tensor:
@@ -159,8 +159,8 @@ def _steps(low: float, high: float, count: int) -> tuple[float, ...]:
 
 def _pixels(side: int) -> tuple[float, ...]:
     """Whole pixels from -60 to 60 at 224: an image that is moved by them keeps every value."""
-    found = sorted({float(round(value * side / _SIDE)) for value in _steps(-60, 60, 25)})
-    return tuple(found) if len(found) > 1 else (-1.0, 0.0, 1.0)
+    values = sorted({float(round(value * side / _SIDE)) for value in _steps(-60, 60, 25)})
+    return tuple(values) if len(values) > 1 else (-1.0, 0.0, 1.0)
 
 
 def _translation(size: tuple[int, int], fill: list[float]) -> Transform:
@@ -225,12 +225,12 @@ act on pixels of 0 to 1 and clip there."""
 
 def _move(images: Tensor, value: float, *, fill: list[float], vertical: bool) -> Tensor:
     by = round(value)
-    found = torch.tensor(fill, dtype=images.dtype, device=images.device).view(-1, 1, 1).expand(images.shape).clone()
+    result = torch.tensor(fill, dtype=images.dtype, device=images.device).view(-1, 1, 1).expand(images.shape).clone()
     side = images.shape[-2 if vertical else -1]
     kept = max(0, side - abs(by))
     dim = -2 if vertical else -1
-    found.narrow(dim, side - kept if by > 0 else 0, kept).copy_(images.narrow(dim, 0 if by > 0 else side - kept, kept))
-    return found
+    result.narrow(dim, side - kept if by > 0 else 0, kept).copy_(images.narrow(dim, 0 if by > 0 else side - kept, kept))
+    return result
 
 
 def _about_fill(
@@ -242,8 +242,8 @@ def _about_fill(
 
 
 def _rotated(images: Tensor, value: float) -> Tensor:
-    found: Tensor = TF.rotate(images, value, interpolation=InterpolationMode.BILINEAR)
-    return found
+    result: Tensor = TF.rotate(images, value, interpolation=InterpolationMode.BILINEAR)
+    return result
 
 
 def _scaled(images: Tensor, value: float) -> Tensor:
@@ -255,7 +255,7 @@ def _sheared(images: Tensor, value: float) -> Tensor:
 
 
 def _affine(images: Tensor, *, scale: float = 1.0, shear: float = 0.0) -> Tensor:
-    found: Tensor = TF.affine(
+    result: Tensor = TF.affine(
         images,
         angle=0.0,
         translate=[0, 0],
@@ -263,20 +263,20 @@ def _affine(images: Tensor, *, scale: float = 1.0, shear: float = 0.0) -> Tensor
         shear=[shear, 0.0],
         interpolation=InterpolationMode.BILINEAR,
     )
-    return found
+    return result
 
 
 def _brightened(pixels: Tensor, value: float) -> Tensor:
     _check_pixels(pixels, "brightness")
-    found: Tensor = TF.adjust_brightness(pixels, value)
-    return found
+    result: Tensor = TF.adjust_brightness(pixels, value)
+    return result
 
 
 def _contrasted(pixels: Tensor, value: float) -> Tensor:
     _check_pixels(pixels, "contrast")
     if pixels.shape[1] in (1, 3):
-        found: Tensor = TF.adjust_contrast(pixels, value)
-        return found
+        result: Tensor = TF.adjust_contrast(pixels, value)
+        return result
     # Channels that make no color: each about its own mean.
     one_by_one: Tensor = TF.adjust_contrast(pixels.flatten(0, 1)[:, None], value)
     return one_by_one.reshape(pixels.shape)
@@ -284,8 +284,8 @@ def _contrasted(pixels: Tensor, value: float) -> Tensor:
 
 def _blurred(pixels: Tensor, value: float) -> Tensor:
     reach = min(math.ceil(3 * value), min(pixels.shape[-2:]) - 1)
-    found: Tensor = TF.gaussian_blur(pixels, [2 * reach + 1] * 2, [value] * 2)
-    return found
+    result: Tensor = TF.gaussian_blur(pixels, [2 * reach + 1] * 2, [value] * 2)
+    return result
 
 
 def _check_pixels(pixels: Tensor, name: str) -> None:

@@ -47,11 +47,11 @@ class Classified:
 
     @classmethod
     def joined(cls, parts: Sequence[Classified]) -> Classified:
-        """Put the shares of several ranks together; see `interleave`."""
+        """Join the parts of several ranks; see `interleave`."""
         whole = {
-            found.name: interleave([getattr(part, found.name) for part in parts])
-            for found in fields(cls)
-            if isinstance(getattr(parts[0], found.name), Tensor)
+            entry.name: interleave([getattr(part, entry.name) for part in parts])
+            for entry in fields(cls)
+            if isinstance(getattr(parts[0], entry.name), Tensor)
         }
         first = parts[0]
         return cls(labeled=first.labeled, classes=first.classes, normalized=first.normalized, **whole)
@@ -151,7 +151,7 @@ def fill_values(images: Tensor, fill: float | Sequence[float] | Tensor | None) -
 
 
 def interleave(parts: Sequence[Tensor], dim: int = 0) -> Tensor:
-    """Put shares together, of which share r holds entries r, r + shares, r + 2 shares, ... along a dimension.
+    """Join R parts, of which part r holds the entries r, r + R, r + 2 R, ... along a dimension.
 
     Example:
         >>> interleave([torch.tensor([0, 2, 4]), torch.tensor([1, 3])]).tolist()
@@ -168,11 +168,11 @@ def _checked_labels(labels: Tensor, count: int, classes: int) -> Tensor:
             f"labels are {labels.dtype} of shape {tuple(labels.shape)}; give one whole number for each of the {count} "
             "images, or no labels"
         )
-    found = labels.detach().cpu().long()
-    wrong = found[(found < 0) | (found >= classes)]
+    numbers = labels.detach().cpu().long()
+    wrong = numbers[(numbers < 0) | (numbers >= classes)]
     if len(wrong):
         raise ValueError(
             f"labels {sorted(set(wrong.tolist()))[:6]} are out of range: the network has {classes} classes "
             f"(0 to {classes - 1})"
         )
-    return found
+    return numbers

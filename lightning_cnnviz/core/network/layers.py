@@ -131,20 +131,20 @@ def _plain(name: str) -> str:
 
 def _match(model: nn.Module, named: dict[str, nn.Module], part: object) -> list[SelectedLayer]:
     if isinstance(part, type) and issubclass(part, nn.Module):
-        found = [SelectedLayer(name, module, False) for name, module in named.items() if isinstance(module, part)]
-        if not found:
+        chosen = [SelectedLayer(name, module, False) for name, module in named.items() if isinstance(module, part)]
+        if not chosen:
             raise LayerNotFoundError(f"{_who(model)} has no {part.__name__}; {_kinds(named)}")
-        return found
+        return chosen
     if not isinstance(part, str):
         raise TypeError(f"a layer is chosen by a name, a glob or a module type, not by {part!r}")
     # First, since many networks have a part of that name: "conv" is every convolution all the same.
     if part in _KEYWORDS:
         types = _KEYWORDS[part]
-        found = [SelectedLayer(name, module, False) for name, module in named.items() if isinstance(module, types)]
-        if not found:
+        chosen = [SelectedLayer(name, module, False) for name, module in named.items() if isinstance(module, types)]
+        if not chosen:
             kinds = " or ".join(kind.__name__ for kind in types)
             raise LayerNotFoundError(f'layers="{part}": {_who(model)} has no {kinds}; {_kinds(named)}')
-        return found
+        return chosen
     if part in named:
         return [SelectedLayer(part, named[part], True)]
     matched = [name for name in named if fnmatchcase(name, part)]

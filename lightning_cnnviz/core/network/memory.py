@@ -14,14 +14,14 @@ from lightning_cnnviz.core.network.hooks import Site, analysis_mode, hooked
 
 __all__ = ["images_at_once", "numbers_at_once"]
 
-# The share of the free memory that a look may take: training needs what it had.
-_SHARE = 0.25
+# Of the free memory, a look may take this fraction: training needs the rest.
+_FRACTION = 0.25
 # Beyond these, larger batches are no faster; on a CPU they leave the caches.
 _MOST, _MOST_ON_CPU = 256, 16
 # Copies of the image that a sweep holds beside the network's own values, and of the largest value inside a layer.
 _IMAGES, _VALUES = 16, 4
 _UNKNOWN = 2**30
-# Tensors of the size of the largest that there are at a time on the way back through a network.
+# So many tensors as large as the largest exist at a time on the way back through a network.
 _TENSORS = 8
 
 
@@ -48,18 +48,18 @@ def images_at_once(model: nn.Module, image: Tensor, *, gradients: bool = False) 
     values = sum(sizes) if gradients else max(sizes, default=0)
     an_image = _IMAGES * image.numel() * image.element_size() + _VALUES * values
     most = _MOST if image.device.type == "cuda" else _MOST_ON_CPU
-    return max(1, min(most, int(_SHARE * _free_bytes(image.device) / an_image)))
+    return max(1, min(most, int(_FRACTION * _free_bytes(image.device) / an_image)))
 
 
 def numbers_at_once(device: torch.device, bytes_each: int = 4) -> int:
-    """Return how many numbers the largest tensor of a computation may have, for its kin to fit into the free memory."""
-    return max(1, int(_SHARE * _free_bytes(device) / (_TENSORS * bytes_each)))
+    """Return how many numbers a computation's largest tensor may have, for all its tensors to fit into free memory."""
+    return max(1, int(_FRACTION * _free_bytes(device) / (_TENSORS * bytes_each)))
 
 
 def _free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
-        # What torch keeps for itself is free for us, too.
+        # Memory that torch has reserved and does not use is free for us, too.
         return int(free) + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     try:
         # Of the free pages alone little is left where files have been read; the system gives those back on demand.

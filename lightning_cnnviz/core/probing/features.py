@@ -139,8 +139,8 @@ def merge_features(parts: Sequence[Features]) -> Features:
         replace(layer, values=torch.cat([part[layer.layer].dense() for part in parts])[places], images=len(places))
         for layer in first
     )
-    known = all(part.indices_known for part in parts)
-    return Features(layers=layers, labels=labels[places], indices=indices[places], indices_known=known)
+    indices_known = all(part.indices_known for part in parts)
+    return Features(layers=layers, labels=labels[places], indices=indices[places], indices_known=indices_known)
 
 
 def first_of_each(indices: Tensor) -> Tensor:

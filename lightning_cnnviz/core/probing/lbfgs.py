@@ -31,7 +31,7 @@ __all__ = [
 _MEMORY = 10
 _ITERATIONS = 400
 _LINE_STEPS = 12
-_SLOPE = 0.1  # a line search ends where the slope has fallen to this share of that at its start
+_SLOPE = 0.1  # a line search ends where the slope has fallen to this fraction of that at its start
 _CURVATURE_CHANGE = 2.0  # the preconditioner is made anew once the mean curvature has changed by this factor
 _PATIENCE = 8  # iterations without progress after which single precision has given all it has
 _STALLED = 1e-7
@@ -258,22 +258,22 @@ class CrossEntropy(Loss):
 
     def along(self, scores: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
         """Differentiate along a direction."""
-        shares = scores.softmax(-1)
-        weighted = shares * direction
+        probabilities = scores.softmax(-1)
+        weighted = probabilities * direction
         mean = weighted.sum(-1, keepdim=True)
         second = self.total(weighted.mul_(direction)) - mean.square().sum((-2, -1), keepdim=True)
-        first = self.total(shares.sub_(self.targets).mul_(direction))
+        first = self.total(probabilities.sub_(self.targets).mul_(direction))
         return self.strength * first, self.strength * second
 
     def curvature(self, scores: Tensor) -> Tensor:
         """Average the diagonal of the Hessian."""
-        shares = scores.softmax(-1)
-        return self.strength * (shares * (1 - shares)).mean((-2, -1), keepdim=True)
+        probabilities = scores.softmax(-1)
+        return self.strength * (probabilities * (1 - probabilities)).mean((-2, -1), keepdim=True)
 
 
 @dataclass
 class Minimum:
-    """Where a minimization has ended.
+    """Where the solver has ended.
 
     Attributes:
         point: The point.

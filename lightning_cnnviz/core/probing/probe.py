@@ -80,10 +80,10 @@ class LayerProbe:
         return iter(self.scores)
 
     def __getitem__(self, layer: str) -> ProbeScores:
-        found = next((scores for scores in self.scores if scores.layer == layer), None)
-        if found is None:
-            raise KeyError(f"no probe of layer '{layer}'; there are {[scores.layer for scores in self.scores]}")
-        return found
+        for scores in self.scores:
+            if scores.layer == layer:
+                return scores
+        raise KeyError(f"no probe of layer '{layer}'; there are {[scores.layer for scores in self.scores]}")
 
 
 def probe(
@@ -122,27 +122,27 @@ def probe(
                 [1., 1., 1.]], dtype=torch.float64)
     """
     protocol = find_protocol(protocol)
-    known = _as_layer(features, layer, labels)
-    tested = None if test is None else _as_layer(test[0], known.layer, test[1])
-    if tested is not None and tested.dimensions != known.dimensions:
-        raise ValueError(f"{known.dimensions} features to learn from, but {tested.dimensions} to test on")
+    learned = _as_layer(features, layer, labels)
+    tested = None if test is None else _as_layer(test[0], learned.layer, test[1])
+    if tested is not None and tested.dimensions != learned.dimensions:
+        raise ValueError(f"{learned.dimensions} features to learn from, but {tested.dimensions} to test on")
     test_labels = None if test is None else test[1]
     check_classes(labels, test_labels)
     if manifest is None:
         manifest = draw_splits(labels, protocol, test_labels=test_labels)
     names, numbers = labels.unique(return_inverse=True)
     targets = numbers if test_labels is None else torch.searchsorted(names, test_labels)
-    data = _Data(known, tested, protocol, device, [split.train for split in manifest.splits])
+    data = _Data(learned, tested, protocol, device, [split.train for split in manifest.splits])
     results = [_probe_split(data, split, numbers, targets, len(names), protocol) for split in manifest.splits]
     accuracy, strengths = (torch.tensor([result[n] for result in results], dtype=torch.float64).T for n in (0, 1))
     converged = torch.tensor([result[2] for result in results]).T
     return ProbeScores(
-        layer=known.layer,
+        layer=learned.layer,
         heads=protocol.heads,
         accuracy=accuracy,
         C=strengths,
         converged=converged,
-        dimensions=known.dimensions,
+        dimensions=learned.dimensions,
         classes=len(names),
         protocol=protocol,
         digest=manifest.digest,
@@ -163,8 +163,8 @@ def probe_layers(
     Example:
         >>> from lightning_cnnviz.core.probing.tap import tap_features
         >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 8, 3))
-        >>> found = tap_features(model, [(torch.rand(20, 1, 12, 12), torch.arange(20) % 2)], pool=100)
-        >>> [scores.accuracy.shape for scores in probe_layers(found, Protocol(per_class=5, splits=3))]
+        >>> features = tap_features(model, [(torch.rand(20, 1, 12, 12), torch.arange(20) % 2)], pool=100)
+        >>> [scores.accuracy.shape for scores in probe_layers(features, Protocol(per_class=5, splits=3))]
         [torch.Size([2, 3]), torch.Size([2, 3])]
     """
     protocol = find_protocol(protocol)
@@ -231,23 +231,23 @@ class _Data:
 
     def __init__(
         self,
-        known: LayerFeatures,
+        train: LayerFeatures,
         tested: LayerFeatures | None,
         protocol: Protocol,
         device: torch.device | str | None,
         learned: Sequence[Tensor],
     ) -> None:
-        self._known, self._tested, self._scaling = known, tested, protocol.scaling
+        self._train, self._tested, self._scaling = train, tested, protocol.scaling
         self._device = device
-        self._offset = 0 if tested is None else known.images
+        self._offset = 0 if tested is None else train.images
         self._near = learned[0]
-        self.in_gram = known.dimensions > max(len(places) for places in learned)
+        self.in_gram = train.dimensions > max(len(places) for places in learned)
         self._gram: Tensor | None = None
         self._dense: Tensor | None = None
         if self.in_gram and self._scaling != "standard":
             self._gram = gram_matrix(self._chunks(), device)
         elif not self.in_gram:
-            self._dense = torch.cat([*self._chunks(known.dimensions)]).to(device or "cpu")
+            self._dense = torch.cat([*self._chunks(train.dimensions)]).to(device or "cpu")
 
     @property
     def space(self) -> Literal["gram", "features"]:
@@ -298,7 +298,7 @@ class _Data:
                 seen = chunk[learned].double()
                 means = seen.mean(0)
                 spread = _inverse((seen - means).square().mean(0).sqrt())
-                yield ((chunk.double() - means) * spread / self._known.dimensions**0.5).float()
+                yield ((chunk.double() - means) * spread / self._train.dimensions**0.5).float()
 
         return gram_matrix(chunks(), self._device)
 
@@ -309,8 +309,8 @@ class _Data:
         of the first split's training images) is then no other problem, and single precision is not spent on what all
         images have in common.
         """
-        pairs = zip(self._known.chunks(width), self._tested.chunks(width), strict=True) if self._tested else ()
-        for chunk in (torch.cat(pair) for pair in pairs) if self._tested else self._known.chunks(width):
+        pairs = zip(self._train.chunks(width), self._tested.chunks(width), strict=True) if self._tested else ()
+        for chunk in (torch.cat(pair) for pair in pairs) if self._tested else self._train.chunks(width):
             if self._scaling != "none":
                 chunk = chunk - chunk[self._near].mean(0, dtype=torch.float64).float()
             yield chunk
@@ -332,10 +332,10 @@ def _probe_split(
             converged.append(True)
         else:
             fit = fit_gram if data.in_gram else fit_features
-            found = fit(inner, own, classes, head=_solved(head), C=chosen[head])
-            scores = found.scores(outer)
+            fitted = fit(inner, own, classes, head=_solved(head), C=chosen[head])
+            scores = fitted.scores(outer)
             strengths.append(chosen[head])
-            converged.append(found.converged)
+            converged.append(fitted.converged)
         accuracy.append(_accuracy(scores.argmax(1).cpu(), wanted, protocol.average))
     return accuracy, strengths, converged
 
@@ -353,8 +353,8 @@ def _chosen_strengths(data: _Data, split: Split, labels: Tensor, classes: int, p
         path = fit_path(
             inner, own, classes, head=_solved(head), Cs=strengths, space=data.space, tolerance=_CHOICE_TOLERANCE
         )
-        found = [_accuracy(fit.scores(outer).argmax(1).cpu(), wanted, protocol.average) for fit in path]
-        chosen[head] = strengths[found.index(max(found))]
+        accuracies = [_accuracy(fit.scores(outer).argmax(1).cpu(), wanted, protocol.average) for fit in path]
+        chosen[head] = strengths[accuracies.index(max(accuracies))]
     return chosen
 
 
@@ -368,8 +368,8 @@ def _neighbors(
     return votes - torch.arange(classes, device=votes.device) / (2 * classes)
 
 
-def _accuracy(found: Tensor, wanted: Tensor, average: str) -> float:
-    right = (found == wanted).double()
+def _accuracy(guesses: Tensor, wanted: Tensor, average: str) -> float:
+    right = (guesses == wanted).double()
     if average == "image":
         return float(right.mean())
     counts = torch.bincount(wanted)

@@ -32,7 +32,7 @@ class Protocol:
     """How probes are fitted and tested.
 
     Attributes:
-        name: Under which it is found in `PROTOCOLS`, and told beside every number.
+        name: Its key in `PROTOCOLS`, shown beside every number.
         per_class: Training images of each class. None for all, or where there is something to draw (several splits, or
             no test set of its own) four fifths of them.
         splits: How many times images are drawn.
@@ -46,7 +46,7 @@ class Protocol:
         scaling: Fitted on the images that are learned from. `"center"`: the mean is taken off and all features are
             divided by one number, so that the mean square norm is 1. `"standard"`: each feature is divided by its own
             standard deviation, then all by the square root of their number. `"none"`: left as they are.
-        average: `"class"`: mean of the classes' accuracies; `"image"`: share of the test images.
+        average: `"class"`: mean of the classes' accuracies; `"image"`: the right ones as a fraction of all test images.
         allow_fewer: Whether a class with too few images gives all but one to learn from, instead of an error.
         seed: Of the draw.
         paper: Accuracies in percent that a paper printed for this protocol, by row and by column.

@@ -86,8 +86,8 @@ def fit_gram(
 
     Example:
         >>> features = torch.tensor([[0.0], [1.0], [4.0], [5.0]])
-        >>> found = fit_gram(features @ features.T, torch.tensor([0, 0, 1, 1]), 2, head="svm")
-        >>> found.scores(features @ features.T).argmax(1).tolist()
+        >>> classifier = fit_gram(features @ features.T, torch.tensor([0, 0, 1, 1]), 2, head="svm")
+        >>> classifier.scores(features @ features.T).argmax(1).tolist()
         [0, 0, 1, 1]
     """
     return _fit(gram, labels, classes, head, C, start, tolerance, GramSpace)
@@ -119,8 +119,8 @@ def fit_features(
 
     Example:
         >>> features = torch.tensor([[0.0], [1.0], [4.0], [5.0]])
-        >>> found = fit_features(features, torch.tensor([0, 0, 1, 1]), 2, head="softmax", C=10)
-        >>> found.scores(features).argmax(1).tolist()
+        >>> classifier = fit_features(features, torch.tensor([0, 0, 1, 1]), 2, head="softmax", C=10)
+        >>> classifier.scores(features).argmax(1).tolist()
         [0, 0, 1, 1]
     """
     return _fit(features, labels, classes, head, C, start, tolerance, FeatureSpace)
@@ -152,11 +152,11 @@ def fit_path(
         batch = inputs.expand(len(Cs), *inputs.shape)
         whole = fit(batch, labels.expand(len(Cs), -1), classes, head=head, C=Cs, tolerance=tolerance)
         return [whole.part(place) for place in range(len(Cs))]
-    found: dict[float, Classifier] = {}
+    fitted: dict[float, Classifier] = {}
     last = None
     for C in sorted(set(Cs)):  # noqa: N806
-        last = found[C] = fit(inputs, labels, classes, head=head, C=C, start=last, tolerance=tolerance)
-    return [found[C] for C in Cs]
+        last = fitted[C] = fit(inputs, labels, classes, head=head, C=C, start=last, tolerance=tolerance)
+    return [fitted[C] for C in Cs]
 
 
 def _fit(
@@ -187,13 +187,13 @@ def _fit(
     for dtype in dict.fromkeys((inputs.dtype, torch.float64)):
         space = kind(coordinates.to(dtype), free)
         loss = (CrossEntropy if free else SquaredHinge)(labels, classes, strength.to(dtype))
-        found = minimize(space, loss, at.to(dtype), tolerance)
-        iterations, at = iterations + found.iterations, found.point.at
-        if found.converged:
+        solution = minimize(space, loss, at.to(dtype), tolerance)
+        iterations, at = iterations + solution.iterations, solution.point.at
+        if solution.converged:
             break
     weights, intercept = _weights(at, shift, kind)
-    objective = found.objective.double().sum((-2, -1)) * (2 if free and classes == 2 else 1)
-    whole = Classifier(weights.to(inputs.dtype), intercept.to(inputs.dtype), objective, iterations, found.converged)
+    objective = solution.objective.double().sum((-2, -1)) * (2 if free and classes == 2 else 1)
+    whole = Classifier(weights.to(inputs.dtype), intercept.to(inputs.dtype), objective, iterations, solution.converged)
     return whole if batched else whole.part(0)
 
 

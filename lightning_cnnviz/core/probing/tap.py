@@ -192,7 +192,7 @@ class FeatureTap:
         if self._on_disk:
             raise ValueError("features on disk (pool=None) are not merged: give pool=<number of features>")
         labels, indices = gathered(own.labels), gathered(own.indices)
-        known = bool(torch.stack(gathered(torch.tensor(own.indices_known, dtype=torch.uint8))).all())
+        all_known = bool(torch.stack(gathered(torch.tensor(own.indices_known, dtype=torch.uint8))).all())
         rows = [gathered(layer.dense()) for layer in own]
         parts = []
         for rank in range(ranks()):
@@ -206,7 +206,7 @@ class FeatureTap:
                 )
                 for layer, values in zip(own, rows, strict=True)
             )
-            parts.append(Features(layers=layers, labels=labels[rank], indices=indices[rank], indices_known=known))
+            parts.append(Features(layers=layers, labels=labels[rank], indices=indices[rank], indices_known=all_known))
         self._merged = merge_features(parts)
 
     def compute(self) -> Features:

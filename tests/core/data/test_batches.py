@@ -23,7 +23,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from lightning_cnnviz.core.data.batches import IndexReader, indexed_batches, read_batch
+from lightning_cnnviz.core.data.batches import IndexReader, has_indices, indexed_batches, numbered_batches, read_batch
 
 IMAGES = torch.rand(3, 1, 4, 4)
 LABELS = torch.tensor([2, 0, 1])
@@ -298,3 +298,37 @@ def test_what_a_sampler_may_give(loader: Any, expected: list[Any]) -> None:
     found = [indices for _, indices in indexed_batches(loader)]
     assert [None if indices is None else indices.tolist() for indices in found] == expected
     assert all(indices is None or indices.dtype == torch.int64 for indices in found)
+
+
+def test_images_of_any_loader_have_a_number_each() -> None:
+    data = TensorDataset(torch.arange(6.0).view(6, 1, 1, 1), torch.arange(6))
+    for batch in numbered_batches(DataLoader(data, batch_size=4, shuffle=True)):
+        assert batch.indices_known
+        assert batch.images.flatten().tolist() == batch.indices.tolist() == batch.labels.tolist()  # type: ignore[union-attr]
+    batches = [IMAGES[:0], IMAGES, (IMAGES[:2], LABELS[:2])]
+    first, second = numbered_batches(batches)
+    assert (first.indices.tolist(), second.indices.tolist()) == ([0, 1, 2], [3, 4])
+    assert first.labels is None
+    assert second.labels is not None
+    assert second.given is batches[2]
+    assert first.indices_known
+    (stream,) = numbered_batches(iter([IMAGES]))
+    assert not stream.indices_known
+
+
+def test_a_collate_function_that_leaves_images_out_loses_the_indices_but_not_the_numbers() -> None:
+    data = TensorDataset(torch.rand(6, 1, 2, 2))
+    loader = DataLoader(data, batch_size=3, collate_fn=lambda items: torch.stack([item[0] for item in items[:2]]))
+    batches = list(numbered_batches(loader))
+    assert [batch.indices.tolist() for batch in batches] == [[6, 7], [8, 9]]  # no index of the data set
+    assert not any(batch.indices_known for batch in batches)
+    with pytest.raises(ValueError, match="the loader list is empty: it gave no image"):
+        list(numbered_batches([IMAGES[:0]]))
+
+
+def test_which_loaders_have_indices() -> None:
+    data = TensorDataset(torch.rand(4, 1))
+    assert has_indices(DataLoader(data, batch_size=2, shuffle=True))
+    sampler = BatchSampler(SequentialSampler(data), 2, drop_last=False)
+    assert not has_indices(DataLoader(data, batch_sampler=sampler))
+    assert not has_indices([IMAGES])

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -150,6 +151,24 @@ def test_a_rank_without_an_image_is_refused_on_all(monkeypatch: pytest.MonkeyPat
         return "refused"
 
     assert as_ranks(one, 2, monkeypatch) == ["refused"] * 2
+
+
+def half_of_the_images() -> Any:
+    """What two ranks find together, of images that the sampler of validation has padded."""
+    data = images(21)
+    padded = torch.cat([torch.arange(21), torch.tensor([0])])
+    running = run(Net(), [(data[part], part) for part in padded[torch.distributed.get_rank() :: 2].split(4)])
+    running.merge()
+    return running.compute()[0]
+
+
+def test_two_real_processes_find_what_one_finds(tmp_path: Path) -> None:
+    from core.two_ranks import on_two_ranks
+
+    (whole, _) = run(Net(), [(images(21), torch.arange(21))]).compute()
+    for found in on_two_ranks(__file__, "half_of_the_images", tmp_path):
+        assert found.images == 21
+        np.testing.assert_allclose(found.correlation, whole.correlation, atol=1e-12)
 
 
 def as_ranks(work: Callable[[int], Any], count: int, monkeypatch: pytest.MonkeyPatch) -> list[Any]:

@@ -1,0 +1,51 @@
+"""What ranks say to each other, by two real processes, and alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lightning_cnnviz.core.data.distributed import collective_device, exchanged, gathered, rank, ranks, summed
+
+
+def talk() -> dict[str, Any]:
+    """What a rank hears."""
+    number = rank()
+    pixels = {0: torch.zeros(2, 3, 4), 1: torch.ones(2, 3, 4)}
+    own = [pixels[number], None if number == 0 else torch.full((2, 1, 1), 7.0), pixels[0] if number == 0 else None]
+    boxes = [(0, 0, 3, 4), (1, 1, 2, 2), (2, 0, 5, 4)]
+    total = torch.tensor([1, number])
+    return {
+        "rank": number,
+        "ranks": ranks(),
+        "gathered": gathered(torch.arange(number + 1)),
+        "summed": summed(total),
+        "kept": total,
+        "exchanged": exchanged(own, boxes, torch.empty(0, 2)),
+        "device": str(collective_device()),
+    }
+
+
+def test_two_processes_hear_each_other(tmp_path: Path) -> None:
+    from core.two_ranks import on_two_ranks
+
+    heard = on_two_ranks(__file__, "talk", tmp_path)
+    for number, one in enumerate(heard):
+        assert (one["rank"], one["ranks"], one["device"]) == (number, 2, "cpu")
+        assert [part.tolist() for part in one["gathered"]] == [[0], [0, 1]]  # shapes may differ
+        assert one["summed"].tolist() == [2, 1]
+        assert one["kept"].tolist() == [1, number]  # not written to
+        first, second, third = one["exchanged"]
+        assert torch.equal(first, torch.zeros(2, 3, 4))  # the lowest rank's
+        assert torch.equal(second, torch.full((2, 1, 1), 7.0))
+        assert torch.equal(third, torch.zeros(2, 3, 4))
+
+
+def test_alone_nothing_is_exchanged() -> None:
+    tensor = torch.arange(3)
+    assert (rank(), ranks()) == (0, 1)
+    assert gathered(tensor)[0] is tensor
+    assert summed(tensor) is tensor
+    assert exchanged([None, tensor], [(0, 0, 1, 1)] * 2, tensor) == [None, tensor]
