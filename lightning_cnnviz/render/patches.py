@@ -21,7 +21,7 @@ MEAN_NOTE = (
 # The fraction of a projection's pixels that keep their contrast: scaled by its largest pixel it would be a faint
 # scribble.
 _CONTRAST = 0.995
-# What lies outside the image, where a receptive field is cut at its border: a tint that no gray image has.
+# The color of what lies outside the image, where a receptive field is cut at its border: a tint that no gray image has.
 _OUTSIDE = (203, 213, 232)
 
 
@@ -52,7 +52,7 @@ def brief(value: float) -> str:
 
 
 def numbers_of_row(layer: LayerTopPatches, feature: int) -> dict[str, Number]:
-    """Return what is to be said of a feature map: its largest activation on the whole set, whatever ranks."""
+    """Return the numbers of a feature map by name: its largest activation on the whole set, whatever ranks."""
     return {"max activation": float(layer.maxima[feature])}
 
 

@@ -46,7 +46,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_cnnviz.core.network.hooks import Site, hooked
-from lightning_cnnviz.core.top_patches import mining, patch_store
+from lightning_cnnviz.core.top_patches import mining
 from lightning_cnnviz.core.top_patches._lists import RunningLists
 from lightning_cnnviz.core.top_patches._units import Units
 from lightning_cnnviz.core.top_patches.mining import PatchMiner
@@ -126,31 +126,6 @@ def ours(model: nn.Module, batches: Iterable[Tensor], rank_by: RankBy = "max") -
     with stopwatch() as parts:
         found = mine_top_patches(model, batches, "conv", K, rank_by=rank_by)
     return Outcome(lambda: {layer.layer: layer.images for layer in found}, parts)
-
-
-def from_the_heap(model: nn.Module, batches: Iterable[Tensor]) -> Outcome:
-    """Ours, but that large blocks of memory for patches come from torch's allocator."""
-    with mock.patch.object(patch_store, "_block", lambda room: torch.empty(room, dtype=torch.uint8)):
-        return ours(model, batches)
-
-
-class FreshMemory:
-    """Memory for patches that is torch's alone: taken anew for each, and freed with it."""
-
-    keeps = True
-
-    def take(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """Return a tensor, not filled."""
-        return torch.empty(*shape, dtype=dtype)
-
-    def give_back(self, taken: Tensor) -> None:
-        """Leave it to torch."""
-
-
-def from_fresh_memory(model: nn.Module, batches: Iterable[Tensor]) -> Outcome:
-    """Ours, but that every patch has fresh memory of torch's."""
-    with mock.patch.object(patch_store, "_Memory", FreshMemory):
-        return ours(model, batches)
 
 
 @contextmanager
@@ -368,13 +343,11 @@ def print_time_table(name: str, model: nn.Module, options: argparse.Namespace) -
     images = torch.rand(options.images, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(options.seed))
     batches = images.split(options.batch)
     print_row("each batch's fastest of all repeats", "time", "of the plain pass", "images as ours")
-    contenders: dict[str, Contender] = {f"ours: mine_top_patches, k={K}": partial(ours, model)}
-    if options.allocator:
-        contenders["ours, large patches on the heap"] = partial(from_the_heap, model)
-        contenders["ours, each patch in fresh memory"] = partial(from_fresh_memory, model)
-    else:
-        contenders['ours, rank_by="mean"'] = partial(ours, model, rank_by="mean")
-        contenders["naive"] = partial(naive, model)
+    contenders: dict[str, Contender] = {
+        f"ours: mine_top_patches, k={K}": partial(ours, model),
+        'ours, rank_by="mean"': partial(ours, model, rank_by="mean"),
+        "naive": partial(naive, model),
+    }
     print_times(compare(model, batches, contenders, options.repeats))
     missing = peer_missing() if options.peers else "--no-peers"
     if missing:
@@ -545,7 +518,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--peers", action=argparse.BooleanOptionalAction, default=True, help="zennit-crp, if installed")
     parser.add_argument("--peer-images", type=int, default=64, help="over how many images the peers run, at most")
-    parser.add_argument("--allocator", action="store_true", help="what it is worth to manage the patches' memory")
     parser.add_argument("--memory", action="store_true", help="measure memory, too (Linux)")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()

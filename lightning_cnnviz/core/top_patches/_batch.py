@@ -7,8 +7,8 @@ from torch import Tensor
 
 __all__ = ["Batch", "SeenImages"]
 
-# Of images with an index up to here, a byte each remembers whether they have come. One beyond this that comes twice
-# counts once all the same, but where random transforms make it differ, its patch may be from either time.
+# Images with an index below this are remembered, at one byte each. One with a higher index still counts once if it
+# comes twice, since the lists know it; but if random transforms made it differ, its patch may be of either time.
 _MOST_SEEN = 2**24
 
 
@@ -39,7 +39,7 @@ class SeenImages:
 
 
 class Batch:
-    """The images of one pass. One that comes twice counts the first time: random transforms may make it another.
+    """The images of one pass. One that comes again does not count: random transforms may have made it another.
 
     Args:
         images: `(N, C, H, W)`, at least one.

@@ -23,12 +23,12 @@ __all__ = ["RunningLists", "Wanted"]
 
 @dataclass(frozen=True)
 class Wanted:
-    """What one user of a mining wants of it.
+    """What one of the miners that are served together was asked for.
 
     Attributes:
         layers: Their names.
         k: Number of units of each feature map.
-        features: Whose patches.
+        features: The feature maps whose patches are kept.
         whole_images: Whether the images of these patches are kept whole.
     """
 
@@ -43,7 +43,7 @@ class RunningLists:
 
     Args:
         traced: The layers, in the order in which they run.
-        wanted: What the users want; the lists serve them all.
+        wanted: What each of the miners was asked for; the lists serve them all.
         per_image: See `TopK`.
         dtype: See `TopK`.
 
@@ -85,11 +85,11 @@ class RunningLists:
         return self.top.admits(self._lines[layer].start, counted, None if batch.fresh else batch.indices)
 
     def take(self, batch: Batch, readings: Mapping[str, Reading], traced: Mapping[str, FeatureMaps]) -> None:
-        """Take what a pass has shown into the lists, all layers at once, and keep the patches of what stays there.
+        """Update the lists of all layers with the readings of one pass, and keep the patches of what stays in them.
 
         Args:
             batch: The images.
-            readings: What each layer has shown of them.
+            readings: One for each layer.
             traced: The layers' feature maps for images of this size.
         """
         lines, places, candidates = [], [], []
@@ -114,14 +114,14 @@ class RunningLists:
         self.store.keep(self.top.units, batch.images, batch.indices, batch.places)
 
     def merge(self) -> None:
-        """Bring the lists of all ranks together; each of them calls this."""
+        """Merge the lists of all ranks; every rank calls this."""
         self.top.merge()
         self.store.merge(self.top.units)
         self.maxima = torch.stack(gathered(self.maxima)).amax(0)
         self._nonfinite = torch.stack(gathered(self._nonfinite)).amin(0)
 
     def results(self, rank_by: RankBy) -> tuple[LayerTopPatches, ...]:
-        """Return what is in the lists now."""
+        """Return the lists as they are now, layer by layer."""
         patches = iter(self.store.collect(self.top.units))
         results = []
         for (layer, lines), lowest in zip(self._lines.items(), self._nonfinite.tolist(), strict=True):
@@ -147,7 +147,7 @@ class RunningLists:
 
 
 def _features(layer: str, channels: int, wanted: Sequence[Wanted]) -> tuple[int, ...]:
-    """The feature maps of a layer that any of the users wants, ascending."""
+    """The feature maps of a layer that anyone wants, ascending."""
     of_each = (resolve_features(layer, channels, each.features) for each in wanted if layer in each.layers)
     return tuple(sorted({feature for features in of_each for feature in features}))
 
@@ -169,7 +169,7 @@ def _units(
 
 
 def _by_line(lines: Tensor, units: Units) -> tuple[Tensor, Units]:
-    """Make units `(E, units)` of sorted lines one row `(A, M)` for each line that has any, filled up with none."""
+    """Put units `(E, units)`, sorted by line, into one row for each line that has any: `(A, M)`, with empty places."""
     named, row, counts = lines.unique_consecutive(return_inverse=True, return_counts=True)
     place = torch.arange(len(lines)) - (counts.cumsum(0) - counts)[row]
     spread = Units.none(len(named), int(counts.max()), units.scores.shape[1], dtype=units.scores.dtype)

@@ -1,4 +1,4 @@
-"""What one forward pass shows of one layer: scores and maxima, and the strongest units of the maps that may enter."""
+"""Reads the feature maps of one layer in one pass: their maxima, and the strongest units of those that may rank."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Reading:
 
 
 def read_at_once(maps: Tensor, rank_by: RankBy, units: int, admit: Admit) -> Reading:
-    """Read feature maps `(N, C, H, W)` on the CPU: all once for their maxima, and again those that may enter the lists.
+    """Read feature maps `(N, C, H, W)` on the CPU: all of them for their maxima, again those that may enter the lists.
 
     Args:
         maps: The feature maps.
@@ -71,7 +71,7 @@ def read_at_once(maps: Tensor, rank_by: RankBy, units: int, admit: Admit) -> Rea
 
 
 def read_later(maps: Tensor, rank_by: RankBy, units: int) -> Callable[[Admit], Reading]:
-    """Search feature maps on their device, all of them, without waiting for it; what is returned fetches the rest.
+    """Search all feature maps on their device without waiting for it; the function that is returned does wait.
 
     Args:
         maps: See `read_at_once`.
@@ -102,7 +102,7 @@ def _reading(
     strongest: tuple[Tensor, Tensor],
     units: int,
 ) -> Reading:
-    """Give the strongest units their scores: with means all units of a map the map's, else each its own activation."""
+    """Give the strongest units their scores: the mean of their map, where there are means, else their activation."""
     missing = (0, units - strongest[0].shape[1])  # a small feature map has fewer units than are asked for
     activations = F.pad(strongest[0], missing, value=-torch.inf)
     scores = activations if means is None else means.view(-1, 1)[entering].expand_as(activations)
@@ -131,7 +131,7 @@ def strongest_units(maps: Tensor, count: int) -> tuple[Tensor, Tensor]:
 def spatial_means(maps: Tensor) -> Tensor:
     """Return the mean `(N, C)` float64 of the finite activations of each feature map `(N, C, H, W)`; -inf for none.
 
-    A map has the same mean, to the last bit, in whatever batch it comes: torch's own reductions do not promise that.
+    A map has the same mean, to the last bit, in any batch and memory layout; torch promises no such thing of its own.
     """
     flat = maps.flatten(0, 1).flatten(1)
     means = [_means(piece) for piece in flat.split(max(1, _CHUNK // max(1, flat.shape[1])))]
@@ -147,7 +147,7 @@ def _means(flat: Tensor) -> Tensor:
 
 
 def _sums(flat: Tensor) -> Tensor:
-    """Sum rows `(M, n)` in float64 by halves: in an order of additions that n alone decides."""
+    """Sum rows `(M, n)` in float64, halving them: n alone decides which numbers are added in which order."""
     length = flat.shape[1]
     half = (length + 1) // 2
     total = flat[:, :half].to(torch.float64, copy=True)

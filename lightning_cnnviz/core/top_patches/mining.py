@@ -1,4 +1,4 @@
-"""Mining the strongest units of every feature map from forward passes that somebody else makes."""
+"""Mines the strongest units of every feature map from forward passes that somebody else makes."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ class PatchMiner:
         miner.merge()
         result = miner.compute()
 
-    Each feature map is read once, for its maximum (with `rank_by="mean"`, again for its mean); positions, boxes and
-    patches are looked up only for what enters a list. Memory does not grow with the number of images, but for a byte
-    each.
+    Each feature map is read once, for its maximum, and with `rank_by="mean"` once more, for its mean. Positions, boxes
+    and patches are looked up only for the units that enter a list. Apart from one byte an image, memory does not grow
+    with the number of images.
 
     Args:
         model: The network.
@@ -46,8 +46,9 @@ class PatchMiner:
         per_image: See `mine_top_patches`.
         rank_by: See `mine_top_patches`.
         whole_images: Whether the images behind kept patches are kept whole, see `images`.
-        at_once: Whether to look up positions inside the hooks, for the few maps that enter; else for all maps, and to
-            rank at the batch's end, so that hooks never wait for the device. By default so on the CPU alone.
+        at_once: Whether hooks look up positions themselves, for the few maps that may enter a list. If not, they do so
+            for all maps, and ranking waits for the end of the batch, so that no hook waits for the device. By default
+            True on the CPU and False elsewhere.
 
     Attributes:
         indices_known: Whether the indices given to `batch` are those of the data set; set it before `compute`.
@@ -81,12 +82,13 @@ class PatchMiner:
         self._merged = False
 
     def absorb(self, other: object) -> bool:
-        """Widen this mining, before its first batch, so that its result holds what `other` would find.
+        """Take over the work of another miner before the first batch: the result will hold what both would find.
 
-        `TopPatches.narrowed` takes the part of either out of the common result.
+        `TopPatches.narrowed` then takes out the part that each of them wanted.
 
         Returns:
-            Whether it could: both look at the same network and layers in the same way, and rank alike.
+            True if it was taken over. False if the two differ in the network, in how they read a layer or in how they
+            rank, or if either has had a batch.
         """
         if not isinstance(other, PatchMiner) or self._lists is not None or other._lists is not None:
             return False
@@ -100,10 +102,10 @@ class PatchMiner:
 
     @contextmanager
     def batch(self, images: Tensor, indices: Tensor, labels: Tensor | None = None) -> Iterator[None]:
-        """Watch one forward pass over some images; the first one counts, should there be several inside.
+        """Watch one forward pass over some images; of several passes inside, the first one counts.
 
-        An error of ours never passes through the network's own pass: it is raised on leaving. Where the pass itself
-        raises, the batch does not count.
+        An error in a hook does not interrupt the network's pass: it is raised on leaving. If the pass itself raises,
+        the batch does not count.
 
         Args:
             images: `(N, C, H, W)`, at least one.
@@ -133,7 +135,7 @@ class PatchMiner:
             lists.take(batch, {layer: reading() for layer, reading in watch.readings.items()}, traced)
 
     def merge(self) -> None:
-        """Bring what all ranks have found together; each of them calls this, after its last batch.
+        """Merge the lists of all ranks; every rank calls this, after its last batch.
 
         Raises:
             ValueError: There was no image.
@@ -142,7 +144,7 @@ class PatchMiner:
         self._merged = True
 
     def compute(self) -> TopPatches:
-        """Return what was found since the first batch: by this rank, and after `merge` by all of them.
+        """Return the result so far: that of this rank, and after `merge` that of all ranks.
 
         Raises:
             ValueError: There was no image.
@@ -152,7 +154,7 @@ class PatchMiner:
 
     @property
     def images(self) -> Mapping[int, Tensor]:
-        """The whole images `(C, H, W)` that this rank has of those that were asked for, and some more, by index."""
+        """By index, whole images `(C, H, W)` that this rank has seen: those asked for, and some more."""
         return {} if self._lists is None else self._lists.store.whole
 
     def _trace(self, images: Tensor) -> dict[str, FeatureMaps]:
@@ -169,7 +171,7 @@ class PatchMiner:
             return RunningLists(list(traced.values()), self._wanted, self._per_image, dtype)
 
     def _read(self, lists: RunningLists, batch: Batch, layer: str, maps: Tensor) -> Callable[[], Reading]:
-        """Read a layer's feature maps inside its hook; what is returned finishes that at the batch's end."""
+        """Read a layer's feature maps inside its hook; the function that is returned finishes it after the pass."""
         admit = partial(lists.admits, layer, batch=batch)
         if self._at_once is False or (self._at_once is None and maps.device.type != "cpu"):
             return partial(read_later(maps, self._rank_by, lists.top.per_image), admit)
@@ -183,11 +185,11 @@ class PatchMiner:
 
 
 class _Watch:
-    """What the hooks of one pass call: takes each layer's feature maps once, and keeps what goes wrong.
+    """The hooks of one pass: they read each layer's feature maps once, and keep the first error.
 
     Attributes:
-        readings: By layer, what finishes its reading at the batch's end.
-        error: The first error, which must not pass through the network's own pass.
+        readings: By layer, a function that finishes its reading after the pass.
+        error: The first error: it must not interrupt the network's own pass.
     """
 
     def __init__(

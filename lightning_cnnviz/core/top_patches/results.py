@@ -31,8 +31,8 @@ class LayerTopPatches:
         rows: `(C, k)` int64, the units' rows in the feature map.
         columns: `(C, k)` int64.
         boxes: `(C, k, 4)` int64, receptive fields in the image: top, left, bottom, right, half-open, clipped.
-        maxima: `(C,)`, the largest activation of each feature map on the whole set; -inf where there was none. One that
-            is never above zero is dead.
+        maxima: `(C,)`, the largest activation of each feature map on the whole set, whatever ranks; -inf where there
+            was none.
         features: Feature maps whose patches were kept, ascending.
         patches: For each of `features` its patches `(image channels, bottom - top, right - left)`, in the values that
             the network was given, best first (fewer than k where there were fewer units).

@@ -27,8 +27,8 @@ class Diagnostics:
         layer: The layer's name.
         dead_features: Number of feature maps that were never above zero on the whole set.
         dead_fraction: The same as a fraction of the layer, 0 to 1.
-        stability: Mean Jaccard overlap, 0 to 1, of each feature map's images with those at the last look: near 1 when
-            the layer has converged. NaN at the first look, and where images are not numbered as in the data set.
+        stability: Mean Jaccard overlap, 0 to 1, of each feature map's images with those at the last look: near 1 once
+            the layer has converged. NaN at the first look, and if images are not numbered as in the data set.
         label_purity: Mean fraction, 0 to 1, of the top k that has the most frequent label, over the feature maps that
             are not dead. NaN without labels.
     """
@@ -63,13 +63,13 @@ def mine_top_patches(
         loader: A DataLoader (also a shuffled one), or any iterable of batches.
         layers: See `select_layers`; by default every convolution, read behind the BatchNorm that directly follows it.
         k: Number of units of each feature map.
-        features: Whose patches are kept: the first n feature maps of each layer, a list, a list by layer, or None for
-            all. Activations, images and positions are found for every feature map in any case; patches are what takes
-            memory: up to an image for each of k x features.
+        features: The feature maps whose patches are kept: the first n of each layer, a list, a list by layer, or None
+            for all. Activations, images and positions are returned for every feature map in any case; patches are what
+            takes memory, up to one image for each of k x features.
         per_image: Number of units of a feature map that may come from one image; None for any number.
         rank_by: `"max"` ranks units by their activation. `"mean"` ranks images by the mean of the feature map over all
-            positions, and shows of each image the strongest unit; where more of one image may come, they stand
-            together, the strongest first.
+            its positions, and takes from each image the strongest unit. If `per_image` allows several, those of one
+            image stand together, the strongest first.
         batch_fn: Takes a batch and returns `(images, labels)`, for batches of unusual form.
         progress: Wraps the iterable of batches to show progress, for example `tqdm.tqdm`.
 
@@ -94,7 +94,7 @@ def mine_top_patches(
             if len(images) == 0:
                 continue
             if indices is None or len(indices) != len(images):
-                # Behind all indices there are, where a collate function leaves images out or makes more of them.
+                # A collate function that drops or adds images: number them past the end of the data set.
                 first = arrived if indices is None else arrived + len(loader.dataset)  # type: ignore[attr-defined]
                 indices = torch.arange(first, first + len(images))
                 miner.indices_known = isinstance(loader, (list, tuple))

@@ -13,7 +13,7 @@ from lightning_cnnviz.core.top_patches._units import Units
 
 __all__ = ["TopK"]
 
-# Above so many candidates a feature map, it pays to see which of them push each other out.
+# With more candidates than this for each feature map, it pays to leave out those that push each other out.
 _CROWD = 2
 
 
@@ -48,12 +48,12 @@ class TopK:
     def admits(self, first: int, scores: Tensor, images: Tensor | None) -> Tensor:
         """Say which feature maps of which images may enter the lists of a layer, given all of them at once.
 
-        Those named are all that will stay, and some that will not: such as tie for the last place.
+        All that will stay are among them, and some that will not, for example those that tie for the last place.
 
         Args:
             first: Position of the layer's first feature map.
             scores: `(N, C)`, of the dtype of `units`, the best score of each feature map on each image; not NaN.
-            images: `(N,)` int64, or None where all come behind all earlier ones: then ties do not enter.
+            images: `(N,)` int64, or None if all have higher indices than any so far: then ties do not enter.
 
         Returns:
             `(E,)` int64, ascending: n * C + c.
@@ -68,7 +68,7 @@ class TopK:
             enters |= (best == last) & (images.numpy()[:, None] < self.units.images.numpy()[lines, -1])
         entering = np.flatnonzero(enters)
         if len(entering) > _CROWD * best.shape[1]:
-            # While the lists fill up, most of a batch push each other out.
+            # While the lists fill up, most candidates of a batch push each other out.
             together = np.concatenate([kept, best.T], axis=1)
             enters &= best >= np.partition(together, -self.k, axis=1)[:, -self.k]
             entering = np.flatnonzero(enters)
@@ -80,8 +80,8 @@ class TopK:
         Args:
             lines: `(A,)` int64, which feature maps, each once.
             candidates: `(A, M)`, some of these places may be empty.
-            fresh: Whether the candidates of a line stand in the order of their images (those of one image in the order
-                of rank, at most `per_image`), all behind every image so far: then there is less to do.
+            fresh: Whether the candidates of a line are in the order of their images, those of one image best first and
+                at most `per_image`, and all these images have higher indices than any so far: then it takes less work.
         """
         with torch.inference_mode(False), torch.no_grad():
             pairs = zip(self.units, candidates, strict=True)
@@ -90,7 +90,7 @@ class TopK:
                 kept[lines] = best
 
     def merge(self) -> None:
-        """Bring the lists of all ranks together; each of them calls this."""
+        """Merge the lists of all ranks; every rank calls this."""
         of_ranks = zip(*map(gathered, self.units), strict=True)
         self.units = self.best_of([Units(*units) for units in of_ranks])
 
@@ -115,7 +115,7 @@ class TopK:
         return units.ordered(order[:, : self.k])._replace(scores=scores[:, : self.k].contiguous()).cleared()
 
     def _spare(self, images: Tensor, positions: Tensor) -> Tensor:
-        """Which units come behind enough others of their image, or are there already; lines are sorted."""
+        """Which units come after enough others of their image, or are listed twice; lines are sorted."""
         same_image = images[:, :, None] == images[:, None, :]
         earlier = torch.ones(images.shape[1], images.shape[1], dtype=torch.bool).tril(-1)
         same_image &= earlier

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_cnnviz.core.network.layers import select_layers
-from lightning_cnnviz.core.top_patches import patch_store
 from lightning_cnnviz.core.top_patches.mining import PatchMiner
 from lightning_cnnviz.core.top_patches.results import RankBy, TopPatches
 from lightning_cnnviz.core.top_patches.search import diagnose, mine_top_patches
@@ -343,20 +342,6 @@ def test_float64_networks_rank_in_float64() -> None:
     images = torch.zeros(3, 1, 2, 2, dtype=torch.float64)
     images[0], images[1], images[2] = 1.0, 1.0 + 1e-12, 1.0 + 2e-12  # one number in float32
     assert mine_top_patches(nn.Sequential(conv), [images], k=3)["0"].images.tolist() == [[2, 1, 0]]
-
-
-def test_memory_of_patches_serves_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = []
-    block = patch_store._block
-    monkeypatch.setattr(patch_store, "_block", lambda room: (made.append(room), block(room))[1])
-    model = nn.Sequential(nn.Conv2d(1, 4, 3, bias=False))
-    model[0].weight.data.abs_()
-    # Every image is brighter than the one before: each pushes out what was there.
-    loader = [torch.full((2, 1, 16, 16), 1.0 + number) for number in range(20)]
-    found = mine_top_patches(model, loader, k=2)
-    assert found["0"].images.tolist() == [[38, 39]] * 4
-    assert len(made) <= 4 * 2
-    assert all(bool((patch == 20.0).all()) for line in found["0"].patches for patch in line)
 
 
 def test_a_result_stays_as_it_is_when_more_batches_come() -> None:
