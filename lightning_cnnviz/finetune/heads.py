@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from lightning_cnnviz.core.network.hooks import Site, analysis_mode, hooked, model_device
-from lightning_cnnviz.core.tracing.default_layers import find_landmarks
+from lightning_cnnviz.core.tracing.default_layers import find_default_layers
 from lightning_cnnviz.finetune.networks import closest
 
 __all__ = ["Classifier", "Classifiers", "Head", "find_classifiers", "install_heads", "read_logits", "sample_images"]
@@ -267,7 +267,7 @@ def _chosen(
         return Classifier(name, key)
     if not names and len(found) == 1:
         # Part of the network hides from autograd: the last layer to run is meant.
-        last = find_landmarks(model, sample_images(model, size)).classifier
+        last = find_default_layers(model, sample_images(model, size)).classifier
         if last is not None and _classifies(last.module):
             return Classifier(last.name, next(iter(found)))
     if len(fit) != 1 or len(names) != 1:

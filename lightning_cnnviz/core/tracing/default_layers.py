@@ -11,7 +11,7 @@ from lightning_cnnviz.core.network.hooks import Site, analysis_mode, hooked, tak
 from lightning_cnnviz.core.network.layers import LayerNotFoundError, LayerSpec, SelectedLayer, select_layers
 from lightning_cnnviz.core.tracing.feature_maps import trace_feature_maps
 
-__all__ = ["Landmarks", "find_landmarks", "layer_site"]
+__all__ = ["DefaultLayers", "find_default_layers", "layer_site"]
 
 _WEIGHTED = (nn.Linear, nn.modules.conv._ConvNd)
 # They pass on what another layer has found; feature maps are read before them.
@@ -22,7 +22,7 @@ _PASSING = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Landmarks:
+class DefaultLayers:
     """Where one image's way through a network begins and ends.
 
     Attributes:
@@ -37,14 +37,14 @@ class Landmarks:
     classifier: SelectedLayer | None
 
 
-def find_landmarks(model: nn.Module, image: Tensor) -> Landmarks:
+def find_default_layers(model: nn.Module, image: Tensor) -> DefaultLayers:
     """Run one image `(1, C, H, W)` through a network and say which of its layers it meets first and last.
 
     Only layers that run exactly once in a pass count.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.LazyLinear(3))
-        >>> found = find_landmarks(model, torch.rand(1, 1, 8, 8))
+        >>> found = find_default_layers(model, torch.rand(1, 1, 8, 8))
         >>> found.first.name, found.deep.name, found.classifier.name
         ('0', '1', '4')
     """
@@ -66,7 +66,7 @@ def find_landmarks(model: nn.Module, image: Tensor) -> Landmarks:
     def chosen(name: str | None, literal: bool) -> SelectedLayer | None:
         return None if name is None else SelectedLayer(name, modules[name], literal)
 
-    return Landmarks(first=chosen(first, False), deep=chosen(deep, True), classifier=chosen(classifier, True))
+    return DefaultLayers(first=chosen(first, False), deep=chosen(deep, True), classifier=chosen(classifier, True))
 
 
 class _Walk:
@@ -110,7 +110,7 @@ def layer_site(model: nn.Module, image: Tensor, layer: LayerSpec | None) -> tupl
         TypeError: The layer does not return a tensor.
     """
     if layer is None:
-        deep = find_landmarks(model, image).deep
+        deep = find_default_layers(model, image).deep
         if deep is None:
             raise LayerNotFoundError(
                 f"{type(model).__name__} has no layer that returns feature maps (N, C, H, W) of more than one "

@@ -12,13 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lightning_cnnviz.core.deconvnet.choosing import RunningCall, choose_rule
 from lightning_cnnviz.core.deconvnet.projection import Projection, ProjectionError, Projector, Unit, project
-from lightning_cnnviz.core.deconvnet.rules import _in_phases
 from lightning_cnnviz.core.network import memory
 from lightning_cnnviz.core.network.layers import LayerNotFoundError, select_layers
 from lightning_cnnviz.core.top_patches.search import mine_top_patches
-from lightning_cnnviz.core.tracing.calls import read_operator
 
 
 def small_net() -> nn.Sequential:
@@ -308,16 +305,6 @@ def test_layers_inside_of_what_torch_jit_has_made_are_refused(make: Any) -> None
             project(network, WHOLE, [Unit(0, layer, 0, 1, 1)])
 
 
-def test_a_convolution_and_its_relu_in_one_operation_are_refused() -> None:
-    call = RunningCall(
-        read_operator(torch.ops.aten.cudnn_convolution_relu.default),
-        (WHOLE, torch.rand(3, 2, 3, 3), None, [1, 1], [0, 0], [1, 1], 1),
-        *({}, [WHOLE], "deconvnet", len(WHOLE)),
-    )
-    with pytest.raises(ProjectionError, match="a convolution and a ReLU in one"):
-        choose_rule(call)
-
-
 def test_results_written_to_given_memory() -> None:
     class Into(nn.Sequential):
         def forward(self, x: Tensor) -> Tensor:
@@ -345,15 +332,6 @@ def test_weights_that_change_between_looks_are_seen(model: nn.Sequential) -> Non
         after = projector.project(IMAGES, [unit])
         assert not torch.equal(before.pixels[0], after.pixels[0])
         assert torch.equal(after.pixels[0], project(model, IMAGES, [unit]).pixels[0])
-
-
-@pytest.mark.parametrize("stride", [(1, 2), (2, 2), (3, 2), (4, 4), (5, 7)])
-@pytest.mark.parametrize("kernel", [(1, 1), (2, 4), (3, 3), (7, 5), (11, 11)])
-def test_phases_are_a_transposed_convolution(kernel: tuple[int, int], stride: tuple[int, int]) -> None:
-    values = torch.randn(2, 3, 5, 4, dtype=torch.float64)
-    weight = torch.randn(3, 2, *kernel, dtype=torch.float64)
-    expected = nn.functional.conv_transpose2d(values, weight, stride=stride)
-    torch.testing.assert_close(_in_phases(values, weight, stride), expected, rtol=1e-12, atol=1e-12)
 
 
 def test_known_units_run_each_image_once_and_only_as_far_as_the_last_switches() -> None:

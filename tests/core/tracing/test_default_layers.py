@@ -10,16 +10,15 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
-from lightning_cnnviz.core.network import memory
 from lightning_cnnviz.core.network.hooks import model_device
 from lightning_cnnviz.core.network.layers import LayerNotFoundError
 from lightning_cnnviz.core.network.memory import images_at_once
-from lightning_cnnviz.core.tracing.default_layers import find_landmarks, layer_site
+from lightning_cnnviz.core.tracing.default_layers import find_default_layers, layer_site
 
 
 def found_in(model: nn.Module, size: int = 32, channels: int = 3) -> tuple[Any, ...]:
-    marks = find_landmarks(model.eval(), torch.randn(1, channels, size, size))
-    return tuple(mark and mark.name for mark in (marks.first, marks.deep, marks.classifier))
+    found = find_default_layers(model.eval(), torch.randn(1, channels, size, size))
+    return tuple(layer and layer.name for layer in (found.first, found.deep, found.classifier))
 
 
 class Functional(nn.Module):
@@ -61,7 +60,7 @@ def test_a_plain_network() -> None:
         nn.Linear(6, 3),
     )
     assert found_in(model) == ("0", "2", "8")
-    assert not find_landmarks(model, torch.randn(1, 3, 32, 32)).first.literal  # type: ignore[union-attr]
+    assert not find_default_layers(model, torch.randn(1, 3, 32, 32)).first.literal  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(
@@ -115,12 +114,12 @@ def test_behind_the_batchnorm_where_the_convolution_was_chosen_by_kind() -> None
     assert layer_site(model, image, "0")[1].module is model[0]
 
 
-def test_looking_for_landmarks_leaves_no_trace() -> None:
+def test_looking_for_default_layers_leaves_no_trace() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(), nn.Flatten(), nn.LazyLinear(3)).train()
     model(torch.randn(2, 3, 8, 8))
     model[1].eval()
     before, chance = {name: value.clone() for name, value in model.state_dict().items()}, torch.get_rng_state()
-    find_landmarks(model, torch.randn(1, 3, 8, 8, generator=torch.Generator()))
+    find_default_layers(model, torch.randn(1, 3, 8, 8, generator=torch.Generator()))
     images_at_once(model, torch.ones(1, 3, 8, 8))
     assert [module.training for module in model] == [True, False, True, True, True]
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
@@ -131,26 +130,3 @@ def test_looking_for_landmarks_leaves_no_trace() -> None:
 def test_where_a_network_is() -> None:
     assert model_device(nn.Conv2d(1, 1, 1, device="meta")) == torch.device("meta")
     assert model_device(nn.Flatten()) == torch.device("cpu")
-
-
-def test_as_many_images_as_a_share_of_the_free_memory_holds(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = nn.Sequential(nn.Conv2d(3, 64, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 3))
-    image = torch.ones(1, 3, 32, 32)
-    monkeypatch.setattr(memory, "_free_bytes", lambda device: 2**40)
-    assert images_at_once(model, image) == 16
-    monkeypatch.setattr(memory, "_free_bytes", lambda device: 20 * 2**20)
-    few = images_at_once(model, image)
-    # Four times 64 maps of 30 x 30 and sixteen images, four bytes a value, in a quarter of it.
-    assert few == 20 * 2**20 // 4 // (4 * (4 * 64 * 900 + 16 * 3 * 1024))
-    assert 1 <= images_at_once(model, image, gradients=True) < few
-    monkeypatch.setattr(memory, "_free_bytes", lambda device: 0)
-    assert images_at_once(model, image) == 1
-
-
-def test_free_memory_is_known() -> None:
-    assert 2**20 < memory._free_bytes(torch.device("cpu")) < 2**50
-
-
-def test_an_image_that_the_network_does_not_take_is_no_question_of_memory() -> None:
-    with pytest.raises(ValueError, match=r"Functional does not take images of shape \(3, 4, 4\)"):
-        images_at_once(Functional(), torch.ones(1, 3, 4, 4))
