@@ -207,41 +207,41 @@ def _misfits(row: LayerRow) -> list[_Remark]:
     else:
         names = ("row", "column") if len(row.fit) == 2 else ("line",)
         formulas = [text.split(": ")[-1] for text in row.formula.split("; ")]
-        told = [(found, (name,), text) for found, name, text in zip(row.fit, names, formulas, strict=False)]
+        told = [(fit, (name,), text) for fit, name, text in zip(row.fit, names, formulas, strict=False)]
     return [
-        _Remark(formula.split(", so")[0], _left_over(found, names), _what_fits(found))
-        for found, names, formula in told
-        if not found.fits
+        _Remark(formula.split(", so")[0], _left_over(fit, names), _what_fits(fit))
+        for fit, names, formula in told
+        if not fit.fits
     ]
 
 
 _SIDES = {"row": "at the bottom", "column": "at the right", "line": "at the end"}
 
 
-def _left_over(found: WindowFit, names: Sequence[str]) -> str:
+def _left_over(fit: WindowFit, names: Sequence[str]) -> str:
     def lines(number: int) -> str:
         return " and ".join(f"{number} {name}{'s' * (number > 1)} {_SIDES[name]}" for name in names)
 
-    if found.overhang:
-        return f"rounded up, the last windows overhang by {lines(found.overhang)}"
-    if not found.lost:
-        return f"of the padding, {lines(found.unread)} not read; nothing of the input lost"
-    padding = found.unread - found.lost
-    return f"{lines(found.lost)} dropped" + (f", with {padding} of the padding" if padding else "")
+    if fit.overhang:
+        return f"rounded up, the last windows overhang by {lines(fit.overhang)}"
+    if not fit.lost:
+        return f"of the padding, {lines(fit.unread)} not read; nothing of the input lost"
+    padding = fit.unread - fit.lost
+    return f"{lines(fit.lost)} dropped" + (f", with {padding} of the padding" if padding else "")
 
 
-def _what_fits(found: WindowFit) -> str:
-    sizes = " or ".join(str(size) for size in found.fitting_sizes)
-    padding = f", or padding {found.fitting_padding}" if found.fitting_padding is not None else ""
+def _what_fits(fit: WindowFit) -> str:
+    sizes = " or ".join(str(size) for size in fit.fitting_sizes)
+    padding = f", or padding {fit.fitting_padding}" if fit.fitting_padding is not None else ""
     return f"{sizes} going into the layer would fit{padding}"
 
 
 def _shrinks(row: LayerRow) -> list[_Remark]:
     """Which padding would have kept the size."""
-    if row.kind != "conv" or not row.fit or any(found.preserving_padding is None for found in row.fit):
+    if row.kind != "conv" or not row.fit or any(fit.preserving_padding is None for fit in row.fit):
         return []
-    if all(found.output >= found.size for found in row.fit):
+    if all(fit.output >= fit.size for fit in row.fit):
         return []
-    sizes = (" x ".join(str(getattr(found, name)) for found in row.fit) for name in ("size", "output"))
-    padding = _short([found.preserving_padding or 0 for found in row.fit])
+    sizes = (" x ".join(str(getattr(fit, name)) for fit in row.fit) for name in ("size", "output"))
+    padding = _short([fit.preserving_padding or 0 for fit in row.fit])
     return [_Remark(" to ".join(sizes), "shrinks", f"padding {padding} would keep the size")]

@@ -129,8 +129,8 @@ def project(
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 8, 3))
-        >>> found = project(model, torch.rand(2, 1, 20, 20), [Unit(0, "3", 5, 2, 4), Unit(1, "3", 7)])
-        >>> found.pixels[0].shape, found.on_image(0).shape
+        >>> projected = project(model, torch.rand(2, 1, 20, 20), [Unit(0, "3", 5, 2, 4), Unit(1, "3", 7)])
+        >>> projected.pixels[0].shape, projected.on_image(0).shape
         (torch.Size([1, 8, 8]), torch.Size([1, 20, 20]))
     """
     wanted = [Unit(*unit) for unit in units]
@@ -183,14 +183,14 @@ class Projector:
         for number, unit in enumerate(units):
             groups.setdefault(tuple(images[unit.image].shape), []).append(number)
         with analysis_mode(self._model):
-            found = _Found(list(units), [None] * len(units), torch.zeros(len(units), 4, dtype=torch.int64))
+            results = _Results(list(units), [None] * len(units), torch.zeros(len(units), 4, dtype=torch.int64))
             work = [piece for shape, members in groups.items() for piece in self._plan(images, units, members, device)]
             for run in progress(work) if progress is not None else work:
-                run(found)
+                run(results)
         sizes = torch.tensor([list(images[unit.image].shape[-2:]) for unit in units]).view(-1, 2)
-        pixels = tuple(pixels for pixels in found.pixels if pixels is not None)
-        units = tuple(found.units)
-        return Projection(method=self._method, units=units, boxes=found.boxes, pixels=pixels, image_sizes=sizes)
+        pixels = tuple(pixels for pixels in results.pixels if pixels is not None)
+        units = tuple(results.units)
+        return Projection(method=self._method, units=units, boxes=results.boxes, pixels=pixels, image_sizes=sizes)
 
     def _plan(self, images: Any, units: Sequence[Unit], members: list[int], device: torch.device) -> Iterator[Any]:
         """The pieces of work for units on images of one size."""
@@ -201,11 +201,11 @@ class Projector:
         asked = {units[number].layer for number in members}
         names = [name for name in maps if name in asked]
         way = self._way(first, names)
-        # Where the activation is known, and weights alone lead back, no pass is needed; else only a part of it.
-        known = [number for number in members if _is_known(units[number])]
-        ready = [number for number in known if units[number].layer in way.free]
+        # Where the activation is given, and weights alone lead back, no pass is needed; else only a part of it.
+        complete = [number for number in members if _is_complete(units[number])]
+        ready = [number for number in complete if units[number].layer in way.free]
         # Recorded anew each time, for weights may have changed.
-        tape = self._record(first, {name: maps[name] for name in names})[0] if known else Tape(self._method)
+        tape = self._record(first, {name: maps[name] for name in names})[0] if complete else Tape(self._method)
         for name in names:
             own = [number for number in ready if units[number].layer == name]
             step = 16 * way.together[name]
@@ -229,20 +229,20 @@ class Projector:
         maps: Mapping[str, FeatureMaps],
         together: Mapping[str, int],
         device: torch.device,
-        found: _Found,
+        results: _Results,
     ) -> None:
         """Run some images as far as needed, and project the units on them."""
         numbers = [number for _, own in chosen for number in own]
         batch = torch.stack([images[image] for image, _ in chosen]).to(device)
         names = {units[number].layer for number in numbers}
-        sites = {name: found_maps for name, found_maps in maps.items() if name in names}
+        sites = {name: own for name, own in maps.items() if name in names}
         slots = {image: slot for slot, (image, _) in enumerate(chosen)}
-        known = all(_is_known(units[number]) for number in numbers)
-        tape, values = self._record(batch, sites, first.operations_with_data(names) if known else None)
-        if known and not tape.complete(first):  # what a network does may depend on the image
+        complete = all(_is_complete(units[number]) for number in numbers)
+        tape, values = self._record(batch, sites, first.operations_with_data(names) if complete else None)
+        if complete and not tape.complete(first):  # what a network does may depend on the image
             tape, values = self._record(batch, sites)
-        for number in [] if known else numbers:
-            unit = found.units[number]
+        for number in [] if complete else numbers:
+            unit = results.units[number]
             own = values[unit.layer][slots[unit.image], unit.channel]
             row, column = unit.row, unit.column
             if row is None or column is None:
@@ -250,8 +250,8 @@ class Projector:
             activation = float(own[row, column] if own.ndim == 2 else own)
             if unit.activation is not None:
                 activation = unit.activation
-            found.units[number] = unit._replace(row=row, column=column, activation=activation)
-        self._back(tape, numbers, slots, maps, together, found)
+            results.units[number] = unit._replace(row=row, column=column, activation=activation)
+        self._back(tape, numbers, slots, maps, together, results)
 
     def _back(
         self,
@@ -260,15 +260,15 @@ class Projector:
         slots: Mapping[int, int] | None,
         maps: Mapping[str, FeatureMaps],
         together: Mapping[str, int],
-        found: _Found,
+        results: _Results,
     ) -> None:
         """Project units that belong to the images of a tape (or to none, where weights alone are needed)."""
         by_layer: dict[str, list[int]] = {}
         for number in numbers:
-            by_layer.setdefault(found.units[number].layer, []).append(number)
+            by_layer.setdefault(results.units[number].layer, []).append(number)
         # The pass may run in half precision; the way back does not.
         with torch.autocast(tape.device.type, enabled=False):
-            self._back_from(tape, by_layer, slots, maps, together, found)
+            self._back_from(tape, by_layer, slots, maps, together, results)
 
     @staticmethod
     def _back_from(
@@ -277,10 +277,10 @@ class Projector:
         slots: Mapping[int, int] | None,
         maps: Mapping[str, FeatureMaps],
         together: Mapping[str, int],
-        found: _Found,
+        results: _Results,
     ) -> None:
         for name, members in by_layer.items():
-            units = [found.units[number] for number in members]
+            units = [results.units[number] for number in members]
             seed = Seed(
                 torch.tensor([0 if slots is None else slots[unit.image] for unit in units]),
                 torch.tensor([unit.channel for unit in units]),
@@ -288,7 +288,7 @@ class Projector:
                 torch.tensor([unit.column for unit in units]),
             )
             boxes = maps[name].field.box(seed.channels, seed.rows, seed.columns).to(torch.int64)
-            found.boxes[members] = boxes
+            results.boxes[members] = boxes
             for at in range(0, len(members), together[name]):
                 part = slice(at, at + together[name])
                 pixels, (tops, lefts) = tape.project(name, seed.part(part))
@@ -296,7 +296,7 @@ class Projector:
                 pixels = (pixels.cpu() if pixels.device.type != "cpu" else pixels) * strengths.view(-1, 1, 1, 1)
                 places = zip(members[part], boxes[part].tolist(), tops.tolist(), lefts.tolist(), strict=True)
                 for values, (number, box, top, left) in zip(pixels, places, strict=True):
-                    found.pixels[number] = _cut(values, box, top, left)
+                    results.pixels[number] = _cut(values, box, top, left)
 
     def _record(
         self, images: Tensor, maps: Mapping[str, FeatureMaps], enough: int | None = None
@@ -312,7 +312,7 @@ class Projector:
             if len(values) == len(maps):
                 raise FarEnough
 
-        with tape.record(images, enough=enough), hooked({name: found.site for name, found in maps.items()}, keep):
+        with tape.record(images, enough=enough), hooked({name: own.site for name, own in maps.items()}, keep):
             self._model(images)
         return tape, values
 
@@ -389,13 +389,15 @@ class _Way:
 
 
 @dataclass
-class _Found:
+class _Results:
+    """What has been projected so far."""
+
     units: list[Unit]
     pixels: list[Tensor | None]
     boxes: Tensor
 
 
-def _is_known(unit: Unit) -> bool:
+def _is_complete(unit: Unit) -> bool:
     """Whether a pass need not tell where the unit is, and what its activation."""
     return None not in (unit.row, unit.column, unit.activation)
 

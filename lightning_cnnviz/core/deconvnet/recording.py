@@ -19,7 +19,7 @@ __all__ = ["FarEnough", "ProjectionError", "Recorder"]
 
 
 class FarEnough(BaseException):
-    """What was to be recorded has run: the rest of the pass need not. No `except Exception` of a network stops it."""
+    """Ends a pass of which enough has been recorded. It is no `Exception`, so that no network catches it."""
 
 
 class Recorder(OperationReader):

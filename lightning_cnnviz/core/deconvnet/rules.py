@@ -216,9 +216,9 @@ class MaxPool(Rule):
     def _inside(self, own: int) -> Tensor:
         """By a switch, the same place in rows of a length of its own."""
         down, right = (torch.arange(length) * step for length, step in zip(self.kernel, self.dilation, strict=True))
-        found = torch.zeros(int(down[-1]) * self.width + int(right[-1]) + 1, dtype=torch.int64)
-        found[down[:, None] * self.width + right] = down[:, None] * own + right
-        return found
+        places = torch.zeros(int(down[-1]) * self.width + int(right[-1]) + 1, dtype=torch.int64)
+        places[down[:, None] * self.width + right] = down[:, None] * own + right
+        return places
 
 
 @dataclass(eq=False)
@@ -343,7 +343,7 @@ class Autograd(Rule):
             for output, signal in zip(outputs, signals, strict=True)
             if signal is not None and output.requires_grad
         ]
-        found = [tensor.new_zeros(len(seed), *_own(tensor.shape, self.batch)) for tensor in inputs]
+        gathered = [tensor.new_zeros(len(seed), *_own(tensor.shape, self.batch)) for tensor in inputs]
         # Units of one image take turns: in each round an image has one.
         for members in _rounds(seed.slots) if chosen else []:
             slots = seed.slots[members]
@@ -354,10 +354,10 @@ class Autograd(Rule):
                 coming.append(cotangent)
             made = [output for output, _ in chosen]
             gradients = torch.autograd.grad(made, inputs, coming, retain_graph=True, allow_unused=True)
-            for values, gradient in zip(found, gradients, strict=True):
+            for values, gradient in zip(gathered, gradients, strict=True):
                 if gradient is not None:
                     values[members] = (gradient[slots] if len(gradient) == self.batch else gradient).to(values.dtype)
-        return [Signal(values, None) for values in found]
+        return [Signal(values, None) for values in gathered]
 
     def run(self) -> tuple[list[Tensor], list[Tensor]]:
         """Run the operation once more, on what it was given, with gradients."""

@@ -78,10 +78,10 @@ class Tape:
             ProjectionError: It does not depend on the image.
         """
         assert self._recorder is not None
-        found = self._recorder.value(value)
-        if found is None:
+        position = self._recorder.value(value)
+        if position is None:
             raise ProjectionError(f"layer '{layer}' computes nothing from the image")
-        self.marked[layer] = found
+        self.marked[layer] = position
 
     def copy(self, value: Tensor) -> Tensor:
         """A copy of a value, made inside `record`, which is no operation of the pass."""
@@ -102,7 +102,7 @@ class Tape:
         return max((number for number, node in enumerate(self._nodes, start=1) if id(node) in needed), default=0)
 
     def complete(self, other: Tape) -> bool:
-        """Take over what another recording of the same pass has beyond this one; say whether it was the same so far.
+        """Append the operations that another recording of the same pass has beyond this one; return whether they agree.
 
         What comes from the other must need weights alone to go back: its data are of other images.
         """
@@ -152,19 +152,19 @@ class Tape:
                 coming = coming[:1]  # the others are indices and statistics
             if all(signal is None for signal in coming):
                 continue
-            for known, signal in zip(node.inputs, node.rule.back(node, coming, seed), strict=True):
+            for source, signal in zip(node.inputs, node.rule.back(node, coming, seed), strict=True):
                 if signal is None:
                     continue
                 if watch is not None:
                     watch(signal.values.numel())
-                before = signals.get(known)
-                shape = self._shapes[known]
-                signals[known] = signal if before is None else add(before, signal, shape, seed)
-        found = signals.get(0)
+                before = signals.get(source)
+                shape = self._shapes[source]
+                signals[source] = signal if before is None else add(before, signal, shape, seed)
+        pixels = signals.get(0)
         zero = torch.zeros(len(seed), dtype=torch.int64)
-        if found is None:
+        if pixels is None:
             return self._zeros(len(seed), *self._shapes[0][1:]), (zero, zero)
-        return found.values, (zero, zero) if found.window is None else seed.starts(found.window)
+        return pixels.values, (zero, zero) if pixels.window is None else seed.starts(pixels.window)
 
     def _start(self, value: int, seed: Seed) -> Signal:
         shape = self._shapes[value]
@@ -177,9 +177,9 @@ class Tape:
 
     def _behind(self, layer: str) -> list[Node]:
         """The nodes between the pixels and a layer, in order of execution."""
-        wanted, found = {self.marked[layer]}, []
+        wanted, nodes = {self.marked[layer]}, []
         for node in reversed(self._nodes):
             if wanted.intersection(node.outputs):
                 wanted.update(node.inputs)
-                found.append(node)
-        return found[::-1]
+                nodes.append(node)
+        return nodes[::-1]

@@ -77,15 +77,15 @@ def whole(signal: Signal, shape: Sequence[int], seed: Seed) -> Tensor:
         return signal.values
     values = signal.values
     if values.ndim == 4:
-        found = values.new_zeros(len(values), *shape[-2:], values.shape[1]).permute(0, 3, 1, 2)
+        maps = values.new_zeros(len(values), *shape[-2:], values.shape[1]).permute(0, 3, 1, 2)
     else:
-        found = values.new_zeros(*values.shape[:-2], *shape[-2:])
+        maps = values.new_zeros(*values.shape[:-2], *shape[-2:])
     tops, lefts = (start.tolist() for start in seed.starts(signal.window))
     for unit, (top, left) in enumerate(zip(tops, lefts, strict=True)):
         rows, columns = _overlap(top, values.shape[-2], shape[-2]), _overlap(left, values.shape[-1], shape[-1])
         part = values[unit, ..., rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
-        found[unit, ..., rows, columns] = part
-    return found
+        maps[unit, ..., rows, columns] = part
+    return maps
 
 
 def _overlap(start: int, length: int, size: int) -> slice:
@@ -150,9 +150,9 @@ def gathered_at(data: Tensor, signal: Signal, seed: Seed) -> Tensor:
     places = (rows[:, :, None] * data.shape[-1] + columns[:, None, :]).flatten(1)
     if data.ndim == 4 and data.is_contiguous(memory_format=torch.channels_last):
         by_place = data.permute(0, 2, 3, 1).flatten(1, 2)
-        found = [by_place[slot].index_select(0, place) for slot, place in zip(slots.tolist(), places, strict=True)]
-        return torch.stack(found).view(len(seed), height, width, -1).permute(0, 3, 1, 2)
+        pieces = [by_place[slot].index_select(0, place) for slot, place in zip(slots.tolist(), places, strict=True)]
+        return torch.stack(pieces).view(len(seed), height, width, -1).permute(0, 3, 1, 2)
     lead = data.shape[1:-2]
     flat = data.flatten(-2).reshape(len(data), -1, data.shape[-2] * data.shape[-1])
-    found = [flat[slot].index_select(1, place) for slot, place in zip(slots.tolist(), places, strict=True)]
-    return torch.stack(found).view(len(seed), *lead, height, width)
+    pieces = [flat[slot].index_select(1, place) for slot, place in zip(slots.tolist(), places, strict=True)]
+    return torch.stack(pieces).view(len(seed), *lead, height, width)

@@ -1,6 +1,6 @@
 """The arithmetic of one layer: how its windows lie on rows, how many parameters it has, and what does not fit.
 
-Plain numbers in and out; `arithmetic.layer_table` applies it to whole networks.
+Plain numbers in and out; `table.layer_table` applies it to whole networks.
 """
 
 from __future__ import annotations
@@ -176,8 +176,8 @@ def fit_windows(
         ValueError: A number is out of range, or the window is larger than the padded input.
 
     Example:
-        >>> found = fit_windows(224, kernel=11, stride=4, padding=0)
-        >>> found.output, found.lost, found.fitting_sizes, found.fitting_padding
+        >>> fit = fit_windows(224, kernel=11, stride=4, padding=0)
+        >>> fit.output, fit.lost, fit.fitting_sizes, fit.fitting_padding
         (54, 1, (223, 227), None)
     """
     _check(n=n, kernel=kernel, stride=stride, dilation=dilation)
@@ -221,12 +221,12 @@ def for_axes(texts: list[str]) -> str:
     return "; ".join(f"{name}: {text}" for name, text in zip(names, texts, strict=True))
 
 
-def window_formula(found: WindowFit, kernel: int, stride: int, padding: int, dilation: int) -> str:
+def window_formula(fit: WindowFit, kernel: int, stride: int, padding: int, dilation: int) -> str:
     """Write the output size with its numbers: "(32 + 2·2 - 5)/1 + 1 = 32"."""
     pad = f" + 2·{padding}" if padding else ""
     window = f"{kernel}" if dilation == 1 else f"({dilation}·{kernel - 1} + 1)"
-    text = f"({found.size}{pad} - {window})/{stride} + 1 = {_decimal(found.exact)}"
-    return text if found.fits else f"{text}, so {found.output}"
+    text = f"({fit.size}{pad} - {window})/{stride} + 1 = {_decimal(fit.exact)}"
+    return text if fit.fits else f"{text}, so {fit.output}"
 
 
 def _decimal(number: Fraction) -> str:

@@ -1,6 +1,6 @@
 """The arithmetic of convolutions: sizes, parameters, multiply-adds, receptive fields; what does not fit, what would.
 
-For one layer there are functions of plain numbers (from `windows`), and for a whole network `layer_table`, a row an
+For one layer there are functions of plain numbers (from `formulas`), and for a whole network `layer_table`, a row an
 operation.
 """
 
@@ -178,12 +178,12 @@ def layer_table(model: nn.Module, input_size: Sequence[int] | Tensor) -> LayerTa
         raise TypeError(f"layer_table needs an nn.Module, not {type(model).__name__}")
     _check_not_frozen(model)
     image = _image(model, input_size)
-    found, values = _record(model, image)
+    operations, values = _run(model, image)
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     plain = {name.replace("_orig_mod.", ""): size for name, size in sizes.items()}
-    fields = UnclippedFields(model, image, found, values)
+    fields = UnclippedFields(model, image, operations, values)
     rows, counted, uses = [], set[str](), dict[tuple[str, str], int]()
-    for position, operation in enumerate(found):
+    for position, operation in enumerate(operations):
         key = (operation.owner, operation.type)
         uses[key] = uses.get(key, 0) + 1
         new = [name for name in operation.parameters if name not in counted]
@@ -230,21 +230,21 @@ def _image(model: nn.Module, input_size: Sequence[int] | Tensor) -> Tensor:
     return torch.zeros(1, *size, dtype=like.dtype, device=like.device)
 
 
-def _record(model: nn.Module, image: Tensor) -> tuple[list[Operation], bool]:
+def _run(model: nn.Module, image: Tensor) -> tuple[list[Operation], bool]:
     """Return the operations, and whether values had to be computed to find them."""
     without = log_operations(model, image, values=False)
     if without.error is None:
         return without.operations, False
-    found = without if image.is_meta else log_operations(model, image, values=True)
-    if found.error is None:
-        return found.operations, True
+    log = without if image.is_meta else log_operations(model, image, values=True)
+    if log.error is None:
+        return log.operations, True
     size = "x".join(str(n) for n in image.shape[1:])
-    where = f"layer '{found.where}'" if found.where else "the network itself"
-    came = f", after {_brief(found.operations[-1])}" if found.operations else ""
-    reason = " ".join(str(found.error).split()) or type(found.error).__name__
+    where = f"layer '{log.where}'" if log.where else "the network itself"
+    came = f", after {_brief(log.operations[-1])}" if log.operations else ""
+    reason = " ".join(str(log.error).split()) or type(log.error).__name__
     raise ValueError(
         f"{type(model).__name__} does not take an image of {size}: {where} stopped{came}, with: {reason}"
-    ) from found.error
+    ) from log.error
 
 
 def _brief(operation: Operation) -> str:

@@ -36,7 +36,7 @@ class Field:
 
 @dataclass(frozen=True)
 class _Axis:
-    """What was found along one axis: a size of None is the whole image."""
+    """The field along one axis; a size of None is the whole image."""
 
     size: int | None
     jump: Fraction | None = None
@@ -80,9 +80,9 @@ class UnclippedFields:
                 return _Axis(None) if len(before.output_shape) == 4 else self._along(here.after, axis)
         there = strip.operations[position] if position < len(strip.operations) else None
         if there is not None and _alike(here, there) and there.lines is not None:
-            found = _measured(there.lines[strip.axis], strip.length, strip.bound)
-            if found is not None:
-                return found
+            measured = _measured(there.lines[strip.axis], strip.length, strip.bound)
+            if measured is not None:
+                return measured
         assert here.lines is not None  # see `of`
         return _measured_here(here.lines[axis], self._size[axis])
 
@@ -189,9 +189,9 @@ def _measured_here(lines: Lines, length: int) -> _Axis:
     first, last = lines[0].double(), lines[1].double()
     inside = ((first > 0) & (last < length - 1)).nonzero().flatten()
     if len(inside) > 1 and len(inside) == int(inside[-1] - inside[0]) + 1:
-        found = _periodic(first, last, inside)
-        if found is not None:
-            return found
+        measured = _periodic(first, last, inside)
+        if measured is not None:
+            return measured
     finite = torch.isfinite(first)
     size = int((last - first)[finite].max()) + 1
     return _Axis(None if size >= length else size, clipped=True)

@@ -14,7 +14,7 @@ from lightning_cnnviz.core.tracing.feature_maps import trace_feature_maps
 __all__ = ["DefaultLayers", "find_default_layers", "layer_site"]
 
 _WEIGHTED = (nn.Linear, nn.modules.conv._ConvNd)
-# They pass on what another layer has found; feature maps are read before them.
+# They pass on what another layer has computed; feature maps are read before them.
 _PASSING = (
     *(nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d),
     *(nn.Dropout, nn.Dropout2d, nn.AlphaDropout, nn.Identity),
@@ -23,7 +23,7 @@ _PASSING = (
 
 @dataclass(frozen=True, kw_only=True)
 class DefaultLayers:
-    """Where one image's way through a network begins and ends.
+    """The layers that a view takes where none is named.
 
     Attributes:
         first: The first convolution that runs, as if chosen by kind: read behind a BatchNorm that directly follows it.
@@ -44,8 +44,8 @@ def find_default_layers(model: nn.Module, image: Tensor) -> DefaultLayers:
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.LazyLinear(3))
-        >>> found = find_default_layers(model, torch.rand(1, 1, 8, 8))
-        >>> found.first.name, found.deep.name, found.classifier.name
+        >>> layers = find_default_layers(model, torch.rand(1, 1, 8, 8))
+        >>> layers.first.name, layers.deep.name, layers.classifier.name
         ('0', '1', '4')
     """
     modules = {name: module for name, module in model.named_modules() if name}
@@ -120,7 +120,7 @@ def layer_site(model: nn.Module, image: Tensor, layer: LayerSpec | None) -> tupl
     else:
         chosen = select_layers(model, layer)
     if len(chosen) != 1:
-        names = ", ".join([f"'{found.name}'" for found in chosen[:6]] + ["..."] * (len(chosen) > 6))
+        names = ", ".join([f"'{one.name}'" for one in chosen[:6]] + ["..."] * (len(chosen) > 6))
         raise ValueError(f"layer={layer!r} means {len(chosen)} layers ({names}); give the name of one")
     (maps,) = trace_feature_maps(model, image, chosen)
     if maps.shape[1] * maps.shape[2] <= 1:

@@ -64,7 +64,7 @@ def trace_feature_maps(model: nn.Module, image: Tensor, layers: Sequence[Selecte
     fired = [name for name, _, _, _ in trace.seen]
     repeated = {name for name in fired if fired.count(name) > 1}
     _check_runs(model, by_name, set(fired), repeated)
-    found = []
+    traced = []
     for name, shape, field, norm in trace.seen:
         layer = by_name[name]
         if name in repeated:
@@ -78,12 +78,14 @@ def trace_feature_maps(model: nn.Module, image: Tensor, layers: Sequence[Selecte
             continue
         # A BatchNorm that runs behind two convolutions would be read twice: then each is read by itself.
         behind = None if layer.literal or trace.norms.count(norm) != 1 else norm
-        found.append(FeatureMaps(layer=name, site=norms[behind] if behind else outputs[name], shape=shape, field=field))
-    if not found:
+        traced.append(
+            FeatureMaps(layer=name, site=norms[behind] if behind else outputs[name], shape=shape, field=field)
+        )
+    if not traced:
         raise LayerNotFoundError(
             f"none of the {len(layers)} chosen layers of {type(model).__name__} runs exactly once in a pass"
         )
-    return found
+    return traced
 
 
 @dataclass

@@ -1,8 +1,8 @@
-"""The operations of one pass, in the order in which they run: what each was given, what it made, whose it is.
+"""The operations of one pass, in the order in which they run: inputs, outputs, and the module that runs each.
 
 They are seen where torch dispatches them, so functional pooling, reused modules and sums count as often as they run.
-The pass computes shapes alone: it runs on the meta device, with stand-ins for the weights. A network whose course
-depends on values cannot run so; it runs on its own weights.
+The pass computes shapes alone: it runs on the meta device, with stand-ins for the weights. A network that
+decides by values what to run needs its own weights.
 """
 
 from __future__ import annotations

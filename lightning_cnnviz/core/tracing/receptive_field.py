@@ -6,7 +6,7 @@ window, a sum or a concatenation the union or the pieces, a view moves boxes as 
 module types to outgrow: functional pooling, slices, residual sums and reused modules count as what they do. Boxes are
 clipped where the values are, at every layer: where a last stride does not reach the last row, neither does the box
 (Araujo, Norris & Sim, "Computing receptive fields of convolutional neural networks", Distill 2019, clip at the image).
-An operation that is not known here is taken to depend on all of its inputs, so a box may be too large, never too small.
+An operation without a rule is taken to depend on all of its inputs, so a box may be too large, never too small.
 """
 
 from __future__ import annotations
