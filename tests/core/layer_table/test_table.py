@@ -479,11 +479,11 @@ def test_attention_counts_where_values_are_computed_as_on_shapes_alone() -> None
             self.chooses = chooses
 
         def forward(self, x: Tensor) -> Tensor:
-            tokens = x.flatten(2).transpose(1, 2)
+            tokens = x.flatten(2)  # in this layout attention has a kernel of its own on CPUs, on shapes it has none
             return F.scaled_dot_product_attention(tokens, tokens, tokens + int(self.chooses and x.sum() > 0))
 
     assert (
-        layer_table(Attention(False), (3, 4, 5)).macs == layer_table(Attention(True), (3, 4, 5)).macs == 2 * 20 * 20 * 3
+        layer_table(Attention(False), (3, 4, 5)).macs == layer_table(Attention(True), (3, 4, 5)).macs == 2 * 3 * 3 * 20
     )
 
 

@@ -634,7 +634,7 @@ def joined_into_memory(x: Tensor) -> Tensor:
 
 
 def picked_into_memory(x: Tensor) -> Tensor:
-    made = x.flip(3)
+    made = torch.empty(x.shape)
     return torch.index_select(x, 2, torch.arange(x.shape[2]).flip(0), out=made)
 
 
