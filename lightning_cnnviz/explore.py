@@ -31,10 +31,11 @@ from lightning_cnnviz.callbacks import (
 )
 from lightning_cnnviz.core.network.classification import class_logits
 from lightning_cnnviz.core.network.hooks import analysis_mode, model_device
+from lightning_cnnviz.core.network.suggestions import suggestion
 from lightning_cnnviz.finetune.heads import find_classifiers
 from lightning_cnnviz.finetune.images import LabeledImages
 from lightning_cnnviz.finetune.module import FineTuner
-from lightning_cnnviz.finetune.networks import closest, make_network
+from lightning_cnnviz.finetune.networks import make_network
 from lightning_cnnviz.finetune.presets import image_transform
 from lightning_cnnviz.finetune.sources import Pool, file_pool, find_images, list_images
 from lightning_cnnviz.finetune.weights import load_weights, read_weights
@@ -210,7 +211,7 @@ def explore(
     """
     unknown = [view for view in views or () if view not in VIEWS]
     if unknown:
-        raise ValueError(f"no view is called '{unknown[0]}'.{closest(unknown[0], VIEWS, ' ')} There are {[*VIEWS]}")
+        raise ValueError(f"no view is called '{unknown[0]}'.{suggestion(unknown[0], VIEWS, ' ')} There are {[*VIEWS]}")
     left_out = _left_out(network, images)
     refused = [f"{view}: {left_out[view]}" for view in views or () if view in left_out]
     if refused:

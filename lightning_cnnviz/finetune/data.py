@@ -13,8 +13,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from lightning_cnnviz.core.network.suggestions import suggestion
 from lightning_cnnviz.finetune.images import EpochOrder, LabeledImages
-from lightning_cnnviz.finetune.networks import closest
 from lightning_cnnviz.finetune.presets import Augmentation, image_transform
 from lightning_cnnviz.finetune.sources import Found, Pool, broken_files, file_pool, find_images, list_images
 from lightning_cnnviz.finetune.splits import listed_names, split_images
@@ -373,7 +373,7 @@ def _chosen(found: Found, classes: Sequence[str]) -> list[str]:
     chosen = [str(name) for name in classes]
     for name in chosen:
         if name not in found.classes:
-            hint = closest(name, found.classes) or f"It has {listed_names(found.classes)}"
+            hint = suggestion(name, found.classes) or f"It has {listed_names(found.classes)}"
             raise ValueError(f"classes: {found.name} has no '{name}'. {hint}")
     if len(set(chosen)) < len(chosen) or len(chosen) < 2:
         raise ValueError(f"classes={chosen}: give two or more, each once")

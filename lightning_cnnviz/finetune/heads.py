@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from lightning_cnnviz.core.network.hooks import Site, analysis_mode, hooked, model_device
+from lightning_cnnviz.core.network.suggestions import suggestion
 from lightning_cnnviz.core.tracing.default_layers import find_default_layers
-from lightning_cnnviz.finetune.networks import closest
 
 __all__ = ["Classifier", "Classifiers", "Head", "find_classifiers", "install_heads", "read_logits", "sample_images"]
 
@@ -125,7 +125,7 @@ def install_heads(
     old = model.get_submodule(classifiers.main.name)
     if not isinstance(head, nn.Module) and head not in ("linear", "mlp"):
         raise ValueError(
-            f'head={head!r}: give "linear", "mlp" or a module.{closest(str(head), ["linear", "mlp"], " ")}'
+            f'head={head!r}: give "linear", "mlp" or a module.{suggestion(str(head), ["linear", "mlp"], " ")}'
         )
     given = _input_shape(model, classifiers.main.name, size)
     _replace(model, classifiers.main.name, head if isinstance(head, nn.Module) else _new(old, num_classes, head))
@@ -253,14 +253,13 @@ def _chosen(
     fit = [layer for layer in names if _classifies(model.get_submodule(layer))]
     listed = ", ".join(f"'{layer}' ({_describe(model.get_submodule(layer))})" for layer in names) or "none"
     if name is not None:
-        known = {layer: module for layer, module in model.named_modules() if layer}
-        if name not in known:
+        modules = {layer: module for layer, module in model.named_modules() if layer}
+        if name not in modules:
+            hint = suggestion(name, modules)
+            raise ValueError(f"classifier='{name}': {who} has no such layer. {hint} Its output is made by {listed}")
+        if not _classifies(modules[name]):
             raise ValueError(
-                f"classifier='{name}': {who} has no such layer. {closest(name, known)} Its output is made by {listed}"
-            )
-        if not _classifies(known[name]):
-            raise ValueError(
-                f"classifier='{name}' is {_describe(known[name])}; a Linear or a 1x1 convolution is needed"
+                f"classifier='{name}' is {_describe(modules[name])}; a Linear or a 1x1 convolution is needed"
             )
         # A layer that is named need not be the last one: then the output as a whole is meant.
         key = next((key for key, layers in found.items() if name in layers), next(iter(found), None))

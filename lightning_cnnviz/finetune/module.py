@@ -19,11 +19,12 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 
 from lightning_cnnviz.core.network.hooks import keep_random_state
 from lightning_cnnviz.core.network.layers import LayerSpec
+from lightning_cnnviz.core.network.suggestions import suggestion
 from lightning_cnnviz.finetune.caching import CachedBatch, Tail, cached_loader, find_tail
 from lightning_cnnviz.finetune.features import BackboneFeatures
 from lightning_cnnviz.finetune.freezing import Mode, find_stages, freeze, lowest_trained, settle_modes
 from lightning_cnnviz.finetune.heads import find_classifiers, install_heads, read_logits, sample_images
-from lightning_cnnviz.finetune.networks import closest, make_network
+from lightning_cnnviz.finetune.networks import make_network
 from lightning_cnnviz.finetune.optimization import (
     check_options,
     check_scheduler,
@@ -510,7 +511,7 @@ def _check_numbers(
 
 def _check_mode(mode: str, unfreeze_at: Sequence[int] | None, cache_features: bool, mixup: float) -> None:
     if mode not in _MODES:
-        raise ValueError(f'mode={mode!r}: give "head", "full" or "staged". {closest(str(mode), _MODES)}'.rstrip())
+        raise ValueError(f'mode={mode!r}: give "head", "full" or "staged". {suggestion(str(mode), _MODES)}'.rstrip())
     if mode != "staged" and unfreeze_at is not None:
         raise ValueError(f'unfreeze_at={list(unfreeze_at)} is for mode="staged"; the mode is "{mode}"')
     if mode == "staged":

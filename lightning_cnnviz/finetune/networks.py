@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,9 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["closest", "make_network", "weights_enum"]
+from lightning_cnnviz.core.network.suggestions import suggestion
+
+__all__ = ["make_network", "weights_enum"]
 
 _TIMM = "timm/"
 # Both draw their first weights slowly, and warn of it.
@@ -59,15 +60,9 @@ def weights_enum(name: str, weights: str) -> Any:
         there = ", ".join(f'"{entry}"' for entry in ["DEFAULT", *(entry.name for entry in entries)])
         raise ValueError(
             f"weights={weights!r}: there is no such file, and the weights of {name} are called {there}."
-            f"{closest(wanted, list(entries.__members__), ' ')} A local file: weights=FILE; None trains from scratch"
+            f"{suggestion(wanted, list(entries.__members__), ' ')} A local file: weights=FILE; None trains from scratch"
         )
     return entries[wanted]
-
-
-def closest(asked: str, names: Iterable[str], before: str = "") -> str:
-    """Return a question that names the closest names, or nothing where none is close."""
-    close = difflib.get_close_matches(asked, list(names), n=3, cutoff=0.5)
-    return f"{before}Did you mean " + " or ".join(f"'{word}'" for word in close) + "?" if close else ""
 
 
 def _maker(name: str) -> tuple[Callable[..., Any], dict[str, Any]]:
@@ -89,7 +84,7 @@ def _maker(name: str) -> tuple[Callable[..., Any], dict[str, Any]]:
 def _check(name: str, short: str, known: Sequence[str]) -> None:
     if short not in known:
         other = "Other networks: timm/NAME, or package.module:factory"
-        raise ValueError(f"no network is called '{name}'. {closest(short, known) or other}")
+        raise ValueError(f"no network is called '{name}'. {suggestion(short, known) or other}")
 
 
 class _Shapes(TorchFunctionMode):
@@ -112,7 +107,7 @@ def _imported(name: str) -> nn.Module:
         raise ImportError(f"'{name}': cannot import '{path}' ({error})") from error
     for part in attribute.split("."):
         if not hasattr(found, part):
-            raise ValueError(f"'{name}': '{path}' has no '{part}'.{closest(part, dir(found), ' ')}")
+            raise ValueError(f"'{name}': '{path}' has no '{part}'.{suggestion(part, dir(found), ' ')}")
         found = getattr(found, part)
     made = found if isinstance(found, nn.Module) else found() if callable(found) else found
     if not isinstance(made, nn.Module):

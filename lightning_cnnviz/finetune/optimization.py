@@ -13,8 +13,8 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
+from lightning_cnnviz.core.network.suggestions import closest_names, did_you_mean, suggestion
 from lightning_cnnviz.finetune.freezing import Stages, is_norm
-from lightning_cnnviz.finetune.networks import closest
 
 __all__ = ["find_class", "make_optimizer", "make_scheduler", "parameter_groups", "warmup_cosine"]
 
@@ -35,11 +35,9 @@ def find_class(name: str, home: Any, kind: type, argument: str) -> Callable[...,
         except ImportError as error:
             raise ValueError(f"{argument}='{name}': cannot import '{path}' ({error})") from error
     if not (isinstance(found, type) and issubclass(found, kind)):
-        known = [each for each, value in vars(home).items() if isinstance(value, type) and issubclass(value, kind)]
-        by_letters = {each.lower(): each for each in known}
-        hint = (
-            f" Did you mean '{by_letters[name.lower()]}'?" if name.lower() in by_letters else closest(name, known, " ")
-        )
+        names = [each for each, value in vars(home).items() if isinstance(value, type) and issubclass(value, kind)]
+        same_letters = [each for each in names if each.lower() == name.lower()]
+        hint = f" {did_you_mean(same_letters or closest_names(name, names))}".rstrip()
         raise ValueError(
             f"{argument}='{name}': {home.__name__} has no such {kind.__name__}.{hint} "
             "A class path, such as package.module.Name, is taken as well"
@@ -107,7 +105,7 @@ def check_options(kind: Callable[..., Any], options: Mapping[str, Any], what: st
         return
     for name in options:
         if name not in takes:
-            raise ValueError(f"{what}: there is no option '{name}'. {closest(name, takes)}".rstrip())
+            raise ValueError(f"{what}: there is no option '{name}'. {suggestion(name, takes)}".rstrip())
 
 
 def warmup_cosine(step: int, warmup: int, total: int) -> float:
@@ -171,7 +169,7 @@ def find_scheduler(name: str) -> Callable[..., Any]:
         ValueError: There is none of this name.
     """
     if "." not in name and not hasattr(torch.optim.lr_scheduler, name):
-        near = closest(name, [_COSINE])
+        near = suggestion(name, [_COSINE])
         if near:
             raise ValueError(f"scheduler='{name}': there is no such scheduler. {near}")
     return find_class(name, torch.optim.lr_scheduler, LRScheduler, "scheduler")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,6 +17,8 @@ from torch import Tensor
 from torchvision import datasets
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from tqdm.auto import tqdm
+
+from lightning_cnnviz.core.network.suggestions import closest_names, did_you_mean
 
 __all__ = ["Found", "Pool", "broken_files", "file_pool", "find_images", "list_images"]
 
@@ -133,10 +134,9 @@ def find_images(data: str | Path, *, root: str | Path = "data", download: bool =
         return _folder(folder)
     if folder.exists():
         raise ValueError(f"data='{data}' is a file; give a folder with a folder of images for each class")
-    close = [names[word] for word in difflib.get_close_matches(str(data).lower(), list(names), n=2)]
-    close += ["digits"] if difflib.get_close_matches(str(data).lower(), ["digits"]) else []
-    close += [str(folder.parent / name) for name in difflib.get_close_matches(folder.name, _folders_in(folder.parent))]
-    hint = "Did you mean " + " or ".join(f"'{word}'" for word in close[:3]) + "?" if close else ""
+    close = [names.get(word, word) for word in closest_names(str(data).lower(), [*names, "digits"], 2)]
+    close += [str(folder.parent / name) for name in closest_names(folder.name, _folders_in(folder.parent))]
+    hint = did_you_mean(close[:3])
     kinds = f'Give a folder of images, "digits", or one of torchvision\'s {", ".join(_SETS)}'
     raise FileNotFoundError(f"data='{data}': there is no such folder ({folder.absolute()}). {hint or kinds}")
 

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from lightning_cnnviz.core.network.suggestions import suggestion
 from lightning_cnnviz.finetune.heads import Classifiers
-from lightning_cnnviz.finetune.networks import closest, weights_enum
+from lightning_cnnviz.finetune.networks import weights_enum
 
 __all__ = ["WeightsError", "load_weights", "read_weights"]
 
@@ -163,7 +164,7 @@ def _from_timm(backbone: str, weights: str) -> dict[str, Tensor]:
             there = ", ".join(f'"{tag}"' for tag in ["DEFAULT", *tags])
             raise WeightsError(
                 f"weights={weights!r}: there is no such file, and the weights of {backbone} are called {there}."
-                f"{closest(weights, tags, ' ')} A local file: weights=FILE; None trains from scratch"
+                f"{suggestion(weights, tags, ' ')} A local file: weights=FILE; None trains from scratch"
             )
         name = f"{base}.{weights}"
     try:
@@ -218,7 +219,7 @@ def _misfit(
     if missing:
         said.append(f"{len(missing)} of {len(expected)} tensors are missing ({_few(missing)})")
     if extra:
-        hints = [f"'{key}'{closest(key, missing, ': ')}" for key in extra[:_SHOWN]]
+        hints = [f"'{key}'{suggestion(key, missing, ': ')}" for key in extra[:_SHOWN]]
         said.append(f"{len(extra)} of its {len(found)} are not the network's ({', '.join(hints)})")
     if shaped:
         pairs = [f"'{key}' {tuple(found[key].shape)} for {tuple(expected[key].shape)}" for key in shaped[:_SHOWN]]

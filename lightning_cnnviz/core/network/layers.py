@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TypeVar
 
 from torch import nn
+
+from lightning_cnnviz.core.network.suggestions import closest_names, did_you_mean
 
 __all__ = [
     "FeatureSpec",
@@ -158,11 +159,11 @@ def _who(model: nn.Module) -> str:
 
 
 def _suggest(asked: str, names: list[str]) -> str:
-    close = difflib.get_close_matches(asked, names, n=3, cutoff=0.5)
+    close = closest_names(asked, names)
     # A name that lacks its prefix ("features.0" for "net.features.0") is far by letters and near in meaning.
     close += [name for name in names if name.endswith(f".{asked}") and name not in close][:3]
     if close:
-        return "Did you mean " + " or ".join(f"'{name}'" for name in close[:4]) + "?"
+        return did_you_mean(close[:4])
     shown = ", ".join(f"'{name}'" for name in names[:8])
     more = f" and {len(names) - 8} more" if len(names) > 8 else ""
     return f"Its layers are {shown}{more}; keywords are " + ", ".join(f'"{word}"' for word in _KEYWORDS)
