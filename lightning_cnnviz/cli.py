@@ -141,13 +141,13 @@ def _layers(name: str, size: Sequence[int]) -> int:
 
 
 def _explore(options: argparse.Namespace) -> int:
-    from lightning_cnnviz.explore import explore, find_exploration_images, find_network
+    from lightning_cnnviz.explore import explore, find_exploration_images, load_network
 
     try:
         images = find_exploration_images(
             options.data, input_size=options.input, mean=options.mean, std=options.std, most=options.images
         )
-        network = find_network(options.model, options.weights, options.input)
+        network = load_network(options.model, options.weights, options.input)
         made = explore(network, images, options.out, views=options.views, layers=options.layers, wandb=options.wandb)
     except (ImportError, OSError, ValueError) as error:
         raise _UsageError(str(error)) from error

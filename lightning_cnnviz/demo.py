@@ -34,20 +34,20 @@ from lightning_cnnviz.callbacks import (
     OnlineProbeMonitor,
     TopPatchesMonitor,
 )
+from lightning_cnnviz.render.studies import sample_efficiency_report
 from lightning_cnnviz.report import Step
 from lightning_cnnviz.sinks.base import Sink
 from lightning_cnnviz.sinks.outlet import show_once
 from lightning_cnnviz.sinks.page import PageSink
 from lightning_cnnviz.sinks.wandb import WandbSink
 from lightning_cnnviz.studies.digits import digits_transfer
-from lightning_cnnviz.studies.sample_efficiency import sample_efficiency_report
 
 __all__ = ["DemoNet", "DemoResult", "Digits", "run_demo"]
 
 _SEED = 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DemoResult:
     """What the demo made.
 
@@ -176,14 +176,14 @@ def run_demo(out: Path, *, epochs: int = 8, online: bool = False) -> DemoResult:
         _show_transfer(out, trainer, page)
     run = Path(logger.experiment.dir).parent
     logger.experiment.finish()
-    return DemoResult(float(tested[0]["test/accuracy"]), page.path.resolve(), run.resolve())
+    return DemoResult(accuracy=float(tested[0]["test/accuracy"]), page=page.path.resolve(), run=run.resolve())
 
 
 def _show_transfer(out: Path, trainer: pl.Trainer, page: PageSink) -> None:
-    """What the digits 0 to 4 teach about 5 to 9; a study in small."""
-    found = digits_transfer(out / "study", variants=("pretrained-full", "scratch"), seeds=(0, 1))
+    """A small study: what the digits 0 to 4 teach about 5 to 9."""
+    result = digits_transfer(out / "study", variants=("pretrained-full", "scratch"), seeds=(0, 1))
     step = Step(epoch=trainer.current_epoch, global_step=trainer.global_step, stage="test")
-    report = sample_efficiency_report(found)
+    report = sample_efficiency_report(result)
     show_once("digits_transfer", report, step, [WandbSink(), page], loggers=trainer.loggers, folder=out)
 
 

@@ -37,21 +37,21 @@ from lightning_cnnviz.finetune.images import LabeledImages
 from lightning_cnnviz.finetune.module import FineTuner
 from lightning_cnnviz.finetune.networks import make_network
 from lightning_cnnviz.finetune.presets import image_transform
-from lightning_cnnviz.finetune.sources import Pool, file_pool, find_images, list_images
+from lightning_cnnviz.finetune.sources import ImageList, find_images, images_of_files, list_images
 from lightning_cnnviz.finetune.weights import load_weights, read_weights
 from lightning_cnnviz.sinks.base import Sink
 from lightning_cnnviz.sinks.page import PageSink
 from lightning_cnnviz.sinks.wandb import WandbSink
 
-__all__ = ["VIEWS", "Exploration", "explore", "find_exploration_images", "find_network"]
+__all__ = ["VIEWS", "Exploration", "explore", "find_exploration_images", "load_network"]
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _BATCH = 32
 
 
-@dataclass(frozen=True)
-class _Given:
-    """What a view is made with.
+@dataclass(frozen=True, kw_only=True)
+class _Arguments:
+    """What a view's monitor is made with.
 
     Attributes:
         options: For views of all images.
@@ -64,23 +64,23 @@ class _Given:
     layers: dict[str, Any]
 
 
-VIEWS: Mapping[str, Callable[[_Given], pl.Callback]] = {
-    "layer_table": lambda given: LayerTableMonitor(**given.options),
-    "filters": lambda given: FilterMonitor(**given.options),
-    "top_patches": lambda given: TopPatchesMonitor(**given.layers, **given.options),
-    "deconvnet": lambda given: DeconvnetMonitor(**given.layers, **given.options),
-    "correlation": lambda given: CorrelationMonitor(**given.layers, **given.options),
-    "activation_maps": lambda given: ActivationMapMonitor(**given.layers, **given.sample),
-    "layer_probe": lambda given: LayerProbeMonitor(**given.layers, **given.options),
-    "invariance": lambda given: InvarianceMonitor(**given.sample),
-    "occlusion": lambda given: OcclusionMonitor(**given.sample),
-    "attribution": lambda given: AttributionMonitor(**given.sample),
-    "maximization": lambda given: MaximizationMonitor(steps=64, **given.layers, **given.sample),
+VIEWS: Mapping[str, Callable[[_Arguments], pl.Callback]] = {
+    "layer_table": lambda args: LayerTableMonitor(**args.options),
+    "filters": lambda args: FilterMonitor(**args.options),
+    "top_patches": lambda args: TopPatchesMonitor(**args.layers, **args.options),
+    "deconvnet": lambda args: DeconvnetMonitor(**args.layers, **args.options),
+    "correlation": lambda args: CorrelationMonitor(**args.layers, **args.options),
+    "activation_maps": lambda args: ActivationMapMonitor(**args.layers, **args.sample),
+    "layer_probe": lambda args: LayerProbeMonitor(**args.layers, **args.options),
+    "invariance": lambda args: InvarianceMonitor(**args.sample),
+    "occlusion": lambda args: OcclusionMonitor(**args.sample),
+    "attribution": lambda args: AttributionMonitor(**args.sample),
+    "maximization": lambda args: MaximizationMonitor(steps=64, **args.layers, **args.sample),
 }
 """How each view is made, by its name."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Exploration:
     """What an exploration made.
 
@@ -95,7 +95,7 @@ class Exploration:
     left_out: Mapping[str, str]
 
 
-def find_network(name: str, weights: str | None = None, input_size: Sequence[int] = (3, 224, 224)) -> nn.Module:
+def load_network(name: str, weights: str | None = None, input_size: Sequence[int] = (3, 224, 224)) -> nn.Module:
     """Return a trained network.
 
     Args:
@@ -129,12 +129,12 @@ def find_network(name: str, weights: str | None = None, input_size: Sequence[int
 
 
 def _from_checkpoint(file: Path) -> nn.Module:
-    found: Any = None
+    checkpoint: Any = None
     try:
-        found = torch.load(file, map_location="cpu", weights_only=True)
+        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError) as error:
         raise ValueError(f"{file} cannot be read as a checkpoint ({str(error).splitlines()[0]})") from error
-    settings = found.get("hyper_parameters", {}) if isinstance(found, dict) else {}
+    settings = checkpoint.get("hyper_parameters", {}) if isinstance(checkpoint, dict) else {}
     if not isinstance(settings.get("backbone"), str):
         raise ValueError(
             f"{file} is no checkpoint of a FineTuner with a network by name; give the network's name, and "
@@ -173,15 +173,17 @@ def find_exploration_images(
         raise ValueError(f"input_size={tuple(input_size)}: give channels (1 or 3), height and width")
     if most is not None and most < 1:
         raise ValueError(f"{most} images: give 1 or more")
-    pool, classes, crop = _pool(data)
-    places = list(range(len(pool.labels)))
+    images, classes, crop = _images_of(data)
+    places = list(range(len(images.labels)))
     if most is not None and most < len(places):
         places = [places[round(number * (len(places) - 1) / max(1, most - 1))] for number in range(most)]
     by_default = ([_IMAGENET[0], _IMAGENET[1]]) if channels == 3 else [(0.449,), (0.226,)]
     transform = image_transform(
         (height, width), crop=crop, mean=list(mean or by_default[0]), std=list(std or by_default[1])
     )
-    return LabeledImages(pool, places, [pool.labels[place] for place in places], classes, transform, channels=channels)
+    return LabeledImages(
+        images, places, [images.labels[place] for place in places], classes, transform, channels=channels
+    )
 
 
 def explore(
@@ -195,14 +197,14 @@ def explore(
 ) -> Exploration:
     """Look at a trained network from every side, and write one page.
 
-    The images' classes are taken for the network's own where it has as many. Else, class scores are those of the class
-    that the network finds in each image.
+    Where the images have as many classes as the network, they are taken to be the same ones. Else, class scores are
+    those of the class that the network gives each image.
 
     Args:
         network: Takes images `(N, C, H, W)`; left as it was.
         images: From `find_exploration_images`.
         out: Folder of the page.
-        views: Names in `VIEWS`; by default all that can be had.
+        views: Names in `VIEWS`; by default all that suit the network and the images.
         layers: For the views that show layers; by default each chooses its own.
         wandb: A W&B project, to log an offline run there, too.
 
@@ -220,17 +222,19 @@ def explore(
     out.mkdir(parents=True, exist_ok=True)
     page, logger = PageSink(out), None if wandb is None else _logger(wandb, out)
 
-    def given() -> _Given:
+    def arguments() -> _Arguments:
         sinks: list[Sink] = [page] if wandb is None else [WandbSink(), page]
         options: dict[str, Any] = {"sinks": sinks, "on_error": "raise"}
-        return _Given(
-            options, options | _sample_options(network, images), {} if layers is None else {"layers": [*layers]}
+        return _Arguments(
+            options=options,
+            sample=options | _sample_options(network, images),
+            layers={} if layers is None else {"layers": [*layers]},
         )
 
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     trainer = pl.Trainer(
         logger=logger or False,
-        callbacks=[VIEWS[view](given()) for view in chosen],
+        callbacks=[VIEWS[view](arguments()) for view in chosen],
         accelerator="cpu" if model_device(network).type == "cpu" else "auto",
         devices=1,
         default_root_dir=out,
@@ -242,11 +246,11 @@ def explore(
         trainer.validate(_Explored(network), _loader(images), verbose=False)
     if logger is not None:
         logger.experiment.finish()
-    return Exploration(page.path.resolve(), tuple(chosen), {} if views else left_out)
+    return Exploration(page=page.path.resolve(), views=tuple(chosen), left_out={} if views else left_out)
 
 
 class _Explored(pl.LightningModule):
-    """A network that is looked at, and not trained; without a `forward`, layers have the network's own names."""
+    """Validates a network; having no `forward` of its own, it leaves layers the names that they have in the network."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -256,18 +260,18 @@ class _Explored(pl.LightningModule):
         self.network(batch[0])
 
 
-def _pool(data: str | Path) -> tuple[Pool, tuple[str, ...], float]:
+def _images_of(data: str | Path) -> tuple[ImageList, tuple[str, ...], float]:
     """The images, their classes' names, and how much of them the crop covers."""
     folder = Path(data).expanduser()
     if folder.is_dir() and not any(place.is_dir() for place in folder.iterdir()):
-        return file_pool(list_images(folder)), (), 224 / 256
-    found = find_images(data)
-    part = next(part for part in ("test", "val", "all", "train") if part in found.pools)
-    return found.pools[part], found.classes, 1.0 if found.small else 224 / 256
+        return images_of_files(list_images(folder)), (), 224 / 256
+    source = find_images(data)
+    part = next(part for part in ("test", "val", "all", "train") if part in source.parts)
+    return source.parts[part], source.classes, 1.0 if source.small else 224 / 256
 
 
 def _left_out(network: nn.Module, images: LabeledImages) -> dict[str, str]:
-    """The views that cannot be had, and why."""
+    """The views that do not suit the network or the images, and why."""
     if not any(isinstance(module, nn.Conv2d) for module in network.modules()):
         raise ValueError(f"{type(network).__name__} has no convolution (nn.Conv2d): there is nothing to see")
     left_out = {}
@@ -286,7 +290,7 @@ _OF_CLASSES = ("invariance", "occlusion", "attribution")
 
 
 def _sample_options(network: nn.Module, images: LabeledImages) -> dict[str, Any]:
-    """What the images' classes say to views of class scores."""
+    """The data of views of class scores: the images with their classes, where these are the network's own."""
     if images.targets and min(images.targets) >= 0 and len(images.classes) == _outputs(network, images):
         return {}
     # Names of other classes than the network's would be put to its numbers.

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from lightning_cnnviz.cli import main
-from lightning_cnnviz.explore import VIEWS, explore, find_exploration_images, find_network
+from lightning_cnnviz.explore import VIEWS, explore, find_exploration_images, load_network
 from lightning_cnnviz.finetune.module import FineTuner
 
 pytestmark = pytest.mark.filterwarnings("ignore:The 'validate_dataloader' does not have many workers")
@@ -136,25 +136,25 @@ def test_networks_by_name_with_weights_and_from_a_checkpoint(tmp_path: Path) -> 
     torch.manual_seed(1)
     trained = torchvision.models.squeezenet1_1(weights=None)
     torch.save({"state_dict": trained.state_dict()}, tmp_path / "trained.pt")
-    found = find_network("squeezenet1_1", str(tmp_path / "trained.pt"), (3, 64, 64))
+    found = load_network("squeezenet1_1", str(tmp_path / "trained.pt"), (3, 64, 64))
     assert all(torch.equal(value, trained.state_dict()[name]) for name, value in found.state_dict().items())
     tuner = FineTuner("squeezenet1_1", 3, mode="head", image_size=(3, 64, 64))
     trainer = pl.Trainer(logger=False, accelerator="cpu", enable_progress_bar=False, enable_checkpointing=False)
     trainer.strategy.connect(tuner)
     trainer.save_checkpoint(tmp_path / "tuned.ckpt")
-    found = find_network(str(tmp_path / "tuned.ckpt"))
+    found = load_network(str(tmp_path / "tuned.ckpt"))
     assert all(torch.equal(value, tuner.network.state_dict()[name]) for name, value in found.state_dict().items())
     assert not found.training
     torch.save(tuner.network.state_dict(), tmp_path / "tuned.pt")
     with pytest.raises(ValueError, match="has no classifier of as many classes as squeezenet1_1"):
-        find_network("squeezenet1_1", str(tmp_path / "tuned.pt"), (3, 64, 64))
+        load_network("squeezenet1_1", str(tmp_path / "tuned.pt"), (3, 64, 64))
     with pytest.raises(ValueError, match="is a checkpoint, which has its own"):
-        find_network(str(tmp_path / "tuned.ckpt"), "DEFAULT")
+        load_network(str(tmp_path / "tuned.ckpt"), "DEFAULT")
     with pytest.raises(ValueError, match="is no checkpoint of a FineTuner"):
-        find_network(str(tmp_path / "tuned.pt"))
+        load_network(str(tmp_path / "tuned.pt"))
     (tmp_path / "text.ckpt").write_text("no checkpoint")
     with pytest.raises(ValueError, match="cannot be read as a checkpoint"):
-        find_network(str(tmp_path / "text.ckpt"))
+        load_network(str(tmp_path / "text.ckpt"))
 
 
 def test_on_the_command_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

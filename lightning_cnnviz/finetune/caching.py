@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -12,9 +13,11 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from tqdm.auto import tqdm
 
 from lightning_cnnviz.core.data.batches import read_batch
-from lightning_cnnviz.core.network.hooks import Site, analysis_mode, hooked, model_device
+from lightning_cnnviz.core.network.hooks import Site, analysis_mode, hooked, keep_random_state, model_device
 
-__all__ = ["CachedBatch", "Tail", "cached_loader", "find_tail"]
+__all__ = ["CachedBatch", "FeatureCache", "Tail", "cached_loader", "find_tail"]
+
+log = logging.getLogger("lightning_cnnviz")
 
 Tail = Callable[[Tensor], Tensor]
 
@@ -43,6 +46,73 @@ class _CachedFeatures(Dataset[CachedBatch]):
     def __getitems__(self, indices: Sequence[int]) -> CachedBatch:
         chosen = torch.as_tensor(indices)
         return CachedBatch(self.features[chosen], self.labels[chosen])
+
+
+class FeatureCache:
+    """A network's classifying layer, trained on features that take the images' places in a trainer's loaders.
+
+    Args:
+        network: The network.
+        classifier: Name of its classifying layer.
+    """
+
+    def __init__(self, network: nn.Module, classifier: str) -> None:
+        self._network, self._classifier = network, classifier
+        self._tail: Tail | None = None
+        self._replaced: list[tuple[Any, list[Any]]] = []
+
+    def logits(self, batch: CachedBatch) -> Tensor:
+        """Return the network's logits `(N, classes)`."""
+        assert self._tail is not None
+        return self._tail(self._network.get_submodule(self._classifier)(batch.features))
+
+    def install(self, trainer: Any, images: Tensor) -> None:
+        """Compute the features of all training images, and of validation's unless a callback looks at its batches.
+
+        Args:
+            trainer: At the start of its training.
+            images: With which to find out what the network does behind the classifying layer.
+
+        Raises:
+            ValueError: Images change from epoch to epoch, or cannot be told apart; or what the network does behind the
+                layer is not understood.
+        """
+        if trainer.reload_dataloaders_every_n_epochs:
+            raise ValueError(
+                "cache_features=True: images that are loaded anew (reload_dataloaders_every_n_epochs) have no features "
+                "that could be kept; train with cache_features=False"
+            )
+        self._tail = find_tail(self._network, self._classifier, images)
+        self._replace(trainer, trainer.fit_loop._combined_loader, "training")
+        fetcher = trainer.fit_loop._data_fetcher
+        assert fetcher is not None
+        # The first epoch's iterator was made over images, and has drawn its random numbers.
+        with keep_random_state():
+            iter(fetcher)
+        watching = [type(callback).__name__ for callback in trainer.callbacks if _watches_validation(callback)]
+        if watching:
+            log.info("validation images run through the whole network, since %s looks on", ", ".join(watching))
+        elif trainer.fit_loop.epoch_loop.val_loop._combined_loader is not None:
+            self._replace(trainer, trainer.fit_loop.epoch_loop.val_loop._combined_loader, "validation")
+
+    def remove(self) -> None:
+        """Give the trainer its own loaders back."""
+        for combined, loaders in self._replaced:
+            combined.flattened = loaders
+        self._replaced = []
+
+    def _replace(self, trainer: Any, combined: Any, what: str) -> None:
+        loaders = list(combined.flattened)
+        generators = {generator for loader in loaders if (generator := getattr(loader, "generator", None))}
+        states = [(generator, generator.get_state()) for generator in generators]
+        bar = trainer.progress_bar_callback
+        shown = bool(trainer.is_global_zero and getattr(bar, "is_enabled", False))
+        combined.flattened = [
+            cached_loader(loader, self._network, self._classifier, what, progress=shown) for loader in loaders
+        ]
+        for generator, state in states:
+            generator.set_state(state)
+        self._replaced.append((combined, loaders))
 
 
 def find_tail(model: nn.Module, classifier: str, images: Tensor) -> Tail:
@@ -111,24 +181,30 @@ def cached_loader(
         )
         with hooked({classifier: Site(model.get_submodule(classifier), "input")}, keep):
             for batch in tqdm(plain, f"features of {what} images", leave=False, disable=not progress):
-                images, known = read_batch(batch)
-                if known is None:
+                images, targets = read_batch(batch)
+                if targets is None:
                     raise ValueError(f"cache_features=True: a batch of {what} images has no class labels")
-                labels.append(known)
+                labels.append(targets)
                 model(images.to(device))
-    found = _CachedFeatures(torch.cat(features), torch.cat(labels))
-    if len(found) != len(loader.dataset) or len(found.features) != len(found):
+    cached = _CachedFeatures(torch.cat(features), torch.cat(labels))
+    if len(cached) != len(loader.dataset) or len(cached.features) != len(cached):
         raise ValueError(
-            f"cache_features=True: {len(loader.dataset)} {what} images gave {len(found.features)} features and "
-            f"{len(found)} labels, so which is whose cannot be known; train with cache_features=False"
+            f"cache_features=True: {len(loader.dataset)} {what} images gave {len(cached.features)} features and "
+            f"{len(cached)} labels, so which is whose cannot be known; train with cache_features=False"
         )
     return DataLoader(
-        found,
+        cached,
         batch_sampler=loader.batch_sampler,
         generator=loader.generator,
         collate_fn=_as_is,
         pin_memory=loader.pin_memory,
     )
+
+
+def _watches_validation(callback: Any) -> bool:
+    hooks = ("on_validation_batch_start", "on_validation_batch_end")
+    owners = (next(base for base in type(callback).__mro__ if hook in vars(base)) for hook in hooks)
+    return any(not owner.__module__.startswith(("lightning.", "pytorch_lightning.")) for owner in owners)
 
 
 def _as_is(batch: Any) -> Any:

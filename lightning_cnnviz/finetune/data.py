@@ -16,7 +16,14 @@ from torch.utils.data import DataLoader
 from lightning_cnnviz.core.network.suggestions import suggestion
 from lightning_cnnviz.finetune.images import EpochOrder, LabeledImages
 from lightning_cnnviz.finetune.presets import Augmentation, image_transform
-from lightning_cnnviz.finetune.sources import Found, Pool, broken_files, file_pool, find_images, list_images
+from lightning_cnnviz.finetune.sources import (
+    ImageList,
+    ImageSource,
+    broken_files,
+    find_images,
+    images_of_files,
+    list_images,
+)
 from lightning_cnnviz.finetune.splits import listed_names, split_images
 
 __all__ = ["ImageFolderDataModule"]
@@ -25,7 +32,7 @@ _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class _NoLoaders(CombinedLoader):
-    """What makes a trainer leave validation out; of an empty list, it would warn."""
+    """No loaders: makes a trainer leave validation out, where it would warn of an empty list."""
 
     def __init__(self) -> None:
         super().__init__([], "sequential")
@@ -44,14 +51,14 @@ class ImageFolderDataModule(pl.LightningDataModule):
     """Labeled images from a folder, from scikit-learn's digits, or from one of torchvision's data sets.
 
     A folder has `train/` and, as far as there are any, `test/` and `val/` (or `valid/`, `validation/`), each with a
-    folder of images for each class; or it has a folder for each class, and is split: of each class the same share, by
-    the seed. Files that are no images by their suffix are left out, and counted.
+    folder of images for each class; or it has a folder for each class, and is split by the seed: the same fraction of
+    each class. Files that are no images by their suffix are left out, and counted.
 
     Which images are drawn from a class depends on the seed and the class alone: five a class are among the fifteen of
     the same seed, and the test images stay the same whatever is held out for validation. The order of an epoch, and
     what augmentation does to an image in it, depend on the seed and the epoch alone, not on torch's random state nor on
     the number of workers: a resumed run sees what an uninterrupted one would have seen. (In a loop of your own, call
-    `loader.sampler.set_epoch(epoch)`.) A last batch of one image is left out of an epoch: BatchNorm cannot learn of it.
+    `loader.sampler.set_epoch(epoch)`.) A last batch of one image is left out, since BatchNorm cannot normalize it.
 
     With `on_corrupt="raise"`, `setup` decodes the images that the run is about to use, and raises if there is one that
     cannot be read. With `"skip"` it decodes all images of the data set, leaves such files out and warns of their
@@ -62,12 +69,12 @@ class ImageFolderDataModule(pl.LightningDataModule):
     Args:
         data: A folder; `"digits"`; or a torchvision data set such as `"CIFAR10"`, `"Caltech101"` or `"Flowers102"`.
         per_class: Number of training images a class, after others were held out; by default all.
-        val: Held out of training for validation: a share of each class, or a number of images a class; 0 for no
+        val: Held out of training for validation: a fraction of each class, or a number of images a class; 0 for no
             validation. By default the data set's own validation images where it has some (otherwise they are left
             aside), else a tenth.
         test: Likewise for testing, where the data set has no test images; by default a fifth where it is not divided
             at all, else none.
-        seed: What is drawn, the order, and the augmentation.
+        seed: Decides which images are drawn, their order, and the augmentation.
         batch_size: Of every loader.
         image_size: Side, or height and width, of the network's input; by default 224 (digits: 32).
         augment: Of training images: `"none"`, `"light"` (crops shifted, mirrored), `"standard"` (parts of any size,
@@ -75,8 +82,8 @@ class ImageFolderDataModule(pl.LightningDataModule):
         mean: Subtracted from pixels of 0 to 1; by default ImageNet's (digits: 0.305).
         std: And divided by; by default ImageNet's (digits: 0.33).
         channels: 3, or 1 for gray images; by default 3 (digits: 1).
-        crop: Share of the resized image that the crop covers; by default 224/256, and 1 for digits and for torchvision
-            sets of small images.
+        crop: Fraction of the resized image's side that the crop covers; by default 224/256, and 1 for digits and for
+            torchvision sets of small images.
         flip: Whether augmentation mirrors images; by default it does, but no digits, letters or traffic signs.
         classes: These classes alone, numbered in this order.
         num_workers: Of every loader.
@@ -139,10 +146,10 @@ class ImageFolderDataModule(pl.LightningDataModule):
         self.data, self.per_class, self.val, self.test, self.seed = data, per_class, val, test, seed
         self.batch_size, self.num_workers = batch_size, num_workers
         self.augment, self.on_corrupt, self.check = augment, on_corrupt, check
-        self._found = find_images(data, root=root, download=download)
-        self.class_names = list(self._found.classes) if classes is None else _chosen(self._found, classes)
+        self._source = find_images(data, root=root, download=download)
+        self.class_names = list(self._source.classes) if classes is None else _chosen(self._source, classes)
         self._set_up_images(image_size, channels, mean, std, crop, flip)
-        self._to_predict = None if predict is None else file_pool(list_images(predict))
+        self._to_predict = None if predict is None else images_of_files(list_images(predict))
         self._sound: set[str] = set()
         self._broken: dict[str, str] = {}
         self._divide()
@@ -162,8 +169,8 @@ class ImageFolderDataModule(pl.LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         """Check the files of the images that the stage uses; with `on_corrupt="skip"`, all of them."""
         skips = self.on_corrupt == "skip"
-        pools = [*self._found.pools.values(), *([self._to_predict] if self._to_predict else [])]
-        used = [pool.files for pool in pools] if skips else [images.files for images in self._used(stage)]
+        lists = [*self._source.parts.values(), *([self._to_predict] if self._to_predict else [])]
+        used = [images.files for images in lists] if skips else [images.files for images in self._used(stage)]
         broken = self._check([file for files in used for file in files or ()]) if self.check else {}
         if broken and not skips:
             raise ValueError(f'{_named(broken)}; on_corrupt="skip" leaves such files out')
@@ -184,7 +191,9 @@ class ImageFolderDataModule(pl.LightningDataModule):
     def val_dataloader(self) -> Any:
         """Return the validation images, in their order; no loader if there are none."""
         if self.val_set is None and self._asked_for("validate"):
-            raise ValueError(f"{self._found.name} has no validation images: val={self.val}; give a share, as val=0.1")
+            raise ValueError(
+                f"{self._source.name} has no validation images: val={self.val}; give a fraction, as val=0.1"
+            )
         return _NoLoaders() if self.val_set is None else self._loader(self.val_set)
 
     def test_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
@@ -195,7 +204,7 @@ class ImageFolderDataModule(pl.LightningDataModule):
         """
         if self.test_set is None:
             raise ValueError(
-                f"{self._found.name} has no test images (in test/, a folder for each class); give test=0.2, for "
+                f"{self._source.name} has no test images (in test/, a folder for each class); give test=0.2, for "
                 "training too, to hold a fifth of the training images out, or use validate"
             )
         return self._loader(self.test_set)
@@ -236,34 +245,34 @@ class ImageFolderDataModule(pl.LightningDataModule):
         crop: float | None,
         flip: bool | None,
     ) -> None:
-        found = self._found
-        size = found.size if size is None else size
+        source = self._source
+        size = source.size if size is None else size
         height, width = (size, size) if isinstance(size, int) else size
-        channels = found.channels if channels is None else channels
-        crop = crop if crop is not None else 1.0 if found.small else 224 / 256
+        channels = source.channels if channels is None else channels
+        crop = crop if crop is not None else 1.0 if source.small else 224 / 256
         if min(height, width) < 1:
             raise ValueError(f"image_size={size}: give a side in pixels, or (height, width)")
         if channels not in (1, 3):
             raise ValueError(f"channels={channels}: give 3, or 1 for gray images")
         if not 0 < crop <= 1:
-            raise ValueError(f"crop={crop}: give the share of the resized image that is kept, above 0 and up to 1")
+            raise ValueError(f"crop={crop}: give the fraction of the resized image that is kept, above 0 and up to 1")
         self.image_shape = (channels, height, width)
-        self.mean = _by_channel("mean", mean, found.mean or _IMAGENET_MEAN, channels)
-        self.std = _by_channel("std", std, found.std or _IMAGENET_STD, channels)
+        self.mean = _by_channel("mean", mean, source.mean or _IMAGENET_MEAN, channels)
+        self.std = _by_channel("std", std, source.std or _IMAGENET_STD, channels)
         if min(self.std) <= 0:
             raise ValueError(f"std={self.std}: give values above 0")
         options: dict[str, Any] = {"crop": crop, "mean": self.mean, "std": self.std}
-        options["flip"] = found.mirror if flip is None else flip
-        options["least"] = 0.5 if found.small else 0.08  # what fills the frame is not known by a corner of it
+        options["flip"] = source.mirror if flip is None else flip
+        options["least"] = 0.5 if source.small else 0.08  # a corner of what fills the frame does not show what it is
         self._train_transform = image_transform((height, width), self.augment, **options)
         self._plain_transform = image_transform((height, width), **options)
 
-    def _images(self, pool: Pool, indices: Sequence[int], *, training: bool = False) -> LabeledImages:
-        numbers = {self._found.classes.index(name): number for number, name in enumerate(self.class_names)}
+    def _images(self, images: ImageList, indices: Sequence[int], *, training: bool = False) -> LabeledImages:
+        numbers = {self._source.classes.index(name): number for number, name in enumerate(self.class_names)}
         return LabeledImages(
-            pool,
+            images,
             indices,
-            [numbers.get(pool.labels[index], -1) for index in indices],
+            [numbers.get(images.labels[index], -1) for index in indices],
             self.class_names,
             self._train_transform if training else self._plain_transform,
             channels=self.image_shape[0],
@@ -275,22 +284,22 @@ class ImageFolderDataModule(pl.LightningDataModule):
 
     def _divide(self) -> None:
         """Divide the images, but those of broken files, among training, validation and test."""
-        pools = self._found.pools
-        whole = pools.get("all")
-        by_part = {part: self._by_class(pool, part) for part, pool in pools.items()}
-        source = by_part.get("train") or by_part["all"]
-        holds_out_val = self.val is not None or "val" not in pools
+        parts = self._source.parts
+        whole = parts.get("all")
+        by_part = {part: self._by_class(images, part) for part, images in parts.items()}
+        by_class = by_part.get("train") or by_part["all"]
+        holds_out_val = self.val is not None or "val" not in parts
         val = (0.1 if self.val is None else self.val) if holds_out_val else 0
-        test = 0 if "test" in pools else self.test if self.test is not None else 0.2 if whole else 0
-        split = split_images(source, self.seed, val=val, test=test, per_class=self.per_class, where=self._found.name)
-        pool = whole or pools["train"]
-        self.train_set = self._images(pool, split.train, training=True)
-        self.val_set = self._images(pool, split.val) if split.val else None
-        self.test_set = self._images(pool, split.test) if split.test else None
+        test = 0 if "test" in parts else self.test if self.test is not None else 0.2 if whole else 0
+        split = split_images(by_class, self.seed, val=val, test=test, per_class=self.per_class, where=self._source.name)
+        images = whole or parts["train"]
+        self.train_set = self._images(images, split.train, training=True)
+        self.val_set = self._images(images, split.val) if split.val else None
+        self.test_set = self._images(images, split.test) if split.test else None
         if not holds_out_val:
-            self.val_set = self._images(pools["val"], _sorted(by_part["val"]))
-        if "test" in pools:
-            self.test_set = self._images(pools["test"], _sorted(by_part["test"]))
+            self.val_set = self._images(parts["val"], _sorted(by_part["val"]))
+        if "test" in parts:
+            self.test_set = self._images(parts["test"], _sorted(by_part["test"]))
         self.predict_set = self.test_set or self.val_set
         if self._to_predict is not None:
             files = range(len(self._to_predict.labels))
@@ -298,22 +307,22 @@ class ImageFolderDataModule(pl.LightningDataModule):
                 self._to_predict, [index for index in files if not self._is_broken(self._to_predict, index)]
             )
 
-    def _is_broken(self, pool: Pool, index: int) -> bool:
-        return bool(self._broken) and pool.files is not None and pool.files[index] in self._broken
+    def _is_broken(self, images: ImageList, index: int) -> bool:
+        return bool(self._broken) and images.files is not None and images.files[index] in self._broken
 
-    def _by_class(self, pool: Pool, part: str) -> dict[str, list[int]]:
-        labels = {self._found.classes.index(name): name for name in self.class_names}
-        found: dict[str, list[int]] = {name: [] for name in self.class_names}
-        for index, label in enumerate(pool.labels):
-            if label in labels and not self._is_broken(pool, index):
-                found[labels[label]].append(index)
-        empty = [name for name, indices in found.items() if not indices]
+    def _by_class(self, images: ImageList, part: str) -> dict[str, list[int]]:
+        labels = {self._source.classes.index(name): name for name in self.class_names}
+        by_class: dict[str, list[int]] = {name: [] for name in self.class_names}
+        for index, label in enumerate(images.labels):
+            if label in labels and not self._is_broken(images, index):
+                by_class[labels[label]].append(index)
+        empty = [name for name, indices in by_class.items() if not indices]
         if empty:
             raise ValueError(self._without_images(part, empty))
-        return found
+        return by_class
 
     def _without_images(self, part: str, empty: list[str]) -> str:
-        where = f"{self._found.name}" if part == "all" else f"the {part} part of {self._found.name}"
+        where = f"{self._source.name}" if part == "all" else f"the {part} part of {self._source.name}"
         why = " that can be read" if self._broken else ""
         others = "" if part == "all" else ", which another part has"
         return (
@@ -322,7 +331,7 @@ class ImageFolderDataModule(pl.LightningDataModule):
         )
 
     def _ignored(self, what: str) -> str:
-        counts = ", ".join(f"{count:,} {suffix}" for suffix, count in sorted(self._found.ignored.items()))
+        counts = ", ".join(f"{count:,} {suffix}" for suffix, count in sorted(self._source.ignored.items()))
         return f" ({what}: {counts})" if counts else ""
 
     def _used(self, stage: str | None) -> list[LabeledImages]:
@@ -343,10 +352,10 @@ class ImageFolderDataModule(pl.LightningDataModule):
             broken = broken_files(waiting)
         else:
             ranks = torch.distributed.get_world_size()
-            found: list[dict[str, str]] = [{}] * ranks
+            of_ranks: list[dict[str, str]] = [{}] * ranks
             mine = waiting[torch.distributed.get_rank() :: ranks]
-            torch.distributed.all_gather_object(found, broken_files(mine))
-            every = {file: reason for part in found for file, reason in part.items()}
+            torch.distributed.all_gather_object(of_ranks, broken_files(mine))
+            every = {file: reason for part in of_ranks for file, reason in part.items()}
             broken = {file: every[file] for file in waiting if file in every}
         self._sound.update(file for file in waiting if file not in broken)
         return broken
@@ -355,7 +364,7 @@ class ImageFolderDataModule(pl.LightningDataModule):
         parts = (("training", self.train_set), ("validation", self.val_set), ("test", self.test_set))
         counts = ", ".join(f"{len(images):,} {name}" for name, images in parts if images is not None)
         left_out = self._ignored("files that are no images, left out")
-        return f"{self._found.name}: {self.num_classes} classes, {counts} images{left_out}"
+        return f"{self._source.name}: {self.num_classes} classes, {counts} images{left_out}"
 
 
 def _by_channel(what: str, given: Sequence[float] | None, default: Sequence[float], channels: int) -> list[float]:
@@ -369,12 +378,12 @@ def _by_channel(what: str, given: Sequence[float] | None, default: Sequence[floa
     return values * channels if len(values) == 1 else values
 
 
-def _chosen(found: Found, classes: Sequence[str]) -> list[str]:
+def _chosen(source: ImageSource, classes: Sequence[str]) -> list[str]:
     chosen = [str(name) for name in classes]
     for name in chosen:
-        if name not in found.classes:
-            hint = suggestion(name, found.classes) or f"It has {listed_names(found.classes)}"
-            raise ValueError(f"classes: {found.name} has no '{name}'. {hint}")
+        if name not in source.classes:
+            hint = suggestion(name, source.classes) or f"It has {listed_names(source.classes)}"
+            raise ValueError(f"classes: {source.name} has no '{name}'. {hint}")
     if len(set(chosen)) < len(chosen) or len(chosen) < 2:
         raise ValueError(f"classes={chosen}: give two or more, each once")
     return chosen
@@ -402,5 +411,5 @@ def _check_amounts(**amounts: float | None) -> None:
         # A command line may make 2.0 of 2.
         if amount is not None and (amount < 0 or (amount > 1 and amount != int(amount))):
             raise ValueError(
-                f"{name}={amount}: give a share of each class (0.1), a whole number of images a class (5), or 0"
+                f"{name}={amount}: give a fraction of each class (0.1), a whole number of images a class (5), or 0"
             )

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from lightning_cnnviz.core.network.hooks import Site, analysis_mode, hooked
-from lightning_cnnviz.finetune.heads import Classifiers, sample_images
+from lightning_cnnviz.finetune.heads import ClassifyingLayers, sample_images
 
 __all__ = ["Mode", "Stages", "find_stages", "freeze", "is_norm", "lowest_trained", "settle_modes"]
 
@@ -40,7 +40,7 @@ class Stages:
         return len(self.parameters) - 1
 
 
-def find_stages(model: nn.Module, classifiers: Classifiers, size: tuple[int, int, int]) -> Stages:
+def find_stages(model: nn.Module, classifiers: ClassifyingLayers, size: tuple[int, int, int]) -> Stages:
     """Run a network and divide it: each downsampling begins a stage, each fully connected layer is one.
 
     Layers count in the order in which they run. What does not run belongs to the part of the network that encloses it

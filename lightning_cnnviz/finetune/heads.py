@@ -14,18 +14,26 @@ from lightning_cnnviz.core.network.hooks import Site, analysis_mode, hooked, mod
 from lightning_cnnviz.core.network.suggestions import suggestion
 from lightning_cnnviz.core.tracing.default_layers import find_default_layers
 
-__all__ = ["Classifier", "Classifiers", "Head", "find_classifiers", "install_heads", "read_logits", "sample_images"]
+__all__ = [
+    "ClassifyingLayer",
+    "ClassifyingLayers",
+    "HeadKind",
+    "find_classifiers",
+    "install_heads",
+    "read_logits",
+    "sample_images",
+]
 
-Head = Literal["linear", "mlp"]
+HeadKind = Literal["linear", "mlp"]
 
 _WEIGHTED = (nn.Linear, nn.modules.conv._ConvNd)
 _HIDDEN = 512
 _DROPOUT = 0.5
 
 
-@dataclass(frozen=True)
-class Classifier:
-    """A layer that classifies.
+@dataclass(frozen=True, kw_only=True)
+class ClassifyingLayer:
+    """A layer that makes logits.
 
     Attributes:
         name: Its name in the network.
@@ -36,18 +44,18 @@ class Classifier:
     key: int | str | None
 
 
-@dataclass(frozen=True)
-class Classifiers:
+@dataclass(frozen=True, kw_only=True)
+class ClassifyingLayers:
     """The layers of a network that classify.
 
     Attributes:
         main: The one whose logits count.
         auxiliary: Those that run in training alone, and only help: inception's and googlenet's.
-        training_key: Which part of the output is the main one's logits in training, as `Classifier.key`.
+        training_key: Which part of the output is the main one's logits in training, as `ClassifyingLayer.key`.
     """
 
-    main: Classifier
-    auxiliary: tuple[Classifier, ...] = ()
+    main: ClassifyingLayer
+    auxiliary: tuple[ClassifyingLayer, ...] = ()
     training_key: int | str | None = None
 
 
@@ -58,7 +66,7 @@ def sample_images(model: nn.Module, size: tuple[int, int, int], count: int = 1) 
     return images.to(model_device(model), dtype)
 
 
-def find_classifiers(model: nn.Module, size: tuple[int, int, int], name: str | None = None) -> Classifiers:
+def find_classifiers(model: nn.Module, size: tuple[int, int, int], name: str | None = None) -> ClassifyingLayers:
     """Run a network and say which of its layers (Linear or 1x1 convolution) make its logits.
 
     From the output its computation is followed back to the layers with weights that are met first; their names say
@@ -95,18 +103,18 @@ def find_classifiers(model: nn.Module, size: tuple[int, int, int], name: str | N
     # In training mode an output may have parts that it has not otherwise.
     own = next((key for key, layers in in_training.items() if main.name in layers), None)
     auxiliary = tuple(
-        Classifier(layers[0], key)
+        ClassifyingLayer(name=layers[0], key=key)
         for key, layers in in_training.items()
         if key != own and len(layers) == 1 and layers[0] != main.name and key not in found
     )
-    return Classifiers(main, auxiliary, own)
+    return ClassifyingLayers(main=main, auxiliary=auxiliary, training_key=own)
 
 
 def install_heads(
     model: nn.Module,
-    classifiers: Classifiers,
+    classifiers: ClassifyingLayers,
     num_classes: int,
-    head: Head | nn.Module,
+    head: HeadKind | nn.Module,
     size: tuple[int, int, int],
 ) -> None:
     """Put new heads into a network, in the place of its classifying layers.
@@ -149,7 +157,7 @@ def install_heads(
                 )
 
 
-def read_logits(output: Any, classifiers: Classifiers, *, training: bool) -> tuple[Tensor, list[Tensor]]:
+def read_logits(output: Any, classifiers: ClassifyingLayers, *, training: bool) -> tuple[Tensor, list[Tensor]]:
     """Return the logits `(N, classes)` of what a network returned, and those of its auxiliary classifiers."""
     parts = _parts(output)
     if training and len(parts) > 1 and classifiers.auxiliary:
@@ -247,7 +255,7 @@ def _walk(start: Any, made: Mapping[Any, str]) -> Iterator[str]:
 
 def _chosen(
     model: nn.Module, size: tuple[int, int, int], found: dict[int | str | None, list[str]], name: str | None
-) -> Classifier:
+) -> ClassifyingLayer:
     who = type(model).__name__
     names = sorted({layer for layers in found.values() for layer in layers})
     fit = [layer for layer in names if _classifies(model.get_submodule(layer))]
@@ -263,12 +271,12 @@ def _chosen(
             )
         # A layer that is named need not be the last one: then the output as a whole is meant.
         key = next((key for key, layers in found.items() if name in layers), next(iter(found), None))
-        return Classifier(name, key)
+        return ClassifyingLayer(name=name, key=key)
     if not names and len(found) == 1:
         # Part of the network hides from autograd: the last layer to run is meant.
         last = find_default_layers(model, sample_images(model, size)).classifier
         if last is not None and _classifies(last.module):
-            return Classifier(last.name, next(iter(found)))
+            return ClassifyingLayer(name=last.name, key=next(iter(found)))
     if len(fit) != 1 or len(names) != 1:
         problem = (
             "several layers make its output" if len(names) > 1 else "no Linear or 1x1 convolution makes its output"
@@ -279,7 +287,7 @@ def _chosen(
         )
     if not fit[0]:
         raise ValueError(f"{who} is itself the classifying layer: put it into a torch.nn.Sequential")
-    return Classifier(fit[0], next(key for key, layers in found.items() if layers))
+    return ClassifyingLayer(name=fit[0], key=next(key for key, layers in found.items() if layers))
 
 
 def _classifies(module: nn.Module) -> bool:
@@ -297,7 +305,7 @@ def _describe(module: nn.Module) -> str:
     return type(module).__name__
 
 
-def _new(old: nn.Module, num_classes: int, head: Head) -> nn.Module:
+def _new(old: nn.Module, num_classes: int, head: HeadKind) -> nn.Module:
     """A head of the old one's kind, where it is and of its dtype."""
     assert isinstance(old, _WEIGHTED)
     options: dict[str, Any] = {"device": old.weight.device, "dtype": old.weight.dtype}

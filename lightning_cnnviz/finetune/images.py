@@ -11,17 +11,17 @@ from torch import Tensor
 from torch.utils.data import Dataset, DistributedSampler
 from torchvision.transforms.v2.functional import to_image
 
-from lightning_cnnviz.finetune.sources import Pool
+from lightning_cnnviz.finetune.sources import ImageList
 from lightning_cnnviz.finetune.splits import seed_of
 
 __all__ = ["EpochOrder", "LabeledImages"]
 
 
 class LabeledImages(Dataset[tuple[Tensor, int]]):
-    """Images of a pool, transformed, and their labels.
+    """Images of a list, transformed, and their labels.
 
     Attributes:
-        indices: Of each image, its number in the pool.
+        indices: Of each image, its number in the list.
         targets: Of each image, its place in `classes`; -1 where it is not known.
         classes: Names of the classes.
         transform: From a PIL image, or a tensor, to the network's input.
@@ -30,7 +30,7 @@ class LabeledImages(Dataset[tuple[Tensor, int]]):
 
     def __init__(
         self,
-        pool: Pool,
+        images: ImageList,
         indices: Sequence[int],
         targets: Sequence[int],
         classes: Sequence[str],
@@ -42,19 +42,19 @@ class LabeledImages(Dataset[tuple[Tensor, int]]):
     ) -> None:
         self.indices, self.targets, self.classes = list(indices), list(targets), list(classes)
         self.transform, self.augmented = transform, augmented
-        self._pool, self._channels, self._seed = pool, channels, seed
+        self._images, self._channels, self._seed = images, channels, seed
         # Shared, so that workers which outlive an epoch see the next one.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     @property
     def files(self) -> list[str] | None:
         """The images' files, where they are files of their own."""
-        return None if self._pool.files is None else [self._pool.files[index] for index in self.indices]
+        return None if self._images.files is None else [self._images.files[index] for index in self.indices]
 
     def without_classes(self) -> LabeledImages:
         """Return the same images of no known class."""
         return LabeledImages(
-            self._pool,
+            self._images,
             self.indices,
             [-1] * len(self.indices),
             (),
@@ -72,7 +72,7 @@ class LabeledImages(Dataset[tuple[Tensor, int]]):
         return len(self.indices)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        image = _in_channels(self._pool.read(self.indices[index]), self._channels)
+        image = _in_channels(self._images.read(self.indices[index]), self._channels)
         if not self.augmented:
             return self.transform(image), self.targets[index]
         with _drawing(f"{self._seed}/{int(self._epoch)}/{self.indices[index]}"):

@@ -15,10 +15,12 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from lightning_cnnviz.core.network.suggestions import closest_names, did_you_mean, suggestion
 from lightning_cnnviz.finetune.freezing import Stages, is_norm
+from lightning_cnnviz.finetune.run_length import RunLength
 
 __all__ = ["find_class", "make_optimizer", "make_scheduler", "parameter_groups", "warmup_cosine"]
 
 _COSINE = "cosine"
+_OF_LIGHTNING = ("interval", "frequency", "monitor")  # options that say when it steps, and on what
 
 
 def find_class(name: str, home: Any, kind: type, argument: str) -> Callable[..., Any]:
@@ -109,7 +111,7 @@ def check_options(kind: Callable[..., Any], options: Mapping[str, Any], what: st
 
 
 def warmup_cosine(step: int, warmup: int, total: int) -> float:
-    """Return the share of the learning rate in a step: rising linearly, then falling to zero along a cosine.
+    """Return by what a step's learning rate is multiplied: rising linearly, then falling to zero along a cosine.
 
     Example:
         >>> [round(warmup_cosine(step, 2, 6), 3) for step in range(7)]
@@ -122,44 +124,36 @@ def warmup_cosine(step: int, warmup: int, total: int) -> float:
 
 
 def make_scheduler(
-    scheduler: str,
-    optimizer: Optimizer,
-    options: Mapping[str, Any],
-    *,
-    total: Callable[[], int],
-    epochs: Callable[[], int],
-    warmup: Callable[[], int],
+    scheduler: str, optimizer: Optimizer, options: Mapping[str, Any], length: RunLength, warmup_epochs: float
 ) -> dict[str, Any]:
     """Make a scheduler, with when Lightning is to step it.
 
     Args:
         scheduler: `"cosine"`, a name in torch.optim.lr_scheduler, or a class path.
         optimizer: What it schedules.
-        options: Its own; `interval` (`"epoch"` or `"step"`) and `monitor` are Lightning's.
-        total: Tells the number of optimizer steps of the run.
-        epochs: Tells the number of its epochs.
-        warmup: Tells the number of steps of the warm-up.
+        options: Its own; `interval` (`"epoch"` or `"step"`), `frequency` and `monitor` are Lightning's.
+        length: Of the run; asked only where the scheduler needs it.
+        warmup_epochs: Length of the cosine's warm-up.
 
     Raises:
         ValueError: There is no such scheduler or option.
     """
-    rest = dict(options)
-    settings: dict[str, Any] = {name: rest.pop(name) for name in ("interval", "monitor", "frequency") if name in rest}
+    own = {name: value for name, value in options.items() if name not in _OF_LIGHTNING}
+    settings: dict[str, Any] = {name: value for name, value in options.items() if name in _OF_LIGHTNING}
     if scheduler == _COSINE:
-        rising, whole = warmup(), total()
+        rising, whole = length.warmup_steps(warmup_epochs), length.steps
         return {"scheduler": LambdaLR(optimizer, lambda step: warmup_cosine(step, rising, whole)), "interval": "step"}
     kind = find_scheduler(scheduler)
-    takes = inspect.signature(kind).parameters
     if kind is torch.optim.lr_scheduler.OneCycleLR:
         settings.setdefault("interval", "step")
-        rest.setdefault("max_lr", [group["lr"] for group in optimizer.param_groups])
-        if "epochs" not in rest:
-            rest.setdefault("total_steps", total())
-    if "T_max" in takes and "T_max" not in rest:
-        rest["T_max"] = total() if settings.get("interval") == "step" else epochs()
+        own.setdefault("max_lr", [group["lr"] for group in optimizer.param_groups])
+        if "epochs" not in own:
+            own.setdefault("total_steps", length.steps)
+    if "T_max" in inspect.signature(kind).parameters and "T_max" not in own:
+        own["T_max"] = length.steps if settings.get("interval") == "step" else length.epochs
     if kind is torch.optim.lr_scheduler.ReduceLROnPlateau:
         settings.setdefault("monitor", "val/loss")
-    return {"scheduler": kind(optimizer, **rest), "interval": "epoch", **settings}
+    return {"scheduler": kind(optimizer, **own), "interval": "epoch", **settings}
 
 
 def find_scheduler(name: str) -> Callable[..., Any]:
@@ -185,5 +179,5 @@ def check_scheduler(scheduler: str | None, options: Mapping[str, Any]) -> None:
         if options:
             raise ValueError(f"scheduler_options={dict(options)}: scheduler={scheduler!r} has none")
         return
-    own = {name: value for name, value in options.items() if name not in ("interval", "monitor", "frequency")}
+    own = {name: value for name, value in options.items() if name not in _OF_LIGHTNING}
     check_options(find_scheduler(scheduler), own, f"scheduler_options of {scheduler}")

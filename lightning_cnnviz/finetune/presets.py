@@ -29,7 +29,7 @@ def image_transform(
 
     Args:
         size: Height and width of the result.
-        augment: `"none"`: resize, so that the crop just covers a share `crop` of the image, and crop at the center.
+        augment: `"none"`: resize, so that the crop just covers a fraction `crop` of the image, and crop at the center.
             `"light"`: move the crop by as much as `crop` leaves around it (or, if nothing, by an eighth, into a border
             of repeated pixels), and mirror half of the images. `"standard"`: a random part of the image, of aspect
             ratios from 3:4 to 4:3, as ImageNet networks are trained, and mirror. `"strong"`: this, and one random
@@ -62,22 +62,22 @@ def image_transform(
 
 
 class _ResizeToCover(nn.Module):
-    """Resizes an image, in its proportions, so that a size takes up a share of it along one side, and no more."""
+    """Resizes an image, in its proportions, so that a size takes up a fraction of it along one side, and no more."""
 
-    def __init__(self, size: tuple[int, int], share: float) -> None:
+    def __init__(self, size: tuple[int, int], fraction: float) -> None:
         super().__init__()
-        self.size, self.share = size, share
+        self.size, self.fraction = size, fraction
 
     def forward(self, image: Any) -> Any:
         """Return the image resized; one of that size as it is."""
         height, width = v2.functional.get_size(image)
         short, long = min(height, width), max(height, width)
-        new_short = round(short * max(self.size[0] / height, self.size[1] / width) / self.share)
+        new_short = round(short * max(self.size[0] / height, self.size[1] / width) / self.fraction)
         new_long = int(new_short * long / short)  # rounded as torchvision's Resize does
         new = (new_short, new_long) if height <= width else (new_long, new_short)
-        least = (round(self.size[0] / self.share), round(self.size[1] / self.share))
+        least = (round(self.size[0] / self.fraction), round(self.size[1] / self.fraction))
         return v2.functional.resize(image, [max(new[0], least[0]), max(new[1], least[1])], antialias=True)
 
     def extra_repr(self) -> str:
         """What it does, in a list of transforms."""
-        return f"size={self.size}, share={self.share:.3g}"
+        return f"size={self.size}, fraction={self.fraction:.3g}"

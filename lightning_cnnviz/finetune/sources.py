@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from lightning_cnnviz.core.network.suggestions import closest_names, did_you_mean
 
-__all__ = ["Found", "Pool", "broken_files", "file_pool", "find_images", "list_images"]
+__all__ = ["ImageList", "ImageSource", "broken_files", "find_images", "images_of_files", "list_images"]
 
 _PARTS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _TRAIN_FLAG: dict[str, dict[str, Any]] = {"train": {"train": True}, "test": {"train": False}}
@@ -31,12 +31,12 @@ _THREADS = 8
 _SLOW = 2.0  # seconds after which a check shows its progress
 
 
-@dataclass(frozen=True, eq=False)
-class Pool:
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ImageList:
     """Labeled images, read one at a time.
 
     Attributes:
-        labels: Of each image, its place in the classes; -1 where it is not known.
+        labels: Of each image, its place in the classes; -1 for none.
         read: Takes an image's number and returns it as a PIL image, or as a tensor `(C, H, W)` from 0 to 1.
         files: Of each image; None where images are not files of their own.
     """
@@ -46,15 +46,15 @@ class Pool:
     files: tuple[str, ...] | None = None
 
 
-@dataclass(frozen=True, eq=False)
-class Found:
-    """A data set, and what is known of how its images are best shown to a network.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ImageSource:
+    """A data set, and how its images are best given to a network.
 
     Attributes:
         name: For messages.
-        classes: Their names.
-        pools: The images by part: `"train"`, `"val"` and `"test"` as far as there are any, or `"all"` in one.
-        ignored: How many files that are no images were found, by suffix.
+        classes: The classes' names.
+        parts: The images by part: `"train"`, `"val"` and `"test"` as far as there are any, or `"all"` in one.
+        ignored: Number of files that are no images, by suffix.
         small: Whether objects fill the frame of small images: nothing is cut off at the borders.
         mirror: Whether an image and its mirror image are of the same class.
         size: The images' own side, where it is to be kept.
@@ -65,7 +65,7 @@ class Found:
 
     name: str
     classes: tuple[str, ...]
-    pools: Mapping[str, Pool]
+    parts: Mapping[str, ImageList]
     ignored: Mapping[str, int] = field(default_factory=dict)
     small: bool = False
     mirror: bool = True
@@ -111,7 +111,7 @@ _SETS = {
 }
 
 
-def find_images(data: str | Path, *, root: str | Path = "data", download: bool = False) -> Found:
+def find_images(data: str | Path, *, root: str | Path = "data", download: bool = False) -> ImageSource:
     """Find the images that `data` means; of a folder, the files are listed and none is read.
 
     Args:
@@ -156,10 +156,11 @@ def list_images(place: str | Path) -> tuple[str, ...]:
     return tuple(files)
 
 
-def file_pool(files: Sequence[str], labels: Sequence[int] | None = None) -> Pool:
-    """Return files as a pool; without labels, none is known."""
+def images_of_files(files: Sequence[str], labels: Sequence[int] | None = None) -> ImageList:
+    """Return a list of the images in files, of no class where no labels are given."""
     files = tuple(files)
-    return Pool((-1,) * len(files) if labels is None else tuple(labels), _Reader(files), files)
+    chosen = (-1,) * len(files) if labels is None else tuple(labels)
+    return ImageList(labels=chosen, read=_Reader(files), files=files)
 
 
 def _read_file(file: str) -> Image.Image:
@@ -203,7 +204,7 @@ def _reason(file: str) -> str | None:
 # Folders
 
 
-def _folder(folder: Path) -> Found:
+def _folder(folder: Path) -> ImageSource:
     parts = _part_folders(folder)
     if parts and "train" not in parts:
         raise ValueError(
@@ -214,10 +215,11 @@ def _folder(folder: Path) -> Found:
     for part, place in (parts or {"all": folder}).items():
         listed[part], others = _class_files(place)
         ignored += others
-    classes = tuple(sorted({name for found in listed.values() for name in found}))
+    classes = tuple(sorted({name for files in listed.values() for name in files}))
     if len(classes) < 2:
         raise ValueError(_one_class(folder, parts.get("train", folder), classes[0]))
-    return Found(str(folder), classes, {part: _file_pool(found, classes) for part, found in listed.items()}, ignored)
+    images = {part: _images_of_classes(files, classes) for part, files in listed.items()}
+    return ImageSource(name=str(folder), classes=classes, parts=images, ignored=ignored)
 
 
 def _part_folders(folder: Path) -> dict[str, Path]:
@@ -241,15 +243,15 @@ def _class_files(folder: Path) -> tuple[dict[str, list[str]], Counter[str]]:
         files, others = _files_below(folder)
         there = f"{len(files)} images and no folders" if files else f"no folders ({_counted(others) or 'it is empty'})"
         raise ValueError(f"{folder} has {there}: put the images of each class into a folder of its own, named after it")
-    found, ignored = {}, Counter[str]()
+    files_of, ignored = {}, Counter[str]()
     for name in names:
-        found[name], others = _files_below(folder / name)
+        files_of[name], others = _files_below(folder / name)
         ignored += others
-    return found, ignored
+    return files_of, ignored
 
 
 def _files_below(folder: Path) -> tuple[list[str], Counter[str]]:
-    """Return the image files of a folder, sorted, and how many others there are by suffix; hidden ones do not count."""
+    """Return the image files of a folder, sorted, and the number of others by suffix; hidden ones are not counted."""
     files: list[str] = []
     others = Counter[str]()
     for place, _, names in os.walk(folder, followlinks=True):
@@ -261,9 +263,9 @@ def _files_below(folder: Path) -> tuple[list[str], Counter[str]]:
     return sorted(files), others
 
 
-def _file_pool(found: Mapping[str, Sequence[str]], classes: Sequence[str]) -> Pool:
-    pairs = [(file, label) for label, name in enumerate(classes) for file in found.get(name, ())]
-    return file_pool([file for file, _ in pairs], [label for _, label in pairs])
+def _images_of_classes(files: Mapping[str, Sequence[str]], classes: Sequence[str]) -> ImageList:
+    pairs = [(file, label) for label, name in enumerate(classes) for file in files.get(name, ())]
+    return images_of_files([file for file, _ in pairs], [label for _, label in pairs])
 
 
 @dataclass(frozen=True)
@@ -296,20 +298,20 @@ def _counted(others: Mapping[str, int]) -> str:
 # Data sets
 
 
-def _digits() -> Found:
+def _digits() -> ImageSource:
     from sklearn.datasets import load_digits  # takes a second
 
     pixels, labels = load_digits(return_X_y=True)
     images = torch.tensor(pixels, dtype=torch.float32).view(-1, 1, 8, 8) / 16
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-    pools = {}
+    parts = {}
     for part, chosen in (("train", order[600:]), ("val", order[:300]), ("test", order[300:600])):
         enlarged = F.interpolate(images[chosen], size=32, mode="bilinear", antialias=False)
-        pools[part] = Pool(tuple(torch.tensor(labels)[chosen].tolist()), _TensorReader(enlarged))
-    return Found(
-        "scikit-learn's digits",
-        tuple(str(digit) for digit in range(10)),
-        pools,
+        parts[part] = ImageList(labels=tuple(torch.tensor(labels)[chosen].tolist()), read=_TensorReader(enlarged))
+    return ImageSource(
+        name="scikit-learn's digits",
+        classes=tuple(str(digit) for digit in range(10)),
+        parts=parts,
         small=True,
         mirror=False,
         size=32,
@@ -327,14 +329,14 @@ class _TensorReader:
         return self.images[index]
 
 
-def _torchvision(name: str, root: str | Path, download: bool) -> Found:
+def _torchvision(name: str, root: str | Path, download: bool) -> ImageSource:
     kind = _SETS[name]
     opened = {part: _opened(name, root, download, options) for part, options in kind.parts.items()}
     labels = {part: _labels(dataset) for part, dataset in opened.items()}
     count = 1 + max(max(numbers) for numbers in labels.values())
     classes = _names(next(iter(opened.values())), count)
-    pools = {part: Pool(labels[part], _TorchvisionReader(dataset)) for part, dataset in opened.items()}
-    return Found(f"torchvision's {name}", classes, pools, small=kind.small, mirror=kind.mirror)
+    parts = {part: ImageList(labels=labels[part], read=_TorchvisionReader(dataset)) for part, dataset in opened.items()}
+    return ImageSource(name=f"torchvision's {name}", classes=classes, parts=parts, small=kind.small, mirror=kind.mirror)
 
 
 def _opened(name: str, root: str | Path, download: bool, options: Mapping[str, Any]) -> Any:

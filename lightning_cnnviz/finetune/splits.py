@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 import torch
 
-__all__ = ["Split", "listed_names", "seed_of", "split_images"]
+__all__ = ["ImageSplit", "listed_names", "seed_of", "split_images"]
 
 _NAMED = 8  # so many names stand in a message
 
 
-@dataclass(frozen=True)
-class Split:
+@dataclass(frozen=True, kw_only=True)
+class ImageSplit:
     """Numbers of images, sorted, none of them twice.
 
     Attributes:
@@ -36,16 +36,16 @@ def split_images(
     test: float = 0,
     per_class: int | None = None,
     where: str = "the data",
-) -> Split:
+) -> ImageSplit:
     """Draw from each class which images train, and which are held out.
 
-    What is drawn from a class depends on the seed, the class's name and its images alone; what trains is, as far as it
-    goes, the same whatever is held out.
+    What is drawn from a class depends on the seed, the class's name and its images alone. Held-out images are the last
+    in the drawn order: whatever is held out, the training images begin with the same ones.
 
     Args:
         by_class: The images of each class.
         seed: What is drawn.
-        val: Held out for validation, after those for testing: a share of each class, or a number of images a class.
+        val: Held out for validation, after those for testing: a fraction of each class, or a number of images a class.
         test: Held out for testing, likewise.
         per_class: Number of training images of each class; None for all that remain.
         where: The data's name, for messages.
@@ -55,7 +55,7 @@ def split_images(
 
     Example:
         >>> split_images({"cat": [0, 1, 2, 3], "dog": [4, 5, 6, 7]}, 0, val=1, per_class=2)
-        Split(train=[0, 3, 4, 5], val=[2, 6], test=[])
+        ImageSplit(train=[0, 3, 4, 5], val=[2, 6], test=[])
     """
     train: dict[str, list[int]] = {}
     held_out: dict[str, list[int]] = {"val": [], "test": []}
@@ -73,15 +73,15 @@ def split_images(
         held = " and ".join(f"{name}={amount:g}" for name, amount in (("val", val), ("test", test)) if amount)
         after = f", after {held} held out" if held else ""
         raise ValueError(f"{wanted}{where} has too few training images of {listed_names(few, quote=False)}{after}")
-    return Split(
-        sorted(index for indices in train.values() for index in indices[:per_class]),
-        sorted(held_out["val"]),
-        sorted(held_out["test"]),
+    return ImageSplit(
+        train=sorted(index for indices in train.values() for index in indices[:per_class]),
+        val=sorted(held_out["val"]),
+        test=sorted(held_out["test"]),
     )
 
 
 def seed_of(key: str) -> int:
-    """Return a seed; like keys have unlike ones."""
+    """Return a seed of 63 bits; keys that differ little have seeds that differ much."""
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big", signed=False) >> 1
 
 
@@ -92,7 +92,7 @@ def listed_names(names: Sequence[str], *, quote: bool = True) -> str:
 
 
 def _amount(asked: float, count: int) -> int:
-    """How many of `count` images: a number, or a share, but at least one if any."""
+    """How many of `count` images are asked for, as a number or a fraction; of a fraction above 0 at least one."""
     if asked == 0 or asked >= 1:
         return int(asked)
     return max(1, int(count * asked + 0.5))

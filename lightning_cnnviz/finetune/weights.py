@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from lightning_cnnviz.core.network.suggestions import suggestion
-from lightning_cnnviz.finetune.heads import Classifiers
+from lightning_cnnviz.finetune.heads import ClassifyingLayers
 from lightning_cnnviz.finetune.networks import weights_enum
 
 __all__ = ["WeightsError", "load_weights", "read_weights"]
@@ -66,7 +66,7 @@ def read_weights(backbone: str | nn.Module, weights: str) -> dict[str, Tensor]:
 
 
 def load_weights(
-    model: nn.Module, found: Mapping[str, Tensor], classifiers: Classifiers, source: str = "the state dict"
+    model: nn.Module, found: Mapping[str, Tensor], classifiers: ClassifyingLayers, source: str = "the state dict"
 ) -> None:
     """Put weights into a network, before its head is replaced.
 

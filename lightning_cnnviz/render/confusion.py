@@ -19,7 +19,7 @@ __all__ = ["confusion_report"]
 
 _MOST_NUMBERS, _MOST_NAMES = 25, 60  # classes, up to which cells carry numbers, and axes names
 _PAIRS = 20
-_DARK = 0.3  # share above which the color is so dark that text on it is white
+_DARK = 0.3  # fraction above which the color is so dark that text on it is white
 _TICKS = (0, 1, 5, 10, 25, 50, 75, 100)
 _BLANK = "#efefec"  # a class without images
 _DPI = 110
@@ -28,7 +28,7 @@ _DPI = 110
 def confusion_report(
     matrix: Tensor, class_names: Sequence[str] | None = None, *, title: str = "Which classes are taken for which"
 ) -> Report:
-    """Draw a confusion matrix as shares of each true class, with a table of the pairs that are confused most.
+    """Draw a confusion matrix as fractions of each true class, with a table of the pairs that are confused most.
 
     Numbers stand in the cells for up to 25 classes, names at the axes for up to 60. Scalars are the accuracy, and the
     mean over the classes of each one's accuracy, 0 to 1.
@@ -50,14 +50,14 @@ def confusion_report(
     _check(counts, class_names)
     names = [str(name) for name in class_names] if class_names is not None else [str(n) for n in range(len(counts))]
     totals = counts.sum(1)
-    shares = counts / totals.clamp(min=1)[:, None]
+    fractions = counts / totals.clamp(min=1)[:, None]
     seen = totals > 0
     right = counts.diagonal().sum() / counts.sum()  # NaN where there is no image
     items = (
-        Picture("matrix", _drawn(counts, shares, seen, names), caption=_caption(float(right), int(counts.sum()))),
-        _pairs(counts, shares, names),
+        Picture("matrix", _drawn(counts, fractions, seen, names), caption=_caption(float(right), int(counts.sum()))),
+        _pairs(counts, fractions, names),
         Scalar("accuracy", float(right)),
-        Scalar("mean_class_accuracy", float(shares.diagonal()[seen].mean())),
+        Scalar("mean_class_accuracy", float(fractions.diagonal()[seen].mean())),
     )
     return Report("confusion", title=title, items=items, notes=_notes(seen, names))
 
@@ -66,7 +66,7 @@ def _check(counts: Tensor, class_names: Sequence[str] | None) -> None:
     if counts.ndim != 2 or counts.shape[0] != counts.shape[1] or not len(counts):
         raise ValueError(f"a confusion matrix is (classes, classes); this one is {tuple(counts.shape)}")
     if not bool(torch.isfinite(counts).all()) or bool((counts < 0).any()):
-        raise ValueError("a confusion matrix holds counts, 0 or more; of shares (normalize=...) nothing can be counted")
+        raise ValueError("a confusion matrix holds counts, 0 or more; normalized ones (normalize=...) are no counts")
     if class_names is not None and len(class_names) != len(counts):
         raise ValueError(f"{len(class_names)} class names for a confusion matrix of {len(counts)} classes")
 
@@ -78,7 +78,7 @@ def _caption(right: float, images: int) -> str:
 
 
 def _notes(seen: Tensor, names: Sequence[str]) -> tuple[str, ...]:
-    notes = ["Shares are of the images of the true class: a row sums to 100 %."]
+    notes = ["Percentages are of the images of the true class: a row sums to 100 %."]
     missing = [name for name, there in zip(names, seen.tolist(), strict=True) if not there]
     if missing:
         more = f" and {len(missing) - 8} more" if len(missing) > 8 else ""
@@ -86,22 +86,22 @@ def _notes(seen: Tensor, names: Sequence[str]) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _pairs(counts: Tensor, shares: Tensor, names: Sequence[str]) -> Table:
-    """The wrong cells, from the largest share down; of equal shares, those of more images first."""
+def _pairs(counts: Tensor, fractions: Tensor, names: Sequence[str]) -> Table:
+    """The wrong cells, from the largest fraction down; of equal ones, those of more images first."""
     totals = counts.sum(1)
     wrong = [(row, column) for row, column in counts.nonzero().tolist() if row != column]
-    wrong.sort(key=lambda cell: (-float(shares[cell]), -float(counts[cell]), cell))
+    wrong.sort(key=lambda cell: (-float(fractions[cell]), -float(counts[cell]), cell))
     rows = tuple(
         (
             names[row],
             names[column],
             int(counts[row, column]),
-            round(100 * float(shares[row, column]), 1),
+            round(100 * float(fractions[row, column]), 1),
             int(totals[row]),
         )
         for row, column in wrong[:_PAIRS]
     )
-    columns = ("true class", "taken for", "images", "share of the class in %", "images of the class")
+    columns = ("true class", "taken for", "images", "in % of the class", "images of the class")
     more = f"the first {_PAIRS} of {len(wrong):,} pairs that occur" if len(wrong) > _PAIRS else "every pair that occurs"
     return Table("most_confused", columns, rows, caption=f"Most confused: {more}")
 
@@ -109,22 +109,22 @@ def _pairs(counts: Tensor, shares: Tensor, names: Sequence[str]) -> Table:
 # The picture
 
 
-def _drawn(counts: Tensor, shares: Tensor, seen: Tensor, names: Sequence[str]) -> Tensor:
+def _drawn(counts: Tensor, fractions: Tensor, seen: Tensor, names: Sequence[str]) -> Tensor:
     """Draw the matrix: `(3, H, W)` uint8."""
     from matplotlib.colors import PowerNorm
 
     classes, side = len(names), _side(len(names))
     with new_figure(side, side) as figure:
         axes = figure.add_subplot()
-        shown = (100 * shares).masked_fill(~seen[:, None], math.nan).numpy()
+        shown = (100 * fractions).masked_fill(~seen[:, None], math.nan).numpy()
         # By the square root: among many classes, a few percent are what is to be seen.
         image = axes.imshow(shown, cmap="Blues", norm=PowerNorm(0.5, 0, 100), aspect="auto", interpolation="nearest")
         axes.set_facecolor(_BLANK)
         _label_axes(axes, [shorten(name, 24) for name in names])
         if classes <= _MOST_NUMBERS:
-            _write_numbers(axes, counts, shares, seen)
+            _write_numbers(axes, counts, fractions, seen)
         bar = figure.colorbar(image, cax=axes.inset_axes((1 + 0.12 / side, 0, 0.16 / side, 1)), ticks=_TICKS)
-        bar.set_label("share of the true class in %")
+        bar.set_label("% of the true class")
         bar.outline.set_visible(False)
         bar.ax.tick_params(length=0)
         total = int(counts.sum())
@@ -168,21 +168,21 @@ def _label_axes(axes: Axes, names: Sequence[str]) -> None:
     axes.tick_params(which="both", length=0)
 
 
-def _write_numbers(axes: Axes, counts: Tensor, shares: Tensor, seen: Tensor) -> None:
-    """Write shares in percent into the cells; of few classes, with the number of images below."""
+def _write_numbers(axes: Axes, counts: Tensor, fractions: Tensor, seen: Tensor) -> None:
+    """Write percentages into the cells; of few classes, with the number of images below."""
     classes = len(counts)
     roomy = classes <= 6
     size = 11 if roomy else 9 if classes <= 12 else 8
     for row, column in seen[:, None].expand_as(counts).nonzero().tolist():
-        count, share = int(counts[row, column]), float(shares[row, column])
+        count, fraction = int(counts[row, column]), float(fractions[row, column])
         if count == 0 and not roomy:
             continue
-        text = f"{100 * share:.1f} %\n{count:,}" if roomy else _percent(share)
-        bold, color = "bold" if row == column else "normal", "white" if share > _DARK else "#202020"
+        text = f"{100 * fraction:.1f} %\n{count:,}" if roomy else _percent(fraction)
+        bold, color = "bold" if row == column else "normal", "white" if fraction > _DARK else "#202020"
         cell = axes.text(column, row, text, ha="center", va="center", fontsize=size, linespacing=1.4)
         cell.set(color=color, fontweight=bold)
 
 
-def _percent(share: float) -> str:
+def _percent(fraction: float) -> str:
     """Whole percent; not "0" for what has occurred."""
-    return "<1" if 0 < share < 0.005 else f"{100 * share:.0f}"
+    return "<1" if 0 < fraction < 0.005 else f"{100 * fraction:.0f}"

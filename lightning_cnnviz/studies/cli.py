@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import importlib
 import inspect
 import sys
@@ -55,8 +54,8 @@ def study_main(arguments: Sequence[str]) -> int:
     folder = Path(options.setdefault("folder", inspect.signature(make).parameters["folder"].default))
     if folder.exists() and not folder.is_dir():
         command.error(f"--out {folder} is a file; give a folder")
-    from lightning_cnnviz.studies.summary import report_text
-    from lightning_cnnviz.studies.training import StudyError
+    from lightning_cnnviz.render.studies import report_text
+    from lightning_cnnviz.studies.options import StudyError
 
     try:
         report = show(make(**options))
@@ -108,21 +107,22 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
 def _from_yaml(command: argparse.ArgumentParser, file: Path) -> dict[str, Any]:
     yaml = importlib.import_module("yaml")  # Lightning brings it
     try:
-        found = yaml.safe_load(file.read_text(encoding="utf-8"))
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except OSError as error:
         command.error(f"cannot read {file}: {error.strerror}")
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         command.error(f"{file} is no YAML: {' '.join(str(error).split())}")
-    if not isinstance(found, Mapping):
-        command.error(f"{file} holds {type(found).__name__}; write one argument a line, as `data: photos`")
-    return {str(name).replace("-", "_"): value for name, value in found.items()}
+    if not isinstance(content, Mapping):
+        command.error(f"{file} holds {type(content).__name__}; write one argument a line, as `data: photos`")
+    return {str(name).replace("-", "_"): value for name, value in content.items()}
 
 
 def _study(name: str) -> tuple[Callable[..., Any], Callable[[Any], Any]]:
     # Late: they load torch and Lightning, not for --help.
-    from lightning_cnnviz.studies.ablation import ablation_report, ablation_study
+    from lightning_cnnviz.render.studies import ablation_report, sample_efficiency_report
+    from lightning_cnnviz.studies.ablation import ablation_study
     from lightning_cnnviz.studies.digits import digits_transfer
-    from lightning_cnnviz.studies.sample_efficiency import sample_efficiency, sample_efficiency_report
+    from lightning_cnnviz.studies.sample_efficiency import sample_efficiency
 
     studies: dict[str, tuple[Callable[..., Any], Callable[[Any], Any]]] = {
         "sample-efficiency": (sample_efficiency, sample_efficiency_report),
@@ -133,11 +133,9 @@ def _study(name: str) -> tuple[Callable[..., Any], Callable[[Any], Any]]:
 
 
 def _check_names(command: argparse.ArgumentParser, make: Callable[..., Any], options: Mapping[str, Any]) -> None:
-    """Name what is missing; what is too much, the study names itself, unless it looks like a slip in its own."""
-    parameters = inspect.signature(make).parameters
-    for name, parameter in parameters.items():
+    """Name what is missing, and `--out` where it stands in the file; unknown names are the study's own to refuse."""
+    for name, parameter in inspect.signature(make).parameters.items():
         if parameter.default is parameter.empty and parameter.kind is not parameter.VAR_KEYWORD and name not in options:
             command.error(f"{name} is missing: give --{name}, or a line `{name}: ...` in the YAML file")
     if "out" in options:
-        close = difflib.get_close_matches("folder", parameters, n=1)
-        command.error(f"the YAML file has 'out'; there it is called '{close[0]}'")
+        command.error("the YAML file has 'out'; there it is called 'folder'")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_cnnviz.studies.jobs import Backend, Job, check_backend, run_jobs
-from lightning_cnnviz.studies.sample_efficiency import VARIANTS, SampleEfficiency, sample_efficiency
-from lightning_cnnviz.studies.training import Training, data_identity, fit, identity, planning
+from lightning_cnnviz.studies.jobs import Job, run_jobs
+from lightning_cnnviz.studies.options import StudyOptions, sort_options
+from lightning_cnnviz.studies.results import VARIANTS, SampleEfficiency
+from lightning_cnnviz.studies.sample_efficiency import plan_sample_efficiency, sample_efficiency
+from lightning_cnnviz.studies.study import study_errors
+from lightning_cnnviz.studies.training import Training, fit, with_fingerprints
 
 __all__ = ["DigitsNet", "digits_transfer"]
 
 _HEAD = "head."
 _LEARNED, _NEW = tuple("01234"), tuple("56789")
+_DEFAULTS: dict[str, Any] = {
+    "seeds": (0, 1, 2, 3, 4),
+    "steps": 15,
+    "threads": 1,  # more than one does not pay for so small a network
+    "classes": list(_NEW),
+    "augment": "none",
+    "lr": 0.003,
+    "accelerator": "cpu",
+}
 
 
 class DigitsNet(nn.Module):
@@ -51,71 +64,48 @@ def digits_transfer(
     folder: str | Path = "cnnviz_digits",
     *,
     per_class: Sequence[int] = (1, 3, 10, 30),
-    variants: Sequence[str] = tuple(VARIANTS),
-    seeds: Sequence[int] = (0, 1, 2, 3, 4),
-    steps: int = 15,
+    variants: Sequence[str] = VARIANTS,
+    variant_options: Mapping[str, Mapping[str, Any]] | None = None,
     pretraining_steps: int = 100,
-    jobs: int = 1,
-    backend: Backend = "processes",
-    scheduler: str | None = None,
-    threads: int | None = 1,
-    progress: bool = True,
     **options: Any,
 ) -> SampleEfficiency:
     """Train a small convnet on the digits 0 to 4, then on a few images of each of 5 to 9; against from scratch.
 
-    The digits are scikit-learn's, which come with the package. See `sample_efficiency`, whose options are taken, too.
+    The digits are scikit-learn's, which come with the package. It is a `sample_efficiency` study on the digits 5 to 9,
+    with five seeds, 15 steps, one thread a process, on the CPU, unless its options say otherwise.
 
     Args:
         folder: Where the results, the pretrained weights and the page go.
         per_class: Numbers of training images a class.
         variants: Of `"pretrained-head"`, `"pretrained-full"` and `"scratch"`.
-        seeds: Of the trainings on 5 to 9; all begin with the same pretrained weights.
-        steps: Number of optimizer steps of each of them.
-        pretraining_steps: Of the training on 0 to 4.
-        jobs: Number of processes.
-        backend: See `run_jobs`; the pretraining is made on this machine.
-        scheduler: Likewise.
-        threads: Likewise; more than one does not pay for so small a network.
-        progress: Whether to show a bar.
-        options: Further options of `sample_efficiency`.
+        variant_options: Options of one variant alone.
+        pretraining_steps: Number of steps of the training on 0 to 4, which is made on this machine.
+        options: Those of `StudyOptions`, and further ones, as `sample_efficiency` takes them.
 
     Raises:
         StudyError: An argument is wrong; before any training.
         JobsFailedError: Trainings have failed; the results of the others are kept.
     """
-    folder = Path(folder)
-    with planning():
-        check_backend(jobs, backend, scheduler, threads)
-        training = _pretraining(pretraining_steps)
-        job = Job("digits 0 to 4", pretrain, training.description())
-        file = folder / f"{job.key}.pt"
-        job = Job(job.label, pretrain, training.description(), (training, str(file.absolute())))
-    if not file.is_file():
-        (folder / job.file).unlink(missing_ok=True)  # a result whose weights are gone is none
-    (made,) = run_jobs([job], folder, threads=threads, progress=progress, title="pretraining")
+    options = {**_DEFAULTS, **options}
+    own: dict[str, Any] = {"per_class": per_class, "variants": variants, "variant_options": variant_options or {}}
     network = _network()
+    with study_errors():
+        study, rest = sort_options({"folder": folder, **options}, digits_transfer)
+        plan_sample_efficiency(study, "digits", network, None, **own, options=rest)
+        short = replace(study, steps=pretraining_steps, accelerator="cpu", wandb=None)
+        training = _pretraining(short)
+        file = Path(folder) / f"{Job(training.label, pretrain, training.description()).key}.pt"
+        job = Job(training.label, pretrain, training.description(), (training, str(file.absolute())))
+    if not file.is_file():
+        (Path(folder) / job.file).unlink(missing_ok=True)  # a result whose weights are gone is none
+    (made,) = run_jobs([job], folder, threads=study.threads, progress=study.progress, title="pretraining")
     network.load_state_dict(torch.load(file, weights_only=True), strict=False)
-    return sample_efficiency(
-        "digits",
-        network,
-        None,
-        per_class=per_class,
-        variants=variants,
-        seeds=seeds,
-        steps=steps,
-        folder=folder,
-        jobs=jobs,
-        backend=backend,
-        scheduler=scheduler,
-        threads=threads,
-        progress=progress,
-        notes=(
-            f"Pretrained on digits 0 to 4 ({made['train_images']:,} images, {made['steps']} steps; {made['top1']:.1%} "
-            "of their test images are recognized), then trained and tested on 5 to 9.",
-        ),
-        **{"classes": list(_NEW), "augment": "none", "lr": 0.003, "accelerator": "cpu", **options},
+    about = (
+        f"Pretrained on digits 0 to 4 ({made['train_images']:,} images, {made['steps']} steps; {made['top1']:.1%} "
+        "of their test images are recognized), then trained and tested on 5 to 9."
     )
+    options["notes"] = (about, *study.notes)
+    return sample_efficiency("digits", network, None, folder=folder, **own, **options)
 
 
 def pretrain(description: Mapping[str, Any], context: tuple[Training, str]) -> dict[str, Any]:
@@ -129,23 +119,17 @@ def pretrain(description: Mapping[str, Any], context: tuple[Training, str]) -> d
     return measured
 
 
-def _pretraining(steps: int) -> Training:
-    options: dict[str, Any] = {"classes": list(_LEARNED), "val": 0, "augment": "none"}
-    return Training(
+def _pretraining(study: StudyOptions) -> Training:
+    training = Training(
         label="digits 0 to 4",
+        study=study,
         data="digits",
-        data_identity=data_identity("digits", options),
         backbone=_network(),
-        weights=None,
         scratch=True,
-        mode="full",
-        seed=0,
-        epochs=1,
-        steps=steps,
-        data_options=options,
-        options=identity({"lr": 0.003}, "options"),
-        accelerator="cpu",
+        data_options={"classes": list(_LEARNED), "val": 0, "augment": "none"},
+        tuner_options={"lr": 0.003},
     )
+    return with_fingerprints([training])[0]
 
 
 def _network() -> DigitsNet:

@@ -89,10 +89,9 @@ def test_the_example_runs_with_every_monitor(
     assert status == 0
     folder = run_folder()
     page = (folder / "cnnviz" / "index.html").read_text()
-    for name in example_monitors():
-        kind = name.removeprefix("lightning_cnnviz.")
-        assert any(record.message.startswith(f"{kind}: open ") for record in caplog.records), kind
-    for view in ("top_patches", "deconvnet", "layer_probe", "occlusion", "maximization", "confusion"):
+    assert len([record.message for record in caplog.records if "index.html" in record.message]) == 1
+    every = ("layer_table", "filters", "activation_maps", "attribution", "invariance", "online_probe")
+    for view in (*every, "top_patches", "deconvnet", "layer_probe", "occlusion", "maximization", "confusion"):
         assert f'"{view}"' in page, view
     assert not [record.message for record in caplog.records if record.levelno >= logging.WARNING]
     settings = yaml.safe_load((folder / "fit.yaml").read_text())
@@ -195,7 +194,7 @@ def test_the_data_says_what_the_model_must_fit(small: list[str]) -> None:
     [
         (["--data.data", "nowhere"], "cnnviz fit: error: data='nowhere': there is no such folder"),
         (["--data.per_class", "100"], "per_class=100: "),
-        (["--data.val", "2.5"], "val=2.5: give a share"),
+        (["--data.val", "2.5"], "val=2.5: give a fraction"),
         (["--model.weights", "not_there.pt"], "not_there.pt"),
         (["--model.backbone", "squeezenet9"], "squeezenet1_"),
         (["--trainer.callbacks", "TopPatchesMonitor", "--trainer.callbacks.layers", "nolayer"], "matches 'nolayer'"),

@@ -28,7 +28,7 @@ from lightning_cnnviz.demo import Digits
 from lightning_cnnviz.finetune.data import ImageFolderDataModule
 from lightning_cnnviz.finetune.images import LabeledImages
 from lightning_cnnviz.finetune.presets import image_transform
-from lightning_cnnviz.finetune.splits import Split, split_images
+from lightning_cnnviz.finetune.splits import ImageSplit, split_images
 from lightning_cnnviz.render.normalization import find_normalization
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
@@ -109,7 +109,7 @@ def test_splits_are_stratified_disjoint_and_nested(counts: list[int], seed: int,
         by_class[f"class {number}"] = list(range(start, start + count))
         start += count
 
-    def split(per_class: int | None, val: float = val) -> Split:
+    def split(per_class: int | None, val: float = val) -> ImageSplit:
         return split_images(by_class, seed, val=val, test=test, per_class=per_class, where="it")
 
     full = split(None)
@@ -544,7 +544,7 @@ def test_what_is_not_there_is_looked_for_nearby(tmp_path: Path) -> None:
     [
         ({"per_class": 0}, "per_class=0: give 1 or more"),
         ({"per_class": 9}, r"per_class=9: .* too few training images of bee \(7\), after val=0.1 held out"),
-        ({"val": 2.5}, r"val=2.5: give a share of each class \(0.1\), a whole number"),
+        ({"val": 2.5}, r"val=2.5: give a fraction of each class \(0.1\), a whole number"),
         ({"val": -1}, "val=-1"),
         ({"val": 10}, r"too few training images of ant \(0\), bee \(0\), after val=10"),
         ({"test": 1.5}, "test=1.5"),

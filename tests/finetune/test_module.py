@@ -224,8 +224,8 @@ def test_the_loss_is_weighted_and_smoothed() -> None:
     found = module.training_step(batch, 0)
     chances = module.network(batch[0]).log_softmax(1)
     target = F.one_hot(batch[1], 3) * 0.9 + 0.1 / 3
-    shares = torch.tensor([1.0, 2.0, 3.0])
-    expected = -(target * shares * chances).sum() / shares[batch[1]].sum()
+    weights_of = torch.tensor([1.0, 2.0, 3.0])
+    expected = -(target * weights_of * chances).sum() / weights_of[batch[1]].sum()
     assert found.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
@@ -238,7 +238,7 @@ def test_mixup_mixes() -> None:
     assert any(not (plain == image).flatten(1).all(1).any() for image in mixed)
 
 
-def test_auxiliary_classifiers_learn_with_their_share() -> None:
+def test_auxiliary_classifiers_learn_with_their_weight() -> None:
     class Helped(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -534,8 +534,8 @@ def test_a_network_that_goes_on_behind_its_classifier_cannot_be_cached() -> None
         ({"mode": "staged"}, "unfreeze_at=None: give the epochs"),
         ({"mode": "staged", "unfreeze_at": [2, 1]}, r"unfreeze_at=\[2, 1\]: give the epochs, ascending"),
         ({"mode": "staged", "unfreeze_at": [1, 2, 3, 4]}, "unfreezes 4 stages, but Sequential has 3 below its head"),
-        ({"layer_decay": 0.0}, r"layer_decay=0.0: give a share in \(0, 1\]"),
-        ({"layer_decay": 1.5}, r"layer_decay=1.5: give a share in \(0, 1\]"),
+        ({"layer_decay": 0.0}, r"layer_decay=0.0: give a factor in \(0, 1\]"),
+        ({"layer_decay": 1.5}, r"layer_decay=1.5: give a factor in \(0, 1\]"),
         ({"num_classes": 1}, "num_classes=1: a classifier has 2 classes or more"),
         ({"class_weights": [1.0, 2.0]}, "class_weights has 2 entries for num_classes=3"),
         ({"class_names": ["a"]}, "class_names has 1 entries for num_classes=3"),

@@ -8,16 +8,10 @@ import torch
 import yaml
 from studies.study_parts import QUICK, TinyNet, TinyResidual, image_folder
 
-from lightning_cnnviz.report import Scalar, Table
-from lightning_cnnviz.studies import ablation as ablation_module
-from lightning_cnnviz.studies.ablation import (
-    AblationStudy,
-    AblationVariant,
-    ablation_report,
-    ablation_study,
-    load_ablation_study,
-)
-from lightning_cnnviz.studies.training import StudyError
+from lightning_cnnviz.studies import study as study_module
+from lightning_cnnviz.studies.ablation import ablation_study
+from lightning_cnnviz.studies.options import StudyError
+from lightning_cnnviz.studies.results import AblationStudy, load_study
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore::FutureWarning:lightning.*")
 EXAMPLE = Path(__file__).parents[2] / "examples" / "ablation_table3.yaml"
@@ -31,16 +25,6 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def study(photos: Path, folder: Path, net: Any = None, **options: Any) -> AblationStudy:
     small: dict[str, Any] = {"seeds": [0, 1], "steps": 2, "folder": folder / "study", **QUICK}
     return ablation_study(photos, TinyNet() if net is None else net, **{**small, **options})
-
-
-def figures() -> AblationStudy:
-    variants = (
-        AblationVariant("the whole network", (), {}, 1000, (), 40.5),
-        AblationVariant("without a", ("a",), {}, 400, ("a removed: Conv2d(3 to 8, 3x3) → Identity",), 45.4),
-        AblationVariant("b of 9", (), {"b": 9}, 1200, ("b resized",), None),
-    )
-    error = torch.tensor([[0.2, 0.4], [0.3, 0.5], [0.1, 0.2]], dtype=torch.float64)
-    return AblationStudy("photos", "alexnet", variants, (0, 1), error, error / 2, 3, 12, "2 steps", "A paper")
 
 
 def test_variants_and_their_parameters(photos: Path, tmp_path: Path) -> None:
@@ -61,36 +45,17 @@ def test_variants_and_their_parameters(photos: Path, tmp_path: Path) -> None:
     again = study(photos, tmp_path, remove=[["features.4"], ["hidden"]], resize=[{"features.0": 7}], seeds=[0])
     after = {path: path.stat().st_mtime_ns for path in before}
     assert {path for path in before if "ablation.json" not in path.name and before[path] != after[path]} == set()
-    loaded = load_ablation_study(tmp_path / "study")
+    loaded = load_study(AblationStudy, tmp_path / "study")
     assert torch.equal(again.error, found.error)
     assert torch.equal(loaded.error, found.error)
     assert (loaded.variants, loaded.seeds, loaded.notes) == (found.variants, found.seeds, found.notes)
 
 
-def test_all_variants_begin_with_equal_means(photos: Path, tmp_path: Path) -> None:
+def test_all_variants_are_trained_alike(photos: Path, tmp_path: Path) -> None:
     """Resized to what it is, a layer is as it was: then so is the error, seed by seed."""
     found = study(photos, tmp_path, resize=[{"features.4": 6}], steps=5)
     assert torch.equal(found.error[0], found.error[1])
     assert torch.equal(found.rise, torch.zeros(2, 2, dtype=torch.float64))
-
-
-def test_the_table() -> None:
-    report = ablation_report(figures())
-    table = next(item for item in report.items if isinstance(item, Table))
-    assert table.columns[4:] == ("error in %", "rise in points", "error, paper", "rise, paper")
-    dash = "\N{EN DASH}"
-    assert table.rows == (
-        ("the whole network", 1000, 0, "0.0", "30.0 ± 14.1", dash, "40.5", dash),
-        # Of both seeds the rise is the same, though the errors are not.
-        ("without a", 400, 600, "60.0", "40.0 ± 14.1", "+10.0 ± 0.0", "45.4", "+4.9"),
-        ("b of 9", 1200, -200, "-20.0", "15.0 ± 7.1", "-15.0 ± 7.1", dash, dash),
-    )
-    assert table.caption == "Top-1 error on the test images: mean ± std over seeds; the paper's figures: A paper"
-    scalars = {item.name: item.value for item in report.items if isinstance(item, Scalar)}
-    assert scalars["without a"] == pytest.approx(0.4)
-    whole = AblationStudy(**{**vars(figures()), "variants": tuple(
-        AblationVariant(**{**vars(variant), "paper": None}) for variant in figures().variants)})  # fmt: skip
-    assert len(next(item for item in ablation_report(whole).items if isinstance(item, Table)).columns) == 6
 
 
 @pytest.mark.parametrize(
@@ -124,11 +89,6 @@ def test_refusals(photos: Path, tmp_path: Path, options: dict[str, Any], message
     assert not (tmp_path / "study").exists()
 
 
-def test_shapes_are_checked() -> None:
-    with pytest.raises(ValueError, match="must be of"):
-        AblationStudy(**{**vars(figures()), "seeds": (0,)})
-
-
 def test_the_example_is_table_3(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything but the trainings, whose results are made up."""
     asked: list[Any] = []
@@ -137,7 +97,7 @@ def test_the_example_is_table_3(photos: Path, tmp_path: Path, monkeypatch: pytes
         asked.extend(work)
         return [{"top1": 0.5, "class_mean": 0.5, "classes": 3, "test_images": 12} for _ in work]
 
-    monkeypatch.setattr(ablation_module, "run_jobs", made_up)
+    monkeypatch.setattr(study_module, "run_jobs", made_up)
     options = yaml.safe_load(EXAMPLE.read_text(encoding="utf-8"))
     found = ablation_study(photos, **options, folder=tmp_path, image_size=64, progress=False)
     assert len(asked) == 9 * 3

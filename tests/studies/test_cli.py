@@ -1,15 +1,20 @@
 from __future__ import annotations
 
+import inspect
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from studies.study_parts import image_folder
 
 from lightning_cnnviz.studies import cli as cli_module
 from lightning_cnnviz.studies import jobs as jobs_module
+from lightning_cnnviz.studies.ablation import ablation_study
 from lightning_cnnviz.studies.cli import study_main
+from lightning_cnnviz.studies.options import sort_options, sort_training_options
+from lightning_cnnviz.studies.sample_efficiency import sample_efficiency
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore::FutureWarning:lightning.*")
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -71,7 +76,7 @@ def test_digits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("study", "yaml", "arguments", "message"),
+    ("study", "text", "arguments", "message"),
     [
         ("ablation", "remove: [[features.3]]", ["--data", "nowhere"], "nowhere"),
         ("ablation", "remove: [[features.33]]", [], "no layer of SqueezeNet matches 'features.33'. Did you mean"),
@@ -90,12 +95,12 @@ def test_what_is_wrong_is_said_before_training(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     study: str,
-    yaml: str,
+    text: str,
     arguments: list[str],
     message: str,
 ) -> None:
     file = tmp_path / "study.yaml"
-    inner = yaml if yaml.startswith(("[", "a:")) else f"{SMALL}{yaml}\n"
+    inner = text if text.startswith(("[", "a:")) else f"{SMALL}{text}\n"
     file.write_text(inner)
     given = [study, file, "--backbone", "squeezenet1_1", "--out", tmp_path / "out"]
     given += [] if "--data" in arguments else ["--data", photos]
@@ -134,27 +139,20 @@ def test_failed_trainings_are_named(
     def folder(folder: str = "x") -> None:
         raise AssertionError
 
-    fail.__signature__ = __import__("inspect").signature(folder)  # type: ignore[attr-defined]
+    fail.__signature__ = inspect.signature(folder)  # type: ignore[attr-defined]
     monkeypatch.setattr(cli_module, "_study", lambda _name: (fail, None))
     status, out, err = call(capsys, "digits", "--out", tmp_path / "out")
     assert (status, out) == (1, "")
     assert "cnnviz study digits: 1 of 2 jobs failed ('x')" in err
 
 
-@pytest.mark.parametrize("name", ["ablation_table3", "sample_efficiency"])
-def test_examples_name_arguments_that_there_are(name: str) -> None:
-    import yaml
-
-    from lightning_cnnviz.studies.ablation import ablation_study
-    from lightning_cnnviz.studies.sample_efficiency import sample_efficiency
-    from lightning_cnnviz.studies.training import sort_options
-
-    study = {"ablation_table3": ablation_study, "sample_efficiency": sample_efficiency}[name]
+@pytest.mark.parametrize(
+    ("name", "study"), [("ablation_table3", ablation_study), ("sample_efficiency", sample_efficiency)]
+)
+def test_examples_name_arguments_that_there_are(name: str, study: Any) -> None:
     options = yaml.safe_load((EXAMPLES / f"{name}.yaml").read_text(encoding="utf-8"))
-    own = set(__import__("inspect").signature(study).parameters)
-    for given in (
-        {key: value for key, value in options.items() if key not in own},
-        *options.get("variant_options", {}).values(),
-    ):
-        data, tuner = sort_options(given, study)
+    own = set(inspect.signature(study).parameters)
+    sort_options({"folder": "out", **{key: value for key, value in options.items() if key not in own}}, study)
+    for given in options.get("variant_options", {}).values():
+        data, tuner = sort_training_options(given, study)
         assert {**data, **tuner}.items() >= given.items()

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import os
 import random
 from pathlib import Path
@@ -13,36 +12,14 @@ import pytest
 import torch
 from sinks.offline_run import _records, keep_wandb_inside
 from studies.study_parts import QUICK, TinyNet, image_folder
-from torch import nn
 
 from lightning_cnnviz.finetune.data import ImageFolderDataModule
 from lightning_cnnviz.finetune.module import FineTuner
-from lightning_cnnviz.report import Curve, Scalar, Table
-from lightning_cnnviz.studies import training as training_module
-from lightning_cnnviz.studies.digits import digits_transfer
-from lightning_cnnviz.studies.sample_efficiency import (
-    SampleEfficiency,
-    load_sample_efficiency,
-    sample_efficiency,
-    sample_efficiency_report,
-)
-from lightning_cnnviz.studies.training import StudyError, identity
+from lightning_cnnviz.studies.options import StudyError
+from lightning_cnnviz.studies.results import SampleEfficiency, load_study
+from lightning_cnnviz.studies.sample_efficiency import sample_efficiency
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore::FutureWarning:lightning.*")
-
-
-@pytest.fixture
-def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The labels of the trainings that are made in this process."""
-    labels: list[str] = []
-    fit = training_module.fit
-
-    def counted(training: training_module.Training) -> Any:
-        labels.append(training.label)
-        return fit(training)
-
-    monkeypatch.setattr(training_module, "fit", counted)
-    return labels
 
 
 @pytest.fixture(scope="module")
@@ -53,17 +30,6 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def study(photos: Path, folder: Path, net: Any = None, weights: str | None = None, **options: Any) -> SampleEfficiency:
     small: dict[str, Any] = {"per_class": [2, 4], "seeds": [0], "steps": 2, "folder": folder / "study", **QUICK}
     return sample_efficiency(photos, TinyNet() if net is None else net, weights, **{**small, **options})
-
-
-def figures(
-    data: str = "Caltech101", classes: int = 101, seeds: int = 3, per_class: tuple[int, ...] = (5, 15, 30)
-) -> SampleEfficiency:
-    shape = (2, len(per_class), seeds)
-    values = torch.rand(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    return SampleEfficiency(
-        *(data, "squeezenet1_0", ("pretrained-full", "scratch"), per_class, tuple(range(seeds))),
-        *(values, values.flip(0), torch.full(shape[:2], 7), classes, 500, "20 epochs", ("A note.",)),
-    )
 
 
 # --- trainings ---
@@ -220,81 +186,6 @@ def test_refusals(photos: Path, tmp_path: Path, options: dict[str, Any], message
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_what_stands_for_a_value_in_a_description() -> None:
-    assert identity(TinyNet(), "x") == identity(TinyNet(), "x") != identity(TinyNet(seed=1), "x")
-    assert identity(nn.ReLU(), "x") != identity(nn.ReLU(inplace=True), "x")
-    assert identity({"a": (1, Path("b"))}, "x") == {"a": [1, "b"]}
-    assert identity(torch.optim.SGD, "x") == "torch.optim.sgd:SGD"
-
-
-# --- the report ---
-
-
-def items(found: SampleEfficiency, kind: Any) -> list[Any]:
-    return [item for item in sample_efficiency_report(found).items if isinstance(item, kind)]
-
-
-def test_the_table_says_mean_and_spread() -> None:
-    found = figures()
-    (table,) = items(found, Table)
-    assert table.columns == ("network", "accuracy in %", "5 a class", "15 a class", "30 a class")
-    values = found.class_mean[1, 2].tolist()
-    mean = sum(values) / 3
-    std = math.sqrt(sum((value - mean) ** 2 for value in values) / 2)
-    row = next(row for row in table.rows if row[:2] == ("from scratch", "mean of classes"))
-    assert row[4] == f"{100 * mean:.1f} ± {100 * std:.1f}"
-    (curve,) = items(found, Curve)
-    series = next(series for series in curve.series if series.name == "from scratch")
-    assert series.x == (5, 15, 30)
-    assert series.y[2] == pytest.approx(100 * mean)
-    assert series.high is not None
-    assert series.high[2] == pytest.approx(min(100, 100 * (mean + std)))
-    scalars = {scalar.name: scalar.value for scalar in items(found, Scalar)}
-    assert scalars["scratch/30"] == pytest.approx(mean)
-
-
-@pytest.mark.parametrize(
-    ("data", "classes", "expected"),
-    [
-        ("Caltech101", 101, ("\N{EN DASH}", "83.8", "86.5")),
-        ("101_ObjectCategories", 102, ("\N{EN DASH}", "83.8", "86.5")),
-        ("Caltech256", 257, ("\N{EN DASH}", "65.7", "70.6")),
-        ("caltech101", 20, None),
-        ("photos", 101, None),
-    ],
-)
-def test_the_papers_figures_stand_beside_its_own_data_alone(data: str, classes: int, expected: Any) -> None:
-    found = figures(data, classes)
-    (table,), (curve,) = items(found, Table), items(found, Curve)
-    rows = {row[0]: row[2:] for row in table.rows}
-    assert rows.get("Zeiler & Fergus 2013, pretrained") == expected
-    names = [series.name for series in curve.series]
-    assert ("Zeiler & Fergus 2013, from scratch" in names) == (expected is not None)
-
-
-def test_one_seed_has_no_spread() -> None:
-    found = figures(seeds=1)
-    (table,), (curve,) = items(found, Table), items(found, Curve)
-    assert not any("±" in str(cell) for row in table.rows for cell in row)
-    assert all(series.low is None for series in curve.series)
-    assert "one seed" in " ".join(sample_efficiency_report(found).notes)
-
-
-def test_shapes_are_checked() -> None:
-    found = figures()
-    with pytest.raises(ValueError, match="must be of"):
-        SampleEfficiency(**{**vars(found), "per_class": (1, 2)})
-
-
-def test_a_saved_study_is_the_study(photos: Path, tmp_path: Path) -> None:
-    found = study(photos, tmp_path, per_class=[2], variants=["scratch"], notes=["Ours."])
-    loaded = load_sample_efficiency(tmp_path / "study")
-    for name, value in vars(found).items():
-        other = getattr(loaded, name)
-        assert torch.equal(value, other) if isinstance(value, torch.Tensor) else value == other, name
-    assert sample_efficiency_report(loaded).notes == sample_efficiency_report(found).notes
-
-
 # --- Weights & Biases ---
 
 
@@ -319,23 +210,8 @@ def test_runs_are_one_group_with_a_summary(photos: Path, tmp_path: Path, monkeyp
     assert any(key.startswith("sample_efficiency_stats/scratch") for key in rows)
 
 
-# --- digits ---
-
-
-def test_what_some_digits_teach_of_others(tmp_path: Path, made: list[str]) -> None:
-    options: dict[str, Any] = {"per_class": [3], "seeds": [0, 1], "variants": ["pretrained-full", "scratch"]}
-    options |= {"folder": tmp_path, "steps": 15, "pretraining_steps": 60, "progress": False}
-    found = digits_transfer(**options)
-    assert (found.classes, found.data) == (5, "digits")
-    assert "Pretrained on digits 0 to 4" in found.notes[0]
-    assert float(found.accuracies("pretrained-full", 3).mean()) > float(found.accuracies("scratch", 3).mean())
-    (weights,) = tmp_path.glob("*.pt")
-    assert torch.equal(digits_transfer(**options).top1, found.top1)
-    assert len(made) == 4
-    # Lost weights are learned again: the same ones, so that all results still hold.
-    before = torch.load(weights, weights_only=True)
-    weights.unlink()
-    assert torch.equal(digits_transfer(**options).top1, found.top1)
-    after = torch.load(weights, weights_only=True)
-    assert all(torch.equal(value, after[name]) for name, value in before.items())
-    assert len(made) == 4
+def test_the_result_is_kept_in_the_folder(photos: Path, tmp_path: Path) -> None:
+    result = study(photos, tmp_path, per_class=[2], variants=["scratch"], notes=["Ours."])
+    loaded = load_study(SampleEfficiency, tmp_path / "study")
+    assert torch.equal(loaded.top1, result.top1)
+    assert (loaded.notes, loaded.budget) == (("Ours.",), "2 optimizer steps")

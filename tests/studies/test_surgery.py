@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchvision import models
 
 from lightning_cnnviz.core.network.layers import LayerNotFoundError
-from lightning_cnnviz.studies.surgery import Ablated, ablate
+from lightning_cnnviz.studies.surgery import AblatedNetwork, ablate
 
 IMAGE = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
@@ -22,7 +22,7 @@ def count(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def actions(ablated: Ablated) -> dict[str, str]:
+def actions(ablated: AblatedNetwork) -> dict[str, str]:
     return {change.name: change.action for change in ablated.changes}
 
 
@@ -104,7 +104,7 @@ def test_variants_of_alexnet(alexnet: nn.Module, remove: list[str], resize: dict
     found = ablate(alexnet, torch.zeros(1, 3, 224, 224), remove=remove, resize=resize)
     assert (found.parameters_before, found.parameters_after) == (WHOLE, parameters)
     assert count(found.model) == parameters
-    assert found.dropped == WHOLE - parameters == sum(old - new for old, new in (c.parameters for c in found.changes))
+    assert found.dropped == WHOLE - parameters == sum(c.parameters_before - c.parameters_after for c in found.changes)
 
 
 def test_what_goes_with_alexnets_linear_layers(alexnet: nn.Module) -> None:

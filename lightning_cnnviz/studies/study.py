@@ -1,0 +1,79 @@
+"""What all studies do alike: refuse before training, make the trainings as jobs, keep the result and show it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_cnnviz.core.network.hooks import keep_random_state
+from lightning_cnnviz.report import Report, Step
+from lightning_cnnviz.sinks.base import Sink
+from lightning_cnnviz.sinks.outlet import show_once
+from lightning_cnnviz.sinks.page import PageSink
+from lightning_cnnviz.sinks.wandb import WandbSink
+from lightning_cnnviz.studies.jobs import Job, run_jobs, write_json
+from lightning_cnnviz.studies.options import StudyError, StudyOptions
+from lightning_cnnviz.studies.results import StudyResult
+from lightning_cnnviz.studies.training import quiet_lightning
+
+__all__ = ["common_fields", "finish_study", "run_trainings", "study_errors"]
+
+
+@contextmanager
+def study_errors() -> Iterator[None]:
+    """Turn what is wrong with arguments, data, weights and shapes into a `StudyError`; random state is put back."""
+    try:
+        with keep_random_state(), quiet_lightning():
+            yield
+    except StudyError:
+        raise
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        raise StudyError(str(error)) from error
+
+
+def run_trainings(jobs: Sequence[Job], study: StudyOptions, *shape: int) -> dict[str, Tensor]:
+    """Make the trainings that are missing; return what was measured, by name, each `shape` float64.
+
+    Args:
+        jobs: From `training_job`, in the order of the shape's places.
+        study: Says where and how they run.
+        shape: Numbers of whatever differs between trainings, for example of variants and of seeds.
+
+    Raises:
+        JobsFailedError: Trainings have failed; the results of the others are kept.
+    """
+    results = run_jobs(jobs, study.folder, title="trainings", **study.of_jobs)
+    return {
+        name: torch.tensor([result[name] for result in results], dtype=torch.float64).view(shape) for name in results[0]
+    }
+
+
+def common_fields(
+    data: str | Path, backbone: str | nn.Module, study: StudyOptions, measured: dict[str, Tensor]
+) -> dict[str, Any]:
+    """Return the fields of `StudyResult`."""
+    return {
+        "data": Path(data).name if Path(data).is_dir() else str(data),
+        "backbone": backbone if isinstance(backbone, str) else type(backbone).__name__,
+        "seeds": tuple(study.seeds),
+        "classes": int(measured["classes"].flatten()[0]),
+        "test_images": int(measured["test_images"].flatten()[0]),
+        "budget": study.budget,
+        "notes": tuple(study.notes),
+    }
+
+
+def finish_study(result: StudyResult, report: Report, study: StudyOptions) -> None:
+    """Write a study's result and page into its folder, and its summary run where runs are logged."""
+    folder, runs = Path(study.folder), study.runs
+    write_json(folder / result.file, result.to_json())
+    loggers = [] if runs is None else [runs.logger(f"{runs.group} summary", "summary")]
+    sinks: list[Sink] = [PageSink(folder), *(WandbSink() for _ in loggers)]
+    show_once("study", report, Step(epoch=0, global_step=0, stage="test"), sinks, loggers=loggers, folder=folder)
+    for logger in loggers:
+        logger.experiment.finish()

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from studies.job_tasks import draw
+from studies.study_parts import ablation_result
+
+from lightning_cnnviz.report import Report
+from lightning_cnnviz.studies.jobs import Job
+from lightning_cnnviz.studies.options import StudyError, StudyOptions
+from lightning_cnnviz.studies.results import AblationStudy, load_study
+from lightning_cnnviz.studies.study import common_fields, finish_study, run_trainings, study_errors
+
+
+def test_a_study_is_not_lost_with_its_page(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "index.html").mkdir()  # where the page would be
+    report = Report("ablation", title="Ablation", items=())
+    finish_study(ablation_result(), report, StudyOptions(folder=tmp_path))
+    assert [record.message for record in caplog.records if "PageSink is given up" in record.message]
+    assert load_study(AblationStudy, tmp_path).budget == "2 steps"
+
+
+def test_what_was_measured_has_the_shape_of_the_plan(tmp_path: Path) -> None:
+    jobs = [Job(str(seed), draw, {"seed": seed}) for seed in range(6)]
+    study = StudyOptions(folder=tmp_path, progress=False, threads=1)
+    measured = run_trainings(jobs, study, 2, 3)
+    alone = run_trainings(jobs[4:5], study, 1)
+    assert measured["value"].shape == (2, 3)
+    assert measured["value"].dtype == torch.float64
+    assert measured["value"][1, 1] == alone["value"][0]
+
+
+@pytest.mark.parametrize("kind", [ValueError, TypeError, OSError, ImportError])
+def test_what_is_wrong_before_training_is_one_kind_of_error(kind: type[Exception]) -> None:
+    state = torch.get_rng_state()
+
+    def fail() -> None:
+        torch.rand(1)
+        raise kind("the reason")
+
+    with pytest.raises(StudyError, match="the reason"), study_errors():
+        fail()
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_bug_keeps_its_own_kind() -> None:
+    with pytest.raises(KeyError, match="x"), study_errors():
+        raise KeyError("x")
+
+
+def test_a_folder_is_called_by_its_name(tmp_path: Path) -> None:
+    counts = {name: torch.full((2, 2), 3.0) for name in ("classes", "test_images")}
+    fields = common_fields(tmp_path / "photos", torch.nn.ReLU(), StudyOptions(folder="out", seeds=[4]), counts)
+    assert fields["data"] == str(tmp_path / "photos")
+    (tmp_path / "photos").mkdir()
+    fields = common_fields(tmp_path / "photos", torch.nn.ReLU(), StudyOptions(folder="out", seeds=[4]), counts)
+    assert (fields["data"], fields["backbone"], fields["seeds"]) == ("photos", "ReLU", (4,))
+    assert (fields["classes"], fields["test_images"], fields["budget"]) == (3, 3, "20 epochs")
