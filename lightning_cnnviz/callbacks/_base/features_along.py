@@ -51,8 +51,8 @@ class FeaturesAlong(Subscriber):
 
     @property
     def failed(self) -> bool:
-        """Whether the passes under way do not serve."""
-        return not self._serves
+        """Whether the passes under way do not serve, or the monitor looks no more."""
+        return not self._serves or self._monitor.failed
 
     def fail(self, reason: str) -> None:
         """Do without these passes."""
@@ -61,9 +61,7 @@ class FeaturesAlong(Subscriber):
     def due(self, trainer: Any) -> bool:
         """Whether the monitor looks after these passes."""
         self._serves, self._gathered = True, None
-        if trainer.sanity_checking or self._monitor.failed or self._monitor.data is not None:
-            return False
-        return self._monitor.due(trainer)
+        return self._monitor.data is None and not trainer.sanity_checking and self._monitor.due(trainer)
 
     @contextmanager
     def guard(self, *, raises: bool = False) -> Iterator[None]:

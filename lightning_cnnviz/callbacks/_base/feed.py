@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from lightning_cnnviz.callbacks._base.look import Look
-from lightning_cnnviz.callbacks._base.subscriber import Subscriber, for_all
+from lightning_cnnviz.callbacks._base.subscriber import Subscriber, agree, for_all
 from lightning_cnnviz.callbacks._base.trainer import chosen_loader, data_loaders
 from lightning_cnnviz.core.data.batches import BatchFn, indexed_batches, read_batch
 from lightning_cnnviz.core.network.hooks import analysis_mode
@@ -91,6 +91,7 @@ class Feed:
         """
         looks: dict[tuple[int, int, BatchFn | None], tuple[Any, dict[Subscriber, nn.Module]]] = {}
         raises = dry_run or trainer.state.fn != "fit"
+        agree(members)
         for member in members:
             if member.failed:
                 continue
