@@ -197,18 +197,15 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
         stage = str(trainer.state.fn.value)
         if stage == "predict":
             return
-        if self._failure is not None:
-            log.warning("%s was switched off during the run: %s", self._who, self._failure)
-        elif self._looks == 0 and stage == "fit":
-            log.warning("%s has shown nothing: no look was due, or there was no data", self._who)
-        elif self._looks == 0:
-            raise ValueError(f"{self._who} saw no batch: the loader of trainer.{stage}() is empty")
-        if self._looks and self._outlet.is_open:
-            with self.guard():
-                report = self.last_report()
-                if report is not None:
-                    self._show(report)
-        self._outlet.close()
+        try:
+            self._say_what_was_seen(stage)
+            if self._looks and self._outlet.is_open:
+                with self.guard():
+                    report = self.last_report()
+                    if report is not None:
+                        self._show(report)
+        finally:
+            self._outlet.close()
         self._feed = Feed(self)  # what subscribed may hold on to the trainer
 
     # How: a look, its guard, its sinks.
@@ -284,6 +281,14 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
         if not agreed([not self.failed])[0]:
             self._failure = self._failure or "it failed on another rank"
         return not self.failed
+
+    def _say_what_was_seen(self, stage: str) -> None:
+        if self._failure is not None:
+            log.warning("%s was switched off during the run: %s", self._who, self._failure)
+        elif self._looks == 0 and stage == "fit":
+            log.warning("%s has shown nothing: no look was due, or there was no data", self._who)
+        elif self._looks == 0:
+            raise ValueError(f"{self._who} saw no batch: the loader of trainer.{stage}() is empty")
 
     def _refuse_twins(self, trainer: Any) -> None:
         twins = [each for each in trainer.callbacks if type(each) is type(self) and each.name == self.name]
