@@ -6,7 +6,7 @@ import dataclasses
 import inspect
 import random
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 import lightning.pytorch as pl
 import numpy as np
@@ -14,6 +14,7 @@ import pytest
 import torch
 from callbacks.littlenet import LittleNet, quiet_trainer, train_loader, val_loader
 from torch import nn
+from typing_extensions import Unpack
 
 import lightning_cnnviz
 from lightning_cnnviz import MemorySink, Monitor, TopPatchesMonitor
@@ -36,13 +37,10 @@ def make(request: pytest.FixtureRequest) -> Make:
 
 def takes(make: Make, option: str) -> bool:
     """Whether a monitor has an option; the table of layers, made once, has no schedule, and filters need no data."""
-    names: set[str] = set()
-    for kind in inspect.getmro(make):  # type: ignore[arg-type]
-        parameters = inspect.signature(kind.__init__).parameters.values()
-        names.update(parameter.name for parameter in parameters)
-        if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters):
-            break
-    return option in names
+    own = inspect.signature(make).parameters
+    # What `**options: Unpack[...]` stands for.
+    more = [get_args(hint)[0] for hint in get_type_hints(make.__init__).values() if get_origin(hint) is Unpack]  # type: ignore[misc]
+    return option in own or any(option in get_type_hints(each) for each in more)
 
 
 def test_there_are_monitors_to_test() -> None:

@@ -241,7 +241,7 @@ def test_monitors_find_normalization_and_names(parted: Path) -> None:
     for _, labels in loader:
         indices = reader.take(len(labels))
         assert [data.targets[index] for index in indices] == labels.tolist()
-    assert reader.known
+    assert reader.indices_known
 
 
 @pytest.mark.parametrize("augment", ["light", "standard", "strong"])

@@ -99,7 +99,7 @@ class Look:
     @property
     def indices_known(self) -> bool:
         """Whether images are numbered as in the data set; else as they arrived."""
-        return self._reader.known
+        return self._reader.indices_known
 
     def start(self, *, raises: bool) -> None:
         """Make the running computations. Ranks agree who looks, also before computations are put together."""
@@ -147,7 +147,7 @@ class Look:
 
     def note_order(self, *, known: bool) -> None:
         """Note whether indices that did not come from the reader are those of the data set."""
-        self._reader.known = known
+        self._reader.indices_known = known
 
     def abandon(self) -> None:
         """Leave no hook behind."""

@@ -82,22 +82,22 @@ class IndexReader:
     """Tells the data-set index of each image that a loader gives, without touching the loader.
 
     The order of sequential and distributed samplers (shuffled or not, padded or not) can be foretold. In any other
-    order images are numbered as they arrive, and `known` is False.
+    order images are numbered as they arrive, and `indices_known` is False.
 
     Attributes:
-        known: Whether the numbers are indices of the data set.
+        indices_known: Whether the numbers are indices of the data set.
     """
 
     def __init__(self, loader: Any, rank: int = 0, world_size: int = 1) -> None:
         self._rank, self._world_size = rank, world_size
         self._arrived = 0
         order = _known_order(loader)
-        self.known = order is not None
+        self.indices_known = order is not None
         self._order = iter(order) if order is not None else None
         self._batch_size = _batch_size(loader)
         # Where the order is lost on the way, numbers from here on are no index of the data set.
         self._beyond = 0
-        if self.known and isinstance(loader, DataLoader):
+        if self.indices_known and isinstance(loader, DataLoader):
             self._beyond = len(loader.dataset)  # type: ignore[arg-type]
 
     def take(self, count: int) -> Tensor:
@@ -105,7 +105,7 @@ class IndexReader:
         numbers = self._next(count)
         if numbers is None:
             # From here on, images are numbered as they arrive.
-            self.known, self._order = False, None
+            self.indices_known, self._order = False, None
             places = range(self._arrived, self._arrived + count)
             numbers = [self._beyond + place * self._world_size + self._rank for place in places]
         self._arrived += count

@@ -282,10 +282,10 @@ class Projector:
         for name, members in by_layer.items():
             units = [results.units[number] for number in members]
             seed = Seed(
-                torch.tensor([0 if slots is None else slots[unit.image] for unit in units]),
-                torch.tensor([unit.channel for unit in units]),
-                torch.tensor([unit.row for unit in units]),
-                torch.tensor([unit.column for unit in units]),
+                slots=torch.tensor([0 if slots is None else slots[unit.image] for unit in units]),
+                channels=torch.tensor([unit.channel for unit in units]),
+                rows=torch.tensor([unit.row for unit in units]),
+                columns=torch.tensor([unit.column for unit in units]),
             )
             boxes = maps[name].field.box(seed.channels, seed.rows, seed.columns).to(torch.int64)
             results.boxes[members] = boxes
@@ -365,7 +365,7 @@ class Projector:
             widest = max(widest, elements)
 
         zero = torch.zeros(1, dtype=torch.int64)
-        tape.project(name, Seed(zero, zero, zero, zero), watch=watch)
+        tape.project(name, Seed(slots=zero, channels=zero, rows=zero, columns=zero), watch=watch)
         room = numbers_at_once(tape.device)
         if tape.device.type != "cpu":
             return max(1, min(_UNITS_ON_GPU, room // widest))

@@ -32,7 +32,8 @@ class Tape:
         >>> with torch.no_grad(), tape.record(images):
         ...     tape.mark("conv", torch.relu(conv(images)))
         >>> zero = torch.tensor([0])
-        >>> pixels, (top, left) = tape.project("conv", Seed(torch.tensor([1]), zero, zero + 2, zero + 4))
+        >>> seed = Seed(slots=zero + 1, channels=zero, rows=zero + 2, columns=zero + 4)
+        >>> pixels, (top, left) = tape.project("conv", seed)
         >>> torch.equal(pixels[0], conv.weight[0]), top.tolist(), left.tolist()
         (True, [2], [4])
 

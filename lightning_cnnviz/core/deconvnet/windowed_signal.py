@@ -37,7 +37,7 @@ class Signal:
     window: Window | None
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Seed:
     """Units of one layer, all strength one.
 
@@ -58,7 +58,12 @@ class Seed:
 
     def part(self, chosen: slice) -> Seed:
         """Some of the units."""
-        return Seed(self.slots[chosen], self.channels[chosen], self.rows[chosen], self.columns[chosen])
+        return Seed(
+            slots=self.slots[chosen],
+            channels=self.channels[chosen],
+            rows=self.rows[chosen],
+            columns=self.columns[chosen],
+        )
 
     def starts(self, window: Window) -> tuple[Tensor, Tensor]:
         """First row and column of each unit's window, `(U,)` each."""

@@ -23,7 +23,7 @@ Head = Literal["svm", "softmax"]
 HEADS: tuple[Head, ...] = ("svm", "softmax")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Classifier:
     """A linear classifier in the coordinates in which it was fitted.
 
@@ -51,7 +51,11 @@ class Classifier:
     def part(self, place: int) -> Classifier:
         """Return one classifier of a batch."""
         return Classifier(
-            self.weights[place], self.intercept[place], self.objective[place], self.iterations, self.converged
+            weights=self.weights[place],
+            intercept=self.intercept[place],
+            objective=self.objective[place],
+            iterations=self.iterations,
+            converged=self.converged,
         )
 
 
@@ -193,7 +197,13 @@ def _fit(
             break
     weights, intercept = _weights(at, shift, kind)
     objective = solution.objective.double().sum((-2, -1)) * (2 if free and classes == 2 else 1)
-    whole = Classifier(weights.to(inputs.dtype), intercept.to(inputs.dtype), objective, iterations, solution.converged)
+    whole = Classifier(
+        weights=weights.to(inputs.dtype),
+        intercept=intercept.to(inputs.dtype),
+        objective=objective,
+        iterations=iterations,
+        converged=solution.converged,
+    )
     return whole if batched else whole.part(0)
 
 

@@ -89,7 +89,7 @@ def assert_tells_the_truth(loader: Any, rank: int = 0, ranks: int = 1) -> None:
     reader = IndexReader(loader, rank, ranks)
     for (numbers,) in loader:
         assert reader.take(len(numbers)).tolist() == numbers.tolist()
-    assert reader.known
+    assert reader.indices_known
 
 
 @settings(deadline=None, max_examples=30)
@@ -144,7 +144,7 @@ def test_orders_that_only_the_sampler_knows_are_not_guessed() -> None:
         DistributedSamplerWrapper(RandomSampler(data), **ranks, shuffle=False),
     ]
     for sampler in samplers:
-        assert not IndexReader(DataLoader(data, batch_size=2, sampler=sampler)).known
+        assert not IndexReader(DataLoader(data, batch_size=2, sampler=sampler)).indices_known
     unshuffled = UnrepeatedDistributedSamplerWrapper(SequentialSampler(data), **ranks, shuffle=False)
     assert_tells_the_truth(DataLoader(data, batch_size=3, sampler=unshuffled), 1, 2)
     wrapped = DistributedSamplerWrapper(SequentialSampler(data), **ranks, shuffle=False)
@@ -162,17 +162,17 @@ def test_batches_that_are_not_what_the_sampler_gave(counts: list[int]) -> None:
         known = next(i for i, count in enumerate([*counts, 0]) if count != 4) * 4
         assert taken[:known] == order[:known]
         assert taken[known:] == list(range(12 + known, 12 + sum(counts)))
-        assert not reader.known
+        assert not reader.indices_known
 
 
 def test_whole_batches_as_items_have_no_numbers() -> None:
     reader = IndexReader(DataLoader([torch.rand(4, 1, 2, 2)] * 3, batch_size=None))
-    assert reader.known
+    assert reader.indices_known
     reader.take(4)
-    assert not reader.known
+    assert not reader.indices_known
     lists = IndexReader([torch.rand(4, 1, 2, 2)] * 3)
     assert torch.cat([lists.take(4), lists.take(2), lists.take(7)]).tolist() == list(range(13))
-    assert lists.known
+    assert lists.indices_known
 
 
 class Backwards(BatchSampler):
@@ -199,14 +199,14 @@ def test_other_orders_are_not_known(loader: Any) -> None:
     reader = IndexReader(loader, rank=1, world_size=3)
     assert reader.take(2).tolist() == [1, 4]
     assert reader.take(3).tolist() == [7, 10, 13]
-    assert not reader.known
+    assert not reader.indices_known
 
 
 def test_a_loader_that_gives_more_than_its_sampler() -> None:
     reader = IndexReader(DataLoader(numbered(3), batch_size=3, sampler=DistributedSampler(numbered(3), 1, 0)))
     reader.take(2)
     assert len(reader.take(2)) == 2
-    assert not reader.known
+    assert not reader.indices_known
 
 
 @pytest.mark.parametrize("workers", [0, 2])

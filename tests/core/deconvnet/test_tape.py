@@ -38,7 +38,9 @@ def test_the_gradient_is_that_of_autograd() -> None:
     image = IMAGES[1:].clone().requires_grad_()
     maps: Tensor = torch.max_pool2d(torch.relu(torch.conv2d(image, FILTERS)), 2)
     (expected,) = torch.autograd.grad(maps[0, 0, 2, 1], image)
-    pixels, (top, left) = taped("gradient").project("pool", Seed(ZERO + 1, ZERO, ZERO + 2, ZERO + 1))
+    pixels, (top, left) = taped("gradient").project(
+        "pool", Seed(slots=ZERO + 1, channels=ZERO, rows=ZERO + 2, columns=ZERO + 1)
+    )
     whole = torch.zeros(1, 1, 8, 8)
     height, width = pixels.shape[-2:]
     whole[..., top : top + height, left : left + width] = pixels

@@ -8,7 +8,12 @@ from torch import Tensor
 from lightning_cnnviz.core.deconvnet.windowed_signal import Seed, Signal, Window, add, gathered_at, placed, whole
 
 SHAPE = (1, 2, 5, 6)
-SEED = Seed(torch.tensor([0, 1, 0]), torch.tensor([0, 0, 0]), torch.tensor([0, 2, 4]), torch.tensor([1, 0, 5]))
+SEED = Seed(
+    slots=torch.tensor([0, 1, 0]),
+    channels=torch.tensor([0, 0, 0]),
+    rows=torch.tensor([0, 2, 4]),
+    columns=torch.tensor([1, 0, 5]),
+)
 WINDOW = Window((1, 1), (-1, -1))  # 3 x 3 around each unit
 
 
