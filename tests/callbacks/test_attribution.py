@@ -84,11 +84,12 @@ def test_class_names_are_those_of_the_data_set() -> None:
 
 def test_several_methods_are_several_monitors() -> None:
     sink = MemorySink()
-    monitors = [AttributionMonitor(method, 1, sinks=[sink], on_error="raise") for method in get_args(AttributionMethod)]
+    options: dict[str, Any] = {"sinks": [sink], "on_error": "raise"}
+    monitors = [AttributionMonitor(method, 1, name=method, **options) for method in get_args(AttributionMethod)]
     trainer = quiet_trainer(callbacks=monitors, max_epochs=1)
     trainer.fit(LittleNet(), train_loader(), val_loader())
     keys = [report.key(item) for _, report in sink.reports for item in report.items]
-    assert keys == [f"attribution/{method}" for method in get_args(AttributionMethod)]
+    assert keys == [f"attribution/{method}/{method}" for method in get_args(AttributionMethod)]
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
