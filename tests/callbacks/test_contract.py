@@ -274,5 +274,5 @@ def test_two_with_names_keep_apart(make: Make) -> None:
     assert {report.name for _, report in sink.reports} == {"first", "second"}
     assert len(set(shown)) == len(shown)
     # Of monitors that a checkpoint holds, Lightning refuses two alike before we can.
-    with pytest.raises((ValueError, RuntimeError), match="would overwrite each other|more than one stateful callback"):
+    with pytest.raises((ValueError, RuntimeError), match=r"would overwrite each other|more than one stateful callback"):
         fitted([make(name="same", sinks=[sink]), make(name="same", sinks=[sink])])
