@@ -119,7 +119,7 @@ def find_tail(model: nn.Module, classifier: str, images: Tensor) -> Tail:
     """Return what a network does behind its classifying layer.
 
     Raises:
-        ValueError: It is none of what is known here: nothing, or a mean over the image, with a ReLU before it or not.
+        ValueError: It is none of these: nothing, or a mean over the image, with a ReLU before it or not.
     """
     probe: list[Tensor] = []
 
@@ -141,7 +141,7 @@ def find_tail(model: nn.Module, classifier: str, images: Tensor) -> Tail:
                 return tail
     raise ValueError(
         f"cache_features=True: {type(model).__name__} goes on behind its classifier '{classifier}' in a way that "
-        "is not known here; train it with cache_features=False"
+        "is not understood; train it with cache_features=False"
     )
 
 
@@ -150,8 +150,8 @@ def cached_loader(
 ) -> DataLoader[CachedBatch]:
     """Run all images of a loader's data set through the backbone; return a loader of their features, in its order.
 
-    An image is known by its index in the data set. The sampler is the loader's own, so that images come in the order
-    in which they would have come.
+    Images are told apart by their index in the data set. The sampler is the loader's own, so that images come in the
+    order in which they would have come.
 
     Args:
         loader: A DataLoader over a data set with a length.
@@ -161,7 +161,7 @@ def cached_loader(
         progress: Whether to show a bar.
 
     Raises:
-        ValueError: The images' indices cannot be known, or images change from one look to the next.
+        ValueError: The images have no indices, or change from one reading to the next.
     """
     _check(loader, what)
     features, labels = [], []
@@ -190,7 +190,7 @@ def cached_loader(
     if len(cached) != len(loader.dataset) or len(cached.features) != len(cached):
         raise ValueError(
             f"cache_features=True: {len(loader.dataset)} {what} images gave {len(cached.features)} features and "
-            f"{len(cached)} labels, so which is whose cannot be known; train with cache_features=False"
+            f"{len(cached)} labels, so it is not clear which is whose; train with cache_features=False"
         )
     return DataLoader(
         cached,
@@ -218,7 +218,7 @@ def _check(loader: Any, what: str) -> None:
         or not hasattr(loader.batch_sampler, "batch_size")
     ):
         raise ValueError(
-            f"cache_features=True: which image is which must be known, but the loader of {what} images is no torch "
+            f"cache_features=True: images must be told apart, but the loader of {what} images is no torch "
             "DataLoader that draws batches from a data set by index; train with cache_features=False"
         )
 

@@ -51,7 +51,7 @@ def _message(error: BaseException) -> str | None:
     chain: list[BaseException] = [error]
     while chain[-1].__cause__ is not None:
         chain.append(chain[-1].__cause__)
-    return next((str(found) for found in chain if _is_for_users(found)), None)
+    return next((str(each) for each in chain if _is_for_users(each)), None)
 
 
 def _is_for_users(error: BaseException) -> bool:
@@ -101,7 +101,7 @@ class FineTuneCLI(LightningCLI):
 
 
 class _Progress(pl.Callback):
-    """Knows whether work has begun: what fails before it is the user's to mend."""
+    """Notes whether a batch was worked on: what fails before that is the arguments' fault."""
 
     def __init__(self) -> None:
         self.began = False
@@ -161,10 +161,10 @@ class _PredictionWriter(BasePredictionWriter):
         chances, classes = prediction.float().softmax(1).cpu().topk(min(_TOP, prediction.shape[1]))
         for row, index in enumerate(batch_indices or ()):
             file = images.files[index] if images.files else index
-            known = images.targets[index]
+            label = images.targets[index]
             pairs = zip(classes[row].tolist(), chances[row].tolist(), strict=True)
             best = [cell for number, chance in pairs for cell in (images.classes[number], f"{chance:.6f}")]
-            self._rows[index] = [file, images.classes[known] if known >= 0 else "", *best]
+            self._rows[index] = [file, images.classes[label] if label >= 0 else "", *best]
 
     def on_predict_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Write the rows of all ranks in the order of the images."""

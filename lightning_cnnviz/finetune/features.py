@@ -47,13 +47,13 @@ class BackboneFeatures(nn.Module):
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Return the feature maps, in the order in which they are computed."""
-        found: dict[str, Tensor] = {}
+        maps: dict[str, Tensor] = {}
 
         def after(layer: str) -> Any:
             def keep(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
                 # A ReLU that works in place would overwrite it.
-                found[self.names[layer]] = output.clone()
-                if len(found) == len(self.names):
+                maps[self.names[layer]] = output.clone()
+                if len(maps) == len(self.names):
                     raise _Reached
 
             return keep
@@ -66,4 +66,4 @@ class BackboneFeatures(nn.Module):
         finally:
             for handle in handles:
                 handle.remove()
-        return found
+        return maps

@@ -73,7 +73,8 @@ def find_stages(model: nn.Module, classifiers: ClassifyingLayers, size: tuple[in
             stage[name] = max(0, top - 1)
         elif name not in stage:
             around = [name.rsplit(".", cut)[0] for cut in range(1, name.count(".") + 1)]
-            near = next((found for outer in around if (found := _highest(stage, outer, modules)) is not None), 0)
+            enclosing = (_highest(stage, outer, modules) for outer in around)
+            near = next((number for number in enclosing if number is not None), 0)
             stage[name] = min(near, max(0, top - 1)) if top else 0
     return Stages(_grouped(model, stage, top + 1), stage, head)
 

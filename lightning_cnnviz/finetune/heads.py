@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -86,13 +87,13 @@ def find_classifiers(model: nn.Module, size: tuple[int, int, int], name: str | N
         '3'
     """
     try:
-        found = _frontiers(model, size, training=False)
+        output_layers = _frontiers(model, size, training=False)
     except _CannotRunError as error:
         raise ValueError(
             f"{type(model).__name__} cannot be run on an image of {_words(size)}: {error}; "
             "give image_size=(C, H, W) of the images that it takes"
         ) from error
-    main = _chosen(model, size, found, name)
+    main = _chosen(model, size, output_layers, name)
     try:
         in_training = _frontiers(model, size, training=True)
     except _CannotRunError as error:
@@ -105,7 +106,7 @@ def find_classifiers(model: nn.Module, size: tuple[int, int, int], name: str | N
     auxiliary = tuple(
         ClassifyingLayer(name=layers[0], key=key)
         for key, layers in in_training.items()
-        if key != own and len(layers) == 1 and layers[0] != main.name and key not in found
+        if key != own and len(layers) == 1 and layers[0] != main.name and key not in output_layers
     )
     return ClassifyingLayers(main=main, auxiliary=auxiliary, training_key=own)
 
@@ -150,9 +151,9 @@ def install_heads(
         logits, others = read_logits(output, classifiers, training=training)
         for made in (logits, *others):
             if not isinstance(made, Tensor) or tuple(made.shape) != (count, num_classes):
-                found = tuple(made.shape) if isinstance(made, Tensor) else type(made).__name__
+                returned = tuple(made.shape) if isinstance(made, Tensor) else type(made).__name__
                 raise ValueError(
-                    f"{what} does not fit: {where}, and the network returns {found} for {count} images; "
+                    f"{what} does not fit: {where}, and the network returns {returned} for {count} images; "
                     f"num_classes={num_classes} needs {(count, num_classes)}"
                 )
 
@@ -175,32 +176,28 @@ class _CannotRunError(Exception):
 def _run(model: nn.Module, size: tuple[int, int, int], *, training: bool) -> Any:
     """Run images through a network: one in eval mode, or two in training mode; its buffers are as before."""
     images = sample_images(model, size, 2 if training else 1)
-    with _passing(model, training=training):
+    with _all_in_mode(model, training=training):
         try:
             return model(images)
         except Exception as error:
             raise _CannotRunError(f"{type(error).__name__}: {error}") from error
 
 
-class _passing:  # noqa: N801 - used as a function
+@contextmanager
+def _all_in_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
     """`analysis_mode`, with every module in the mode that is asked for, and buffers put back."""
-
-    def __init__(self, model: nn.Module, *, training: bool) -> None:
-        self._model, self._training, self._analysis = model, training, analysis_mode(model)
-
-    def __enter__(self) -> None:
-        # BatchNorms count and average in training mode.
-        buffers = [buffer for buffer in self._model.buffers() if not is_lazy(buffer)]
-        self._kept = [(buffer, buffer.detach().clone()) for buffer in buffers] if self._training else []
-        self._analysis.__enter__()
-        for module in self._model.modules():
-            module.training = self._training
-
-    def __exit__(self, *error: Any) -> None:
-        with torch.no_grad():
-            for buffer, value in self._kept:
-                buffer.copy_(value)
-        self._analysis.__exit__(*error)
+    # BatchNorms count and average in training mode.
+    buffers = [buffer for buffer in model.buffers() if not is_lazy(buffer)] if training else []
+    saved = [buffer.detach().clone() for buffer in buffers]
+    with analysis_mode(model):
+        for module in model.modules():
+            module.training = training
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for buffer, value in zip(buffers, saved, strict=True):
+                    buffer.copy_(value)
 
 
 def _parts(output: Any) -> dict[int | str | None, Any]:
@@ -230,7 +227,7 @@ def _frontiers(model: nn.Module, size: tuple[int, int, int], *, training: bool) 
             made[output.grad_fn] = name
 
     # Hooks belong to the analysis in which they are made.
-    with _passing(model, training=training), torch.enable_grad():
+    with _all_in_mode(model, training=training), torch.enable_grad():
         images = sample_images(model, size, 2 if training else 1).requires_grad_()
         with hooked({name: Site(module) for name, module in modules.items()}, on_output):
             try:
@@ -254,10 +251,10 @@ def _walk(start: Any, made: Mapping[Any, str]) -> Iterator[str]:
 
 
 def _chosen(
-    model: nn.Module, size: tuple[int, int, int], found: dict[int | str | None, list[str]], name: str | None
+    model: nn.Module, size: tuple[int, int, int], output_layers: dict[int | str | None, list[str]], name: str | None
 ) -> ClassifyingLayer:
     who = type(model).__name__
-    names = sorted({layer for layers in found.values() for layer in layers})
+    names = sorted({layer for layers in output_layers.values() for layer in layers})
     fit = [layer for layer in names if _classifies(model.get_submodule(layer))]
     listed = ", ".join(f"'{layer}' ({_describe(model.get_submodule(layer))})" for layer in names) or "none"
     if name is not None:
@@ -270,13 +267,13 @@ def _chosen(
                 f"classifier='{name}' is {_describe(modules[name])}; a Linear or a 1x1 convolution is needed"
             )
         # A layer that is named need not be the last one: then the output as a whole is meant.
-        key = next((key for key, layers in found.items() if name in layers), next(iter(found), None))
+        key = next((key for key, layers in output_layers.items() if name in layers), next(iter(output_layers), None))
         return ClassifyingLayer(name=name, key=key)
-    if not names and len(found) == 1:
+    if not names and len(output_layers) == 1:
         # Part of the network hides from autograd: the last layer to run is meant.
         last = find_default_layers(model, sample_images(model, size)).classifier
         if last is not None and _classifies(last.module):
-            return ClassifyingLayer(name=last.name, key=next(iter(found)))
+            return ClassifyingLayer(name=last.name, key=next(iter(output_layers)))
     if len(fit) != 1 or len(names) != 1:
         problem = (
             "several layers make its output" if len(names) > 1 else "no Linear or 1x1 convolution makes its output"
@@ -287,7 +284,7 @@ def _chosen(
         )
     if not fit[0]:
         raise ValueError(f"{who} is itself the classifying layer: put it into a torch.nn.Sequential")
-    return ClassifyingLayer(name=fit[0], key=next(key for key, layers in found.items() if layers))
+    return ClassifyingLayer(name=fit[0], key=next(key for key, layers in output_layers.items() if layers))
 
 
 def _classifies(module: nn.Module) -> bool:

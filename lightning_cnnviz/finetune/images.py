@@ -22,7 +22,7 @@ class LabeledImages(Dataset[tuple[Tensor, int]]):
 
     Attributes:
         indices: Of each image, its number in the list.
-        targets: Of each image, its place in `classes`; -1 where it is not known.
+        targets: Of each image, its place in `classes`; -1 for none.
         classes: Names of the classes.
         transform: From a PIL image, or a tensor, to the network's input.
         augmented: Whether the transform is random: then an image changes from epoch to epoch.
@@ -52,7 +52,7 @@ class LabeledImages(Dataset[tuple[Tensor, int]]):
         return None if self._images.files is None else [self._images.files[index] for index in self.indices]
 
     def without_classes(self) -> LabeledImages:
-        """Return the same images of no known class."""
+        """Return the same images without their classes."""
         return LabeledImages(
             self._images,
             self.indices,

@@ -81,10 +81,10 @@ def _maker(name: str) -> tuple[Callable[..., Any], dict[str, Any]]:
     return models.get_model, options | ({"init_weights": False} if name in _SLOW else {})
 
 
-def _check(name: str, short: str, known: Sequence[str]) -> None:
-    if short not in known:
+def _check(name: str, short: str, names: Sequence[str]) -> None:
+    if short not in names:
         other = "Other networks: timm/NAME, or package.module:factory"
-        raise ValueError(f"no network is called '{name}'. {suggestion(short, known) or other}")
+        raise ValueError(f"no network is called '{name}'. {suggestion(short, names) or other}")
 
 
 class _Shapes(TorchFunctionMode):
@@ -102,14 +102,14 @@ def _imported(name: str) -> nn.Module:
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:
-        found: Any = importlib.import_module(path)
+        imported: Any = importlib.import_module(path)
     except ImportError as error:
         raise ImportError(f"'{name}': cannot import '{path}' ({error})") from error
     for part in attribute.split("."):
-        if not hasattr(found, part):
-            raise ValueError(f"'{name}': '{path}' has no '{part}'.{suggestion(part, dir(found), ' ')}")
-        found = getattr(found, part)
-    made = found if isinstance(found, nn.Module) else found() if callable(found) else found
+        if not hasattr(imported, part):
+            raise ValueError(f"'{name}': '{path}' has no '{part}'.{suggestion(part, dir(imported), ' ')}")
+        imported = getattr(imported, part)
+    made = imported if isinstance(imported, nn.Module) else imported() if callable(imported) else imported
     if not isinstance(made, nn.Module):
         raise ValueError(f"'{name}' gives {type(made).__name__}, which is no torch.nn.Module")
     return made

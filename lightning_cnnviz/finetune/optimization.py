@@ -29,14 +29,14 @@ def find_class(name: str, home: Any, kind: type, argument: str) -> Callable[...,
     Raises:
         ValueError: There is none, or it is of another kind.
     """
-    found: Any = getattr(home, name, None)
-    if found is None and "." in name:
+    chosen: Any = getattr(home, name, None)
+    if chosen is None and "." in name:
         path, _, last = name.rpartition(".")
         try:
-            found = getattr(importlib.import_module(path), last, None)
+            chosen = getattr(importlib.import_module(path), last, None)
         except ImportError as error:
             raise ValueError(f"{argument}='{name}': cannot import '{path}' ({error})") from error
-    if not (isinstance(found, type) and issubclass(found, kind)):
+    if not (isinstance(chosen, type) and issubclass(chosen, kind)):
         names = [each for each, value in vars(home).items() if isinstance(value, type) and issubclass(value, kind)]
         same_letters = [each for each in names if each.lower() == name.lower()]
         hint = f" {did_you_mean(same_letters or closest_names(name, names))}".rstrip()
@@ -44,7 +44,7 @@ def find_class(name: str, home: Any, kind: type, argument: str) -> Callable[...,
             f"{argument}='{name}': {home.__name__} has no such {kind.__name__}.{hint} "
             "A class path, such as package.module.Name, is taken as well"
         )
-    return found
+    return chosen
 
 
 def parameter_groups(

@@ -224,17 +224,17 @@ def _folder(folder: Path) -> ImageSource:
 
 def _part_folders(folder: Path) -> dict[str, Path]:
     """Return train/, val/ and test/ by part; none where folders of these names can only be classes."""
-    found: dict[str, Path] = {}
+    parts: dict[str, Path] = {}
     for name in _folders_in(folder):
         part = _PARTS.get(name.lower())
         if part is None or not _folders_in(folder / name):
             continue
-        if part in found:
-            raise ValueError(f"{folder} has both {found[part].name}/ and {name}/; one of them must go elsewhere")
-        found[part] = folder / name
+        if part in parts:
+            raise ValueError(f"{folder} has both {parts[part].name}/ and {name}/; one of them must go elsewhere")
+        parts[part] = folder / name
     others = [name for name in _folders_in(folder) if name.lower() not in _PARTS]
     # "train" may be a class, as in bus, car, train.
-    return found if "train" in found or not others else {}
+    return parts if "train" in parts or not others else {}
 
 
 def _class_files(folder: Path) -> tuple[dict[str, list[str]], Counter[str]]:

@@ -59,14 +59,14 @@ def read_weights(backbone: str | nn.Module, weights: str) -> dict[str, Tensor]:
     except ValueError as error:
         raise WeightsError(str(error)) from None
     try:
-        found: dict[str, Tensor] = entry.get_state_dict(progress=False, check_hash=True, map_location="cpu")
+        downloaded: dict[str, Tensor] = entry.get_state_dict(progress=False, check_hash=True, map_location="cpu")
     except Exception as error:
         raise _download_failed(backbone, weights, f"{entry.url} ({error})") from error
-    return found
+    return downloaded
 
 
 def load_weights(
-    model: nn.Module, found: Mapping[str, Tensor], classifiers: ClassifyingLayers, source: str = "the state dict"
+    model: nn.Module, given: Mapping[str, Tensor], classifiers: ClassifyingLayers, source: str = "the state dict"
 ) -> None:
     """Put weights into a network, before its head is replaced.
 
@@ -75,7 +75,7 @@ def load_weights(
 
     Args:
         model: The network; changed.
-        found: Tensors by key.
+        given: Tensors by key.
         classifiers: From `find_classifiers`.
         source: Where they are from, for messages.
 
@@ -83,7 +83,7 @@ def load_weights(
         WeightsError: Any other key is missing, left over, or of another shape.
     """
     expected = model.state_dict()
-    stripped = _stripped(found, expected)
+    stripped = _stripped(given, expected)
     heads = [classifiers.main.name, *(extra.name for extra in classifiers.auxiliary)]
     optional = [name.rpartition(".")[0] for name in heads[1:]]
     for name in heads:
@@ -124,7 +124,7 @@ def _from_file(path: Path) -> dict[str, Tensor]:
             raise WeightsError(f"weights='{path}' cannot be read as safetensors: {error}") from error
         return read
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise WeightsError(
             f"weights='{path}' holds more than tensors (a pickled module, perhaps), or is damaged; no code is run that "
@@ -133,19 +133,23 @@ def _from_file(path: Path) -> dict[str, Tensor]:
         ) from error
     except Exception as error:
         raise WeightsError(f"weights='{path}' cannot be read as a file of torch.save: {error}") from error
-    return _unwrapped(found, path)
+    return _unwrapped(content, path)
 
 
-def _unwrapped(found: Any, path: Path) -> dict[str, Tensor]:
-    while isinstance(found, Mapping):
-        inner = next((found[key] for key in _WRAPPERS if isinstance(found.get(key), Mapping)), None)
+def _unwrapped(content: Any, path: Path) -> dict[str, Tensor]:
+    while isinstance(content, Mapping):
+        inner = next((content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping)), None)
         if inner is None:
-            tensors = {str(key): value for key, value in found.items() if isinstance(value, Tensor)}
+            tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
             if tensors:
                 return tensors
             break
-        found = inner
-    what = f"the keys {', '.join(map(repr, list(found)[:6]))}" if isinstance(found, Mapping) else type(found).__name__
+        content = inner
+    what = (
+        f"the keys {', '.join(map(repr, list(content)[:6]))}"
+        if isinstance(content, Mapping)
+        else type(content).__name__
+    )
     raise WeightsError(
         f"weights='{path}' holds no state dict but {what}; save one with torch.save(model.state_dict(), FILE)"
     )
@@ -158,7 +162,7 @@ def _from_timm(backbone: str, weights: str) -> dict[str, Tensor]:
         raise ImportError(f"'{backbone}' needs timm, which is not installed: pip install timm") from error
     name = backbone.removeprefix(_TIMM)
     base = name.split(".")[0]
-    tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{base}.*")]
+    tags = [model_name.partition(".")[2] for model_name in timm.list_pretrained(f"{base}.*")]
     if weights != "DEFAULT":
         if weights not in tags:
             there = ", ".join(f'"{tag}"' for tag in ["DEFAULT", *tags])
@@ -181,9 +185,9 @@ def _download_failed(backbone: str, weights: str, why: str) -> WeightsError:
     )
 
 
-def _stripped(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors by their key in the network: the prefix under which most of its keys are found is taken off."""
-    plain = {key.replace("_orig_mod.", ""): value for key, value in found.items()}
+def _stripped(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors by their key in the network: the prefix under which most of its keys are given is taken off."""
+    plain = {key.replace("_orig_mod.", ""): value for key, value in given.items()}
     # In the network's own keys the same, for one that is compiled in part.
     own = {key.replace("_orig_mod.", ""): key for key in expected}
     prefixes = {""}
@@ -210,7 +214,7 @@ def _misfit(
     model: nn.Module,
     source: str,
     expected: Mapping[str, Tensor],
-    found: Mapping[str, Tensor],
+    given: Mapping[str, Tensor],
     missing: list[str],
     extra: list[str],
     shaped: list[str],
@@ -220,9 +224,9 @@ def _misfit(
         said.append(f"{len(missing)} of {len(expected)} tensors are missing ({_few(missing)})")
     if extra:
         hints = [f"'{key}'{suggestion(key, missing, ': ')}" for key in extra[:_SHOWN]]
-        said.append(f"{len(extra)} of its {len(found)} are not the network's ({', '.join(hints)})")
+        said.append(f"{len(extra)} of its {len(given)} are not the network's ({', '.join(hints)})")
     if shaped:
-        pairs = [f"'{key}' {tuple(found[key].shape)} for {tuple(expected[key].shape)}" for key in shaped[:_SHOWN]]
+        pairs = [f"'{key}' {tuple(given[key].shape)} for {tuple(expected[key].shape)}" for key in shaped[:_SHOWN]]
         said.append(f"{len(shaped)} are of another shape ({', '.join(pairs)})")
     return f"{source} does not fit {type(model).__name__}: {'; '.join(said)}. Is it the same network?"
 

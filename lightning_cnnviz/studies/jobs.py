@@ -32,7 +32,7 @@ Backend = Literal["processes", "dask", "ray"]
 
 _FORMAT = 1  # a result file of another format is another job's
 _PACKAGES = {"dask": "distributed", "ray": "ray"}
-# Jobs seed the process's random state, so that a worker with several threads makes one job after the other.
+# Jobs seed the process's random state, so a worker with several threads does one job at a time.
 _ONE_AT_A_TIME = threading.Lock()
 
 
@@ -104,9 +104,9 @@ def run_jobs(
 ) -> list[dict[str, Any]]:
     """Do the jobs whose results are not in the folder yet, and return the results of all of them, in their order.
 
-    Each result is a file `<hash>.json`, written under another name and then moved into place: whoever is interrupted
-    leaves whole files or none, and whoever comes later goes on from there. Several runs may share a folder at the same
-    time; each begins with the jobs that no other one is at. A job that fails does not stop the others.
+    Each result is a file `<hash>.json`, written under another name and then moved into place: a run that is interrupted
+    leaves whole files or none, and the next run goes on from there. Several runs may share a folder at the same
+    time; each begins with the jobs that no other run is working on. A job that fails does not stop the others.
 
     A job that draws at random seeds torch's, numpy's or Python's random state itself; the caller's stays as it is.
     (Python's is the whole process's: on a cluster, the worker's own threads may draw from it in between.)
@@ -136,23 +136,23 @@ def run_jobs(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     unique = {job.key: job for job in work}
-    results = {key: found for key, job in unique.items() if (found := read_result(folder, job)) is not None}
+    results = {key: result for key, job in unique.items() if (result := read_result(folder, job)) is not None}
     failures: dict[str, str] = {}
     with (
         tqdm(total=len(unique), initial=len(results), desc=title, disable=not progress) as bar,
         ExitStack() as stack,
     ):
-        run = _Run(folder, jobs, backend, threads, stack, scheduler) if len(results) < len(unique) else None
-        polite = True  # at first, jobs that another run has begun are left to it
+        run = _Workers(folder, jobs, backend, threads, stack, scheduler) if len(results) < len(unique) else None
+        skip_claimed = True  # at first, jobs that another run has begun are left to it
         while run is not None and (
             missing := [job for key, job in unique.items() if key not in {**results, **failures}]
         ):
-            # What was under way when a process died comes last: it may be what killed it.
-            missing.sort(key=lambda job: not polite and _claim(folder, job).exists())
-            known = len(results) + len(failures)
+            # A job that was running when a process died comes last: it may be what killed the process.
+            missing.sort(key=lambda job: not skip_claimed and _claim(folder, job).exists())
+            finished = len(results) + len(failures)
             died: Exception | None = None
             try:
-                for outcome in run.outcomes(missing, polite):
+                for outcome in run.outcomes(missing, skip_claimed):
                     if outcome.status == "busy":
                         continue
                     if outcome.status == "failed":
@@ -164,16 +164,16 @@ def run_jobs(
                     bar.update()
             except _died(backend) as error:
                 died = error
-                # Some were done, though their workers did not live to tell.
+                # Some were done, though their workers died before they could report it.
                 for job in missing:
-                    if job.key not in results and (found := read_result(folder, job)) is not None:
-                        results[job.key] = found
+                    if job.key not in results and (result := read_result(folder, job)) is not None:
+                        results[job.key] = result
                         bar.update()
-            if died is not None and known == len(results) + len(failures):
+            if died is not None and finished == len(results) + len(failures):
                 waiting = [job for job in missing if job.key not in results]
                 reason = f"its process died, or one beside it: {str(died).partition(chr(10))[0]}"
                 failures |= dict.fromkeys((job.key for job in waiting), reason)
-            polite = False
+            skip_claimed = False
     for key in results:
         _claim(folder, unique[key]).unlink(missing_ok=True)
     if failures:
@@ -214,7 +214,7 @@ def read_result(folder: Path, job: Job) -> dict[str, Any] | None:
     except (OSError, ValueError, KeyError, TypeError) as error:
         log.warning("%s is damaged (%s); its job is done again", folder / job.file, error)
         return None
-    # Through JSON, as what was read has been: a tuple is a list there.
+    # Through JSON, as the stored one has been: tuples are lists there.
     if identity != json.loads(_canonical(job._identity)) or not isinstance(result, dict):
         log.warning("%s does not hold what it should; its job is done again", folder / job.file)
         return None
@@ -238,8 +238,8 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 # Who works.
 
 
-class _Run:
-    """Workers, and what they need to know."""
+class _Workers:
+    """The processes or the cluster that jobs run on."""
 
     def __init__(
         self, folder: Path, jobs: int, backend: Backend, threads: int | None, stack: ExitStack, scheduler: str | None
@@ -257,14 +257,14 @@ class _Run:
             importlib.import_module("ray.util.joblib").register_ray()
             self._options = {"backend": "ray", "n_jobs": -1}
 
-    def outcomes(self, work: Sequence[Job], polite: bool) -> Iterator[_Outcome]:
-        """Do jobs, and tell of each when it is done."""
-        tasks = ((job, str(self.folder.absolute()), self.threads, polite) for job in work)
+    def outcomes(self, work: Sequence[Job], skip_claimed: bool) -> Iterator[_Outcome]:
+        """Do jobs; yield the outcome of each when it is done."""
+        tasks = ((job, str(self.folder.absolute()), self.threads, skip_claimed) for job in work)
         if self.backend == "processes" and self.jobs == 1:
             yield from (_perform(*task) for task in tasks)
             return
         with joblib.parallel_config(**self._options):
-            # Of ray, joblib cannot take one result after the other.
+            # From ray, joblib cannot take results one by one.
             kind = "list" if self.backend == "ray" else "generator_unordered"
             parallel = joblib.Parallel(return_as=kind, batch_size=1)
             done: Iterable[_Outcome] = parallel(joblib.delayed(_perform)(*task) for task in tasks)
@@ -293,17 +293,17 @@ def _died(backend: Backend) -> tuple[type[Exception], ...]:
     return (kinds[backend](),)
 
 
-def _perform(job: Job, folder: str, threads: int | None, polite: bool) -> _Outcome:
+def _perform(job: Job, folder: str, threads: int | None, skip_claimed: bool) -> _Outcome:
     """Do one job; called in the worker."""
     home = Path(folder)
-    shared = home.is_dir()  # another machine need not see it
+    shared = home.is_dir()  # not on a machine that does not see it
     if shared:
         with suppress(OSError, ValueError, KeyError, TypeError):
             record: dict[str, Any] = json.loads((home / job.file).read_text(encoding="utf-8"))
             if read_result(home, job) is not None:
                 return _Outcome(job.key, "done", record)
-        # A claim is a courtesy: it saves work where several runs meet, and may be stale.
-        if not _claims(_claim(home, job)) and polite:
+        # A claim only saves work where several runs meet; it may be left over from a run that died.
+        if not _try_claim(_claim(home, job)) and skip_claimed:
             return _Outcome(job.key, "busy", {})
     try:
         with _ONE_AT_A_TIME, _undisturbed(threads):
@@ -326,7 +326,7 @@ def _claim(folder: Path, job: Job) -> Path:
     return folder / f".{job.key}.claim"
 
 
-def _claims(path: Path) -> bool:
+def _try_claim(path: Path) -> bool:
     try:
         path.touch(exist_ok=False)
     except FileExistsError:
