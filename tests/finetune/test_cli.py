@@ -90,7 +90,7 @@ def test_the_example_runs_with_every_monitor(
     folder = run_folder()
     page = (folder / "cnnviz" / "index.html").read_text()
     assert len([record.message for record in caplog.records if "index.html" in record.message]) == 1
-    every = ("layer_table", "filters", "activation_maps", "attribution", "invariance", "online_probe")
+    every = ("layer_table", "filters", "correlation", "activation_maps", "attribution", "invariance", "online_probe")
     for view in (*every, "top_patches", "deconvnet", "layer_probe", "occlusion", "maximization", "confusion"):
         assert f'"{view}"' in page, view
     assert not [record.message for record in caplog.records if record.levelno >= logging.WARNING]

@@ -513,13 +513,13 @@ def test_images_without_an_index_cannot_be_cached() -> None:
             return iter(images())
 
     module = tuner(mode="head", cache_features=True, scheduler=None)
-    with pytest.raises(ValueError, match="which image is which must be known"):
+    with pytest.raises(ValueError, match="images must be told apart"):
         fit(module, loader=DataLoader(Stream(), batch_size=8))
 
 
 def test_a_network_that_goes_on_behind_its_classifier_cannot_be_cached() -> None:
     network = nn.Sequential(nn.Flatten(), nn.Linear(196, 3), nn.Tanh())
-    with pytest.raises(ValueError, match="goes on behind its classifier '1' in a way that is not known"):
+    with pytest.raises(ValueError, match="goes on behind its classifier '1' in a way that is not understood"):
         fit(tuner(network, mode="head", cache_features=True))
 
 
