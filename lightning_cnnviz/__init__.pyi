@@ -50,6 +50,7 @@ from .core.probing.probe import probe as probe
 from .core.probing.probe import probe_layers as probe_layers
 from .core.probing.protocols import Manifest as Manifest
 from .core.probing.protocols import Protocol as Protocol
+from .core.probing.protocols import Split as Split
 from .core.probing.tap import tap_features as tap_features
 from .core.top_patches.results import LayerTopPatches as LayerTopPatches
 from .core.top_patches.results import TopPatches as TopPatches

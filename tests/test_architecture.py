@@ -241,3 +241,21 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 def test_the_package_is_typed_and_brings_its_template() -> None:
     assert (PACKAGE / "py.typed").exists()
     assert (PACKAGE / "sinks" / "page.html.jinja").exists()
+
+
+def without_a_test(package: Path, tests: Path) -> list[str]:
+    """Files of a folder, but for private ones, that have no test file of their own name in the mirrored place."""
+    files = [path.relative_to(package) for path in package.rglob("*.py") if not path.name.startswith("_")]
+    return sorted(path.as_posix() for path in files if not (tests / path.parent / f"test_{path.name}").exists())
+
+
+def test_every_file_of_core_has_a_test_of_its_own_name(tmp_path: Path) -> None:
+    assert without_a_test(PACKAGE / "core", Path(__file__).parent / "core") == []
+    (tmp_path / "room").mkdir()
+    (tmp_path / "room" / "new.py").touch()
+    assert without_a_test(tmp_path, tmp_path) == ["room/new.py"]
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if file.startswith("callbacks/") and file.count("/") == 1])
+def test_monitors_say_when_and_not_how(file: str) -> None:
+    assert len((PACKAGE / file).read_text().splitlines()) <= 150

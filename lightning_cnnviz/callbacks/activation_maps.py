@@ -9,7 +9,7 @@ from typing_extensions import Unpack
 
 from lightning_cnnviz.callbacks._base.experiment import ExperimentMonitor, Progress
 from lightning_cnnviz.callbacks._base.sample import DisplayedSample, SampleOptions
-from lightning_cnnviz.core.images.activation_maps import ActivationMaps, activation_maps, find_maps, interleave
+from lightning_cnnviz.core.images.activation_maps import ActivationMaps, activation_maps, find_maps, interleave_maps
 from lightning_cnnviz.core.network.layers import resolve_features, select_layers
 from lightning_cnnviz.render.activation_maps import activation_maps_report
 from lightning_cnnviz.report import Report
@@ -72,7 +72,7 @@ class ActivationMapMonitor(ExperimentMonitor):
 
     def merge(self, parts: list[Any]) -> tuple[ActivationMaps, ...]:
         """Put the images of the ranks in order."""
-        return interleave(parts)
+        return interleave_maps(parts)
 
     def render(self, result: tuple[ActivationMaps, ...]) -> Report:
         """Draw the maps."""

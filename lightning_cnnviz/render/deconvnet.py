@@ -16,7 +16,7 @@ from lightning_cnnviz.render.patches import (
     largest_patch,
     numbers_of_row,
     numbers_of_unit,
-    placed,
+    place_patch,
     to_gray_centered,
 )
 from lightning_cnnviz.report import Gallery, Item, Number, Report, Row, Tile
@@ -46,7 +46,7 @@ class FirstRanked:
     def tile(self, size: tuple[int, int]) -> Tile:
         """Draw it in a tile of a size."""
         numbers: dict[str, Number] = {"epoch": self.epoch, "activation": self.activation}
-        return Tile(placed(to_gray_centered(self.pixels), self.box, size), f"epoch {self.epoch}", numbers)
+        return Tile(place_patch(to_gray_centered(self.pixels), self.box, size), f"epoch {self.epoch}", numbers)
 
 
 def deconvnet_report(
@@ -92,8 +92,8 @@ def _gallery(
         pairs = []
         for rank, patch in enumerate(patches):
             numbers, box = numbers_of_unit(layer, feature, rank), layer.boxes[feature, rank]
-            projected = placed(to_gray_centered(next(projections)), box, size)
-            seen = placed(normalization.to_pixels(patch), box, size)
+            projected = place_patch(to_gray_centered(next(projections)), box, size)
+            seen = place_patch(normalization.to_pixels(patch), box, size)
             # Without captions: the room is for the pictures.
             pairs.append((Tile(projected, numbers=numbers), Tile(seen, numbers=numbers)))
         rows.append(Row(f"feature {feature}", _side_by_side(pairs), numbers_of_row(layer, feature)))

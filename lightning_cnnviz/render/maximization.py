@@ -13,7 +13,7 @@ from lightning_cnnviz.core.maximization.maximize import Maximization
 from lightning_cnnviz.core.maximization.optimum import OptimumInvariance
 from lightning_cnnviz.core.maximization.plan import MaximizedLayer
 from lightning_cnnviz.render.normalization import Normalization
-from lightning_cnnviz.render.patches import brief, placed, to_gray_centered
+from lightning_cnnviz.render.patches import brief, place_patch, to_gray_centered
 from lightning_cnnviz.report import Curve, Gallery, Item, Number, Report, Row, Scalar, Series, Tile
 
 __all__ = ["invariance_items", "maximization_report"]
@@ -132,7 +132,7 @@ def _gallery(layer: MaximizedLayer, normalization: Normalization, compared: int)
         tiles = [_tile(optima, number, scale, normalization, field) for number in order]
         numbers: dict[str, Number] = {"activation": float(optima.activations[order[0]])}
         if real is not None:
-            pixels = placed(normalization.to_pixels(real.patches[objective]), real.boxes[objective], field)
+            pixels = place_patch(normalization.to_pixels(real.patches[objective]), real.boxes[objective], field)
             figures: dict[str, Number] = {"activation": scale, "image": int(real.numbers[objective])}
             tiles.append(Tile(pixels, f"real {brief(scale)}", figures))
             numbers["strongest real"] = scale
@@ -153,7 +153,7 @@ def _tile(optima: Maximization, number: int, scale: float, normalization: Normal
         figures["of the strongest real"] = activation / scale
         caption = f"{brief(activation)} = {brief(activation / scale)}x"
     box = optima.boxes[number // optima.starts]
-    return Tile(placed(normalization.to_pixels(optima.seen(number)), box, size), caption, figures)
+    return Tile(place_patch(normalization.to_pixels(optima.seen(number)), box, size), caption, figures)
 
 
 def _field_size(layer: MaximizedLayer, objective: int) -> tuple[int, int]:

@@ -10,7 +10,15 @@ from torch import Tensor
 from lightning_cnnviz.core.top_patches.results import LayerTopPatches
 from lightning_cnnviz.report import Number
 
-__all__ = ["MEAN_NOTE", "brief", "largest_patch", "numbers_of_row", "numbers_of_unit", "placed", "to_gray_centered"]
+__all__ = [
+    "MEAN_NOTE",
+    "brief",
+    "largest_patch",
+    "numbers_of_row",
+    "numbers_of_unit",
+    "place_patch",
+    "to_gray_centered",
+]
 
 MEAN_NOTE = (
     "Images rank by their mean activation, that of the feature map over all its positions; each is shown where the map "
@@ -82,7 +90,7 @@ def numbers_of_unit(
     return numbers
 
 
-def placed(pixels: Tensor, box: Tensor, size: tuple[int, int]) -> Tensor:
+def place_patch(pixels: Tensor, box: Tensor, size: tuple[int, int]) -> Tensor:
     """Put a patch that was cut at the image's border where it lies in a full one."""
     height, width = pixels.shape[-2:]
     if (height, width) == size:

@@ -7,7 +7,14 @@ from collections.abc import Sequence
 from lightning_cnnviz.core.top_patches.results import LayerTopPatches, TopPatches
 from lightning_cnnviz.core.top_patches.search import Diagnostics
 from lightning_cnnviz.render.normalization import Normalization
-from lightning_cnnviz.render.patches import MEAN_NOTE, brief, largest_patch, numbers_of_row, numbers_of_unit, placed
+from lightning_cnnviz.render.patches import (
+    MEAN_NOTE,
+    brief,
+    largest_patch,
+    numbers_of_row,
+    numbers_of_unit,
+    place_patch,
+)
 from lightning_cnnviz.report import Gallery, Item, Number, Report, Row, Scalar, Table, Tile
 
 __all__ = ["top_patches_report", "top_patches_table"]
@@ -66,7 +73,7 @@ def _gallery(
     for feature, patches in zip(layer.features, layer.patches, strict=True):
         tiles = tuple(
             Tile(
-                placed(normalization.to_pixels(patch), layer.boxes[feature, rank], size),
+                place_patch(normalization.to_pixels(patch), layer.boxes[feature, rank], size),
                 caption=brief(float(layer.activations[feature, rank])),
                 numbers=numbers_of_unit(layer, feature, rank, class_names),
             )

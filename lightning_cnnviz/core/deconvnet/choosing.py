@@ -25,7 +25,7 @@ from lightning_cnnviz.core.deconvnet.rules import (
     Rule,
     Same,
     Scaled,
-    Split,
+    Slicing,
 )
 from lightning_cnnviz.core.tracing import calls
 from lightning_cnnviz.core.tracing.calls import Call
@@ -261,7 +261,7 @@ def _split(call: RunningCall) -> Rule | None:
     for size in sizes:
         slices.append(slice(end, end + size))
         end += size
-    return Split(tuple(slices))
+    return Slicing(tuple(slices))
 
 
 def _slice(call: RunningCall) -> Rule | None:
@@ -276,7 +276,7 @@ def _slice(call: RunningCall) -> Rule | None:
     if chosen == slice(0, maps.shape[dim], 1):
         return Same((1.0,))
     if dim == 1:
-        return Split((chosen,))
+        return Slicing((chosen,))
     if maps.ndim == 4 and step == 1 and dim > 1:
         cut = (-chosen.start, chosen.stop - maps.shape[dim])
         return Padding((0, 0, *cut) if dim == 2 else (*cut, 0, 0))

@@ -37,7 +37,7 @@ __all__ = [
     "Rule",
     "Same",
     "Scaled",
-    "Split",
+    "Slicing",
 ]
 
 Method = Literal["deconvnet", "guided", "gradient"]
@@ -260,7 +260,7 @@ class Concatenation(Rule):
 
 
 @dataclass(eq=False)
-class Split(Rule):
+class Slicing(Rule):
     """Several pieces, or one, of the channels of the input; what is left out gets nothing."""
 
     slices: tuple[slice, ...]

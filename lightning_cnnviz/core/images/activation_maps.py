@@ -13,7 +13,7 @@ from lightning_cnnviz.core.network.hooks import Site, analysis_mode, hooked
 from lightning_cnnviz.core.network.layers import FeatureSpec, LayerSpec, resolve_features, select_layers
 from lightning_cnnviz.core.tracing.feature_maps import FeatureMaps, trace_feature_maps
 
-__all__ = ["ActivationMaps", "activation_maps", "find_maps", "interleave"]
+__all__ = ["ActivationMaps", "activation_maps", "find_maps", "interleave_maps"]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -108,7 +108,7 @@ def activation_maps(
     return tuple(kept[layer.layer] for layer in traced)
 
 
-def interleave(parts: Sequence[Sequence[ActivationMaps]]) -> tuple[ActivationMaps, ...]:
+def interleave_maps(parts: Sequence[Sequence[ActivationMaps]]) -> tuple[ActivationMaps, ...]:
     """Return the maps of all images, where part r of R has those of the images r, r + R, ....
 
     Raises:

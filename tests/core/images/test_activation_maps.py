@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from lightning_cnnviz.core.images.activation_maps import ActivationMaps, activation_maps, interleave
+from lightning_cnnviz.core.images.activation_maps import ActivationMaps, activation_maps, interleave_maps
 from lightning_cnnviz.core.network.layers import LayerNotFoundError
 
 
@@ -77,7 +77,7 @@ def test_ranks_that_share_the_images_find_what_one_finds(count: int, ranks: int)
     net, batch = Net(), images(count)
     whole = activation_maps(net, batch, k=3)
     parts = [activation_maps(net, batch[rank::ranks], k=3) for rank in range(min(ranks, count))]
-    for together, alone in zip(interleave(parts), whole, strict=True):
+    for together, alone in zip(interleave_maps(parts), whole, strict=True):
         assert (together.layer, together.channels) == (alone.layer, alone.channels)
         assert torch.equal(together.features, alone.features)
         torch.testing.assert_close(together.maps, alone.maps)
@@ -129,6 +129,6 @@ def test_wrong_arguments(arguments: dict[str, Any], error: type[Exception], mess
 def test_parts_and_shapes_must_go_together() -> None:
     first, second = activation_maps(Net(), images())
     with pytest.raises(ValueError, match="the parts are of different layers"):
-        interleave([[first], [second]])
+        interleave_maps([[first], [second]])
     with pytest.raises(ValueError, match="do not go together"):
         ActivationMaps(layer="layer", channels=6, features=first.features, peaks=first.peaks[:, :2], maps=first.maps)
