@@ -102,7 +102,7 @@ def fitted(folder: Path, *monitors: Any) -> None:
 def test_monitors_of_a_trainer_share_one_page_and_it_is_announced_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, logger="lightning.pytorch")  # explore and the demo make it quiet
     fitted(tmp_path, FilterMonitor(), ActivationMapMonitor(images=2))
     (page,) = tmp_path.rglob("index.html")
     assert all(view in page.read_text() for view in ('"view":"filters"', '"view":"activation_maps"'))
