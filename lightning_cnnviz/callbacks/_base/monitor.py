@@ -137,9 +137,7 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Try the given loaders, before the first step."""
         if self._leads:
-            self._feed.read(
-                trainer, pl_module, [each for each in self._feed.subscribers if each.data is not None], dry_run=True
-            )
+            self._feed.read(trainer, pl_module, self._feed.with_data(), dry_run=True)
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         """Begin the looks that are due."""

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from lightning_cnnviz.core.data.batches import BatchFn, indexed_batches, read_batch
+from lightning_cnnviz.core.data.batches import BatchFn, numbered_batches
 from lightning_cnnviz.core.network.hooks import analysis_mode, model_device
 from lightning_cnnviz.core.network.layers import FeatureSpec, LayerSpec, select_layers
 from lightning_cnnviz.core.top_patches.mining import PatchMiner
@@ -87,23 +85,12 @@ def mine_top_patches(
     chosen = select_layers(model, layers)
     miner = PatchMiner(model, chosen, k=k, features=features, per_image=per_image, rank_by=rank_by)
     device = model_device(model)
-    with analysis_mode(model), closing(indexed_batches(loader)) as batches:
-        arrived = 0
-        for batch, indices in progress(batches) if progress is not None else batches:
-            images, labels = read_batch(batch, batch_fn)
-            if len(images) == 0:
-                continue
-            if indices is None or len(indices) != len(images):
-                # A collate function that drops or adds images: number them past the end of the data set.
-                first = arrived if indices is None else arrived + len(loader.dataset)  # type: ignore[attr-defined]
-                indices = torch.arange(first, first + len(images))
-                miner.indices_known = isinstance(loader, (list, tuple))
-            arrived += len(images)
+    with analysis_mode(model):
+        for images, labels, indices, known, _ in numbered_batches(loader, batch_fn, progress):
+            miner.indices_known &= known
             images = images.to(device)
             with miner.batch(images, indices, labels):
                 model(images)
-        if arrived == 0:
-            raise ValueError(f"the loader {type(loader).__name__} is empty: it gave no image")
         miner.merge()
         return miner.compute()
 
