@@ -59,6 +59,8 @@ from .core.tracing.feature_maps import FeatureMaps as FeatureMaps
 from .core.tracing.receptive_field import ReceptiveField as ReceptiveField
 from .finetune.data import ImageFolderDataModule as ImageFolderDataModule
 from .finetune.module import FineTuner as FineTuner
+from .record.data import load as load
+from .record.data import save as save
 from .sinks.base import Sink as Sink
 from .sinks.memory import MemorySink as MemorySink
 from .sinks.page import PageSink as PageSink
@@ -71,3 +73,5 @@ from .studies.results import AblationStudy as AblationStudy
 from .studies.results import AblationVariant as AblationVariant
 from .studies.results import SampleEfficiency as SampleEfficiency
 from .studies.sample_efficiency import sample_efficiency as sample_efficiency
+
+__version__: str

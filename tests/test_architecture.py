@@ -34,6 +34,7 @@ ALLOWED = {
     "render": {"core", "report"},
     "sinks": {"report", "render.image", "render.charts", "render.items", "render.tables"},
     "render.studies": {"render", "report", "studies.results"},
+    "record": {"render", "core", "report", "studies.results", "__version__"},
     "callbacks": {"render", "sinks.base", "sinks.outlet", "core", "report"},
     "finetune": {"core", "render", "sinks.base", "sinks.outlet", "report"},
     "studies": {"finetune", "core", "render", "sinks", "report"},
@@ -54,6 +55,7 @@ ONLY_IN = {
     "scipy": {"core/images/correlation.py"},
     "sklearn": {"demo.py", "finetune/sources.py"},
     "torchvision": {"core/images/transforms.py", "finetune", "demo.py", "render"},
+    "safetensors": {"record"},
     "captum": {"core/images/attribution.py", "core/images/occlusion.py"},
 }
 

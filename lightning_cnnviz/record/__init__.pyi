@@ -1,0 +1,2 @@
+from .data import load as load
+from .data import save as save

@@ -1,0 +1,134 @@
+"""The types that a file may name: our own frozen dataclasses and named tuples, and which values fit their fields."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import pkgutil
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import MISSING, fields, is_dataclass
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+__all__ = ["Kind", "kind_named", "kind_of"]
+
+_OURS = "lightning_cnnviz"
+# Where results and what they hold are; of packages, all files in them.
+_PLACES = ("core", "report", "render.normalization", "render.deconvnet", "studies.results")
+
+
+class Kind:
+    """One type whose values can be kept.
+
+    Attributes:
+        make: The type.
+        name: Its public name, which stands for one thing in the whole package.
+        fields: The names of the fields that its constructor takes; not private ones.
+        needed: Those that have no default.
+    """
+
+    def __init__(self, make: type) -> None:
+        self.make: Any = make
+        self.name = make.__name__
+        if is_dataclass(make):
+            given = [field for field in fields(make) if field.init and not field.name.startswith("_")]
+            self.fields = [field.name for field in given]
+            self.needed = [f.name for f in given if f.default is MISSING and f.default_factory is MISSING]
+        else:
+            named: Any = make
+            self.fields = list(named._fields)
+            self.needed = [name for name in self.fields if name not in named._field_defaults]
+
+    @functools.cached_property
+    def hints(self) -> dict[str, Any]:
+        """The fields' types."""
+        return get_type_hints(self.make)
+
+    def build(self, values: Mapping[str, Any]) -> Any:
+        """Make a value of this type.
+
+        Raises:
+            ValueError: A field is missing or of a wrong type, or the type itself refuses the values.
+        """
+        missing = [name for name in self.needed if name not in values]
+        if missing:
+            raise ValueError(f"{self.name} lacks {', '.join(missing)}")
+        for name, value in values.items():
+            if not _fits(value, self.hints[name]):
+                raise ValueError(f"{self.name}.{name} is a {type(value).__name__}, not {_spelled(self.hints[name])}")
+        try:
+            return self.make(**values)
+        except Exception as error:  # its checks were written for values of our own functions
+            raise ValueError(f"no {self.name}: {error}") from error
+
+
+def kind_of(value: Any) -> Kind | None:
+    """Return the type of a value if it can be kept."""
+    kind = type(value)
+    if not kind.__module__.startswith(f"{_OURS}."):
+        return None
+    found = _kinds().get(kind.__name__)
+    return found if found is not None and found.make is kind else None
+
+
+def kind_named(name: str) -> Kind | None:
+    """Return the type of a name; only our own are ever looked at."""
+    return _kinds().get(name)
+
+
+@functools.cache
+def _kinds() -> dict[str, Kind]:
+    return {kind.__name__: Kind(kind) for module in _modules() for kind in _kept_in(module)}
+
+
+def _modules() -> Iterator[types.ModuleType]:
+    for place in _PLACES:
+        module = importlib.import_module(f"{_OURS}.{place}")
+        yield module
+        for inner in pkgutil.walk_packages(getattr(module, "__path__", []), f"{module.__name__}."):
+            if not inner.name.rpartition(".")[2].startswith("_"):
+                yield importlib.import_module(inner.name)
+
+
+def _kept_in(module: types.ModuleType) -> Iterator[type]:
+    """The public frozen dataclasses and named tuples that a file defines."""
+    for name in getattr(module, "__all__", ()):
+        kind = getattr(module, name)
+        if not isinstance(kind, type) or kind.__module__ != module.__name__:
+            continue
+        if is_dataclass(kind):
+            if kind.__dataclass_params__.frozen:  # type: ignore[attr-defined]
+                yield kind
+        elif issubclass(kind, tuple) and hasattr(kind, "_fields"):
+            yield kind
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of an annotated type, as far as data can be wrong: a list may stand for a tuple."""
+    origin, parts = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return True
+    if origin in (Union, types.UnionType):
+        return any(_fits(value, part) for part in parts)
+    if origin is Literal:
+        return type(value) in {type(part) for part in parts}
+    if origin is not None and issubclass(origin, Mapping):
+        key, held = parts
+        return isinstance(value, dict) and all(_fits(k, key) and _fits(v, held) for k, v in value.items())
+    if origin is not None and issubclass(origin, Sequence):
+        return isinstance(value, (tuple, list)) and _each_fits(value, parts)
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, origin or hint)
+
+
+def _each_fits(values: Sequence[Any], parts: tuple[Any, ...]) -> bool:
+    if len(parts) == 1 or parts[-1] is Ellipsis:
+        return all(_fits(value, parts[0]) for value in values)
+    return len(values) == len(parts) and all(map(_fits, values, parts))
+
+
+def _spelled(hint: Any) -> str:
+    return hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint).replace("typing.", "")

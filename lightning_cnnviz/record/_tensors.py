@@ -1,0 +1,68 @@
+"""Tensors as files hold them, and the names that their contents give them."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import Tensor
+
+__all__ = ["restored_tensor", "stored_tensor", "tensor_name"]
+
+# Those of safetensors that every version of it has; others are kept as numbers of these, and their dtype is noted.
+_KEPT = frozenset(
+    {torch.float64, torch.float32, torch.float16, torch.bfloat16}
+    | {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool}
+)
+_BYTES = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def stored_tensor(tensor: Tensor) -> tuple[Tensor, str]:
+    """Return a tensor as it is kept, alone in its memory, and the dtype that is to be noted (or "").
+
+    Raises:
+        RuntimeError, NotImplementedError, TypeError: It has no values of its own: it is sparse or quantized, or on
+            the device "meta".
+    """
+    if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta or tensor.is_nested:
+        raise TypeError(f"{tensor.layout}, {tensor.dtype} on {tensor.device}")
+    values = tensor.detach().as_subclass(Tensor).cpu().resolve_conj().resolve_neg().contiguous()
+    if values.untyped_storage().nbytes() != values.nbytes:
+        values = values.clone()  # a view would keep, and hand over, all that it is a view of
+    dtype = values.dtype
+    if dtype in _KEPT:
+        return values, ""
+    values = torch.view_as_real(values) if dtype.is_complex else values.view(_BYTES[values.itemsize])
+    return values, str(dtype).removeprefix("torch.")
+
+
+def restored_tensor(tensor: Tensor, noted: object) -> Tensor:
+    """Return a tensor as it was before `stored_tensor`.
+
+    Raises:
+        RuntimeError, TypeError, AttributeError: There is no such dtype, or the tensor does not hold its values.
+    """
+    if noted is None:
+        return tensor
+    dtype = getattr(torch, noted) if isinstance(noted, str) else None
+    if not isinstance(dtype, torch.dtype) or dtype in _KEPT:
+        raise TypeError(f"no dtype: {noted}")
+    if not dtype.is_complex:
+        if tensor.itemsize != dtype.itemsize or tensor.dtype not in _BYTES.values():
+            raise TypeError(f"{tensor.dtype} for {noted}")
+        return tensor.view(dtype)
+    if tensor.dtype != dtype.to_real():
+        raise TypeError(f"{tensor.dtype} for {noted}")
+    return torch.view_as_complex(tensor)
+
+
+def tensor_name(tensor: Tensor) -> str:
+    """Return the name of a contiguous CPU tensor: 20 hexadecimal digits, a hash of dtype, shape and bytes.
+
+    Example:
+        >>> tensor_name(torch.zeros(2))
+        'ec2796a321a8de1ead2c'
+    """
+    digest = hashlib.blake2b(f"{tensor.dtype} {tuple(tensor.shape)}".encode(), digest_size=10)
+    digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

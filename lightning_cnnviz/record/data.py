@@ -1,0 +1,155 @@
+"""Results to and from files: safetensors, with one tree of JSON in its header, and never a pickle."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+from lightning_cnnviz import __version__
+from lightning_cnnviz.record._plain import plain
+from lightning_cnnviz.record._tensors import tensor_name
+from lightning_cnnviz.record._tree import SCHEMA, from_tree, to_tree
+
+__all__ = ["SCHEMA", "from_tree", "load", "plain", "save", "to_tree"]
+
+_SUFFIX = ".safetensors"
+_KEY = "lightning_cnnviz"  # of the header's metadata
+# What is larger is refused before it costs memory. The first is safetensors' own bound; a result of 100 layers with
+# 4,608 patches each stays below all three.
+_MOST_HEADER = 100_000_000
+_MOST_TREE = 32_000_000
+_MOST_NODES = 2_000_000
+
+
+def save(result: Any, path: str | os.PathLike[str]) -> Path:
+    """Write a result, or plain values that hold some, to one file.
+
+    Args:
+        result: As in `lightning_cnnviz.record.data.to_tree`.
+        path: The file; `.safetensors` is added to its name where it is not there. A reader finds what was there before,
+            or all that is new.
+
+    Returns:
+        The file's path.
+
+    Raises:
+        TypeError: Something in it is neither a result, a tensor nor plain.
+        ValueError: It is too large or too deep to be read again, or its values are not in memory.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = save({"accuracy": (0.5, 0.75)}, f"{folder}/found")
+        ...     path.name, load(path)
+        ('found.safetensors', {'accuracy': (0.5, 0.75)})
+    """
+    path = _file(path)
+    tree, tensors = to_tree(result)
+    text = json.dumps({"schema": SCHEMA, "version": __version__, "value": tree}, allow_nan=False)
+    try:
+        _check_size(text)
+    except ValueError as error:
+        raise ValueError(f"{path} could not be read again, and is not written: {error}") from error
+    with _renamed_into(path) as scratch:
+        safetensors.torch.save_file(tensors, scratch, metadata={_KEY: text})
+    return path
+
+
+def load(path: str | os.PathLike[str]) -> Any:
+    """Return what `save` has written; nothing in the file is ever run.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It was written by no `save`, is damaged, or is of a newer version; the file is named.
+    """
+    path = _file(path)
+    try:
+        _check_header(path)
+        with safetensors.safe_open(path, framework="pt") as file:
+            return _value(file)
+    except (ValueError, safetensors.SafetensorError, RecursionError) as error:
+        raise ValueError(f"{path} cannot be loaded: {error}") from error
+
+
+def _file(path: str | os.PathLike[str]) -> Path:
+    path = Path(path)
+    return path if path.suffix == _SUFFIX else path.with_name(path.name + _SUFFIX)
+
+
+def _check_header(path: Path) -> None:
+    """Compare what the file says of itself with its size, before anything is read."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        claimed = int.from_bytes(file.read(8), "little")
+    if size < 8 or claimed > size - 8:
+        raise ValueError(f"it is no safetensors file, or is cut off: {size} bytes, of which {claimed} of header")
+    if claimed > _MOST_HEADER:
+        raise ValueError(f"its header has {claimed} bytes; at most {_MOST_HEADER} are read")
+
+
+def _check_size(text: str) -> None:
+    nodes = text.count(",") + text.count("[") + text.count("{")
+    if len(text) > _MOST_TREE or nodes > _MOST_NODES:
+        raise ValueError(
+            f"its description has {len(text)} characters and {nodes} parts; "
+            f"at most {_MOST_TREE} and {_MOST_NODES} are read"
+        )
+
+
+def _value(file: Any) -> Any:
+    text = (file.metadata() or {}).get(_KEY)
+    if text is None:
+        raise ValueError("it was not written by lightning_cnnviz.save")
+    _check_size(text)
+    content = json.loads(text, parse_constant=_refused)
+    if not isinstance(content, dict) or not isinstance(content.get("schema"), int) or "value" not in content:
+        raise ValueError("its description is not that of a result")
+    if content["schema"] > SCHEMA:
+        raise ValueError(
+            f"it needs lightning_cnnviz {str(content.get('version'))[:40]} or newer (schema {content['schema']}); "
+            f"this is {__version__} (schema {SCHEMA})"
+        )
+    names = set(file.keys())
+
+    def tensor(name: str) -> Tensor:
+        if name not in names:
+            raise KeyError(name)
+        # A copy: the file is mapped, and whoever cuts it off would end this process at the next look.
+        found: Tensor = file.get_tensor(name).clone()
+        if tensor_name(found) != name:
+            raise ValueError(f"tensor {name} is damaged: its content has changed")
+        return found
+
+    return from_tree(content["value"], tensor, schema=content["schema"])
+
+
+def _refused(constant: str) -> Any:
+    raise ValueError(f"it holds the number {constant}, which JSON does not have")
+
+
+@contextlib.contextmanager
+def _renamed_into(path: Path) -> Iterator[Path]:
+    """Give the name of a file beside `path`; when it is written, and is on the disk, it takes the place of `path`."""
+    scratch = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        yield scratch
+        with scratch.open("rb+") as file:
+            os.fsync(file.fileno())
+        scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)
+    if os.name == "posix":
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
