@@ -53,6 +53,7 @@ from .core.probing.protocols import Protocol as Protocol
 from .core.probing.protocols import Split as Split
 from .core.probing.tap import tap_features as tap_features
 from .core.top_patches.results import LayerTopPatches as LayerTopPatches
+from .core.top_patches.results import SourceImage as SourceImage
 from .core.top_patches.results import TopPatches as TopPatches
 from .core.top_patches.search import mine_top_patches as mine_top_patches
 from .core.tracing.feature_maps import FeatureMaps as FeatureMaps

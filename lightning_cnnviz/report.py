@@ -15,6 +15,7 @@ from torch import Tensor
 __all__ = [
     "Curve",
     "Gallery",
+    "ImageCrop",
     "Item",
     "Number",
     "Picture",
@@ -46,6 +47,28 @@ class Step:
     stage: str = "fit"
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ImageCrop:
+    """Where a tile was cut from: sinks may keep the image once for all tiles from it, or mark the tile on it.
+
+    Attributes:
+        pixels: `(3, H, W)` uint8, the whole image; tiles of one image share the tensor.
+        box: Top, left, bottom and right of the crop in the image, half-open.
+        offset: Row and column of the tile at which the crop lies; around it the tile shows no image.
+        index: The image's data-set index.
+        file: Its file's name; "" where there is none.
+    """
+
+    pixels: Tensor
+    box: tuple[int, int, int, int]
+    offset: tuple[int, int] = (0, 0)
+    index: int
+    file: str = ""
+
+    def __post_init__(self) -> None:
+        _check_pixels(self.pixels, "an ImageCrop")
+
+
 @dataclass(frozen=True, eq=False)
 class Tile:
     """One small picture of a gallery.
@@ -54,11 +77,13 @@ class Tile:
         pixels: `(3, H, W)` uint8.
         caption: One short line, shown under the tile when there is room.
         numbers: Figures of this tile by name, in the order in which they are to be read.
+        source: The image that it was cut from, where that is known.
     """
 
     pixels: Tensor
     caption: str = ""
     numbers: Mapping[str, Number] = field(default_factory=dict)
+    source: ImageCrop | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         _check_pixels(self.pixels, "a Tile")

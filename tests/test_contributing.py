@@ -31,7 +31,8 @@ def missing(kind: str, name: str) -> list[str]:
 def others(kind: str, name: str) -> list[str]:
     """The files of the package that the recipe does not list, and that use what it adds all the same."""
     listed = {path for file in recipe(kind) for path in ROOT.glob(file.replace(f"<{kind}>", name))}
-    own = [path for path in listed if path.is_relative_to(PACKAGE) and path.suffix == ".py"]
+    new = {path for file in recipe(kind) if "<" in file for path in ROOT.glob(file.replace(f"<{kind}>", name))}
+    own = [path for path in new if path.is_relative_to(PACKAGE) and path.suffix == ".py"]
     added = {".".join(path.relative_to(ROOT).with_suffix("").parts) for path in own}
     added |= {name for path in own for name in public_names(path) if name.endswith(("Monitor", "Sink", "_report"))}
     files = {*PACKAGE.rglob("*.py")} - listed - {PACKAGE / file for file in OFFERS}

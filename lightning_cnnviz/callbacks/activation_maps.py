@@ -11,8 +11,6 @@ from lightning_cnnviz.callbacks._base.experiment import ExperimentMonitor, Progr
 from lightning_cnnviz.callbacks._base.sample import DisplayedSample, SampleOptions
 from lightning_cnnviz.core.images.activation_maps import ActivationMaps, activation_maps, find_maps, interleave_maps
 from lightning_cnnviz.core.network.layers import resolve_features, select_layers
-from lightning_cnnviz.render.activation_maps import activation_maps_report
-from lightning_cnnviz.report import Report
 
 __all__ = ["ActivationMapMonitor"]
 
@@ -36,6 +34,7 @@ class ActivationMapMonitor(ExperimentMonitor):
             range, a layer without maps, or no images.
     """
 
+    view = "activation_maps"
     every_rank = True
 
     def __init__(
@@ -73,9 +72,3 @@ class ActivationMapMonitor(ExperimentMonitor):
     def merge(self, parts: list[Any]) -> tuple[ActivationMaps, ...]:
         """Put the images of the ranks in order."""
         return interleave_maps(parts)
-
-    def render(self, result: tuple[ActivationMaps, ...]) -> Report:
-        """Draw the maps."""
-        return activation_maps_report(
-            result, self.sample, self.display.normalization, class_names=self.display.class_names
-        )

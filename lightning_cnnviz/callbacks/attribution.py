@@ -17,8 +17,6 @@ from lightning_cnnviz.core.images.attribution import (
     check_method,
 )
 from lightning_cnnviz.core.network.layers import select_layers
-from lightning_cnnviz.render.attribution import attribution_report
-from lightning_cnnviz.report import Report
 
 __all__ = ["AttributionMonitor"]
 
@@ -40,6 +38,7 @@ class AttributionMonitor(ExperimentMonitor):
             range, the network does not take the images, or returns no logits.
     """
 
+    view = "attribution"
     every_rank = True
 
     def __init__(
@@ -83,14 +82,3 @@ class AttributionMonitor(ExperimentMonitor):
     def merge(self, parts: list[Any]) -> AttributionMaps:
         """Put the images in order."""
         return AttributionMaps.joined(parts)
-
-    def render(self, result: AttributionMaps) -> Report:
-        """Draw the attributions over the images."""
-        shown = self.display
-        return attribution_report(
-            result,
-            shown.pixels,
-            shown.indices,
-            class_names=shown.class_names,
-            notes=(shown.normalization.sentence(),),
-        )

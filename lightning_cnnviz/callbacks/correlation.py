@@ -11,8 +11,6 @@ from lightning_cnnviz.callbacks._base.feed_monitor import FeedMonitor, FeedOptio
 from lightning_cnnviz.callbacks._base.look import Look
 from lightning_cnnviz.core.images.correlation import ChannelCorrelation, RunningCorrelation
 from lightning_cnnviz.core.network.layers import SelectedLayer, select_layers
-from lightning_cnnviz.render.correlation import correlation_report
-from lightning_cnnviz.report import Report
 
 __all__ = ["CorrelationMonitor"]
 
@@ -32,6 +30,8 @@ class CorrelationMonitor(FeedMonitor):
     Raises:
         ValueError: At set-up: no such layer (with the closest names), a threshold out of range, or no validation data.
     """
+
+    view = "correlation"
 
     def __init__(
         self, layers: str | list[str] = "conv", *, threshold: float = 0.95, **options: Unpack[FeedOptions]
@@ -53,7 +53,3 @@ class CorrelationMonitor(FeedMonitor):
         """Compute the correlations."""
         correlations: tuple[ChannelCorrelation, ...] = running.compute()
         return correlations
-
-    def render(self, result: tuple[ChannelCorrelation, ...]) -> Report:
-        """Draw the matrices."""
-        return correlation_report(result)

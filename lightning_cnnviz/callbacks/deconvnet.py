@@ -11,18 +11,17 @@ from typing_extensions import Unpack
 from lightning_cnnviz.callbacks._base.feed_monitor import FeedMonitor, FeedOptions
 from lightning_cnnviz.callbacks._base.look import Look
 from lightning_cnnviz.callbacks._base.sample import chosen_normalization
-from lightning_cnnviz.core.deconvnet.projection import Method, Projector, Unit
+from lightning_cnnviz.core.deconvnet.projection import Method, Projection, Projector, Unit
 from lightning_cnnviz.core.network.layers import SelectedLayer, evenly, select_layers
 from lightning_cnnviz.core.top_patches.mining import PatchMiner
 from lightning_cnnviz.core.top_patches.results import RankBy, TopPatches
-from lightning_cnnviz.render.deconvnet import FirstRanked, deconvnet_report
+from lightning_cnnviz.render.display import Display, file_names
 from lightning_cnnviz.render.normalization import Normalization
-from lightning_cnnviz.report import Report
 
 __all__ = ["DeconvnetMonitor"]
 
-# Without an argument, so many convolutions are shown; a strip of feature evolution holds at most so many looks.
-_LAYERS, _LOOKS = 4, 12
+# Without an argument, so many convolutions are shown.
+_LAYERS = 4
 
 
 class DeconvnetMonitor(FeedMonitor):
@@ -47,6 +46,7 @@ class DeconvnetMonitor(FeedMonitor):
             that cannot be projected.
     """
 
+    view = "deconvnet"
     every_rank = True
 
     def __init__(
@@ -66,7 +66,6 @@ class DeconvnetMonitor(FeedMonitor):
         self._chosen: list[SelectedLayer] = []
         self._projector: Projector | None = None
         self._normalization: Normalization | None = None
-        self._evolution: dict[str, dict[int, list[FirstRanked]]] = {}
 
     def prepare(self, network: nn.Module) -> None:
         """Choose the layers, and try the numbers."""
@@ -74,51 +73,39 @@ class DeconvnetMonitor(FeedMonitor):
         self._chosen = evenly(chosen, _LAYERS) if self.layers is None else chosen
         self._projector = Projector(network, self._chosen, self.method)
         self.running(network)
-        self._normalization, self._evolution = None, {}
+        self._normalization = None
 
     def running(self, network: nn.Module, look: Look | None = None) -> PatchMiner:
         """Mine with empty lists, and keep the images that patches are from: they are projected."""
         what: dict[str, Any] = {"k": self.k, "features": self.features, "rank_by": self.rank_by}
-        return PatchMiner(network, self._chosen, per_image=1, whole_images=True, **what)
+        return PatchMiner(network, self._chosen, per_image=1, whole_images=True, sources=True, **what)
 
     def try_image(self, network: nn.Module, image: Tensor) -> None:
         """Try whether the network can be projected."""
         self._projecting.check(image)
 
-    def part(self, look: Look, running: Any) -> tuple[TopPatches | None, dict[int, Tensor]]:
+    def part(self, look: Look, running: Any) -> tuple[TopPatches | None, list[int], Projection]:
         """Project the units of the images that this rank has seen, by their places among all units."""
         own: TopPatches = running.compute().narrowed([layer.name for layer in self._chosen], self.k, self.features)
         images = running.images
         units = {place: unit for place, unit in enumerate(_units(own)) if unit.image in images}
-        pixels: tuple[Tensor, ...] = ()
+        projection = Projection.joined(self.method, [])
         if units:
-            pixels = self._projecting.project(images, list(units.values()), progress=self.progress).pixels
+            projection = self._projecting.project(images, list(units.values()), progress=self.progress)
         patches = replace(own, indices_known=look.indices_known) if look.trainer.is_global_zero else None
-        return patches, dict(zip(units, pixels, strict=True))
+        return patches, list(units), projection
 
-    def merge(self, parts: list[Any]) -> tuple[TopPatches, tuple[Tensor, ...]]:
+    def merge(self, parts: list[Any]) -> tuple[TopPatches, Projection]:
         """Put the ranks' projections in order; of those that several have made, the first rank's."""
-        pixels: dict[int, Tensor] = {}
-        for _, made in reversed(parts):
-            pixels.update(made)
-        return parts[0][0], tuple(pixels[place] for place in sorted(pixels))
+        return parts[0][0], Projection.joined(self.method, [(places, made) for _, places, made in parts])
 
-    def render(self, result: tuple[TopPatches, tuple[Tensor, ...]]) -> Report:
-        """Draw the sheets, and let the strips of evolution grow."""
-        patches, projections = result
+    def display_of(self, result: tuple[TopPatches, Projection]) -> Display:
+        """Return how patches are shown, and the files of their images."""
+        patches, _ = result
         if self._normalization is None:  # once, so that looks can be compared
-            shown = [patch for layer in patches for line in layer.patches for patch in line]
-            self._normalization = chosen_normalization(self.normalization, self.dataset, shown)
-        for (layer, feature, rank), pixels in zip(_places(patches), projections, strict=True):
-            if rank > 0:
-                continue
-            looks = self._evolution.setdefault(layer.layer, {}).setdefault(feature, [])
-            activation, box = float(layer.activations[feature, 0]), layer.boxes[feature, 0]
-            first = FirstRanked(epoch=self._step.epoch, activation=activation, box=box, pixels=pixels)
-            looks.append(first)
-            if len(looks) > _LOOKS:
-                del looks[1:-1:2]
-        return deconvnet_report(patches, projections, self.method, self._normalization, self._evolution)
+            self._normalization = chosen_normalization(self.normalization, self.dataset, patches.all_patches())
+        files = file_names(self.dataset, patches.shown_images()) if patches.indices_known else {}
+        return Display(normalization=self._normalization, files=files)
 
     @property
     def _projecting(self) -> Projector:

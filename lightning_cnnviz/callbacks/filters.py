@@ -16,8 +16,6 @@ from lightning_cnnviz.callbacks._base.monitor import MonitorOptions
 from lightning_cnnviz.callbacks._base.trainer import find_network
 from lightning_cnnviz.core.images.filters import LayerFilters, convolutions, layer_filters, renormalize_
 from lightning_cnnviz.core.network.layers import resolve_features
-from lightning_cnnviz.render.filters import filters_report
-from lightning_cnnviz.report import Report
 
 __all__ = ["FilterMonitor", "RenormalizeFilters"]
 
@@ -40,6 +38,8 @@ class FilterMonitor(ExperimentMonitor):
         ValueError: At set-up: no such convolution (with the closest names), a filter out of range, or channels < 1.
     """
 
+    view = "filters"
+
     def __init__(
         self,
         layers: str | list[str] | None = None,
@@ -61,10 +61,6 @@ class FilterMonitor(ExperimentMonitor):
     def experiment(self, network: nn.Module, progress: Progress) -> tuple[LayerFilters, ...]:
         """Copy the kernels."""
         return layer_filters(network, self.layers, self.features)
-
-    def render(self, result: tuple[LayerFilters, ...]) -> Report:
-        """Draw them."""
-        return filters_report(result, self.channels)
 
 
 class RenormalizeFilters(pl.Callback, pytorch_lightning.Callback):  # type: ignore[misc]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,8 +21,8 @@ from lightning_cnnviz.core.images.invariance import (
 from lightning_cnnviz.core.images.transforms import PixelScale, Transform, resolve_transforms
 from lightning_cnnviz.core.network.hooks import keep_random_state
 from lightning_cnnviz.core.network.layers import select_layers
-from lightning_cnnviz.render.invariance import EXAMPLE_IMAGES, examples_at, invariance_report
-from lightning_cnnviz.report import Report
+from lightning_cnnviz.render.display import Display
+from lightning_cnnviz.render.invariance import EXAMPLE_IMAGES, examples_at
 
 __all__ = ["InvarianceMonitor"]
 
@@ -46,6 +47,7 @@ class InvarianceMonitor(ExperimentMonitor):
             the network does not take the images, or returns no logits.
     """
 
+    view = "invariance"
     every_rank = True
 
     def __init__(
@@ -58,7 +60,7 @@ class InvarianceMonitor(ExperimentMonitor):
         sample, others = DisplayedSample.with_options(images, options)
         super().__init__(sample, **others)
         self.layers, self.transforms = layers, transforms
-        self._examples: dict[str, list[list[Tensor]]] = {}
+        self._examples: dict[str, tuple[tuple[Tensor, ...], ...]] = {}
 
     def prepare(self, network: nn.Module) -> None:
         """Try the names of layers and transforms."""
@@ -95,23 +97,23 @@ class InvarianceMonitor(ExperimentMonitor):
         """Put the images in order."""
         return InvarianceCurves.joined(parts)
 
-    def render(self, result: InvarianceCurves) -> Report:
-        """Draw the curves, beside the examples."""
+    def display_of(self, result: InvarianceCurves) -> Display:
+        """Return how the images are shown, with examples along the sweeps."""
         if not self._examples:
             self._examples = self._transformed()
-        notes = (self.display.normalization.sentence(),)
-        return invariance_report(result, self._examples, class_names=self.display.class_names, notes=notes)
+        return replace(self.display, examples=self._examples)
 
-    def _transformed(self) -> dict[str, list[list[Tensor]]]:
+    def _transformed(self) -> dict[str, tuple[tuple[Tensor, ...], ...]]:
         """By transform, for each image that has room its copies along the sweep as pixels."""
         shown, images = self.display, self.sample.images[:EXAMPLE_IMAGES].float()
+        assert shown.fill is not None, "a sample has one"
         scale = PixelScale(*shown.mean_and_std)
         found = {}
         for transform in resolve_transforms(self.transforms, images, shown.fill):
             places = examples_at(torch.tensor(transform.values))
             with keep_random_state():  # the user's own transform may draw from it
                 copies = [scale.apply(transform, images, transform.values[place]) for place in places]
-            found[transform.name] = [
-                [shown.normalization.to_pixels(copy[number]) for copy in copies] for number in range(len(images))
-            ]
+            found[transform.name] = tuple(
+                tuple(shown.normalization.to_pixels(copy[number]) for copy in copies) for number in range(len(images))
+            )
         return found

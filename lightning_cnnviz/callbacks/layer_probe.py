@@ -18,8 +18,6 @@ from lightning_cnnviz.core.network.layers import SelectedLayer, evenly, select_l
 from lightning_cnnviz.core.probing.plan import FeatureSets, ProbePlan
 from lightning_cnnviz.core.probing.probe import LayerProbe, random_twin
 from lightning_cnnviz.core.probing.protocols import Protocol, find_protocol
-from lightning_cnnviz.render.layer_probe import layer_probe_report
-from lightning_cnnviz.report import Report
 
 __all__ = ["LAYERS", "LayerProbeMonitor"]
 
@@ -62,6 +60,7 @@ class LayerProbeMonitor(ExperimentMonitor):
             labels, multi-label data, no data; too few images of a class, where the data set tells its labels.
     """
 
+    view = "layer_probe"
     every_rank = True
 
     def __init__(
@@ -142,7 +141,3 @@ class LayerProbeMonitor(ExperimentMonitor):
         if len(probes) > 1:
             self._control = probes[1]
         return replace(probes[0], control=None if self._control is None else self._control.scores)
-
-    def render(self, result: LayerProbe) -> Report:
-        """Draw accuracy against depth."""
-        return layer_probe_report(result)

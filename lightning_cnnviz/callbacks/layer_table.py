@@ -12,8 +12,6 @@ from lightning_cnnviz.callbacks._base.trainer import chosen_loader, data_loaders
 from lightning_cnnviz.core.data.batches import BatchFn
 from lightning_cnnviz.core.data.sample import draw_sample
 from lightning_cnnviz.core.layer_table.table import LayerTable, layer_table
-from lightning_cnnviz.render.layer_table import layer_table_report
-from lightning_cnnviz.report import Report
 from lightning_cnnviz.sinks.base import Sink
 
 __all__ = ["LayerTableMonitor"]
@@ -41,6 +39,8 @@ class LayerTableMonitor(Monitor):
         ValueError: Before training: there is neither a size nor data, or the network refuses such an image.
     """
 
+    view = "layer_table"
+
     every_rank = True  # so that all of them refuse what cannot be shown
 
     def __init__(
@@ -63,10 +63,6 @@ class LayerTableMonitor(Monitor):
 
     def prepare(self, network: nn.Module) -> None:
         """There is nothing to check before an image is known."""
-
-    def render(self, result: LayerTable) -> Report:
-        """Draw the table."""
-        return layer_table_report(result)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Show the table."""

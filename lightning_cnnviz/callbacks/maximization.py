@@ -21,8 +21,6 @@ from lightning_cnnviz.core.maximization.plan import (
 )
 from lightning_cnnviz.core.maximization.regularization import RandomTransform, check_transforms
 from lightning_cnnviz.core.network.layers import select_layers
-from lightning_cnnviz.render.maximization import maximization_report
-from lightning_cnnviz.report import Report
 
 __all__ = ["MaximizationMonitor"]
 
@@ -56,6 +54,8 @@ class MaximizationMonitor(ExperimentMonitor):
         ValueError: At set-up, or before the first step: no such layer, a feature map or class out of range, or another
             argument that is.
     """
+
+    view = "maximization"
 
     def __init__(
         self,
@@ -123,7 +123,3 @@ class MaximizationMonitor(ExperimentMonitor):
             )
             for plan in self._plans
         ]
-
-    def render(self, result: list[MaximizedLayer]) -> Report:
-        """Draw the sheets."""
-        return maximization_report(result, self.display.normalization, compared=len(self.sample))

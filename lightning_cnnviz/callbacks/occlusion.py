@@ -11,8 +11,6 @@ from lightning_cnnviz.callbacks._base.experiment import ExperimentMonitor, Progr
 from lightning_cnnviz.callbacks._base.sample import DisplayedSample, SampleOptions
 from lightning_cnnviz.core.images.occlusion import OcclusionMaps, check_occlusion, occlude
 from lightning_cnnviz.core.network.layers import select_layers
-from lightning_cnnviz.render.occlusion import occlusion_report
-from lightning_cnnviz.report import Report
 
 __all__ = ["OcclusionMonitor"]
 
@@ -39,6 +37,7 @@ class OcclusionMonitor(ExperimentMonitor):
             no logits.
     """
 
+    view = "occlusion"
     every_rank = True
 
     def __init__(
@@ -83,15 +82,3 @@ class OcclusionMonitor(ExperimentMonitor):
     def merge(self, parts: list[Any]) -> OcclusionMaps:
         """Put the images in order."""
         return OcclusionMaps.joined(parts)
-
-    def render(self, result: OcclusionMaps) -> Report:
-        """Draw the maps over the images."""
-        shown = self.display
-        return occlusion_report(
-            result,
-            shown.pixels,
-            shown.indices,
-            class_names=shown.class_names,
-            fill=shown.fill_pixel,
-            notes=(shown.normalization.sentence(),),
-        )

@@ -18,8 +18,6 @@ from lightning_cnnviz.core.probing.dataset import why_no_labels
 from lightning_cnnviz.core.probing.map_reader import MapReader
 from lightning_cnnviz.core.probing.online import OnlineProbes, OnlineScores
 from lightning_cnnviz.core.probing.online_passes import OnlineLearner, OnlineTest
-from lightning_cnnviz.render.layer_probe import online_probe_report
-from lightning_cnnviz.report import Report
 
 __all__ = ["OnlineProbeMonitor"]
 
@@ -45,6 +43,8 @@ class OnlineProbeMonitor(FeedMonitor):
         ValueError: At set-up or in the first step: no such layer (with the closest names), no class labels, a network
             that is compiled, or, outside of fit, probes that have learned nothing.
     """
+
+    view = "online_probe"
 
     def __init__(
         self, layers: str | list[str] | None = None, *, pool: int = 512, **options: Unpack[FeedOptions]
@@ -127,10 +127,6 @@ class OnlineProbeMonitor(FeedMonitor):
         """Return the accuracies."""
         scores: OnlineScores = running.compute()
         return scores
-
-    def render(self, result: OnlineScores) -> Report:
-        """Draw accuracy against depth."""
-        return online_probe_report(result)
 
     @property
     def probes(self) -> OnlineProbes | None:

@@ -10,14 +10,12 @@ from typing_extensions import Unpack
 
 from lightning_cnnviz.callbacks._base.feed_monitor import FeedMonitor, FeedOptions
 from lightning_cnnviz.callbacks._base.look import Look
-from lightning_cnnviz.callbacks._base.sample import chosen_normalization, class_names
+from lightning_cnnviz.callbacks._base.sample import chosen_normalization
 from lightning_cnnviz.core.network.layers import SelectedLayer, select_layers
 from lightning_cnnviz.core.top_patches.mining import PatchMiner
 from lightning_cnnviz.core.top_patches.results import RankBy, TopPatches
-from lightning_cnnviz.core.top_patches.search import diagnose, without_patches
+from lightning_cnnviz.render.display import Display, class_names, file_names
 from lightning_cnnviz.render.normalization import Normalization
-from lightning_cnnviz.render.top_patches import top_patches_report, top_patches_table
-from lightning_cnnviz.report import Report
 
 __all__ = ["TopPatchesMonitor"]
 
@@ -45,6 +43,8 @@ class TopPatchesMonitor(FeedMonitor):
             validation data, or nowhere to show anything.
     """
 
+    view = "top_patches"
+
     def __init__(
         self,
         layers: str | list[str] = "conv",
@@ -63,38 +63,27 @@ class TopPatchesMonitor(FeedMonitor):
         self.normalization, self.class_names = normalization, class_names
         self._chosen: list[SelectedLayer] = []
         self._normalization: Normalization | None = None
-        self._last: tuple[TopPatches, Report] | None = None
 
     def prepare(self, network: nn.Module) -> None:
         """Choose the layers, and try the numbers."""
         self._chosen = select_layers(network, self.layers)
         self.running(network)
-        self._normalization = self._last = None
+        self._normalization = None
 
     def running(self, network: nn.Module, look: Look | None = None) -> PatchMiner:
         """Mine with empty lists."""
         options: dict[str, Any] = {"k": self.k, "features": self.features, "rank_by": self.rank_by}
-        return PatchMiner(network, self._chosen, per_image=self.per_image, **options)
+        return PatchMiner(network, self._chosen, per_image=self.per_image, sources=True, **options)
 
     def part(self, look: Look, running: Any) -> TopPatches:
         """Return this monitor's part of what was mined: others may have wanted more."""
         own: TopPatches = running.compute().narrowed([layer.name for layer in self._chosen], self.k, self.features)
         return replace(own, indices_known=look.indices_known)
 
-    def render(self, result: TopPatches) -> Report:
-        """Draw the patches, and compare with the last look."""
+    def display_of(self, result: TopPatches) -> Display:
+        """Return how patches are shown, and what is known of the images that they are from."""
         if self._normalization is None:  # once, so that looks can be compared
-            patches = [patch for layer in result for line in layer.patches for patch in line]
-            self._normalization = chosen_normalization(self.normalization, self.dataset, patches)
-        diagnostics = diagnose(result, None if self._last is None else self._last[0])
-        names = self.class_names or class_names(self.dataset)
-        report = top_patches_report(result, diagnostics, self._normalization, class_names=names)
-        self._last = without_patches(result), report
-        return report
-
-    def last_report(self) -> Report | None:
-        """Return the table of the last look's patches."""
-        if self._last is None:
-            return None
-        patches, report = self._last
-        return replace(report, items=(top_patches_table(patches, report),))
+            self._normalization = chosen_normalization(self.normalization, self.dataset, result.all_patches())
+        names = tuple(self.class_names) if self.class_names else class_names(self.dataset)
+        files = file_names(self.dataset, result.shown_images()) if result.indices_known else {}
+        return Display(normalization=self._normalization, class_names=names, files=files)

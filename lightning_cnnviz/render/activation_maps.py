@@ -8,9 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_cnnviz.core.data.sample import Sample
 from lightning_cnnviz.core.images.activation_maps import ActivationMaps
-from lightning_cnnviz.render.normalization import Normalization
+from lightning_cnnviz.render.display import Display
 from lightning_cnnviz.render.patches import brief
 from lightning_cnnviz.report import Gallery, Number, Report, Row, Tile
 
@@ -22,18 +21,15 @@ _SIDE = 96
 
 def activation_maps_report(
     results: Sequence[ActivationMaps],
-    sample: Sample,
-    normalization: Normalization,
-    *,
-    class_names: Sequence[str] | None = None,
+    display: Display,
 ) -> Report:
     """Draw a gallery for each layer, in it a row for each image: the image and its feature maps, strongest first.
 
     The feature maps of a row share one scale.
     """
-    galleries = tuple(_gallery(layer, sample, normalization, class_names) for layer in results)
+    galleries = tuple(_gallery(layer, display) for layer in results)
     notes = [
-        normalization.sentence(),
+        display.normalization.sentence(),
         "The maps of one image and layer share one scale: white is the largest activation, and black is zero; where "
         "there are negative activations, mid-gray is zero and black as far below it as white is above.",
     ]
@@ -43,21 +39,16 @@ def activation_maps_report(
     return Report("activation_maps", title="Activation maps", items=galleries, notes=tuple(notes))
 
 
-def _gallery(
-    layer: ActivationMaps, sample: Sample, normalization: Normalization, class_names: Sequence[str] | None
-) -> Gallery:
-    rows = tuple(
-        _row(layer, sample, place, normalization.to_pixels(sample.images[place]), class_names)
-        for place in range(len(sample))
-    )
+def _gallery(layer: ActivationMaps, display: Display) -> Gallery:
+    rows = tuple(_row(layer, display, place) for place in range(len(display.pixels)))
     (height, width), count = layer.maps.shape[-2:], layer.maps.shape[1]
     shown = f"the {count} strongest of {layer.channels}" if count < layer.channels else f"all {count}"
     caption = f"{shown} feature maps of {height} x {width}, strongest first, with number and largest activation"
     return Gallery(layer.layer, rows, caption=caption)
 
 
-def _row(layer: ActivationMaps, sample: Sample, place: int, image: Tensor, class_names: Sequence[str] | None) -> Row:
-    size = _tile_size(layer.maps.shape[-2:])
+def _row(layer: ActivationMaps, display: Display, place: int) -> Row:
+    size, image = _tile_size(layer.maps.shape[-2:]), display.pixels[place]
     tiles = [Tile(F.interpolate(image[None].float(), size=size, mode="area")[0].round().to(torch.uint8), "image")]
     figures = zip(layer.features[place].tolist(), layer.peaks[place].tolist(), strict=True)
     for (feature, peak), pixels in zip(figures, _pixels(layer.maps[place]), strict=True):
@@ -65,11 +56,10 @@ def _row(layer: ActivationMaps, sample: Sample, place: int, image: Tensor, class
         numbers: dict[str, Number] = {"feature": feature, "max activation": peak}
         tiles.append(Tile(enlarged.expand(3, -1, -1).contiguous(), f"{feature}: {brief(peak)}", numbers))
     figures_of_image: dict[str, Number] = {}
-    if sample.labels is not None:
-        label = int(sample.labels[place])
-        named = class_names is not None and 0 <= label < len(class_names)
-        figures_of_image["label"] = str(class_names[label]) if named and class_names is not None else label
-    return Row(f"image {int(sample.indices[place])}", tuple(tiles), figures_of_image)
+    if display.labels is not None:
+        label, names = display.labels[place], display.class_names
+        figures_of_image["label"] = str(names[label]) if names is not None and 0 <= label < len(names) else label
+    return Row(f"image {display.indices[place]}", tuple(tiles), figures_of_image)
 
 
 def _tile_size(size: torch.Size) -> tuple[int, int]:

@@ -13,6 +13,7 @@ from lightning_cnnviz.core.top_patches.results import LayerTopPatches, TopPatche
 from lightning_cnnviz.render.normalization import Normalization
 from lightning_cnnviz.render.patches import (
     MEAN_NOTE,
+    Crops,
     largest_patch,
     numbers_of_row,
     numbers_of_unit,
@@ -25,6 +26,8 @@ __all__ = ["FirstRanked", "deconvnet_report"]
 
 # Projections are faint and fine: smaller than this, one cannot read them.
 _SIDE = 96
+# A strip of evolution goes on in a new line after so many looks.
+_LOOKS_A_LINE = 12
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -55,6 +58,8 @@ def deconvnet_report(
     method: str,
     normalization: Normalization,
     evolution: Mapping[str, Mapping[int, Sequence[FirstRanked]]],
+    *,
+    files: Mapping[int, str] | None = None,
 ) -> Report:
     """Draw each layer's projections beside the patches that they are of, as Fig. 2 of Zeiler & Fergus (2013).
 
@@ -64,11 +69,12 @@ def deconvnet_report(
         method: How nonlinearities were passed.
         normalization: Undone for the patches.
         evolution: By layer and feature map, the projection that ranked first at each look (Fig. 4).
+        files: Names of images by their index, where they are known.
     """
-    rest = iter(projections)
+    rest, crops = iter(projections), Crops(result, normalization, files)
     items: list[Item] = []
     for layer in result:
-        items.append(_gallery(layer, rest, result.k, method, normalization))
+        items.append(_gallery(layer, rest, result.k, method, crops))
         looks = evolution.get(layer.layer, {})
         if any(len(strip) > 1 for strip in looks.values()):
             items.append(_evolution(layer, looks))
@@ -83,19 +89,17 @@ def deconvnet_report(
     return Report("deconvnet", title=f"Top-{result.k} projections", items=tuple(items), notes=tuple(notes))
 
 
-def _gallery(
-    layer: LayerTopPatches, projections: Iterator[Tensor], k: int, method: str, normalization: Normalization
-) -> Gallery:
+def _gallery(layer: LayerTopPatches, projections: Iterator[Tensor], k: int, method: str, crops: Crops) -> Gallery:
     size = largest_patch(layer)
     rows = []
     for feature, patches in zip(layer.features, layer.patches, strict=True):
         pairs = []
-        for rank, patch in enumerate(patches):
+        for rank in range(len(patches)):
             numbers, box = numbers_of_unit(layer, feature, rank), layer.boxes[feature, rank]
             projected = place_patch(to_gray_centered(next(projections)), box, size)
-            seen = place_patch(normalization.to_pixels(patch), box, size)
+            seen, source = crops.pixels(layer, feature, rank, size), crops.source(layer, feature, rank, size)
             # Without captions: the room is for the pictures.
-            pairs.append((Tile(projected, numbers=numbers), Tile(seen, numbers=numbers)))
+            pairs.append((Tile(projected, numbers=numbers), Tile(seen, numbers=numbers, source=source)))
         rows.append(Row(f"feature {feature}", _side_by_side(pairs), numbers_of_row(layer, feature)))
     which = f"{k} strongest units" if layer.rank_by == "max" else f"strongest units of the {k} images of highest mean"
     caption = (
@@ -114,7 +118,8 @@ def _evolution(layer: LayerTopPatches, looks: Mapping[int, Sequence[FirstRanked]
     first = "strongest projection" if layer.rank_by == "max" else "projection that ranks first"
     caption = f"the {first} of each feature map, look by look while training goes on"
     longest = max(len(strip) for strip in looks.values())
-    return Gallery(f"{layer.layer}/evolution", strips, caption=caption, columns=longest, tile_side=_SIDE)
+    columns = min(longest, _LOOKS_A_LINE)
+    return Gallery(f"{layer.layer}/evolution", strips, caption=caption, columns=columns, tile_side=_SIDE)
 
 
 def _side_by_side(pairs: Sequence[tuple[Tile, Tile]]) -> tuple[Tile, ...]:

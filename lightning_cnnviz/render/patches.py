@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from lightning_cnnviz.core.top_patches.results import LayerTopPatches
-from lightning_cnnviz.report import Number
+from lightning_cnnviz.core.top_patches.results import LayerTopPatches, TopPatches
+from lightning_cnnviz.render.normalization import Normalization
+from lightning_cnnviz.report import ImageCrop, Number
 
 __all__ = [
     "MEAN_NOTE",
+    "Crops",
     "brief",
     "largest_patch",
     "numbers_of_row",
@@ -96,8 +98,47 @@ def place_patch(pixels: Tensor, box: Tensor, size: tuple[int, int]) -> Tensor:
     if (height, width) == size:
         return pixels
     tile = torch.tensor(_OUTSIDE, dtype=torch.uint8).view(3, 1, 1).repeat(1, *size)
-    # A patch that begins at the image's border has lost its beginning.
-    top = size[0] - height if int(box[0]) == 0 else 0
-    left = size[1] - width if int(box[1]) == 0 else 0
+    top, left = _offset(box, size)
     tile[:, top : top + height, left : left + width] = pixels
     return tile
+
+
+def _offset(box: Tensor, size: tuple[int, int]) -> tuple[int, int]:
+    """Where a patch lies in a tile of a size: one that begins at the image's border has lost its beginning."""
+    top, left, bottom, right = box.tolist()
+    return size[0] - (bottom - top) if top == 0 else 0, size[1] - (right - left) if left == 0 else 0
+
+
+class Crops:
+    """The patches of a result as pixels, and the images that they were cut from.
+
+    Args:
+        result: What was mined.
+        normalization: Undone.
+        files: Names of images by their index, where they are known.
+    """
+
+    def __init__(
+        self, result: TopPatches, normalization: Normalization, files: Mapping[int, str] | None = None
+    ) -> None:
+        self._normalization, self._files = normalization, files or {}
+        self._images = {source.index: normalization.to_pixels(source.values()) for source in result.sources}
+
+    def pixels(self, layer: LayerTopPatches, feature: int, rank: int, size: tuple[int, int]) -> Tensor:
+        """Return a patch in its place in a tile of a size, `(3, H, W)` uint8."""
+        patch = layer.patches[layer.features.index(feature)][rank]
+        return place_patch(self._normalization.to_pixels(patch), layer.boxes[feature, rank], size)
+
+    def source(self, layer: LayerTopPatches, feature: int, rank: int, size: tuple[int, int]) -> ImageCrop | None:
+        """Return what the tile was cut from; None where the image was not kept."""
+        index, box = int(layer.images[feature, rank]), layer.boxes[feature, rank]
+        if index not in self._images:
+            return None
+        top, left, bottom, right = box.tolist()
+        return ImageCrop(
+            pixels=self._images[index],
+            box=(top, left, bottom, right),
+            offset=_offset(box, size),
+            index=index,
+            file=self._files.get(index, ""),
+        )

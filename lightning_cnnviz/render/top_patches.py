@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from lightning_cnnviz.core.top_patches.results import LayerTopPatches, TopPatches
 from lightning_cnnviz.core.top_patches.search import Diagnostics
 from lightning_cnnviz.render.normalization import Normalization
 from lightning_cnnviz.render.patches import (
     MEAN_NOTE,
+    Crops,
     brief,
     largest_patch,
     numbers_of_row,
     numbers_of_unit,
-    place_patch,
 )
 from lightning_cnnviz.report import Gallery, Item, Number, Report, Row, Scalar, Table, Tile
 
@@ -26,14 +26,16 @@ def top_patches_report(
     normalization: Normalization,
     *,
     class_names: Sequence[str] | None = None,
+    files: Mapping[int, str] | None = None,
 ) -> Report:
     """Draw the patches of each layer as a gallery, a row a feature map, and its diagnostics as scalars.
 
     Patches of a layer share one scale: those cut off at the image's border keep their size, on the side where they lie.
     """
+    crops = Crops(result, normalization, files)
     items: list[Item] = []
     for layer, summary in zip(result, diagnostics, strict=True):
-        items.append(_gallery(layer, summary, normalization, class_names))
+        items.append(_gallery(layer, summary, crops, class_names))
         names = ("dead_features", "dead_fraction", "stability", "label_purity")
         items += [Scalar(f"{layer.layer}/{name}", float(getattr(summary, name))) for name in names]
     notes = [normalization.sentence(), "Blue is what lies beyond an image's border."]
@@ -65,19 +67,18 @@ def _by_mean(result: TopPatches) -> bool:
     return any(layer.rank_by == "mean" for layer in result)
 
 
-def _gallery(
-    layer: LayerTopPatches, summary: Diagnostics, normalization: Normalization, class_names: Sequence[str] | None
-) -> Gallery:
+def _gallery(layer: LayerTopPatches, summary: Diagnostics, crops: Crops, class_names: Sequence[str] | None) -> Gallery:
     size = largest_patch(layer)
     rows = []
     for feature, patches in zip(layer.features, layer.patches, strict=True):
         tiles = tuple(
             Tile(
-                place_patch(normalization.to_pixels(patch), layer.boxes[feature, rank], size),
+                crops.pixels(layer, feature, rank, size),
                 caption=brief(float(layer.activations[feature, rank])),
                 numbers=numbers_of_unit(layer, feature, rank, class_names),
+                source=crops.source(layer, feature, rank, size),
             )
-            for rank, patch in enumerate(patches)
+            for rank in range(len(patches))
         )
         rows.append(Row(f"feature {feature}", tiles, numbers_of_row(layer, feature)))
     channels = len(layer.maxima)

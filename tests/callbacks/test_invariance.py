@@ -103,22 +103,18 @@ def test_one_look_outside_of_fit(stage: str, package: Any) -> None:
     assert monitor.results[0].layers == ("net.features.0", "input of net.head")
 
 
-def test_class_names_are_those_of_the_data_set_or_given(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lightning_cnnviz.callbacks import invariance
-
-    seen: list[Any] = []
-    real = invariance.invariance_report
-
-    def spy(*args: Any, **options: Any) -> Report:
-        seen.append(options["class_names"])
-        return real(*args, **options)
-
-    monkeypatch.setattr(invariance, "invariance_report", spy)
+def test_class_names_are_those_of_the_data_set_or_given() -> None:
     loader = DataLoader(Subset(Named(*dataset(23, seed=1).tensors), range(20)), batch_size=6)
-    for options in ({}, {"class_names": ["a", "b", "c", "d"]}):
-        fit(Recording(images=2, **options), loader=loader, max_epochs=1)  # type: ignore[arg-type]
-    fit(Recording(images=2), max_epochs=1)
-    assert seen == [NAMES, ["a", "b", "c", "d"], None]
+    named, given, unnamed = (
+        Recording(images=2),
+        Recording(images=2, class_names=["a", "b", "c", "d"]),
+        Recording(images=2),
+    )
+    fit(named, loader=loader, max_epochs=1)
+    fit(given, loader=loader, max_epochs=1)
+    fit(unnamed, max_epochs=1)
+    seen = [monitor.display.class_names for monitor in (named, given, unnamed)]
+    assert seen == [tuple(NAMES), ("a", "b", "c", "d"), None]
 
 
 def test_given_images_without_labels_follow_the_class_that_is_found() -> None:

@@ -3,9 +3,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_cnnviz.core.data.sample import Sample
 from lightning_cnnviz.core.images.activation_maps import ActivationMaps
 from lightning_cnnviz.render.activation_maps import activation_maps_report
+from lightning_cnnviz.render.display import Display
 from lightning_cnnviz.render.normalization import Normalization
 from lightning_cnnviz.report import Gallery, Report
 
@@ -16,8 +16,13 @@ def shown(maps: Tensor, labels: Tensor | None = None, names: list[str] | None = 
     count, kept = maps.shape[:2]
     features = torch.arange(10, 10 + kept).expand(count, kept)
     found = ActivationMaps(layer="conv", channels=32, features=features, peaks=maps.flatten(2).amax(2), maps=maps)
-    sample = Sample(images=torch.rand(count, 1, 40, 40), labels=labels, indices=torch.arange(7, 7 + count))
-    return activation_maps_report([found], sample, AS_IS, class_names=names)
+    display = Display(
+        pixels=tuple(AS_IS.to_pixels(image) for image in torch.rand(count, 1, 40, 40)),
+        indices=tuple(range(7, 7 + count)),
+        labels=None if labels is None else tuple(labels.tolist()),
+        class_names=None if names is None else tuple(names),
+    )
+    return activation_maps_report([found], display)
 
 
 def only(report: Report) -> Gallery:

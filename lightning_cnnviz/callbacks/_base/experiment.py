@@ -10,8 +10,9 @@ from torch import nn
 from typing_extensions import Unpack
 
 from lightning_cnnviz.callbacks._base.monitor import Monitor, MonitorOptions
-from lightning_cnnviz.callbacks._base.sample import Display, DisplayedSample
+from lightning_cnnviz.callbacks._base.sample import DisplayedSample
 from lightning_cnnviz.core.data.sample import Sample
+from lightning_cnnviz.render.display import Display
 
 __all__ = ["ExperimentMonitor", "Progress"]
 
@@ -70,6 +71,10 @@ class ExperimentMonitor(Monitor):
     def display(self) -> Display:
         """How they are shown, the same way at every look."""
         return self.drawn.display
+
+    def display_of(self, result: Any) -> Display:
+        """Return how the images are shown; of an experiment without any, nothing."""
+        return Display() if self._images is None else self.display
 
     # When: Lightning's hooks.
 

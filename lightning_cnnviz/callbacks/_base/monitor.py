@@ -19,6 +19,8 @@ from lightning_cnnviz.callbacks._base.feed import Feed
 from lightning_cnnviz.callbacks._base.schedule import Schedule
 from lightning_cnnviz.callbacks._base.trainer import find_network, mixed_precision, step_of
 from lightning_cnnviz.core.data.distributed import agreed, gathered_objects
+from lightning_cnnviz.render.display import Display
+from lightning_cnnviz.render.views import Seen, carry_on, draw_last, draw_view
 from lightning_cnnviz.report import Report, Step
 from lightning_cnnviz.sinks.base import Sink
 from lightning_cnnviz.sinks.outlet import Outlet
@@ -60,6 +62,8 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
         ValueError: An option is wrong; at set-up: another monitor of this class has the same name.
     """
 
+    view: ClassVar[str] = ""
+    """Which of `render.views` draws its results; a monitor without one has a `render` of its own."""
     every_rank: ClassVar[bool] = False
     """Whether each rank makes a part of a look's result, instead of rank zero all of it."""
 
@@ -87,6 +91,8 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
         self._looks = 0
         self._shows_progress = False
         self._step = Step(epoch=0, global_step=0)
+        self._carried: list[Any] = []
+        self._last: Report | None = None
 
     # What a concrete monitor says.
 
@@ -109,13 +115,26 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
         """Return the whole result, given the ranks' parts in order; called on rank zero alone."""
         return parts[0]
 
-    @abstractmethod
+    def display_of(self, result: Any) -> Display:
+        """Return how people see the images that a whole result was made on; called on rank zero alone."""
+        return Display()
+
     def render(self, result: Any) -> Report:
-        """Turn a whole result into a report; called on rank zero alone."""
+        """Turn a whole result into a report, with what earlier looks carried on; called on rank zero alone."""
+        seen = Seen(result=result, display=self.display_of(result), arguments=self.arguments, epoch=self._step.epoch)
+        report = draw_view(self.view, seen, self._carried)
+        self._last = draw_last(self.view, seen, self._carried)
+        self._carried.append(carry_on(self.view, seen))
+        return report
 
     def last_report(self) -> Report | None:
         """Return what is to be shown once at the end of the run, if anything."""
-        return None
+        return self._last
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The arguments that it was made with, by name."""
+        return {name: value for name, value in vars(self).items() if not name.startswith("_")}
 
     # When: Lightning's hooks. The first monitor of a trainer passes its calls on to the feed, for all of them.
 
@@ -125,6 +144,7 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
         if stage == "predict":
             return
         self._failure, self._looks = None, 0
+        self._carried, self._last = [], None
         lead = next(other for other in trainer.callbacks if isinstance(other, Monitor))
         self._feed = Feed(self) if lead is self else lead._feed
         self._refuse_twins(trainer)

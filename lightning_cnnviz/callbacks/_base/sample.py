@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
 from typing import Any, TypedDict, cast
 
 import torch
@@ -14,9 +13,10 @@ from lightning_cnnviz.callbacks._base.trainer import chosen_loader, data_loaders
 from lightning_cnnviz.core.data.batches import BatchFn
 from lightning_cnnviz.core.data.sample import Sample, draw_sample
 from lightning_cnnviz.core.network.classification import fill_values
+from lightning_cnnviz.render.display import Display, class_names, file_names
 from lightning_cnnviz.render.normalization import Normalization, find_normalization, normalization_from_range
 
-__all__ = ["Display", "DisplayedSample", "SampleOptions", "chosen_normalization", "class_names"]
+__all__ = ["DisplayedSample", "SampleOptions", "chosen_normalization"]
 
 
 class _DrawOptions(TypedDict, total=False):
@@ -30,36 +30,6 @@ class _DrawOptions(TypedDict, total=False):
 
 class SampleOptions(MonitorOptions, _DrawOptions, total=False):
     """The options that every monitor of a few images takes: see `DisplayedSample` and `Monitor`."""
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Display:
-    """How people see the images of a sample.
-
-    Attributes:
-        normalization: Undone for display.
-        fill: `(C,)`, gray in the network's values: the mean that was subtracted where a normalization is known, else
-            the sample's own mean.
-        pixels: Of each image, `(3, H, W)` uint8.
-        indices: Of each image.
-        class_names: Names of the classes, where they are known.
-    """
-
-    normalization: Normalization
-    fill: Tensor
-    pixels: tuple[Tensor, ...]
-    indices: tuple[int, ...]
-    class_names: Sequence[str] | None
-
-    @property
-    def mean_and_std(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """The normalization as core takes it."""
-        return self.normalization.mean, self.normalization.std
-
-    @property
-    def fill_pixel(self) -> Tensor:
-        """The fill as a color `(3,)` uint8."""
-        return self.normalization.to_pixels(self.fill.view(-1, 1, 1).float())[:, 0, 0]
 
 
 class DisplayedSample:
@@ -183,7 +153,9 @@ class DisplayedSample:
             fill=torch.zeros(sample.images.shape[1]) if subtracts else fill_values(sample.images.float(), None),
             pixels=tuple(normalization.to_pixels(image) for image in sample.images),
             indices=tuple(sample.indices.tolist()),
-            class_names=self.class_names or class_names(dataset),
+            labels=None if sample.labels is None else tuple(sample.labels.tolist()),
+            class_names=tuple(self.class_names) if self.class_names else class_names(dataset),
+            files=file_names(dataset, sample.indices.tolist()),
         )
 
 
@@ -195,18 +167,6 @@ def chosen_normalization(
         mean, std = given
         return Normalization(tuple(mean), tuple(std))
     return find_normalization(dataset) or normalization_from_range(list(patches))
-
-
-def class_names(dataset: Any) -> Sequence[str] | None:
-    """Return the names of a data set's labels, where it tells."""
-    while dataset is not None:
-        names = getattr(dataset, "classes", None)
-        if isinstance(names, Mapping):
-            names = list(names)
-        if isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names):
-            return names
-        dataset = getattr(dataset, "dataset", None)  # inside Subset
-    return None
 
 
 def _moved(sample: Sample, network: nn.Module) -> Sample:

@@ -74,6 +74,27 @@ class Projection:
         if not len(self.units) == len(self.boxes) == len(self.pixels):
             raise ValueError(f"{len(self.units)} units, but {len(self.boxes)} boxes and {len(self.pixels)} projections")
 
+    @classmethod
+    def joined(cls, method: Method, parts: Sequence[tuple[Sequence[int], Projection]]) -> Projection:
+        """Put parts together, in the order of their units' places.
+
+        Args:
+            method: How nonlinearities were passed.
+            parts: Of each, the places of its units among all units, and the units projected. Of a place that several
+                parts have, the first one's counts.
+        """
+        owners = {place: (part, own) for places, part in reversed(parts) for own, place in enumerate(places)}
+        chosen = [owners[place] for place in sorted(owners)]
+        return cls(
+            method=method,
+            units=tuple(part.units[own] for part, own in chosen),
+            boxes=torch.stack([part.boxes[own] for part, own in chosen]) if chosen else torch.zeros(0, 4).long(),
+            pixels=tuple(part.pixels[own] for part, own in chosen),
+            image_sizes=torch.stack([part.image_sizes[own] for part, own in chosen])
+            if chosen
+            else torch.zeros(0, 2).long(),
+        )
+
     def on_image(self, number: int) -> Tensor:
         """Return one projection in its place on the whole image `(C, H, W)`, zero elsewhere."""
         top, left, bottom, right = self.boxes[number].tolist()

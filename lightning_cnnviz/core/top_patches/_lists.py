@@ -30,12 +30,14 @@ class Wanted:
         k: Number of units of each feature map.
         features: The feature maps whose patches are kept.
         whole_images: Whether the images of these patches are kept whole.
+        sources: Whether they are kept in 8 bits.
     """
 
     layers: frozenset[str]
     k: int
     features: FeatureSpec
     whole_images: bool
+    sources: bool
 
 
 class RunningLists:
@@ -70,7 +72,9 @@ class RunningLists:
             total += channels
         self.seen = SeenImages()
         self.top = TopK(total, max(each.k for each in wanted), per_image=per_image, dtype=dtype)
-        self.store = PatchStore(torch.tensor(kept, dtype=torch.int64), whole=whole)
+        self.store = PatchStore(
+            torch.tensor(kept, dtype=torch.int64), whole=whole, sources=any(each.sources for each in wanted)
+        )
         self.maxima = torch.full((total,), -torch.inf, dtype=dtype)
         self._nonfinite = torch.full((len(traced),), torch.iinfo(torch.int64).max)  # lowest image of each layer
 

@@ -46,6 +46,7 @@ class PatchMiner:
         per_image: See `mine_top_patches`.
         rank_by: See `mine_top_patches`.
         whole_images: Whether the images behind kept patches are kept whole, see `images`.
+        sources: Whether they are kept in 8 bits, see `TopPatches.sources`.
         at_once: Whether hooks look up positions themselves, for the few maps that may enter a list. If not, they do so
             for all maps, and ranking waits for the end of the batch, so that no hook waits for the device. By default
             True on the CPU and False elsewhere.
@@ -67,6 +68,7 @@ class PatchMiner:
         per_image: int | None = 1,
         rank_by: RankBy = "max",
         whole_images: bool = False,
+        sources: bool = False,
         at_once: bool | None = None,
     ) -> None:
         TopK(0, k, per_image=per_image)  # refuses wrong numbers before anything runs
@@ -75,7 +77,7 @@ class PatchMiner:
         _check_features(layers, features)
         self.indices_known = True
         self._model, self._layers = model, {layer.name: layer for layer in layers}
-        self._wanted = [Wanted(frozenset(self._layers), k, features, whole_images)]
+        self._wanted = [Wanted(frozenset(self._layers), k, features, whole_images, sources)]
         self._per_image, self._rank_by, self._at_once = per_image, rank_by, at_once
         self._traced: dict[tuple[int, int], dict[str, FeatureMaps]] = {}  # by the images' size
         self._lists: RunningLists | None = None
@@ -150,7 +152,12 @@ class PatchMiner:
             ValueError: There was no image.
         """
         lists = self._found_so_far()
-        return TopPatches(layers=lists.results(self._rank_by), k=lists.top.k, indices_known=self.indices_known)
+        return TopPatches(
+            layers=lists.results(self._rank_by),
+            k=lists.top.k,
+            indices_known=self.indices_known,
+            sources=lists.store.sources,
+        )
 
     @property
     def images(self) -> Mapping[int, Tensor]:

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_cnnviz.core.data.distributed import exchanged, ranks
+from lightning_cnnviz.core.data.distributed import exchanged, gathered_objects, ranks
 from lightning_cnnviz.core.top_patches._units import Units
+from lightning_cnnviz.core.top_patches.results import SourceImage
 
 __all__ = ["PatchStore"]
 
@@ -31,13 +32,16 @@ class PatchStore:
     Args:
         lines: `(S,)` int64, the lines (feature maps) of the `TopK` whose patches are kept.
         whole: For each line, whether the images of its patches are kept whole; by default none are.
+        sources: Whether the images of all patches are kept in 8 bits, see `SourceImage`.
 
     Attributes:
         whole: By index, the images that are kept whole, of those that this rank has seen.
     """
 
-    def __init__(self, lines: Tensor, whole: Sequence[bool] | None = None) -> None:
+    def __init__(self, lines: Tensor, whole: Sequence[bool] | None = None, *, sources: bool = False) -> None:
         self._lines = lines
+        self._sources: dict[int, SourceImage] | None = {} if sources else None
+        self._uses: Counter[int] = Counter()  # of each image, the number of its patches
         self._parts = [0.0 if entire else _NEARLY_WHOLE for entire in whole or [False] * len(lines)]
         self.whole: dict[int, Tensor] = {}
         self._sharing: Counter[int] = Counter()  # of each whole image, the number of its patches
@@ -66,11 +70,18 @@ class PatchStore:
             held = self._held[line]
             for key in held.keys() - boxes.keys():
                 self._let_go(key[0], held.pop(key))
+                self._uses[key[0]] -= 1
             entering += [(line, key, boxes[key]) for key in boxes.keys() - held.keys()]
         shared = self._shared(entering, images.shape[2] * images.shape[3])
         for line, key, box in entering:
             part = min(self._parts[line], _LARGE_PART) if key[0] in shared else self._parts[line]
             self._held[line][key] = self._take(key[0], source[key[0]], box, part)
+            self._uses[key[0]] += 1
+        if self._sources is not None:
+            self._uses = +self._uses  # without those that have no patch any more
+            self._sources = {index: image for index, image in self._sources.items() if index in self._uses}
+            for index in {key[0] for _, key, _ in entering} - self._sources.keys():
+                self._sources[index] = SourceImage.of(index, source[index])
 
     @staticmethod
     def _shared(entering: Sequence[tuple[int, _Key, _Box]], whole: int) -> set[int]:
@@ -132,6 +143,15 @@ class PatchStore:
         own = [held.get(key) for held, boxes in zip(self._held, wanted, strict=True) for key in boxes]
         patches = iter(exchanged(own, [box for boxes in wanted for box in boxes.values()], self._like))
         self._held = [{key: _there(next(patches)) for key in boxes} for boxes in wanted]
+        if self._sources is not None:
+            shown = {key[0] for boxes in wanted for key in boxes}
+            everyones = [image for part in gathered_objects(self._sources) for image in part.values()]
+            self._sources = {image.index: image for image in reversed(everyones) if image.index in shown}
+
+    @property
+    def sources(self) -> tuple[SourceImage, ...]:
+        """The images of all patches, by ascending index; none where they were not asked for."""
+        return tuple(image for _, image in sorted((self._sources or {}).items()))
 
     def collect(self, units: Units) -> list[tuple[Tensor, ...]]:
         """Return the patches of what is in the lists `(F, k)`, a tuple a line."""

@@ -6,14 +6,49 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from lightning_cnnviz.core.network.layers import FeatureSpec, resolve_features
 
-__all__ = ["LayerTopPatches", "RankBy", "TopPatches"]
+__all__ = ["LayerTopPatches", "RankBy", "SourceImage", "TopPatches"]
 
 RankBy = Literal["max", "mean"]
 """What ranks images for a feature map: its largest activation, or the mean of all its activations."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class SourceImage:
+    """A whole image that patches were cut from, in 8 bits: for people to see, and a quarter of the memory.
+
+    Each channel has a scale of its own, from its smallest value to its largest, so that an image that was read from 8
+    bits comes back as it was.
+
+    Attributes:
+        index: Its data-set index.
+        levels: `(C, H, W)` uint8; 0 stands for `low` and 255 for `high`.
+        low: `(C,)` float32.
+        high: `(C,)` float32.
+    """
+
+    index: int
+    levels: Tensor
+    low: Tensor
+    high: Tensor
+
+    @classmethod
+    def of(cls, index: int, image: Tensor) -> SourceImage:
+        """Take an image `(C, H, W)` as the network is given it; what is not finite counts as 0."""
+        values = image.detach().float().nan_to_num(0.0, 0.0, 0.0).cpu()
+        low, high = values.amin((1, 2)), values.amax((1, 2))
+        span = (high - low).clamp_min(torch.finfo(torch.float32).tiny)
+        levels = ((values - low.view(-1, 1, 1)) * (255 / span).view(-1, 1, 1)).round_().to(torch.uint8)
+        return cls(index=index, levels=levels, low=low, high=high)
+
+    def values(self) -> Tensor:
+        """Return the image `(C, H, W)` float32 in the values that the network was given, to half a level."""
+        low, high = self.low.view(-1, 1, 1), self.high.view(-1, 1, 1)
+        return self.levels.float() * ((high - low) / 255) + low
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -124,11 +159,13 @@ class TopPatches:
         layers: One entry a layer.
         k: Number of units asked for, of each feature map.
         indices_known: Whether images are numbered as in the data set; else as they arrived.
+        sources: The images that the patches were cut from, by ascending index, where they were asked for.
     """
 
     layers: tuple[LayerTopPatches, ...]
     k: int
     indices_known: bool = True
+    sources: tuple[SourceImage, ...] = ()
 
     def __getitem__(self, name: str) -> LayerTopPatches:
         for layer in self.layers:
@@ -143,4 +180,21 @@ class TopPatches:
         """Return what mining fewer layers, units and feature maps would have found."""
         chosen = set(layers)
         kept = tuple(layer.narrowed(k, features) for layer in self.layers if layer.layer in chosen)
-        return replace(self, layers=kept, k=min(k, self.k))
+        result = replace(self, layers=kept, k=min(k, self.k))
+        shown = set(result.shown_images())
+        return replace(result, sources=tuple(source for source in self.sources if source.index in shown))
+
+    def all_patches(self) -> Iterator[Tensor]:
+        """Go over the kept patches: layer by layer, feature map by feature map, best first."""
+        for layer in self.layers:
+            for patches in layer.patches:
+                yield from patches
+
+    def shown_images(self) -> list[int]:
+        """Return the indices of the images that kept patches are from, ascending."""
+        kept = (
+            layer.images[feature, : len(patches)].tolist()
+            for layer in self.layers
+            for feature, patches in zip(layer.features, layer.patches, strict=True)
+        )
+        return sorted({index for indices in kept for index in indices})

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 
+from lightning_cnnviz.core.network.layers import select_layers
 from lightning_cnnviz.core.top_patches._units import Units
+from lightning_cnnviz.core.top_patches.mining import PatchMiner
 from lightning_cnnviz.core.top_patches.patch_store import PatchStore
+from lightning_cnnviz.core.top_patches.results import SourceImage
 
 IMAGE = torch.arange(2 * 20 * 20, dtype=torch.float32).view(1, 2, 20, 20)
 
@@ -45,3 +49,29 @@ def test_fewer_are_copied_by_themselves() -> None:
     assert len({patch.untyped_storage().data_ptr() for patch in patches}) == 2
     for (top, left, bottom, right), patch in zip(boxes, patches, strict=True):
         assert torch.equal(patch, IMAGE[0, :, top:bottom, left:right])
+
+
+def test_images_of_kept_patches_are_there_in_8_bits_and_no_others() -> None:
+    images = torch.randint(0, 256, (40, 3, 9, 9), generator=torch.Generator().manual_seed(0)) / 255
+    mean, std = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+    network = nn.Sequential(nn.Conv2d(3, 5, 3))
+    miner = PatchMiner(network, select_layers(network, "conv"), k=2, features=[0, 3], sources=True)
+    with torch.no_grad():
+        for start in range(0, 40, 8):
+            batch = (images[start : start + 8] - mean) / std
+            with miner.batch(batch, torch.arange(start, start + 8)):
+                network(batch)
+    result = miner.compute()
+    assert [source.index for source in result.sources] == result.shown_images()
+    assert 1 < len(result.sources) < 40
+    for source in result.sources:
+        restored = (source.values() * std + mean) * 255
+        assert torch.equal(restored.round(), (images[source.index] * 255).round())
+    narrow = result.narrowed(["0"], 1, [3])
+    assert [source.index for source in narrow.sources] == [int(result["0"].images[3, 0])]
+
+
+def test_what_is_not_finite_counts_as_zero_in_8_bits() -> None:
+    image = torch.tensor([[[0.0, 1.0], [float("nan"), float("inf")]]])
+    assert SourceImage.of(3, image).values().tolist() == [[[0.0, 1.0], [0.0, 0.0]]]
+    assert SourceImage.of(3, torch.full((1, 2, 2), 0.5)).values().tolist() == [[[0.5, 0.5], [0.5, 0.5]]]

@@ -1,0 +1,103 @@
+"""How people see what a view was made on: its images, their names, and the scale that is undone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_cnnviz.render.normalization import Normalization
+
+__all__ = ["Display", "class_names", "file_names"]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Display:
+    """How people see the images that a view was made on.
+
+    Attributes:
+        normalization: Undone for display.
+        fill: `(C,)`, gray in the network's values: the mean that was subtracted where a normalization is known, else
+            the sample's own mean; None where there is no sample.
+        pixels: Of each image of the sample, `(3, H, W)` uint8.
+        indices: Of each image.
+        labels: Of each image; None where the data has none.
+        class_names: Names of the classes, where they are known.
+        files: Of images by their index, the name of the file, where that is known.
+        examples: By name, pictures that belong to the view: of each image of the sample some, `(3, H, W)` uint8.
+    """
+
+    normalization: Normalization = field(default_factory=lambda: Normalization((0.0,), (1.0,), "given"))
+    fill: Tensor | None = None
+    pixels: tuple[Tensor, ...] = ()
+    indices: tuple[int, ...] = ()
+    labels: tuple[int, ...] | None = None
+    class_names: tuple[str, ...] | None = None
+    files: Mapping[int, str] = field(default_factory=dict)
+    examples: Mapping[str, tuple[tuple[Tensor, ...], ...]] = field(default_factory=dict)
+
+    @property
+    def mean_and_std(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """The normalization as core takes it."""
+        return self.normalization.mean, self.normalization.std
+
+    @property
+    def fill_pixel(self) -> Tensor | None:
+        """The fill as a color `(3,)` uint8."""
+        if self.fill is None:
+            return None
+        return self.normalization.to_pixels(self.fill.view(-1, 1, 1).float())[:, 0, 0]
+
+
+def class_names(dataset: Any) -> tuple[str, ...] | None:
+    """Return the names of a data set's labels, where it tells."""
+    while dataset is not None:
+        names = getattr(dataset, "classes", None)
+        if isinstance(names, Mapping):
+            names = list(names)
+        if isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names):
+            return tuple(names)
+        dataset = getattr(dataset, "dataset", None)  # inside Subset
+    return None
+
+
+def file_names(dataset: Any, indices: Sequence[int]) -> dict[int, str]:
+    """Return the files of some images of a data set, by index, where it tells.
+
+    Read are `samples`, `imgs` and `files`, as torchvision's data sets of folders have them, through `Subset` and
+    `ConcatDataset`. A list of any other kind, or of another length than the data set's, tells nothing.
+    """
+    listed: dict[int, Sequence[Any]] = {}
+    named = ((index, _file(dataset, index, listed)) for index in dict.fromkeys(indices))
+    return {index: name for index, name in named if name}
+
+
+def _file(dataset: Any, index: int, listed: dict[int, Sequence[Any]]) -> str:
+    """The file of one image; `listed` keeps the lists of data sets, which may make theirs anew at each asking."""
+    for _ in range(16):  # a data set inside data sets
+        if isinstance(dataset, torch.utils.data.Subset):
+            if not 0 <= index < len(dataset.indices):
+                return ""
+            dataset, index = dataset.dataset, int(dataset.indices[index])
+        elif isinstance(dataset, torch.utils.data.ConcatDataset):
+            place = next((n for n, end in enumerate(dataset.cumulative_sizes) if 0 <= index < end), None)
+            if place is None:
+                return ""
+            index -= dataset.cumulative_sizes[place - 1] if place else 0
+            dataset = dataset.datasets[place]
+        else:
+            if id(dataset) not in listed:
+                listed[id(dataset)] = _files(dataset)
+            files = listed[id(dataset)]
+            entry = files[index] if 0 <= index < len(files) else ""
+            entry = entry[0] if isinstance(entry, (list, tuple)) and entry else entry
+            return str(entry) if isinstance(entry, str) or hasattr(entry, "__fspath__") else ""
+    return ""
+
+
+def _files(dataset: Any) -> Sequence[Any]:
+    lists = (getattr(dataset, name, None) for name in ("samples", "imgs", "files"))
+    return next((files for files in lists if isinstance(files, (list, tuple))), ())
