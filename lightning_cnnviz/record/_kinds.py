@@ -14,7 +14,15 @@ __all__ = ["Kind", "kind_named", "kind_of"]
 
 _OURS = "lightning_cnnviz"
 # Where results and what they hold are; of packages, all files in them.
-_PLACES = ("core", "report", "render.normalization", "render.deconvnet", "studies.results")
+_PLACES = (
+    "core",
+    "report",
+    "render.normalization",
+    "render.display",
+    "render.deconvnet",
+    "record.identity",
+    "studies.results",
+)
 
 
 class Kind:

@@ -13,13 +13,14 @@ from lightning_cnnviz.render._text import INK, PAPER, PENCIL, draw_header, fit, 
 from lightning_cnnviz.render.layout import SheetPlan, SheetSizes, plan_sheet
 from lightning_cnnviz.report import Gallery, Row
 
-__all__ = ["LOSSLESS_SIDE", "draw_sheet", "encode_tile", "from_image", "to_image"]
+__all__ = ["LOSSLESS_SIDE", "decode_tile", "draw_sheet", "encode_tile", "from_image", "to_image"]
 
 LOSSLESS_SIDE = 32
 """Up to this many pixels a side a PNG is lossless *and* hardly larger than a JPEG with its 600 bytes of tables."""
 
 _LABEL, _FIGURES = 13, 11  # font sizes in pixels
 _WIDEST_LABEL = 120
+_MOST_PIXELS = 100_000_000
 
 
 def encode_tile(pixels: Tensor) -> tuple[str, bytes]:
@@ -39,6 +40,21 @@ def encode_tile(pixels: Tensor) -> tuple[str, bytes]:
     # 4:4:4: the usual halved color resolution smears exactly the fine color edges that first layers look for.
     image.save(buffer, "JPEG", quality=88, subsampling=0)
     return "image/jpeg", buffer.getvalue()
+
+
+def decode_tile(content: bytes) -> Tensor:
+    """Return the pixels `(3, H, W)` uint8 of what `encode_tile` has encoded.
+
+    Raises:
+        ValueError: It is no PNG or JPEG, is damaged, or has more than 100 million pixels.
+    """
+    try:
+        with Image.open(io.BytesIO(content), formats=("PNG", "JPEG")) as image:
+            if image.width * image.height > _MOST_PIXELS:
+                raise ValueError(f"a picture of {image.width} x {image.height} pixels")
+            return from_image(image.convert("RGB"))
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"no picture: {error}") from error
 
 
 def draw_sheet(gallery: Gallery, *, title: str) -> Tensor:

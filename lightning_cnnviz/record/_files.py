@@ -1,0 +1,128 @@
+"""Files of a record: written beside and renamed, so that a reader finds none or a whole one; read with suspicion."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+from lightning_cnnviz.record._tensors import tensor_name
+
+__all__ = ["SCRATCH", "Pack", "check_json_size", "read_json", "write_file", "write_json", "write_pack"]
+
+SCRATCH = ".tmp"
+"""How the names of files end that are not whole yet, or never became so."""
+
+# What is larger is refused before it costs memory; a result of 100 layers with 4,608 patches each stays below.
+_MOST_JSON = 64_000_000
+_MOST_NODES = 4_000_000
+_MOST_HEADER = 100_000_000
+
+
+def write_file(path: Path, content: bytes, *, lasting: bool = False) -> None:
+    """Write a file whole or not at all; `lasting` waits until it is on the disk."""
+    scratch = path.with_name(f".{path.name}.{secrets.token_hex(4)}{SCRATCH}")
+    try:
+        with scratch.open("wb") as file:
+            file.write(content)
+            if lasting:
+                file.flush()
+                os.fsync(file.fileno())
+        scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> int:
+    """Write JSON, last of all that belongs together; return how many bytes it has.
+
+    Raises:
+        ValueError: It could not be read again: it is too large.
+        OSError: It cannot be written.
+    """
+    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
+    check_json_size(text)
+    content = text.encode()
+    write_file(path, content, lasting=True)
+    return len(content)
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is damaged, or too large.
+    """
+    if path.stat().st_size > _MOST_JSON:
+        raise ValueError(f"{path} has more than {_MOST_JSON} bytes")
+    try:
+        text = path.read_text(encoding="utf-8")
+        check_json_size(text)
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+
+
+def check_json_size(text: str) -> None:
+    """Refuse JSON that would take much memory.
+
+    Raises:
+        ValueError: It is too large.
+    """
+    nodes = text.count(",") + text.count("[") + text.count("{")
+    if len(text) > _MOST_JSON or nodes > _MOST_NODES:
+        raise ValueError(
+            f"{len(text)} characters and {nodes} parts of JSON; at most {_MOST_JSON} and {_MOST_NODES} are read"
+        )
+
+
+def write_pack(path: Path, tensors: Mapping[str, Tensor]) -> int:
+    """Write tensors by their names; return how many bytes the file has.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    content = safetensors.torch.save(dict(tensors))
+    write_file(path, content, lasting=True)
+    return len(content)
+
+
+class Pack:
+    """A file of tensors, read one by one.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is damaged.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            claimed = int.from_bytes(file.read(8), "little")
+        if size < 8 or claimed > min(size - 8, _MOST_HEADER):
+            raise ValueError(f"{path} is damaged: {size} bytes, of which {claimed} of header")
+
+    def tensor(self, name: str) -> Tensor:
+        """Return a tensor.
+
+        Raises:
+            ValueError: It is not there, or its content is not the one that its name stands for.
+        """
+        try:
+            with safetensors.safe_open(self._path, framework="pt") as file:
+                # A copy: the file is mapped, and whoever cuts it off would end this process at the next look.
+                values: Tensor = file.get_tensor(name).clone()
+        except (safetensors.SafetensorError, RuntimeError) as error:
+            raise ValueError(f"{self._path} is damaged: {error}") from error
+        if tensor_name(values) != name:
+            raise ValueError(f"{self._path} is damaged: tensor {name} has another content")
+        return values

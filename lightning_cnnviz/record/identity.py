@@ -1,0 +1,118 @@
+"""Which look it is: what was looked at, of which network, when, by whom, with what."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
+
+from lightning_cnnviz import __version__
+
+__all__ = ["DataIdentity", "LookIdentity", "NetworkIdentity", "network_identity", "versions"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataIdentity:
+    """Which images were looked at.
+
+    Attributes:
+        dataset: The class of the data set (or of the loader), for people; "" for weights alone.
+        images: How many were looked at; None where that is not known.
+        loader: Which of several loaders; -1 for one that the monitor was given.
+    """
+
+    dataset: str = ""
+    images: int | None = None
+    loader: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkIdentity:
+    """Which network, and which weights.
+
+    Attributes:
+        type: Its class.
+        parameters: How many it has.
+        checksum: Of all parameters and buffers, 16 hexadecimal digits: other weights, another checksum.
+    """
+
+    type: str = ""
+    parameters: int = 0
+    checksum: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LookIdentity:
+    """Which look it is.
+
+    Attributes:
+        view: What was seen, as `"top_patches"`.
+        name: The monitor's name, where two of one view stand beside each other.
+        stage: `"fit"`, `"validate"` or `"test"`.
+        epoch: Number of training epochs that were complete.
+        global_step: Number of optimizer steps taken.
+        run: The training (or evaluation) it belongs to: resumed, it stays the same; begun anew, it is another.
+        data: Which images.
+        network: Which network.
+        monitor: The class of the monitor.
+        arguments: What it was made with, as plain values.
+        versions: Of Python and of the libraries that numbers depend on.
+        time: When the look was kept, in seconds since 1970 (UTC).
+    """
+
+    view: str
+    name: str = ""
+    stage: str = "fit"
+    epoch: int = 0
+    global_step: int = 0
+    run: str = ""
+    data: DataIdentity = field(default_factory=DataIdentity)
+    network: NetworkIdentity = field(default_factory=NetworkIdentity)
+    monitor: str = ""
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    time: float = 0.0
+
+    @property
+    def series(self) -> tuple[str, str, str, str, str, int]:
+        """What looks have in common that can be laid on one line: run, stage, view, name, data set, loader."""
+        return (self.run, self.stage, self.view, self.name, self.data.dataset, self.data.loader)
+
+
+def network_identity(network: nn.Module) -> NetworkIdentity:
+    """Return the identity of a network, whose values are read once: about a second a gigabyte.
+
+    Example:
+        >>> network_identity(nn.Linear(2, 1)).parameters
+        3
+    """
+    digest = hashlib.blake2b(digest_size=8)
+    values = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+    for name in sorted(values):
+        digest.update(name.encode(errors="surrogateescape"))
+        if isinstance(values[name], UninitializedTensorMixin):
+            continue
+        value = values[name].detach()
+        digest.update(f" {value.dtype} {tuple(value.shape)}".encode())
+        if value.layout is torch.strided:
+            digest.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    made = (parameter for parameter in network.parameters() if not isinstance(parameter, UninitializedTensorMixin))
+    count = sum(parameter.numel() for parameter in made)
+    return NetworkIdentity(type=type(network).__name__, parameters=count, checksum=digest.hexdigest())
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the libraries that numbers depend on."""
+    return {
+        "lightning_cnnviz": __version__,
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+    }

@@ -1,0 +1,377 @@
+"""The record: a folder to which looks are added, and which anyone can read again."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import re
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from lightning_cnnviz import __version__
+from lightning_cnnviz.record._files import SCRATCH, Pack, read_json, write_file, write_json, write_pack
+from lightning_cnnviz.record._patches import packed_patches, unpacked_patches
+from lightning_cnnviz.record.data import SCHEMA, from_tree, plain, to_tree
+from lightning_cnnviz.record.identity import LookIdentity
+from lightning_cnnviz.render.display import Display
+from lightning_cnnviz.render.image import LOSSLESS_SIDE, decode_tile, encode_tile
+from lightning_cnnviz.render.views import Drawable, Seen, carry_on, draw_last, draw_view
+from lightning_cnnviz.report import Report, Step
+
+__all__ = ["Record", "RecordedLook"]
+
+_HEAD = "record.json"
+_FORMAT = "lightning_cnnviz record"
+_LOOK = re.compile(r"\d{19}-[0-9a-f]{8}")
+_IMAGE = re.compile(r"[0-9a-f]{20}\.(png|jpg)")
+_FORGOTTEN = 3600  # seconds after which a file that never became whole is taken away
+
+
+class RecordedLook:
+    """One look of a record; what it saw is read when it is asked for.
+
+    Attributes:
+        record: The record that it is in.
+        id: Its name in the record; names sort by time.
+        identity: Which look it is.
+        bytes: What it has added to the record, in bytes.
+    """
+
+    def __init__(self, record: Record, look_id: str, identity: LookIdentity, size: int) -> None:
+        self.record, self.id, self.identity, self.bytes = record, look_id, identity, size
+
+    @property
+    def epoch(self) -> int:
+        """Number of training epochs that were complete."""
+        return self.identity.epoch
+
+    @property
+    def arguments(self) -> Mapping[str, Any]:
+        """The monitor's arguments, as plain values."""
+        return self.identity.arguments
+
+    @property
+    def step(self) -> Step:
+        """When it was taken."""
+        return Step(epoch=self.epoch, global_step=self.identity.global_step, stage=self.identity.stage)
+
+    @property
+    def result(self) -> Any:
+        """What was computed; patches of large images are cut from the images as they were stored.
+
+        Raises:
+            ValueError: It is damaged; or this look has a report alone.
+        """
+        content = self._content()
+        if "result" not in content:
+            raise ValueError(f"look {self.id} of '{self.identity.view}' has a report alone, and no result")
+        value, crops = self._value(content, "result"), self._value(content, "crops")
+        return unpacked_patches(value, crops, self.display.normalization, self.record.image)
+
+    @property
+    def display(self) -> Display:
+        """How people see the images behind it."""
+        display: Display | None = self._value(self._content(), "display")
+        return Display() if display is None else display
+
+    @property
+    def carried(self) -> Any:
+        """What later looks of its series need of it; see `render.views.carry_on`."""
+        return self._value(self._content(), "carried")
+
+    def earlier(self) -> list[RecordedLook]:
+        """Return the looks of its series before it, oldest first."""
+        looks = self.record.looks(run=self.identity.run)
+        return [look for look in looks if look.identity.series == self.identity.series and look.id < self.id]
+
+    def seen(self) -> Seen:
+        """Return what it has seen, read once."""
+        return Seen(result=self.result, display=self.display, arguments=self.arguments, epoch=self.epoch)
+
+    def report(self) -> Report:
+        """Draw it, with what earlier looks of its series carried on."""
+        if self.has_result:
+            report = draw_view(self.identity.view, self.seen(), Carried(self.earlier()))
+        else:
+            report = self._value(self._content(), "report")
+        return replace(report, name=self.identity.name)
+
+    def last_report(self) -> Report | None:
+        """Draw what is shown once more when a run ends with this look; None for nothing."""
+        if not self.has_result:
+            return None
+        report = draw_last(self.identity.view, self.seen(), Carried(self.earlier()))
+        return None if report is None else replace(report, name=self.identity.name)
+
+    @property
+    def has_result(self) -> bool:
+        """Whether there is a result; else a report alone."""
+        return "result" in self._content()
+
+    def _content(self) -> Any:
+        # Read anew each time: what all looks of a long run hold does not fit into memory.
+        return self.record._content_of(self.id)
+
+    def _value(self, content: Any, part: str) -> Any:
+        if content.get(part) is None:
+            return None
+
+        def tensor(name: str) -> Tensor:
+            return self.record.tensor(name, content["tensors"][name])
+
+        try:
+            return from_tree(content[part], tensor, schema=content["schema"])
+        except (ValueError, OSError) as error:
+            raise ValueError(f"look {self.id} in {self.record.folder} is damaged: {error}") from error
+
+
+class Carried(Sequence[Any]):
+    """What some looks carry on, read one by one."""
+
+    def __init__(self, looks: Sequence[RecordedLook]) -> None:
+        self._looks = looks
+
+    def __len__(self) -> int:
+        return len(self._looks)
+
+    def __getitem__(self, place: Any) -> Any:
+        return [look.carried for look in self._looks[place]] if isinstance(place, slice) else self._looks[place].carried
+
+
+class Record:
+    """A folder of looks, to which any number of processes may add; nothing in it is ever changed.
+
+    A look is there once its own file is, which is written last. Tensors and images are there once, by their content.
+    Nothing in it is ever run.
+
+    Args:
+        folder: The record's folder; it need not be there yet.
+
+    Raises:
+        ValueError: The folder is no record, or needs a newer version.
+
+    Example:
+        >>> import tempfile
+        >>> from torch import nn
+        >>> from lightning_cnnviz import layer_table
+        >>> from lightning_cnnviz.render.views import Seen
+        >>> table = layer_table(nn.Sequential(nn.Conv2d(1, 2, 3)), (1, 8, 8))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     look = Record(folder).add(LookIdentity(view="layer_table"), Seen(result=table))
+        ...     [(each.identity.view, each.result.parameters) for each in Record(folder).looks()]
+        [('layer_table', 20)]
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self._read: dict[str, RecordedLook] = {}
+        self._damaged: dict[str, str] = {}
+        self._packs: dict[str, str] = {}  # of tensors that are in the record, their pack
+        self._check_head()
+
+    def looks(
+        self, *, view: str | None = None, name: str | None = None, stage: str | None = None, run: str | None = None
+    ) -> list[RecordedLook]:
+        """Return the looks that are there now, oldest first; those that are damaged are left out (see `check`)."""
+        self._look_around()
+        wanted = {"view": view, "name": name, "stage": stage, "run": run}
+        asked = {field: value for field, value in wanted.items() if value is not None}
+        looks = (look for _, look in sorted(self._read.items()))
+        return [look for look in looks if all(getattr(look.identity, each) == asked[each] for each in asked)]
+
+    def add(self, identity: LookIdentity, seen: Drawable | Report) -> RecordedLook:
+        """Add a look; when this returns, it is there for good.
+
+        Args:
+            identity: Which look it is; the time is filled in.
+            seen: What was seen; or a report, of what has no result.
+
+        Raises:
+            OSError: It cannot be written. The record is as it was; the same look may be added later.
+            TypeError: The result is none that can be kept as data.
+            ValueError: Likewise; or the record needs a newer version.
+        """
+        with contextlib.suppress(FileNotFoundError):
+            self._check_head()
+        self._make_folders()
+        content, tensors, images = self._described(identity, seen)
+        now = time.time_ns()
+        look_id = f"{now:019d}-{secrets.token_hex(4)}"
+        size = sum(self._write_image(name, pixels) for name, pixels in images.items())
+        new = {name: tensor for name, tensor in tensors.items() if name not in self._packs}
+        if new:
+            size += write_pack(self.folder / "packs" / f"{look_id}.safetensors", new)
+        packs = {name: self._packs.get(name, look_id) for name in tensors}
+        identity = replace(identity, time=now / 1e9, arguments=plain(identity.arguments))
+        content |= {"schema": SCHEMA, "version": __version__, "tensors": packs, "identity": to_tree(identity)[0]}
+        size += write_json(self.folder / "looks" / f"{look_id}.json", content | {"bytes": size})
+        self._packs.update(packs)
+        look = self._read[look_id] = RecordedLook(self, look_id, identity, size)
+        return look
+
+    def image(self, name: str) -> Tensor:
+        """Return a stored image as pixels `(3, H, W)` uint8.
+
+        Raises:
+            ValueError: There is no such image, or it is damaged.
+        """
+        if not isinstance(name, str) or not _IMAGE.fullmatch(name):
+            raise ValueError(f"{str(name)[:80]!r} is no name of an image")
+        try:
+            return decode_tile((self.folder / "images" / name).read_bytes())
+        except (OSError, ValueError) as error:
+            raise ValueError(f"image {name} cannot be read: {error}") from error
+
+    def size(self) -> int:
+        """Return how many bytes the record takes."""
+        return sum(file.stat().st_size for file in self.folder.rglob("*") if file.is_file())
+
+    def check(self) -> list[str]:
+        """Read everything; return what is damaged, a sentence each."""
+        looks = self.looks()
+        problems = list(self._damaged.values())
+        for look in looks:
+            try:
+                _ = look.seen() if look.has_result else look.report(), look.carried
+            except ValueError as error:  # noqa: PERF203 - of each look
+                problems.append(str(error))
+        return problems
+
+    # Writing.
+
+    def _described(
+        self, identity: LookIdentity, seen: Drawable | Report
+    ) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor]]:
+        """What is written of a look: its parts as trees, its tensors and its images by name."""
+        images: dict[str, Tensor] = {}
+
+        def put(pixels: Tensor) -> str:
+            digest = hashlib.blake2b(repr(tuple(pixels.shape)).encode(), digest_size=10)
+            digest.update(pixels.contiguous().numpy().data)
+            images[digest.hexdigest()] = pixels
+            return _file_name(digest.hexdigest(), pixels)
+
+        parts: dict[str, Any]
+        if isinstance(seen, Report):
+            parts = {"report": seen}
+        else:
+            result, crops = packed_patches(seen.result, seen.display.normalization, put)
+            parts = {
+                "result": result,
+                "crops": crops,
+                "display": seen.display,
+                "carried": carry_on(identity.view, seen),
+            }
+        trees, tensors = {}, {}
+        for part, value in parts.items():
+            if value is not None:
+                trees[part], own = to_tree(value)
+                tensors.update(own)
+        return trees, tensors, images
+
+    def _write_image(self, name: str, pixels: Tensor) -> int:
+        path = self.folder / "images" / _file_name(name, pixels)
+        if path.exists():
+            return 0
+        _, encoded = encode_tile(pixels)
+        write_file(path, encoded)
+        return len(encoded)
+
+    def _make_folders(self) -> None:
+        for part in ("looks", "packs", "images"):
+            (self.folder / part).mkdir(parents=True, exist_ok=True)
+        if not (self.folder / _HEAD).exists():
+            write_json(self.folder / _HEAD, {"format": _FORMAT, "schema": SCHEMA, "version": __version__})
+        self._look_around()
+
+    # Reading.
+
+    def _check_head(self) -> None:
+        if not self.folder.exists():
+            return
+        if not self.folder.is_dir():
+            raise ValueError(f"{self.folder} is a file; a record is a folder")
+        head = self.folder / _HEAD
+        if not head.exists():
+            if any(self.folder.iterdir()) and not (self.folder / "looks").is_dir():
+                raise ValueError(f"{self.folder} is no record: it has other files, and no {_HEAD}")
+            return
+        content = read_json(head)
+        if not isinstance(content, dict) or content.get("format") != _FORMAT or type(content.get("schema")) is not int:
+            raise ValueError(f"{self.folder} is no record: its {_HEAD} is of another kind")
+        _check_schema(content, self.folder)
+        self._sweep()
+
+    def _sweep(self) -> None:
+        """Take away what processes that died have left half written."""
+        for file in self.folder.glob(f"*/.*{SCRATCH}"):
+            with contextlib.suppress(OSError):
+                if time.time() - file.stat().st_mtime > _FORGOTTEN:
+                    file.unlink()
+
+    def _look_around(self) -> None:
+        """Read the looks that are new since the last time."""
+        names = {file.stem for file in (self.folder / "looks").glob("*.json") if _LOOK.fullmatch(file.stem)}
+        for gone in self._read.keys() - names:
+            del self._read[gone]
+            self._packs = {tensor: pack for tensor, pack in self._packs.items() if pack != gone}
+        for look_id in sorted(names - self._read.keys() - self._damaged.keys()):
+            try:
+                content = self._content_of(look_id)
+                look = self._look(look_id, content)
+            except FileNotFoundError:
+                continue  # it has been taken away since
+            except (ValueError, OSError) as error:
+                self._damaged[look_id] = f"look {look_id} in {self.folder} is damaged: {error}"
+                continue
+            self._read[look_id] = look
+            self._packs.update(content["tensors"])
+
+    def _content_of(self, look_id: str) -> dict[str, Any]:
+        content = read_json(self.folder / "looks" / f"{look_id}.json")
+        if not isinstance(content, dict) or type(content.get("schema")) is not int:
+            raise ValueError("it is no look")
+        _check_schema(content, self.folder)
+        packs = content.get("tensors")
+        if not isinstance(packs, dict) or not all(isinstance(p, str) and _LOOK.fullmatch(p) for p in packs.values()):
+            raise ValueError("it names packs that are none")
+        return content
+
+    def _look(self, look_id: str, content: Mapping[str, Any]) -> RecordedLook:
+        identity = from_tree(content.get("identity"), _no_tensor, schema=content["schema"])
+        if not isinstance(identity, LookIdentity):
+            raise ValueError("it does not say which look it is")
+        size = content.get("bytes")
+        return RecordedLook(self, look_id, identity, size if type(size) is int else 0)
+
+    def tensor(self, name: str, pack: str) -> Tensor:
+        """Return a tensor of a pack.
+
+        Raises:
+            OSError: There is no such pack.
+            ValueError: It is damaged.
+        """
+        return Pack(self.folder / "packs" / f"{pack}.safetensors").tensor(name)
+
+
+def _file_name(digest: str, pixels: Tensor) -> str:
+    media = "png" if max(pixels.shape[1:]) <= LOSSLESS_SIDE else "jpg"
+    return f"{digest}.{media}"
+
+
+def _no_tensor(name: str) -> Tensor:
+    raise KeyError(name)
+
+
+def _check_schema(content: Mapping[str, Any], folder: Path) -> None:
+    if content["schema"] > SCHEMA:
+        raise ValueError(
+            f"{folder} needs lightning_cnnviz {str(content.get('version'))[:40]} or newer (schema "
+            f"{content['schema']}); this is {__version__} (schema {SCHEMA})"
+        )
