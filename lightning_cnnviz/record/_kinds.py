@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib.util
 import pkgutil
+import re
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-__all__ = ["Kind", "kind_named", "kind_of"]
+__all__ = ["Kind", "kind_named", "kind_names", "kind_of"]
 
 _OURS = "lightning_cnnviz"
 # Where results and what they hold are; of packages, all files in them.
 _PLACES = (
-    "core",
-    "report",
-    "render.normalization",
-    "render.display",
-    "render.deconvnet",
-    "record.identity",
-    "studies.results",
+    *("core", "report", "record.identity", "studies.results"),
+    *("render.deconvnet", "render.display", "render.normalization", "render.views"),
 )
+
+_CLASS = re.compile(r"^class (\w+)", re.MULTILINE)
 
 
 class Kind:
@@ -35,17 +34,16 @@ class Kind:
         needed: Those that have no default.
     """
 
-    def __init__(self, make: type) -> None:
-        self.make: Any = make
-        self.name = make.__name__
+    def __init__(self, make: Any) -> None:
+        self.make = make
+        self.name: str = make.__name__
         if is_dataclass(make):
             given = [field for field in fields(make) if field.init and not field.name.startswith("_")]
             self.fields = [field.name for field in given]
             self.needed = [f.name for f in given if f.default is MISSING and f.default_factory is MISSING]
         else:
-            named: Any = make
-            self.fields = list(named._fields)
-            self.needed = [name for name in self.fields if name not in named._field_defaults]
+            self.fields = list(self.make._fields)
+            self.needed = [name for name in self.fields if name not in self.make._field_defaults]
 
     @functools.cached_property
     def hints(self) -> dict[str, Any]:
@@ -73,42 +71,50 @@ class Kind:
 def kind_of(value: Any) -> Kind | None:
     """Return the type of a value if it can be kept."""
     kind = type(value)
-    if not kind.__module__.startswith(f"{_OURS}."):
-        return None
-    found = _kinds().get(kind.__name__)
-    return found if found is not None and found.make is kind else None
+    return kind_named(kind.__name__) if _homes().get(kind.__name__) == kind.__module__ else None
 
 
 def kind_named(name: str) -> Kind | None:
-    """Return the type of a name; only our own are ever looked at."""
-    return _kinds().get(name)
+    """Return the type of a name; only our own files are ever looked at."""
+    return _kind(name) if name in _homes() else None
+
+
+def kind_names() -> list[str]:
+    """Return the names of all types that can be kept."""
+    return [name for name in _homes() if kind_named(name) is not None]
 
 
 @functools.cache
-def _kinds() -> dict[str, Kind]:
-    return {kind.__name__: Kind(kind) for module in _modules() for kind in _kept_in(module)}
+def _kind(name: str) -> Kind | None:
+    module = importlib.import_module(_homes()[name])
+    make: Any = getattr(module, name)
+    if name not in module.__all__:
+        return None
+    frozen = hasattr(make, "__dataclass_params__") and make.__dataclass_params__.frozen
+    return Kind(make) if frozen or (issubclass(make, tuple) and hasattr(make, "_fields")) else None
 
 
-def _modules() -> Iterator[types.ModuleType]:
+@functools.cache
+def _homes() -> dict[str, str]:
+    """The files of all classes. They are read, not imported: who loads one result needs no more than its file."""
+    found = {}
+    for module in _modules():
+        spec = importlib.util.find_spec(module)
+        assert spec is not None
+        source = spec.loader.get_source(module)  # type: ignore[union-attr]
+        found.update(dict.fromkeys(_CLASS.findall(source or ""), module))
+    return found
+
+
+def _modules() -> Iterator[str]:
     for place in _PLACES:
-        module = importlib.import_module(f"{_OURS}.{place}")
-        yield module
-        for inner in pkgutil.walk_packages(getattr(module, "__path__", []), f"{module.__name__}."):
-            if not inner.name.rpartition(".")[2].startswith("_"):
-                yield importlib.import_module(inner.name)
-
-
-def _kept_in(module: types.ModuleType) -> Iterator[type]:
-    """The public frozen dataclasses and named tuples that a file defines."""
-    for name in getattr(module, "__all__", ()):
-        kind = getattr(module, name)
-        if not isinstance(kind, type) or kind.__module__ != module.__name__:
-            continue
-        if is_dataclass(kind):
-            if kind.__dataclass_params__.frozen:  # type: ignore[attr-defined]
-                yield kind
-        elif issubclass(kind, tuple) and hasattr(kind, "_fields"):
-            yield kind
+        name = f"{_OURS}.{place}"
+        folders = importlib.util.find_spec(name).submodule_search_locations  # type: ignore[union-attr]
+        if folders is None:
+            yield name
+        for module in pkgutil.walk_packages(folders or [], f"{name}."):
+            if not module.name.rpartition(".")[2].startswith("_"):
+                yield module.name
 
 
 def _fits(value: Any, hint: Any) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import re
 import reprlib
+import struct
 from collections.abc import Callable, Iterable, Mapping
 from fractions import Fraction
 from typing import Any
@@ -28,6 +29,8 @@ SCHEMA = 1
 
 _DEEPEST = 64  # values within values; results have about ten
 _EXACT = 2**53  # other readers of JSON hold no larger integers than that
+# By their bits; other NaNs, which numbers of other programs may be, are written as bits.
+_NONFINITE = {struct.pack(">d", float(text)).hex(): text for text in ("nan", "-nan", "inf", "-inf")}
 _NAME = re.compile(r"[0-9a-f]{20}")
 _SPLIT = re.compile("[\ud800-\udbff][\udc00-\udfff]")  # JSON would read these two as one
 
@@ -95,7 +98,7 @@ class _Writer:
         if isinstance(value, torch.dtype):
             return {"dtype": str(value).removeprefix("torch.")}
         if isinstance(value, Mapping):
-            return {"dict": [self._each(pair, where, depth) for pair in value.items()]}
+            return {"dict": [self._pair(key, held, where, depth + 1) for key, held in value.items()]}
         if type(value) is tuple:
             return {"tuple": self._each(value, where, depth)}
         if isinstance(value, list):
@@ -105,6 +108,9 @@ class _Writer:
 
     def _each(self, values: Iterable[Any], where: str, depth: int) -> list[Any]:
         return [self.written(value, f"{where}[{place}]", depth + 1) for place, value in enumerate(values)]
+
+    def _pair(self, key: Any, held: Any, where: str, depth: int) -> list[Any]:
+        return [self.written(key, f"a key of {where}", depth), self.written(held, f"{where}[{_short(key)}]", depth)]
 
     def _tensor(self, value: Tensor, where: str) -> dict[str, str]:
         try:
@@ -155,10 +161,13 @@ class _Reader:
         return _read_scalar(tags[0], inner)
 
     def _mapping(self, pairs: list[Any], depth: int) -> dict[Any, Any]:
+        wrong = next((pair for pair in pairs if not isinstance(pair, list) or len(pair) != 2), None)
+        if wrong is not None:
+            raise ValueError(f"it holds a mapping with {_short(wrong)} for a key and a value")
         try:
             return {self.read(key, depth + 1): self.read(value, depth + 1) for key, value in pairs}
-        except TypeError as error:  # a pair that is none, or a key that has no hash
-            raise ValueError(f"it holds a mapping that is none: {error}") from error
+        except TypeError as error:
+            raise ValueError(f"it holds a mapping with a key that is none: {error}") from error
 
     def _tensor(self, name: Any, noted: Any) -> Tensor:
         if not isinstance(name, str) or not _NAME.fullmatch(name):
@@ -197,7 +206,8 @@ def _written_scalar(value: Any) -> Any:
     if isinstance(value, float):
         if math.isfinite(value):
             return float(value)
-        return {"float": ("-" if math.copysign(1, value) < 0 else "") + str(abs(value))}
+        bits = struct.pack(">d", value).hex()
+        return {"float": _NONFINITE.get(bits, bits)}
     if isinstance(value, complex):
         return {"complex": [_written_scalar(value.real), _written_scalar(value.imag)]}
     return {"fraction": [_written_scalar(value.numerator), _written_scalar(value.denominator)]}
@@ -206,7 +216,7 @@ def _written_scalar(value: Any) -> Any:
 def _read_scalar(tag: str, inner: Any) -> Any:
     try:
         return _TAGS[tag](inner)
-    except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
+    except (TypeError, ValueError, AttributeError, ArithmeticError, LookupError, struct.error) as error:
         raise ValueError(f"it holds {_short({tag: inner})}, which stands for no value") from error
 
 
@@ -224,9 +234,12 @@ def _integer(text: str) -> int:
 
 
 def _nonfinite(text: str) -> float:
-    if text not in ("nan", "-nan", "inf", "-inf"):
+    if text in _NONFINITE.values():
+        return float(text)
+    (value,) = struct.unpack(">d", bytes.fromhex(text))
+    if math.isfinite(value):
         raise ValueError(text)
-    return float(text)
+    return float(value)
 
 
 def _complex(parts: Any) -> complex:
