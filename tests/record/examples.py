@@ -30,6 +30,7 @@ from lightning_cnnviz.core.probing.solvers import fit_features
 from lightning_cnnviz.core.top_patches.search import diagnose
 from lightning_cnnviz.core.tracing.feature_maps import FeatureMaps
 from lightning_cnnviz.core.tracing.receptive_field import ReceptiveField
+from lightning_cnnviz.record.identity import DataIdentity, LookIdentity, network_identity, versions
 from lightning_cnnviz.render.deconvnet import FirstRanked
 from lightning_cnnviz.render.display import Display
 from lightning_cnnviz.render.layer_probe import layer_probe_report
@@ -115,6 +116,14 @@ def drawn(results: list[Any]) -> list[Any]:
         crop,
         report.Tile(picture.pixels, "a", {"image": 7}, source=crop),
         Seen(result=found, display=display, arguments={"k": 3}, epoch=2),
+        LookIdentity(
+            view="top_patches",
+            data=DataIdentity(dataset="Digits", images=12),
+            network=network_identity(network()),
+            arguments={"layers": ["0", "3"], "k": 3},
+            versions=versions(),
+            time=1.7e9 + 0.25,
+        ),
         FirstRanked(epoch=2, activation=0.5, box=torch.tensor([0, 0, 2, 2]), pixels=torch.rand(3, 2, 2)),
     ]
 

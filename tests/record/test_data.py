@@ -72,7 +72,7 @@ def kept() -> dict[str, list[Any]]:
 
 
 def test_every_type_that_can_be_kept_has_an_example(kept: dict[str, list[Any]]) -> None:
-    # A new result is added to examples.py, so that the next test sees it; those two hold functions of torch or layers.
+    # A new result is added to examples.py, so that the next test sees it; the others hold layers or functions.
     others = {name.partition(".")[0] for name in without_data()} | {"DefaultLayers", "Operator", "Site"}
     assert sorted(set(kind_names()) - set(kept) - others) == []
 
