@@ -60,7 +60,7 @@ def page_problems() -> list[str]:
 
 @pytest.fixture
 def browser_page(chromium: Any, page_problems: list[str]) -> Iterator[Any]:
-    """A fresh page; the test fails at its end if there was an error in it, or a request for more than a local page."""
+    """A fresh page; the test fails at its end if there was an error in it, or a request that left the page's folder."""
     context = chromium.new_context(viewport={"width": 1280, "height": 800})
     page = context.new_page()
     page.set_default_timeout(20_000)
@@ -70,7 +70,9 @@ def browser_page(chromium: Any, page_problems: list[str]) -> Iterator[Any]:
             page_problems.append(f"console: {message.text}")
 
     def on_request(request: Any) -> None:
-        if not (request.is_navigation_request() and request.url.startswith("file://")):
+        folder = request.frame.url.partition("#")[0].rpartition("/")[0]
+        inside = folder.startswith("file://") and request.url.startswith(f"{folder}/") and "/.." not in request.url
+        if not inside and not (request.is_navigation_request() and request.url.startswith("file://")):
             page_problems.append(f"request: {request.url}")
 
     page.on("console", on_console)

@@ -1,10 +1,8 @@
-"use strict";
 const byId = (id) => document.getElementById(id);
-const views = JSON.parse(byId("data-views").textContent);
-const pictures = JSON.parse(byId("data-pictures").textContent);
 const phone = matchMedia("(max-width: 720px)");
 // `look` null means the newest, so that a reload during training moves on; what a person chose stays.
-const state = { view: null, layer: null, look: null, feature: null, filter: "" };
+const state = { view: null, series: null, layer: null, look: null, feature: null, filter: "" };
+const IN_HASH = ["view", "series", "layer", "look", "feature"];
 
 // --- the document ---
 function h(tag, attributes, ...children) {
@@ -35,7 +33,7 @@ const asText = (caption, numbers) =>
 const empty = (text) => h("p", { class: "empty" }, text);
 
 function picture(name, [width, height], scale, attributes) {
-  const image = h("img", { src: pictures[name], alt: "", decoding: "sync", ...attributes });
+  const image = h("img", { src: pictures.get(name)?.uri, alt: "", decoding: "sync", ...attributes });
   image.width = Math.max(1, Math.round(width * scale));
   image.height = Math.max(1, Math.round(height * scale));
   return image;
@@ -47,10 +45,8 @@ function scaleTo(goal, [width, height], hard) {
 }
 
 // --- what the reports say ---
-const keyOf = (look) => `${look.epoch}-${look.step}-${look.stage}`;
 const labelOf = (look) => `epoch ${look.epoch} · step ${look.step}` + (look.stage === "fit" ? "" : ` · ${look.stage}`);
-const itemsOf = (look, kind) => look.items.filter((item) => item.kind === kind);
-const galleryOf = (look, name) => itemsOf(look, "Gallery").find((gallery) => gallery.name === name);
+const galleryOf = (look, name) => itemsOf(look).find((item) => item.kind === "Gallery" && item.name === name);
 // A feature is followed from look to look by its caption; the second of one name is "name #2".
 function keysOf(gallery) {
   const seen = new Map();
@@ -61,30 +57,49 @@ function keysOf(gallery) {
   });
 }
 const rowOf = (gallery, key) => gallery?.rows[keysOf(gallery).indexOf(key)];
-// Pictures come before tables, in whatever order they were made.
-const viewNow = () => views.find((view) => view.view === state.view) ?? views.find((view) => layersOf(view).length) ?? views[0];
-function lookAt(view) {
-  const index = view.looks.findIndex((look) => keyOf(look) === state.look);
-  return index < 0 ? view.looks.length - 1 : index;
+// Pictures come before tables, in whatever order they were made; what was seen in training before the rest.
+function viewNow() {
+  const inFit = (view) => view.series.some((series) => series.stage === "fit");
+  return views.find((view) => view.view === state.view)
+    ?? views.find((view) => inFit(view) && layersOf(seriesNow(view)).length)
+    ?? views.find((view) => layersOf(seriesNow(view)).length) ?? views[0];
 }
-function layersOf(view) {
-  return [...new Set(view.looks.toReversed().flatMap((look) => itemsOf(look, "Gallery").map((item) => item.name)))];
+// As chosen, or that of the chosen look, or of the newest run: training's own, or else what is newest.
+function seriesNow(view) {
+  const newest = view.series.toSorted((a, b) => b.run - a.run || b.time - a.time);
+  return newest.find((series) => series.key === state.series)
+    ?? newest.find((series) => series.looks.some((look) => keyOf(look) === state.look))
+    ?? newest.find((series) => series.stage === "fit") ?? newest[0];
+}
+function lookAt(series) {
+  const index = series.looks.findIndex((look) => keyOf(look) === state.look);
+  return index < 0 ? series.looks.length - 1 : index;
+}
+function layersOf(series) {
+  return [...new Set(series.looks.toReversed().flatMap(({ names }) => names.filter((item) => item.kind === "Gallery").map((item) => item.name)))];
+}
+// Everything that a place in the page is made of.
+function placeNow() {
+  const view = viewNow(), series = seriesNow(view), now = lookAt(series), look = series.looks[now];
+  const layers = layersOf(series);
+  return { view, series, now, look, layers, layer: layerNow(look, layers) };
 }
 // The gallery an item belongs to by its name, "" for the overview.
 function ownerOf(name, layers) {
   const fits = layers.filter((layer) => name === layer || name.startsWith(layer + "/"));
   return fits.reduce((best, layer) => (layer.length > best.length ? layer : best), "");
 }
-function statsOf(view, look, layers, layer) {
-  return itemsOf(look, "Scalar").filter((item) => ownerOf(item.name, layers) === layer).map((item) => ({
-    name: words(layer ? item.name.slice(layer.length + 1) || item.name : item.name),
-    value: item.value,
-    trend: view.looks.map((each) => itemsOf(each, "Scalar").find((other) => other.name === item.name)?.value ?? null),
+function statsOf({ series, look, layers }, layer) {
+  return [...look.scalars].filter(([name]) => ownerOf(name, layers) === layer).map(([name, value]) => ({
+    name: words(layer ? name.slice(layer.length + 1) || name : name),
+    value,
+    trend: series.all.map((each) => each.scalars.get(name) ?? null),
+    at: series.all.indexOf(look),
   }));
 }
-function layerNow(view, look, layers) {
+function layerNow(look, layers) {
   if (state.layer !== null && (state.layer === "" || layers.includes(state.layer))) return state.layer;
-  const first = look.items.find((item) => item.kind !== "Scalar" || !layers.length);
+  const first = look.names.find((item) => item.kind !== "Scalar" || !layers.length);
   return first ? ownerOf(first.name, layers) : layers[0] ?? "";
 }
 
@@ -110,13 +125,18 @@ function sparkline(trend, now) {
   if (trend[now] !== null) draw("circle", { cx: x(now), cy: y(trend[now]), r: 2.2 });
   return svg;
 }
-const statLine = (stat, now) =>
-  h("span", { class: "stat" }, h("span", {}, stat.name), sparkline(stat.trend, now), h("b", {}, show(stat.value)));
+const statLine = (stat) =>
+  h("span", { class: "stat" }, h("span", {}, stat.name), sparkline(stat.trend, stat.at), h("b", {}, show(stat.value)));
 
-function drawLooks(node, view, now, testid) {
+function drawSeries({ view, series }) {
+  byId("series").hidden = view.series.length < 2;
+  fill(byId("series"), ...view.series.map((each) => h("button", { "data-testid": `series-${each.key}`,
+    "aria-pressed": String(each === series), onclick: () => choose({ series: each.key, look: null }) }, each.name)));
+}
+function drawLooks(node, series, now, testid) {
   // Built once and then only set: a slider that is replaced while it is dragged lets go.
   if (!node.firstChild) {
-    const move = (by) => () => choose({ look: lookAt(viewNow()) + by });
+    const move = (by) => () => choose({ look: lookAt(seriesNow(viewNow())) + by });
     node.append(
       h("button", { "aria-label": "Previous look", onclick: move(-1) }, "‹"),
       h("input", { type: "range", min: 0, step: 1, "aria-label": "Look", "data-testid": testid,
@@ -125,28 +145,30 @@ function drawLooks(node, view, now, testid) {
       h("output", {}), h("span", { class: "soft" }));
   }
   const [back, slider, forth, label, rest] = node.children;
-  const last = view.looks.length - 1;
+  const last = series.looks.length - 1;
   slider.max = last;
   slider.value = now;
   slider.hidden = back.hidden = forth.hidden = last === 0;
   back.disabled = now === 0;
   forth.disabled = now === last;
-  label.textContent = labelOf(view.looks[now]);
+  label.textContent = labelOf(series.looks[now]);
   slider.setAttribute("aria-valuetext", label.textContent);
-  const left = view.left_out ? ` · ${view.left_out} ${view.left_out > 1 ? "looks" : "look"} left out to keep this page small` : "";
+  const gone = series.all.length - series.looks.length;
+  const left = gone ? ` · ${gone} ${gone > 1 ? "looks" : "look"} left out to keep this page small` : "";
   rest.textContent = `look ${now + 1} of ${last + 1}${left}`;
 }
 
-function drawLayers(view, look, now, layers, layer) {
-  const loose = look.items.some((item) => ownerOf(item.name, layers) === "");
+function drawLayers(place) {
+  const { look, layers, layer } = place;
+  const loose = look.names.some((item) => ownerOf(item.name, layers) === "");
   const names = [...(loose || !layers.length ? [""] : []), ...layers];
   byId("layers").hidden = names.length < 2 && !layers.length;
   fill(byId("layers"), ...names.map((name) => {
     const gallery = galleryOf(look, name);
-    const stats = name ? statsOf(view, look, layers, name) : [];
+    const stats = name ? statsOf(place, name) : [];
     return h("button", { "data-testid": `layer-${name || "overview"}`, "aria-current": name === layer ? "true" : null,
       onclick: () => choose({ layer: name, filter: "" }) },
-      h("strong", {}, name || "Overview"), gallery ? facts(gallery.numbers) : null, ...stats.map((stat) => statLine(stat, now)));
+      h("strong", {}, name || "Overview"), gallery ? facts(gallery.numbers) : null, ...stats.map(statLine));
   }));
   // Bring the chosen one into sight, without moving the page as scrollIntoView would.
   const box = byId("layers"), mark = box.querySelector("[aria-current]");
@@ -205,17 +227,18 @@ function drawTable(item) {
 function drawFigure(item) {
   if (item.kind === "Table") return drawTable(item);
   if (item.kind === "Curve") // The chart carries its own title.
-    return h("figure", { class: "figure chart" }, h("img", { src: pictures[item.picture], alt: `${item.name}: ${item.caption}` }));
+    return h("figure", { class: "figure chart" }, h("img", { src: pictures.get(item.picture)?.uri, alt: `${item.name}: ${item.caption}` }));
   const scale = Math.max(scaleTo(320, item.size, true), 1);
   return h("figure", { class: "figure" },
     h("figcaption", {}, h("strong", {}, item.name), " ", h("span", { class: "soft" }, item.caption)),
     picture(item.picture, item.size, scale, { class: scale > 1 ? "pixels" : null, alt: `${item.name}: ${item.caption}` }));
 }
 
-function drawMain(view, look, now, layers, layer) {
+function drawMain(place) {
+  const { look, layers, layer } = place;
   const gallery = galleryOf(look, layer);
-  const others = look.items.filter((item) => !["Gallery", "Scalar"].includes(item.kind) && ownerOf(item.name, layers) === layer);
-  const stats = layer ? [] : statsOf(view, look, layers, "");
+  const others = itemsOf(look).filter((item) => item.kind !== "Gallery" && ownerOf(item.name, layers) === layer);
+  const stats = layer ? [] : statsOf(place, "");
   const many = gallery && gallery.rows.length > 24;
   const search = many ? h("input", { type: "search", placeholder: "Filter features", "aria-label": "Filter features", "data-testid": "filter",
     oninput: (event) => { state.filter = event.target.value; applyFilter(); } }) : null;
@@ -223,10 +246,10 @@ function drawMain(view, look, now, layers, layer) {
   fill(byId("main"),
     layer ? h("div", { class: "head" }, h("h2", {}, layer), gallery ? facts(gallery.numbers) : null,
       many ? h("span", { class: "soft", "data-testid": "count" }) : null, search, gallery?.caption ? h("p", { class: "soft" }, gallery.caption) : null,
-      h("div", { class: "narrow" }, ...statsOf(view, look, layers, layer).map((stat) => statLine(stat, now)))) : null,
+      h("div", { class: "narrow" }, ...statsOf(place, layer).map(statLine))) : null,
     ...(gallery ? drawGallery(gallery) : []),
     others.length ? h("div", { class: "figures" }, ...others.map(drawFigure)) : null,
-    stats.length ? h("div", { class: "figure stats" }, ...stats.map((stat) => statLine(stat, now))) : null,
+    stats.length ? h("div", { class: "figure stats" }, ...stats.map(statLine)) : null,
     gallery || others.length || stats.length ? null : empty(layer ? "No pictures of this layer at this look." : "This look has nothing to show."));
   if (many) applyFilter();
 }
@@ -251,73 +274,112 @@ function block(gallery, row, width) {
   tiles.style.setProperty("--columns", columns);
   return tiles;
 }
-function drawStrip(view, now, layer) {
-  if (view.looks.length < 2) return null;
-  const looks = view.looks.map((look, index) => {
-    const gallery = galleryOf(look, layer), row = rowOf(gallery, state.feature);
+// Looks are loaded as they come into sight.
+function drawStrip({ series, now, layers, layer }) {
+  if (series.looks.length < 2) return null;
+  const chosen = (item) => item.kind === "Gallery" && item.name === layer;
+  const isLoaded = (look) => !missing(look, chosen).length;
+  const buttons = series.looks.map((look, index) => {
+    const loaded = isLoaded(look), gallery = loaded ? galleryOf(look, layer) : undefined, row = rowOf(gallery, state.feature);
     return h("button", { "data-testid": `strip-${index}`, "aria-current": index === now ? "true" : null, onclick: () => choose({ look: index }) },
-      row?.tiles.length ? block(gallery, row, 108) : h("span", { class: "none" }, "–"), labelOf(look).replace(" · ", "\n"));
+      row?.tiles.length ? block(gallery, row, 108) : h("span", { class: "none" }, loaded ? "–" : ""), labelOf(look).replace(" · ", "\n"));
   });
-  return h("section", {}, h("h3", {}, "Look by look"), h("div", { class: "strip" }, ...looks));
+  const strip = h("div", { class: "strip" }, ...buttons);
+  const watch = new IntersectionObserver((entries) => {
+    const seen = entries.filter((entry) => entry.isIntersecting).map((entry) => series.looks[buttons.indexOf(entry.target)]);
+    if (seen.length) fetchForDialog(seen, chosen);
+  }, { root: strip });
+  buttons.forEach((button, index) => { if (!isLoaded(series.looks[index])) watch.observe(button); });
+  return h("section", {}, h("h3", {}, "Look by look"), strip);
 }
-function elsewhere(view, look, layer) {
+// The feature in other views, at the same moment.
+function elsewhere({ view, series, look, layer }) {
+  const chosen = (item) => item.kind === "Gallery" && item.name === layer;
   return views.filter((other) => other !== view).flatMap((other) => {
-    const gallery = galleryOf(other.looks.find((each) => keyOf(each) === keyOf(look)) ?? { items: [] }, layer);
-    const row = rowOf(gallery, state.feature);
+    const same = other.series.find((each) => each.key === series.key)?.looks.find((each) => keyOf(each) === keyOf(look));
+    if (!same?.names.some(chosen)) return [];
+    if (missing(same, chosen).length) {
+      fetchForDialog([same], chosen);
+      return [];
+    }
+    const gallery = galleryOf(same, layer), row = rowOf(gallery, state.feature);
     return row?.tiles.length ? [h("section", { "data-testid": `same-${other.view}` }, h("h3", {}, other.title), block(gallery, row, 400))] : [];
   });
 }
-function drawDialog(view, look, now, layer) {
-  const dialog = byId("dialog");
-  if (state.feature === null) return dialog.open && dialog.close();
+// Load looks, and draw the dialog's side again when all are there.
+async function fetchForDialog(looks, chosen) {
+  await Promise.all(looks.map((look) => fetchItems(look, chosen)));
+  if (byId("dialog").open && !waiting) drawSide(placeNow());
+}
+function drawSide(place) {
+  const scrolled = byId("side").querySelector(".strip")?.scrollTop ?? 0;
+  fill(byId("side"), ...elsewhere(place), drawStrip(place));
+  const strip = byId("side").querySelector(".strip");
+  if (strip) strip.scrollTop = scrolled;
+}
+function drawDialog(place) {
+  const { look, layer } = place, dialog = byId("dialog");
   const gallery = galleryOf(look, layer), keys = keysOf(gallery);
-  const place = keys.indexOf(state.feature), row = gallery?.rows[place];
+  const index = keys.indexOf(state.feature), row = gallery?.rows[index];
   byId("dialog-title").textContent = `${layer} · ${state.feature}`;
   fill(byId("dialog-facts"), row ? facts(row.numbers) : null);
-  byId("previous").disabled = place <= 0;
-  byId("next").disabled = place < 0 || place === keys.length - 1;
-  drawLooks(byId("dialog-looks"), view, now, "dialog-epoch-slider");
-  const scrolled = byId("side").querySelector(".strip")?.scrollTop ?? 0;
-  fill(byId("side"), ...elsewhere(view, look, layer), drawStrip(view, now, layer));
+  byId("previous").disabled = index <= 0;
+  byId("next").disabled = index < 0 || index === keys.length - 1;
   const [all, width] = row?.tiles.length ? patches(gallery, row) : [empty("This feature is not shown at this look."), 500];
-  if (byId("side").firstChild) all.style.setProperty("max-width", `${width}px`); // as a square block, with room beside it
   fill(byId("patches"), all);
   if (!dialog.open) {
     dialog.showModal();
     dialog.focus(); // itself, or its first button would be marked
   }
-  const strip = byId("side").querySelector(".strip");
-  if (strip) strip.scrollTop = scrolled;
+  drawSide(place); // an open dialog alone has a side that can be scrolled
+  if (byId("side").firstChild) all.style.setProperty("max-width", `${width}px`); // as a square block, with room beside it
 }
 
 // --- choosing ---
+let waiting = false, drawing = 0;
 function draw() {
-  const view = viewNow(), now = lookAt(view), look = view.looks[now];
-  const layers = layersOf(view), layer = layerNow(view, look, layers);
+  const turn = ++drawing;
+  if (!views.length) return fill(byId("main"), empty("This page has nothing to show yet: reload it after the first look."));
+  const place = placeNow(), { view, series, now, look, layers, layer } = place;
   document.title = `${view.title} · cnnviz`;
   byId("title").textContent = view.title;
-  byId("notes").textContent = look.notes.join(" ");
   byId("views").hidden = views.length < 2;
   fill(byId("views"), ...views.map((each) => h("button", { "data-testid": `view-${each.view}`, "aria-current": each === view ? "true" : null,
     onclick: () => choose({ view: each.view, filter: "" }) }, each.label)));
-  drawLooks(byId("looks"), view, now, "epoch-slider");
-  drawLayers(view, look, now, layers, layer);
-  drawMain(view, look, now, layers, layer);
-  drawDialog(view, look, now, layer);
+  drawSeries(place);
+  drawLooks(byId("looks"), series, now, "epoch-slider");
+  if (state.feature === null) byId("dialog").close();
+  else drawLooks(byId("dialog-looks"), series, now, "dialog-epoch-slider");
+  // What is shown stays until what is to be shown is there.
+  const chosen = (item) => ownerOf(item.name, layers) === layer;
+  waiting = missing(look, chosen).length > 0;
+  document.body.toggleAttribute("data-waiting", waiting);
+  if (waiting) return void fetchItems(look, chosen).then(() => turn === drawing && draw());
+  byId("notes").textContent = [...look.notes].join(" ");
+  drawLayers(place);
+  drawMain(place);
+  if (state.feature !== null) drawDialog(place);
+  setTimeout(() => turn === drawing && prepare(place, chosen), 100);
+}
+// The looks beside this one, so that the slider finds them loaded.
+async function prepare({ series, now }, chosen) {
+  const beside = [now, now - 1, now + 1].map((index) => series.looks[index]).filter(Boolean);
+  await Promise.all(beside.map((look) => fetchItems(look, chosen)));
+  forget(new Set(beside.flatMap((look) => itemsOf(look).flatMap((item) => item.packs))));
 }
 function choose(change) {
-  if ("look" in change) {
-    const looks = viewNow().looks, index = Math.max(0, Math.min(change.look, looks.length - 1));
-    change = { ...change, look: index === looks.length - 1 ? null : keyOf(looks[index]) };
+  if ("look" in change && change.look !== null) {
+    const { key, looks } = seriesNow(viewNow()), index = Math.max(0, Math.min(change.look, looks.length - 1));
+    change = { ...change, series: key, look: index === looks.length - 1 ? null : keyOf(looks[index]) };
   }
   Object.assign(state, change);
-  const place = new URLSearchParams(["view", "layer", "look", "feature"].filter((key) => state[key] !== null).map((key) => [key, state[key]]));
+  const place = new URLSearchParams(IN_HASH.filter((key) => state[key] !== null).map((key) => [key, state[key]]));
   history.replaceState(null, "", `#${place}`);
   draw();
 }
 function keysNow() {
-  const view = viewNow(), look = view.looks[lookAt(view)];
-  return keysOf(galleryOf(look, layerNow(view, look, layersOf(view))));
+  const { look, layer } = placeNow();
+  return keysOf(galleryOf(look, layer));
 }
 function step(by) {
   const keys = keysNow(), place = keys.indexOf(state.feature);
@@ -331,7 +393,7 @@ function closed() {
 }
 function recall() {
   const place = new URLSearchParams(location.hash.slice(1));
-  for (const key of ["view", "layer", "look", "feature"]) state[key] = place.get(key);
+  for (const key of IN_HASH) state[key] = place.get(key);
   draw();
 }
 addEventListener("hashchange", recall);
@@ -341,7 +403,7 @@ addEventListener("keydown", (event) => {
   const by = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -1, ArrowDown: 1 }[event.key];
   if (by === undefined) return;
   const sideways = event.key === "ArrowLeft" || event.key === "ArrowRight";
-  if (sideways) choose({ look: lookAt(viewNow()) + by });
+  if (sideways) choose({ look: lookAt(seriesNow(viewNow())) + by });
   else if (byId("dialog").open) step(by);
   else return;
   event.preventDefault();
@@ -351,4 +413,4 @@ byId("next").onclick = () => step(1);
 byId("close").onclick = () => byId("dialog").close();
 byId("dialog").addEventListener("close", closed);
 byId("dialog").addEventListener("click", (event) => { if (event.target === byId("dialog")) byId("dialog").close(); });
-recall();
+load("looks.js").then(recall);

@@ -1,70 +1,49 @@
-"""The local page: one HTML file, written again after each look, that opens from disk and loads nothing else."""
+"""The local page: a folder whose `index.html` opens from disk, and that grows by each look."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
-import json
-import math
-import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
+import re
+import secrets
+import time
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
-from torch import Tensor
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from lightning_cnnviz.render.charts import curve_svg
-from lightning_cnnviz.render.image import encode_tile
-from lightning_cnnviz.report import Curve, Gallery, Item, Number, Picture, Report, Row, Scalar, Step, Table, Tile
+from lightning_cnnviz.report import Report, Scalar, Step
+from lightning_cnnviz.sinks._page_folder import PageFolder, replace_file
+from lightning_cnnviz.sinks._page_items import Content, data_uri, describe, plain, to_json
+from lightning_cnnviz.sinks._page_series import Head
 from lightning_cnnviz.sinks.base import Sink
 
 __all__ = ["PageSink"]
 
-_TABLE_ROWS = 500
-_Put = Callable[[Tensor | bytes], str]
-
-
-@dataclass(frozen=True)
-class _Item:
-    json: str
-    pictures: frozenset[str]
-
-
-@dataclass
-class _Look:
-    notes: tuple[str, ...] = ()
-    items: dict[str, _Item] = field(default_factory=dict)
-
-
-@dataclass
-class _View:
-    """Everything that one monitor has shown."""
-
-    title: str = ""
-    label: str = ""
-    looks: dict[Step, _Look] = field(default_factory=dict)
-    left_out: set[Step] = field(default_factory=set)
-
-    def steps(self) -> list[Step]:
-        """The looks' steps, oldest first."""
-        return sorted(self.looks, key=lambda step: (step.global_step, step.epoch))
+_FORMAT = 1
+_OURS = re.compile(r'<meta name="generator" content="lightning_cnnviz page (\d+)">')
+_ONE_FILE = '<script type="application/json" id="data-views">'  # of the page that was one file, which ours replaces
 
 
 class PageSink(Sink):
-    """Keeps one `index.html` up to date that shows every look of every view that writes here.
+    """Keeps a page in a folder that shows every look of every view that writes here.
 
-    The file is whole at any moment, so it may stay open in a browser while training runs; a reload shows what is new.
-    One sink may serve several monitors. A look is identified by its view, its monitor's name and its step: what is
-    written again under all three is replaced item by item. Each picture is stored once, however many looks show it.
+    `index.html` opens from disk and loads what it is asked to show from the files beside it. Each look is a file of its
+    own that is written once: nothing that was written is lost by a crash, by a full disk, or by another process that
+    writes here, and a later process continues the page. It is whole at any moment, so it may stay open in a browser
+    while training runs; a reload shows what is new.
+
+    One sink may serve several monitors. A look is identified by its view, its monitor's name, its stage and its step:
+    what one sink writes again under all four is replaced item by item. A picture that an earlier look has is not stored
+    again.
 
     Args:
         directory: Where `index.html` goes; by default `cnnviz` in the trainer's log folder.
-        max_megabytes: Above this size of the data, every second one of the inner looks is left out, again and again,
-            and the page says how many. Each view's newest look stays, whatever its size.
+        max_megabytes: Above this size of the data, inner looks are left out, but for their scalars, and the page says
+            how many: the 1st, 2nd, 5th, 10th, 20th, 50th ... look of each series stay longest, the first and the newest
+            always. By default nothing is left out.
 
     Example:
         >>> PageSink("runs/page", max_megabytes=20).path.as_posix()
@@ -73,14 +52,14 @@ class PageSink(Sink):
 
     is_default: ClassVar[bool] = True
 
-    def __init__(self, directory: str | Path | None = None, *, max_megabytes: float = 64) -> None:
-        if not max_megabytes > 0:
+    def __init__(self, directory: str | Path | None = None, *, max_megabytes: float | None = None) -> None:
+        if max_megabytes is not None and not max_megabytes > 0:
             raise ValueError(f"max_megabytes must be above 0, not {max_megabytes}")
         self._given = None if directory is None else Path(directory)
-        self._directory = self._given
-        self._most_bytes = max_megabytes * 1_000_000
-        self._views: dict[str, _View] = {}
-        self._pictures: dict[str, str] = {}  # hash of the content -> data URI
+        self._folder = None if directory is None else PageFolder(Path(directory))
+        self._most_bytes = None if max_megabytes is None else max_megabytes * 1_000_000
+        self._writer = secrets.token_hex(4)
+        self._written = 0
 
     @property
     def path(self) -> Path:
@@ -89,174 +68,114 @@ class PageSink(Sink):
         Raises:
             RuntimeError: No directory was given, and `open` has not been called.
         """
-        if self._directory is None:
-            raise RuntimeError("this PageSink has no directory yet: give it one, or call open() first")
-        return self._directory / "index.html"
+        return self._opened.directory / "index.html"
 
     @property
     def address(self) -> str:
         """The page, to be opened in a browser; "" before it is known where it goes."""
-        return f"open {self.path} in a browser" if self._directory is not None else ""
+        return f"open {self.path} in a browser" if self._folder is not None else ""
 
     def open(self, loggers: Sequence[Any], folder: Path) -> None:
-        """Decide where the page goes; what it shows is kept, unless the place has changed."""
+        """Decide where the page goes.
+
+        Raises:
+            ValueError: There is an `index.html` that is none of ours, or of a newer version.
+        """
         directory = self._given or Path(folder) / "cnnviz"
-        if self._directory not in (None, directory):
-            self._views, self._pictures = {}, {}
-        self._directory = directory
+        if self._folder is None or self._folder.directory != directory:
+            self._folder = PageFolder(directory)
+        _read_page(self.path)
 
     def write(self, report: Report, step: Step) -> None:
         """Add the report to the page.
 
         Raises:
-            OSError: The page cannot be written. It is then as it was; a later call would write this report too.
+            OSError: The page cannot be written. It is then as it was, and the report is not on it.
+            ValueError: There is an `index.html` that is none of ours, or of a newer version.
         """
-        path = self.path
-        items = {f"{type(item).__name__} {item.name}": self._store(item) for item in report.items}
-        view = self._views.setdefault(report.source, _View())
-        view.title = report.heading
-        view.label = " · ".join(part for part in (report.view.replace("_", " "), report.name) if part)
-        look = view.looks.setdefault(step, _Look())
-        look.notes = tuple(dict.fromkeys((*look.notes, *report.notes)))
-        look.items.update(items)
-        view.left_out.discard(step)
-        self._thin(keep=step)
-        _replace(path, _template().generate(views=self._views_json(), pictures=self._pictures))
+        path, folder = self.path, self._opened
+        if _read_page(path) != _page():
+            replace_file(path, [_page()])
+        pictures: dict[str, Content] = {}
+        items = [describe(item, pictures) for item in report.items if not isinstance(item, Scalar)]
+        folder.scan()
+        chunk = self._next_chunk()
+        try:
+            places = folder.store(chunk, pictures, data_uri)
+            for item in items:
+                item["packs"] = sorted({places[name] for name in item.pop("shows")})
+            head = self._head(chunk, report, step, tuple(sorted(set(places.values()))))
+            folder.add(head, _body(report, items))
+            folder.write_list()
+        except BaseException:
+            folder.take_back(chunk)
+            raise
+        folder.catch_up()
+        if self._most_bytes is not None and folder.thin(self._most_bytes, keep=chunk):
+            folder.write_list()
 
-    def _store(self, item: Item) -> _Item:
-        used: set[str] = set()
+    @property
+    def _opened(self) -> PageFolder:
+        if self._folder is None:
+            raise RuntimeError("this PageSink has no directory yet: give it one, or call open() first")
+        return self._folder
 
-        def put(content: Tensor | bytes) -> str:
-            name = _name_of(content)
-            if name not in self._pictures:
-                self._pictures[name] = _data_uri(content)
-            used.add(name)
-            return name
+    def _next_chunk(self) -> str:
+        self._written += 1
+        return f"{time.time_ns() // 1_000_000:x}-{self._writer}-{self._written}"
 
-        return _Item(_json(_describe(item, put)), frozenset(used))
-
-    def _thin(self, keep: Step) -> None:
-        """Leave out looks until the data is small enough: inner ones first, then all but the newest."""
-        while self._tidy() > self._most_bytes:
-            inner = [(view, step) for view in self._views.values() for step in view.steps()[1:-1:2] if step != keep]
-            older = [(view, step) for view in self._views.values() for step in view.steps()[:-1] if step != keep]
-            if not older:
-                return
-            for view, step in inner or older:
-                del view.looks[step]
-                view.left_out.add(step)
-
-    def _tidy(self) -> int:
-        """Forget pictures that no look shows any more, and count the bytes that are left."""
-        looks = [look for view in self._views.values() for look in view.looks.values()]
-        items = [item for look in looks for item in look.items.values()]
-        used = frozenset[str]().union(*(item.pictures for item in items))
-        self._pictures = {name: uri for name, uri in self._pictures.items() if name in used}
-        return sum(map(len, self._pictures.values())) + sum(len(item.json) for item in items)
-
-    def _views_json(self) -> str:
-        views = []
-        for source, view in self._views.items():
-            looks = []
-            for step in view.steps():
-                look = view.looks[step]
-                when = {"epoch": step.epoch, "step": step.global_step, "stage": step.stage, "notes": look.notes}
-                looks.append(_with_list(when, "items", (item.json for item in look.items.values())))
-            head = {"view": source, "label": view.label, "title": view.title, "left_out": len(view.left_out)}
-            views.append(_with_list(head, "looks", looks))
-        return "[" + ",\n".join(views) + "]"
+    def _head(self, chunk: str, report: Report, step: Step, packs: tuple[str, ...]) -> Head:
+        scalars = (plain(item.value) for item in report.items if isinstance(item, Scalar))
+        return Head(
+            chunk=chunk,
+            writer=self._writer,
+            time=time.time(),
+            source=report.source,
+            title=report.heading,
+            label=" · ".join(part for part in (report.view.replace("_", " "), report.name) if part),
+            stage=step.stage,
+            epoch=step.epoch,
+            step=step.global_step,
+            contents=tuple((type(item).__name__, item.name) for item in report.items),
+            scalars=tuple(None if value is None else float(value) for value in scalars),
+            packs=packs,
+        )
 
 
-def _describe(item: Item, put: _Put) -> dict[str, Any]:
-    """Describe an item in types that JSON has; `put` stores a picture and returns its name."""
-    head: dict[str, Any] = {"kind": type(item).__name__, "name": item.name}
-    if isinstance(item, Scalar):
-        return head | {"value": _plain(item.value)}
-    head["caption"] = item.caption
-    if isinstance(item, Gallery):
-        size = next((_extent(tile) for row in item.rows for tile in row.tiles), (0, 0))
-        rows = [_describe_row(row, put) for row in item.rows]
-        form = {"enlarge": item.enlarge, "columns": item.columns, "size": size}
-        return head | {"numbers": _numbers(item.numbers), **form, "rows": rows}
-    if isinstance(item, Picture):
-        return head | {"picture": put(item.pixels), "size": _extent(item)}
-    if isinstance(item, Curve):
-        return head | {"picture": put(curve_svg(item).encode(errors="replace"))}
-    if isinstance(item, Table):
-        cells = [[_describe_cell(cell, put) for cell in row] for row in item.rows[:_TABLE_ROWS]]
-        return head | {"columns": item.columns, "rows": cells, "total": len(item.rows)}
-    raise TypeError(f"a page cannot show a {type(item).__name__}")
+def _body(report: Report, items: list[dict[str, Any]]) -> str:
+    parts = ",\n".join(map(to_json, items))
+    return f'{{"notes":{to_json(list(report.notes))},"items":[{parts}]}}'
 
 
-def _describe_row(row: Row, put: _Put) -> dict[str, Any]:
-    tiles = [(put(tile.pixels), tile.caption, _numbers(tile.numbers)) for tile in row.tiles]
-    return {"caption": row.caption, "numbers": _numbers(row.numbers), "tiles": tiles}
+def _read_page(path: Path) -> str:
+    """Return the text of the page that is there; "" where there is none.
 
-
-def _describe_cell(cell: Number | Tile | None, put: _Put) -> Any:
-    if isinstance(cell, Tile):
-        return {"picture": put(cell.pixels), "size": _extent(cell), "caption": cell.caption}
-    return _plain(cell)
-
-
-def _extent(image: Tile | Picture) -> tuple[int, int]:
-    return image.pixels.shape[2], image.pixels.shape[1]  # width, height
-
-
-def _numbers(numbers: Mapping[str, Number]) -> list[tuple[str, Number | None]]:
-    """Keep the order in which they are to be read, which a JavaScript object would not for names like `7`."""
-    return [(name, _plain(value)) for name, value in numbers.items()]
-
-
-def _plain(value: Number | None) -> Number | None:
-    """Turn a number, NumPy's too, into one that JSON can hold; None for NaN and infinity, which it has not."""
-    if value is None or isinstance(value, (str, int)):
-        return value
-    return float(value) if math.isfinite(value) else None
-
-
-def _json(value: Any) -> str:
-    r"""Encode as JSON that can stand inside `<script>`: with `<` as `\u003c` nothing can end the element early."""
-    return json.dumps(value, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
-
-
-def _with_list(head: dict[str, Any], key: str, parts: Iterable[str]) -> str:
-    """Encode `head`, with a list of what is JSON already as its last member."""
-    return f'{_json(head)[:-1]},"{key}":[' + ",\n".join(parts) + "]}"
-
-
-def _name_of(content: Tensor | bytes) -> str:
-    """Name a picture by a hash of its content; at 72 bits no two pictures share one by chance."""
-    if isinstance(content, Tensor):
-        content = repr(tuple(content.shape)).encode() + content.cpu().numpy().tobytes()
-    return base64.urlsafe_b64encode(hashlib.blake2b(content, digest_size=9).digest()).decode()
-
-
-def _data_uri(content: Tensor | bytes) -> str:
-    media, data = encode_tile(content) if isinstance(content, Tensor) else ("image/svg+xml", content)
-    return f"data:{media};base64,{base64.b64encode(data).decode()}"
-
-
-def _replace(path: Path, pieces: Iterable[str]) -> None:
-    """Write a file so that whoever reads it finds the old one or the new one, and never half of one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    Raises:
+        ValueError: It is not ours, or that of a newer version.
+    """
     try:
-        with scratch.open("w", encoding="utf-8", newline="\n") as file:
-            file.writelines(pieces)
-        os.replace(scratch, path)
-    except BaseException:
-        with suppress(OSError):
-            scratch.unlink(missing_ok=True)
-        raise
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError:  # there is none, or writing will say what is wrong
+        return ""
+    ours = _OURS.search(text)
+    if ours is None and text.strip() and _ONE_FILE not in text:
+        raise ValueError(f"{path} was not written by lightning_cnnviz, and stays as it is: choose another directory")
+    if ours is not None and int(ours[1]) > _FORMAT:
+        raise ValueError(
+            f"{path} is a page of format {ours[1]}, of a newer lightning_cnnviz; this one knows formats up to "
+            f"{_FORMAT}: update it, or choose another directory"
+        )
+    return text
 
 
 @cache
-def _template() -> Template:
+def _page() -> str:
+    """The page itself, which is the same whatever it shows."""
     loader = PackageLoader("lightning_cnnviz", "sinks")
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True
     )
     environment.filters["sha256"] = lambda text: base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-    style, script = (loader.get_source(environment, name)[0] for name in ("page.css", "page.js"))
-    return environment.get_template("page.html.jinja", globals={"style": style, "script": script})
+    style, *scripts = (loader.get_source(environment, name)[0] for name in ("page.css", "page_data.js", "page.js"))
+    template = environment.get_template("page.html.jinja")
+    return template.render(style=style, script="\n".join(scripts), format=_FORMAT)

@@ -1,0 +1,153 @@
+"""Which looks of a page belong together: runs, and in each run one series for each monitor and stage."""
+
+from __future__ import annotations
+
+import itertools
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["Head", "Look", "list_looks", "may_leave", "series_of"]
+
+_When = tuple[int, int]  # global step and epoch, in which order looks stand
+
+
+@dataclass(frozen=True, kw_only=True)
+class Head:
+    """What the page knows of a chunk without loading it.
+
+    Attributes:
+        chunk: The file's name, without its ending.
+        writer: The sink that wrote it: one of one process.
+        time: When it was written, in seconds since 1970.
+        source: What tells one monitor's reports from all others.
+        title: What a person reads above it.
+        label: What a person chooses it by.
+        stage: The stage of the look.
+        epoch: The number of training epochs that were complete.
+        step: The number of optimizer steps taken.
+        contents: Kind and name of each item.
+        scalars: The values of its scalars, in the order in which they stand in `contents`.
+        packs: The packs of pictures that its items need.
+        left_out: Whether the items were deleted to keep the page small.
+    """
+
+    chunk: str
+    writer: str
+    time: float
+    source: str
+    title: str
+    label: str
+    stage: str
+    epoch: int
+    step: int
+    contents: tuple[tuple[str, str], ...]
+    scalars: tuple[float | None, ...]
+    packs: tuple[str, ...] = ()
+    left_out: bool = False
+
+    @property
+    def when(self) -> _When:
+        """The moment of training."""
+        return self.step, self.epoch
+
+
+@dataclass(frozen=True)
+class Look:
+    """The chunks of one look, in the order in which they were written: in most cases one."""
+
+    heads: tuple[Head, ...]
+
+    @property
+    def left_out(self) -> bool:
+        """Whether nothing but its scalars is left."""
+        return all(head.left_out for head in self.heads)
+
+
+Series = dict[tuple[str, str, int], list[Look]]
+
+
+def series_of(heads: Iterable[Head]) -> Series:
+    """Sort chunks into series, by source, stage and number of the run; oldest look first."""
+    found: defaultdict[tuple[str, str, int], defaultdict[_When, list[Head]]] = defaultdict(lambda: defaultdict(list))
+    written = sorted(heads, key=lambda head: (head.time, head.chunk))
+    runs = _runs(written)
+    for head in written:
+        found[head.source, head.stage, runs[head.writer]][head.when].append(head)
+    return {key: [Look(tuple(looks[when])) for when in sorted(looks)] for key, looks in found.items()}
+
+
+def list_looks(heads: Iterable[Head]) -> dict[str, Any]:
+    """Describe all looks for the page, in types that JSON has."""
+    views: dict[str, dict[str, Any]] = {}
+    contents: dict[tuple[tuple[str, str], ...], int] = {}
+    for (source, stage, run), looks in series_of(heads).items():
+        view = views.setdefault(source, {"view": source, "series": []})
+        newest = max((look.heads[-1] for look in looks), key=lambda head: head.time)
+        if newest.time >= view.get("time", 0.0):
+            view |= {"time": newest.time, "title": newest.title, "label": newest.label}
+        told = [_tell(look, contents) for look in looks]
+        view["series"].append({"stage": stage, "run": run, "time": newest.time, "looks": told})
+    return {"views": list(views.values()), "contents": list(contents)}
+
+
+def may_leave(series: Series, keep: str) -> list[Look]:
+    """Return the looks that may be left out to make room, in the order in which they should go.
+
+    Of each series the 1st, 2nd, 5th, 10th, 20th, 50th look and so on stay longest; the first, the newest and the one
+    with the chunk `keep` always stay.
+    """
+    often: list[Look] = []
+    seldom: list[Look] = []
+    for looks in series.values():
+        for number, look in enumerate(looks[1:-1], start=2):
+            if not look.left_out and all(head.chunk != keep for head in look.heads):
+                (seldom if _is_round(number) else often).append(look)
+    return [look for looks in (often, seldom) for look in sorted(looks, key=lambda look: look.heads[-1].time)]
+
+
+def _is_round(number: int) -> bool:
+    while number % 10 == 0:
+        number //= 10
+    return number in (1, 2, 5)
+
+
+def _tell(look: Look, contents: dict[tuple[tuple[str, str], ...], int]) -> dict[str, Any]:
+    """Describe a look; what it contains is mostly the same at every look of a series, and is told once."""
+    values: dict[tuple[str, str], float | None] = {}
+    for head in look.heads:
+        measured = iter(head.scalars)
+        values |= {(kind, name): next(measured, None) if kind == "Scalar" else None for kind, name in head.contents}
+    last = look.heads[-1]
+    told = {
+        "chunks": [head.chunk for head in look.heads if not head.left_out],
+        "epoch": last.epoch,
+        "step": last.step,
+        "time": round(last.time),
+        "contents": contents.setdefault(tuple(values), len(contents)),
+    }
+    scalars = [value for (kind, _), value in values.items() if kind == "Scalar"]
+    return told | ({"values": scalars} if scalars else {})
+
+
+def _runs(written: list[Head]) -> dict[str, int]:
+    """Number the runs that writers wrote in, from 1.
+
+    Nobody tells a page which run it is in. A process that goes on with a run looks at later moments than the run's
+    first; one that looks again at the first moment, or before it, has begun anew.
+    """
+    begins: defaultdict[str, dict[tuple[str, str], _When]] = defaultdict(dict)
+    for head in written:
+        key = (head.source, head.stage)
+        begins[head.writer][key] = min(head.when, begins[head.writer].get(key, head.when))
+    runs: list[dict[tuple[str, str], _When]] = []
+    numbers = {}
+    for writer, begin in begins.items():
+        fits = (run for run in reversed(runs) if all(run[key] < begin[key] for key in run.keys() & begin.keys()))
+        run = next(fits, None)
+        if run is None:
+            runs.append(run := {})
+        run |= {key: when for key, when in begin.items() if key not in run}
+        numbers[writer] = next(number for number in itertools.count(1) if runs[number - 1] is run)
+    return numbers
