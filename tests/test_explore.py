@@ -11,6 +11,7 @@ import pytest
 import torch
 import torchvision
 from PIL import Image
+from sinks.harness import page_text
 from torch import Tensor, nn
 
 from lightning_cnnviz.cli import main
@@ -55,7 +56,7 @@ def test_every_view_is_on_one_page_and_the_network_is_as_it_was(folder: Path, tm
     made = explore(network, images, tmp_path / "out")
     assert made.views == tuple(VIEWS)
     assert made.left_out == {}
-    page = made.page.read_text()
+    page = page_text(made.page)
     for view in ("filters", "top_patches", "deconvnet", "invariance", "maximization"):
         assert view in page
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())

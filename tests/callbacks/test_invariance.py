@@ -11,6 +11,7 @@ import pytest
 import pytorch_lightning
 import torch
 from callbacks.littlenet import LittleNet, dataset, quiet_trainer, train_loader, val_loader
+from sinks.harness import page_text
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
@@ -198,7 +199,7 @@ trainer:
     (monitor,) = [callback for callback in cli.trainer.callbacks if isinstance(callback, InvarianceMonitor)]
     assert (monitor.drawn.images, list(monitor.transforms)) == (2, ["translation", "blur"])
     (page,) = tmp_path.rglob("index.html")
-    text = page.read_text()
+    text = page_text(page)
     assert all(name in text for name in ("translation", "blur", "5 x 6 pixels", "Saliency"))
 
 

@@ -13,6 +13,7 @@ import pytorch_lightning
 import torch
 import torch.nn.functional as F
 from callbacks.littlenet import LittleNet, dataset, quiet_trainer, train_loader, val_loader
+from sinks.harness import page_text
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
@@ -63,7 +64,7 @@ def test_needs_no_argument(tmp_path: Path) -> None:
     trainer = quiet_trainer(callbacks=[TopPatchesMonitor()], default_root_dir=tmp_path)
     trainer.fit(LittleNet(), train_loader(), val_loader())
     page = tmp_path / "cnnviz" / "index.html"
-    assert "features.0" in page.read_text()
+    assert "features.0" in page_text(page)
 
 
 def test_mines_from_the_validation_passes_what_a_pass_of_its_own_finds() -> None:
@@ -131,7 +132,7 @@ def test_two_monitors_share_one_page(tmp_path: Path) -> None:
     monitors = [TopPatchesMonitor("features.0"), TopPatchesMonitor("features.4", name="deep")]
     trainer = quiet_trainer(callbacks=monitors, default_root_dir=tmp_path)
     trainer.fit(LittleNet(), train_loader(), val_loader())
-    text = (tmp_path / "cnnviz" / "index.html").read_text()
+    text = page_text(tmp_path / "cnnviz" / "index.html")
     assert "features.0" in text
     assert "features.4" in text
 
@@ -294,7 +295,7 @@ trainer:
         cli = LightningCLI(LittleNet, Data, args=["fit", "--config", str(config)], save_config_callback=None)
     (monitor,) = [callback for callback in cli.trainer.callbacks if isinstance(callback, TopPatchesMonitor)]
     assert (monitor.k, monitor.features, monitor.epochs) == (3, [0, 5], [1, 2])
-    assert "features.0" in (tmp_path / "page" / "index.html").read_text()
+    assert "features.0" in page_text(tmp_path / "page" / "index.html")
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from sinks.harness import page_text
 
 import lightning_cnnviz
 from lightning_cnnviz import Monitor
@@ -88,7 +89,7 @@ def test_the_example_runs_with_every_monitor(
         )
     assert status == 0
     folder = run_folder()
-    page = (folder / "cnnviz" / "index.html").read_text()
+    page = page_text(folder / "cnnviz" / "index.html")
     assert len([record.message for record in caplog.records if "index.html" in record.message]) == 1
     every = ("layer_table", "filters", "correlation", "activation_maps", "attribution", "invariance", "online_probe")
     for view in (*every, "top_patches", "deconvnet", "layer_probe", "occlusion", "maximization", "confusion"):

@@ -39,3 +39,9 @@ class Harness:
 def full_disk(*_: Any, **__: Any) -> None:
     """Stand in for any function that writes."""
     raise OSError("No space left on device")
+
+
+def page_text(page: Path) -> str:
+    """Everything that a page's folder says, without its pictures; `page` is its `index.html`."""
+    files = [page, page.with_name("looks.js"), *sorted((page.parent / "looks").glob("*.js"))]
+    return "\n".join(file.read_text(encoding="utf-8") for file in files)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
+from sinks.harness import page_text
 from studies.study_parts import image_folder
 
 from lightning_cnnviz.studies import cli as cli_module
@@ -54,7 +55,7 @@ def test_sample_efficiency(photos: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert re.search(r"from scratch +mean of classes +\d+\.\d\n", out)
     page = Path(out.strip().splitlines()[-1].partition(": ")[2])
     assert page == (tmp_path / "out" / "index.html").resolve()
-    assert "Accuracy against images a class" in page.read_text(encoding="utf-8")
+    assert "Accuracy against images a class" in page_text(page)
 
 
 def test_ablation(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

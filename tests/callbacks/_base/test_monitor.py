@@ -7,6 +7,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 from callbacks.littlenet import LittleNet, quiet_trainer, train_loader, val_loader
+from sinks.harness import page_text
 
 from lightning_cnnviz import DeconvnetMonitor, FilterMonitor, MemorySink, PageSink, TopPatchesMonitor
 
@@ -25,7 +26,7 @@ def test_two_of_one_class_stand_beside_each_other(tmp_path: Any) -> None:
     keys = [report.key(item) for report in reports for item in report.items]
     assert len(set(keys)) == len(keys)
     assert {"deconvnet/features.0", "deconvnet/guided/features.0"} <= set(keys)
-    text = page.path.read_text()
+    text = page_text(page.path)
     assert "guided" in text
 
 
