@@ -81,7 +81,8 @@ class LayerProbeMonitor(ExperimentMonitor):
         seed: int = 0,
         **options: Unpack[MonitorOptions],
     ) -> None:
-        options.setdefault("every_n_epochs", 5)
+        if all(options.get(name) is None for name in ("every_n_epochs", "every_n_steps", "epochs")):
+            options["every_n_epochs"] = 5
         super().__init__(**options)
         if control not in (None, "random"):
             raise ValueError(f'control={control!r}: give "random", or None for no control')

@@ -87,7 +87,7 @@ class LayerTableMonitor(Monitor):
             with trainer.precision_plugin.forward_context():
                 return layer_table(network, image)
 
-        self.look(trainer, table, within_epoch=False, raises=True)
+        self.look(trainer, table, raises=True)
 
     def _image(self, trainer: Any) -> Tensor:
         return draw_sample(self._loader(trainer), 1, self.batch_fn).images

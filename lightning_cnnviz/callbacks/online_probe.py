@@ -94,12 +94,13 @@ class OnlineProbeMonitor(FeedMonitor):
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Learn from a step that went without a backward pass, too."""
         self.on_before_backward(trainer, pl_module, outputs)
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Leave no hook behind, and learn nothing from a step that failed."""
-        super().on_exception(trainer, pl_module, exception)
         with suppress(type(exception)):
             self._pass.__exit__(type(exception), exception, None)
+        super().on_exception(trainer, pl_module, exception)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the probes, for a checkpoint."""

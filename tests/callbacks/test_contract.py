@@ -95,7 +95,9 @@ def test_weights_and_chance_are_bit_identical(make: Make, options: dict[str, Any
     assert sink.reports
 
 
-@pytest.mark.parametrize("when", [{"epochs": "last"}, {"epochs": [2]}], ids=["last", "second"])
+@pytest.mark.parametrize(
+    "when", [{"epochs": "last"}, {"epochs": [2]}, {"every_n_steps": 4}], ids=["last", "second", "by steps"]
+)
 @pytest.mark.parametrize("own_data", [False, True], ids=["validation", "own data"])
 def test_own_passes_disturb_nothing(make: Make, when: dict[str, Any], own_data: bool) -> None:
     if not takes(make, "epochs") or (own_data and not takes(make, "data")):
@@ -106,7 +108,30 @@ def test_own_passes_disturb_nothing(make: Make, when: dict[str, Any], own_data: 
     data = {"data": val_loader(shuffle=True)} if own_data else {}
     watched, _ = fitted([make(sinks=[sink], on_error="raise", **when, **data)])
     assert_equal(everything(watched), expected)
-    assert {step.epoch for step, _ in sink.reports} == {2}
+    # Five steps an epoch. The last look of those by steps is at the network that training ended with.
+    expected_steps = [(0, 4), (1, 8), (2, 10)] if "every_n_steps" in when else [(2, 10)]
+    assert sorted({(step.epoch, step.global_step) for step, _ in sink.reports}) == expected_steps
+
+
+def test_ctrl_c_ends_with_a_look_that_changes_nothing(make: Make) -> None:
+    class Stops(pl.Callback):
+        def on_before_zero_grad(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+            if trainer.global_step == 7:
+                raise KeyboardInterrupt
+
+    def interrupted(*monitors: Any) -> tuple[LittleNet, dict[str, torch.Tensor]]:
+        pl.seed_everything(3, verbose=False)
+        model = LittleNet()
+        with pytest.raises(SystemExit):
+            quiet_trainer(callbacks=[*monitors, Stops()]).fit(model, train_loader(), val_loader())
+        return model, everything(model)
+
+    sink = MemorySink()
+    model, watched = interrupted(make(sinks=[sink]))
+    assert_equal(watched, interrupted()[1])
+    assert hooks_of(model) == 0
+    if takes(make, "epochs"):
+        assert sink.reports[-1][0].global_step == 7
 
 
 class Spy(pl.Callback):

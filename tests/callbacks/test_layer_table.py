@@ -104,6 +104,7 @@ def test_no_data_names_what_to_give() -> None:
 
     class Trainer:
         val_dataloaders = train_dataloader = None
+        enable_validation = False
 
         class state:  # noqa: N801
             fn = "fit"

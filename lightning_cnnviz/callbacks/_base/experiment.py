@@ -89,6 +89,12 @@ class ExperimentMonitor(Monitor):
         super().on_train_start(trainer, pl_module)
         self.dry_run(self.network_of(pl_module), trainer)
 
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Look, where a look is due after this step."""
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        if self.due_after(trainer):
+            self._experiment(trainer, pl_module)
+
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Look, where a look is due."""
         super().on_train_epoch_end(trainer, pl_module)
@@ -96,10 +102,10 @@ class ExperimentMonitor(Monitor):
             self._experiment(trainer, pl_module)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        """Look once where only the end was asked for."""
+        """Look at the trained network, where the newest look is not at that."""
         super().on_train_end(trainer, pl_module)
-        if self.at_end:
-            self._experiment(trainer, pl_module, within_epoch=False)
+        if self.due_at_end(trainer):
+            self._experiment(trainer, pl_module)
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         """Look once in `trainer.validate` and in `trainer.test`."""
@@ -109,11 +115,11 @@ class ExperimentMonitor(Monitor):
 
     # How: a look.
 
-    def _experiment(self, trainer: Any, pl_module: Any, *, within_epoch: bool = True) -> None:
+    def _experiment(self, trainer: Any, pl_module: Any) -> None:
         network = self.network_of(pl_module)
         outside = trainer.state.fn != "fit"
         if not self.well_everywhere():
             return
         if outside:
             self.dry_run(network, trainer)
-        self.look(trainer, lambda: self.experiment(network, self.progress), within_epoch=within_epoch, raises=outside)
+        self.look(trainer, lambda: self.experiment(network, self.progress), raises=outside)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import closing
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import nn
 
 from lightning_cnnviz.callbacks._base.look import Look
 from lightning_cnnviz.callbacks._base.subscriber import Subscriber, agree, for_all
-from lightning_cnnviz.callbacks._base.trainer import chosen_loader, data_loaders
+from lightning_cnnviz.callbacks._base.trainer import batch_limit, chosen_loader, data_loaders
 from lightning_cnnviz.core.data.batches import BatchFn, indexed_batches, read_batch
 from lightning_cnnviz.core.network.hooks import analysis_mode
 
@@ -24,10 +25,15 @@ class Feed:
 
     Args:
         lead: The monitor that passes the trainer's calls on, for all of them.
+
+    Attributes:
+        rear: The last of the trainer's monitors: when it is called, all others have been.
+        first_step: The trainer's global step when this fit began.
     """
 
     def __init__(self, lead: Any) -> None:
-        self.lead = lead
+        self.lead = self.rear = lead
+        self.first_step = 0
         self.subscribers: list[Subscriber] = []
         self._tried: set[Subscriber] = set()
         self._looks: list[tuple[int, BatchFn | None, Look]] = []
@@ -77,19 +83,18 @@ class Feed:
         for _, _, look in looks:
             look.abandon()
 
-    def read(
-        self, trainer: Any, pl_module: Any, members: Sequence[Subscriber], *, dry_run: bool = False, ended: bool = False
-    ) -> None:
+    def read(self, trainer: Any, pl_module: Any, members: Sequence[Subscriber], *, dry_run: bool = False) -> None:
         """Make passes of our own: over the subscribers' own loaders, or those of validation; equal ones once.
+
+        Of validation's loaders, as many batches are read as validation itself reads.
 
         Args:
             trainer: The trainer.
             pl_module: Its LightningModule.
             members: Who looks.
             dry_run: Only over the first batch, to see whether it could be done.
-            ended: Whether training has ended.
         """
-        looks: dict[tuple[int, int, BatchFn | None], tuple[Any, dict[Subscriber, nn.Module]]] = {}
+        looks: dict[tuple[int, int, BatchFn | None, int | None], tuple[Any, dict[Subscriber, nn.Module]]] = {}
         raises = dry_run or trainer.state.fn != "fit"
         agree(members)
         for member in members:
@@ -98,16 +103,17 @@ class Feed:
             with member.guard(raises=raises):
                 own = member.data is not None
                 loader = member.data if own else chosen_loader(data_loaders(trainer), member.dataloader_idx)
+                limit = None if own else batch_limit(trainer, member.dataloader_idx)
                 network = member.network_of(pl_module)
-                looks.setdefault((id(loader), id(network), member.batch_fn), (loader, {}))[1][member] = network
-        for (_, _, batch_fn), (loader, networks) in looks.items():
+                looks.setdefault((id(loader), id(network), member.batch_fn, limit), (loader, {}))[1][member] = network
+        for (_, _, batch_fn, limit), (loader, networks) in looks.items():
             # Ranks share each batch, unless the loader gives each of them images of its own.
             distributed = isinstance(getattr(loader, "sampler", None), torch.utils.data.DistributedSampler)
             ranks = (0, 1) if distributed else (trainer.global_rank, trainer.world_size)
-            look = Look(trainer, networks, loader, ranks, self._tried, within_epoch=not ended)
+            look = Look(trainer, networks, loader, ranks, self._tried)
             try:
                 look.start(raises=raises)
-                for_all(look.subscribers, partial(_read, look, batch_fn, ranks, raises, dry_run), raises=raises)
+                for_all(look.subscribers, partial(_read, look, batch_fn, ranks, limit, raises, dry_run), raises=raises)
             finally:
                 look.abandon()
             if not dry_run:
@@ -119,13 +125,15 @@ def _may_raise(trainer: Any) -> bool:
     return bool(trainer.sanity_checking or trainer.state.fn != "fit")
 
 
-def _read(look: Look, batch_fn: BatchFn | None, ranks: tuple[int, int], raises: bool, dry_run: bool) -> None:
+def _read(
+    look: Look, batch_fn: BatchFn | None, ranks: tuple[int, int], limit: int | None, raises: bool, dry_run: bool
+) -> None:
     """Run the network over a loader's images, on each rank over a part of every batch."""
     trainer, network, (rank, world_size) = look.trainer, look.network, ranks
     progress = look.subscribers[0].progress
     arrived = 0
     with analysis_mode(network), closing(indexed_batches(look.loader)) as batches:
-        for batch, indices in progress(batches) if look.goes_on else ():
+        for batch, indices in progress(islice(batches, limit)) if look.goes_on else ():
             batch = trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch))
             images, labels = read_batch(batch, batch_fn)
             look.note_order(known=indices is not None or isinstance(look.loader, (list, tuple)))

@@ -54,7 +54,7 @@ class FeedMonitor(Monitor, Subscriber):  # type: ignore[misc]
     def finish(self, look: Look, running: RunningComputation) -> None:
         """Show what a whole look has found."""
         self.dataset = look.dataset
-        self.look(look.trainer, lambda: self.part(look, running), within_epoch=look.within_epoch)
+        self.look(look.trainer, lambda: self.part(look, running))
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Subscribe to the trainer's feed."""

@@ -58,7 +58,6 @@ class Look:
 
     Attributes:
         loader: As given.
-        within_epoch: Whether the epoch that is looked at still counts as under way.
     """
 
     def __init__(
@@ -68,10 +67,8 @@ class Look:
         loader: Any,
         ranks: tuple[int, int],
         tried: set[Subscriber],
-        *,
-        within_epoch: bool = True,
     ) -> None:
-        self.trainer, self.loader, self.within_epoch = trainer, loader, within_epoch
+        self.trainer, self.loader = trainer, loader
         self._networks, self._tried = networks, tried
         self._reader = IndexReader(loader, *ranks)
         self._runs: list[_Run] = []

@@ -16,6 +16,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from lightning_cnnviz.callbacks._base.feed import Feed
+from lightning_cnnviz.callbacks._base.interruption import end_interrupted
 from lightning_cnnviz.callbacks._base.schedule import Schedule
 from lightning_cnnviz.callbacks._base.trainer import find_network, mixed_precision, step_of
 from lightning_cnnviz.core.data.distributed import agreed, gathered_objects
@@ -34,8 +35,9 @@ class MonitorOptions(TypedDict, total=False):
     """The options that every monitor takes."""
 
     name: str
-    every_n_epochs: int
-    epochs: list[int] | Literal["last"] | None
+    every_n_epochs: int | None
+    every_n_steps: int | None
+    epochs: list[int] | Literal["log", "last"] | None
     model: str | None
     sinks: list[Sink] | None
     on_error: Literal["report", "raise"]
@@ -51,8 +53,11 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
     Args:
         name: Keeps this monitor apart from others of its class on the same trainer: its reports are shown under
             `<view>/<name>/...`.
-        every_n_epochs: Look after every n-th epoch, and after the trainer's last one.
-        epochs: Look after these epochs instead, counted from 1; or `"last"`: once, when training has ended.
+        every_n_epochs: Look after every n-th epoch, by default after each. Like `every_n_steps` and `"log"`, also when
+            training ends, whatever ends it: `max_steps`, `max_time`, early stopping or, in a single process, Ctrl-C.
+        every_n_steps: Look after every n-th optimizer step instead, as `trainer.global_step` counts them.
+        epochs: Look after these epochs instead, counted from 1, and no others; `"log"`: after epochs 1, 2, 5, 10, 20,
+            40, 80, ... and when training ends; or `"last"`: once, when training has ended.
         model: Name of the submodule that is the network; by default the LightningModule itself where it defines
             `forward`, else its only child module.
         sinks: Where to show it; by default every WandbLogger of the trainer, and a page in its log folder.
@@ -71,8 +76,9 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
         self,
         *,
         name: str = "",
-        every_n_epochs: int = 1,
-        epochs: list[int] | Literal["last"] | None = None,
+        every_n_epochs: int | None = None,
+        every_n_steps: int | None = None,
+        epochs: list[int] | Literal["log", "last"] | None = None,
         model: str | None = None,
         sinks: list[Sink] | None = None,
         on_error: Literal["report", "raise"] = "report",
@@ -82,13 +88,13 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
             raise ValueError(f"name={name!r}: give letters, digits and _, with spaces, dots and dashes between them")
         if on_error not in ("report", "raise"):
             raise ValueError(f'on_error={on_error!r}: give "report" or "raise"')
-        self.name, self.every_n_epochs, self.epochs, self.model = name, every_n_epochs, epochs, model
-        self.sinks, self.on_error = sinks, on_error
-        self._schedule = Schedule(every_n_epochs=every_n_epochs, epochs=epochs)
+        self.name, self.model, self.sinks, self.on_error = name, model, sinks, on_error
+        self.every_n_epochs, self.every_n_steps, self.epochs = every_n_epochs, every_n_steps, epochs
+        self._schedule = Schedule(every_n_epochs=every_n_epochs, every_n_steps=every_n_steps, epochs=epochs)
         self._feed = Feed(self)
         self._outlet = Outlet(self._who, sinks, raises=on_error == "raise")
         self._failure: str | None = None
-        self._looks = 0
+        self._looks = self._steps = 0
         self._shows_progress = False
         self._step = Step(epoch=0, global_step=0)
         self._carried: list[Any] = []
@@ -147,6 +153,7 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
         self._carried, self._last = [], None
         lead = next(other for other in trainer.callbacks if isinstance(other, Monitor))
         self._feed = Feed(self) if lead is self else lead._feed
+        self._feed.rear = self
         self._refuse_twins(trainer)
         self.prepare(self.network_of(pl_module))
         self.check_trainer(trainer, stage)
@@ -156,6 +163,7 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Try the given loaders, before the first step."""
+        self._steps = self._feed.first_step = trainer.global_step
         if self._leads:
             self._feed.read(trainer, pl_module, self._feed.with_data(), dry_run=True)
 
@@ -185,16 +193,20 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
             if trainer.state.fn != "fit":
                 self._feed.read(trainer, pl_module, self._feed.with_data())
 
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Look in passes of our own, where a look is due after this step."""
+        if self._feed.rear is self:  # others have left the step's own pass
+            self._feed.read(trainer, pl_module, [each for each in self._feed.subscribers if each.due_after(trainer)])
+
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Look at the given loaders, where a look is due."""
         if self._leads:
             self._feed.read(trainer, pl_module, [each for each in self._feed.with_data() if each.due(trainer)])
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        """Look once where only the end was asked for."""
+        """Look at the trained network, where the newest look is not at that."""
         if self._leads:
-            last = [each for each in self._feed.subscribers if each.at_end]
-            self._feed.read(trainer, pl_module, last, ended=True)
+            self._feed.read(trainer, pl_module, [each for each in self._feed.subscribers if each.due_at_end(trainer)])
 
     # In `trainer.test`, as in `trainer.validate`.
     on_test_start = on_validation_start
@@ -206,8 +218,11 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
         self.on_validation_end(trainer, pl_module)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Leave no hook behind."""
+        """Leave no hook behind; after Ctrl-C, look at what was trained."""
         self._feed.abandon()
+        if isinstance(exception, KeyboardInterrupt) and self._feed.rear is self and trainer.state.fn == "fit":
+            monitors = [each for each in trainer.callbacks if isinstance(each, Monitor)]
+            end_interrupted(trainer, pl_module, monitors, looks=trainer.global_step > self._feed.first_step)
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Show what belongs to the end, and name again what failed."""
@@ -241,10 +256,15 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
         """Whether a look is due in the epoch that the trainer is in."""
         return self._schedule.due(trainer)
 
-    @property
-    def at_end(self) -> bool:
-        """Whether the only look is the one when training has ended."""
-        return self._schedule.at_end
+    def due_after(self, trainer: Any) -> bool:
+        """Whether a look is due after the optimizer steps since it was last asked; asked after every batch."""
+        before, self._steps = self._steps, trainer.global_step
+        return self._schedule.due_between(before, self._steps)
+
+    def due_at_end(self, trainer: Any) -> bool:
+        """Whether the network that training has ended with is still to be looked at."""
+        seen = self._looks > 0 and self._step.global_step == trainer.global_step
+        return self._schedule.ends and not seen
 
     def network_of(self, pl_module: Any) -> nn.Module:
         """Return the network that is looked at."""
@@ -266,9 +286,7 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
             self.fail(f"{type(error).__name__}: {error}")
             log.error("%s has failed and is switched off; the run goes on", self._who, exc_info=True)
 
-    def look(
-        self, trainer: Any, make_part: Callable[[], Any], *, within_epoch: bool = True, raises: bool = False
-    ) -> None:
+    def look(self, trainer: Any, make_part: Callable[[], Any], *, raises: bool = False) -> None:
         """Make this rank's part of a result, bring the parts together, and show the whole; every rank calls it."""
         if not self.well_everywhere():
             return
@@ -282,7 +300,7 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
         with self.guard(raises=raises):
             parts = [each for each in gathered_objects(part) if each is not None] if self.every_rank else [part]
             self._looks += 1
-            self._step = step_of(trainer, within_epoch=within_epoch)
+            self._step = step_of(trainer)
             if self._outlet.is_open:
                 self._show(self.render(self.merge(parts)))
 

@@ -132,9 +132,6 @@ class DisplayedSample:
         return Sample(images=images, labels=labels, indices=torch.arange(len(images)))
 
     def _trainers_loader(self, who: str, trainer: Any) -> Any:
-        if trainer.val_dataloaders is None and trainer.state.fn == "fit":
-            # Without a sanity check, Lightning makes them only when the first validation is due.
-            trainer.fit_loop.epoch_loop.val_loop.setup_data()
         loaders = data_loaders(trainer)
         if loaders is None:
             raise ValueError(

@@ -10,39 +10,65 @@ __all__ = ["Schedule"]
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """After which epochs of a fit a look is due.
+    """After which epochs or steps of a fit a look is due.
 
     Attributes:
-        every_n_epochs: After every n-th epoch, and after the trainer's last one.
-        epochs: After these epochs instead, counted from 1; or `"last"`: once, when training has ended.
+        every_n_epochs: After every n-th epoch, and when training ends; every epoch where nothing else is given.
+        every_n_steps: After every n-th optimizer step instead, and when training ends.
+        epochs: After these epochs instead, counted from 1, and no others; `"log"`: after epochs 1, 2, 5, 10, 20, 40,
+            80, ... and when training ends; or `"last"`: once, when training has ended.
 
     Raises:
-        ValueError: There is no such epoch.
+        ValueError: There is no such epoch or step, or two of them are given that exclude each other.
     """
 
-    every_n_epochs: int = 1
-    epochs: list[int] | Literal["last"] | None = None
+    every_n_epochs: int | None = None
+    every_n_steps: int | None = None
+    epochs: list[int] | Literal["log", "last"] | None = None
 
     def __post_init__(self) -> None:
-        if self.every_n_epochs < 1:
+        if self.every_n_epochs is not None and self.every_n_epochs < 1:
             raise ValueError(f"every_n_epochs={self.every_n_epochs}: give 1 or more, or epochs=[...] for chosen epochs")
-        if self.epochs is not None and self.epochs != "last" and (not self.epochs or min(self.epochs) < 1):
-            raise ValueError(f'epochs={self.epochs}: give epochs counted from 1, for example [1, 2, 5, 10], or "last"')
+        if self.every_n_steps is not None:
+            if self.every_n_steps < 1:
+                raise ValueError(f"every_n_steps={self.every_n_steps}: give 1 or more optimizer steps")
+            for name, value in (("every_n_epochs", self.every_n_epochs), ("epochs", self.epochs)):
+                if value is not None:
+                    raise ValueError(f"every_n_steps={self.every_n_steps} and {name}={value!r}: give one of them")
+        if isinstance(self.epochs, str):
+            wrong = self.epochs not in ("log", "last")
+        else:
+            wrong = self.epochs is not None and (not self.epochs or min(self.epochs) < 1)
+        if wrong:
+            raise ValueError(
+                f"epochs={self.epochs!r}: give epochs counted from 1, for example [1, 2, 5, 10], or "
+                '"log" for 1, 2, 5, 10, 20, 40, ... and the end, or "last" for the end alone'
+            )
 
     @property
-    def at_end(self) -> bool:
-        """Whether the only look is the one when training has ended."""
-        return self.epochs == "last"
+    def ends(self) -> bool:
+        """Whether the network that training ends with is looked at, whatever ends it."""
+        return not isinstance(self.epochs, list)
 
     def due(self, trainer: Any) -> bool:
-        """Whether a look is due in the epoch that the trainer is in."""
+        """Whether a look is due in the epoch that the trainer is in, at its end or at a validation."""
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return True  # before training everything is tried once, and shown nowhere
+        if self.every_n_steps is not None or self.epochs == "last":
+            return False
         epoch = trainer.current_epoch + 1
-        if self.epochs is None:
-            # The trained network is what most want to see, whatever n is.
-            return bool(epoch % self.every_n_epochs == 0 or epoch == trainer.max_epochs)
-        return self.epochs != "last" and epoch in self.epochs
+        if isinstance(self.epochs, list):
+            return epoch in self.epochs
+        if epoch == trainer.max_epochs:
+            return True  # here rather than when training has ended: validation's own passes serve
+        if self.epochs == "log":
+            # Where some epochs have no validation, the next that has one stands for them.
+            return any(map(_is_log_spaced, range(epoch - (trainer.check_val_every_n_epoch or 1) + 1, epoch + 1)))
+        return bool(epoch % (self.every_n_epochs or 1) == 0)
+
+    def due_between(self, before: int, now: int) -> bool:
+        """Whether a look is due after the optimizer steps from `before` to `now`; a batch may take none, or several."""
+        return self.every_n_steps is not None and now // self.every_n_steps > before // self.every_n_steps
 
     def never_validated(self, trainer: Any) -> str | None:
         """Say why no look can fall together with a validation; None where one can."""
@@ -50,3 +76,9 @@ class Schedule:
         if isinstance(self.epochs, list) and every and not any(epoch % every == 0 for epoch in self.epochs):
             return f"epochs={self.epochs}: validation runs every {every} epochs (check_val_every_n_epoch)"
         return None
+
+
+def _is_log_spaced(epoch: int) -> bool:
+    """Whether it is 1, 2, or 5 times a power of 2."""
+    fives, rest = divmod(epoch, 5)
+    return epoch in (1, 2) or (rest == 0 and fives > 0 and fives & (fives - 1) == 0)

@@ -60,9 +60,12 @@ class Subscriber(ABC):
     def due(self, trainer: Any) -> bool:
         """Whether a look is due in the epoch that the trainer is in."""
 
-    @property
-    def at_end(self) -> bool:
-        """Whether the only look is the one when training has ended."""
+    def due_after(self, trainer: Any) -> bool:
+        """Whether a look is due after the optimizer steps since it was last asked; asked after every batch."""
+        return False
+
+    def due_at_end(self, trainer: Any) -> bool:
+        """Whether the network that training has ended with is still to be looked at."""
         return False
 
     @abstractmethod

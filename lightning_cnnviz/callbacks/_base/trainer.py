@@ -10,6 +10,7 @@ from torch import nn
 from lightning_cnnviz.report import Step
 
 __all__ = [
+    "batch_limit",
     "chosen_loader",
     "data_loaders",
     "find_network",
@@ -72,7 +73,19 @@ def chosen_loader(loaders: Any, dataloader_idx: int) -> Any:
 
 def data_loaders(trainer: Any) -> Any:
     """Return the loaders of the stage's own images: test's in `trainer.test`, else validation's; None without any."""
-    return trainer.test_dataloaders if trainer.state.fn == "test" else trainer.val_dataloaders
+    if trainer.state.fn == "test":
+        return trainer.test_dataloaders
+    if trainer.val_dataloaders is None and trainer.state.fn == "fit" and trainer.enable_validation:
+        # Without a sanity check, Lightning makes them only when the first validation is due.
+        trainer.fit_loop.epoch_loop.val_loop.setup_data()
+    return trainer.val_dataloaders
+
+
+def batch_limit(trainer: Any, dataloader_idx: int) -> int | None:
+    """Return how many batches of a loader of the stage's own are looked at in a pass; None for all of it."""
+    limits = trainer.num_test_batches if trainer.state.fn == "test" else trainer.num_val_batches
+    limit = limits[dataloader_idx] if dataloader_idx < len(limits) else float("inf")
+    return None if limit == float("inf") else int(limit)
 
 
 def learning_loaders(trainer: Any, data: Any, dataloader_idx: int) -> tuple[Any, Any]:
@@ -112,12 +125,19 @@ def refuse_compiled(who: str, network: nn.Module, *, compiled: bool = False) -> 
         )
 
 
-def step_of(trainer: Any, *, within_epoch: bool) -> Step:
+def step_of(trainer: Any) -> Step:
     """Return when a look is taken."""
     stage = str(trainer.state.fn.value)
-    # Lightning counts an epoch as complete only after its last hook.
-    epoch = trainer.current_epoch + 1 if stage == "fit" and within_epoch else trainer.current_epoch
+    epoch = _complete_epochs(trainer.fit_loop) if stage == "fit" else trainer.current_epoch
     return Step(epoch=epoch, global_step=trainer.global_step, stage=stage)
+
+
+def _complete_epochs(fit_loop: Any) -> int:
+    """How many epochs have made all their steps: Lightning's own count waits for the hooks and the validation."""
+    epochs, batches = fit_loop.epoch_progress.current, fit_loop.epoch_loop.batch_progress.current
+    under_way = epochs.started > epochs.processed
+    stepped = batches.ready > 0 and batches.processed == batches.ready
+    return int(epochs.processed + (under_way and stepped and fit_loop.epoch_loop.done))
 
 
 def mixed_precision(trainer: Any) -> AbstractContextManager[Any]:
