@@ -55,6 +55,7 @@ ONLY_IN = {
     "scipy": {"core/images/correlation.py"},
     "sklearn": {"demo.py", "finetune/sources.py"},
     "torchvision": {"core/images/transforms.py", "finetune", "demo.py", "render"},
+    "pandas": {"record"},
     "safetensors": {"record"},
     "captum": {"core/images/attribution.py", "core/images/occlusion.py"},
 }

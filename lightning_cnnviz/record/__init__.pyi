@@ -1,5 +1,7 @@
 from .data import load as load
 from .data import save as save
+from .frames import scalars_frame as scalars_frame
+from .frames import table_frame as table_frame
 from .identity import DataIdentity as DataIdentity
 from .identity import LookIdentity as LookIdentity
 from .identity import NetworkIdentity as NetworkIdentity

@@ -10,11 +10,12 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from lightning_cnnviz import __version__
+from lightning_cnnviz.core.network.suggestions import suggestion
 from lightning_cnnviz.record._files import SCRATCH, Pack, read_json, write_file, write_json, write_pack
 from lightning_cnnviz.record._patches import packed_patches, unpacked_patches
 from lightning_cnnviz.record.data import SCHEMA, from_tree, plain, to_tree
@@ -23,6 +24,9 @@ from lightning_cnnviz.render.display import Display
 from lightning_cnnviz.render.image import LOSSLESS_SIDE, decode_tile, encode_tile
 from lightning_cnnviz.render.views import Drawable, Seen, carry_on, draw_last, draw_view
 from lightning_cnnviz.report import Report, Step
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["Record", "RecordedLook"]
 
@@ -73,6 +77,11 @@ class RecordedLook:
             raise ValueError(f"look {self.id} of '{self.identity.view}' has a report alone, and no result")
         value, crops = self._value(content, "result"), self._value(content, "crops")
         return unpacked_patches(value, crops, self.display.normalization, self.record.image)
+
+    @property
+    def outline(self) -> Any:
+        """What was computed, without the pixels of mined patches: no image is read."""
+        return self._value(self._content(), "result")
 
     @property
     def display(self) -> Display:
@@ -231,6 +240,26 @@ class Record:
     def size(self) -> int:
         """Return how many bytes the record takes."""
         return sum(file.stat().st_size for file in self.folder.rglob("*") if file.is_file())
+
+    def scalars(self) -> pd.DataFrame:
+        """Return the scalars of all looks, see `scalars_frame`."""
+        from lightning_cnnviz.record.frames import scalars_frame
+
+        return scalars_frame(self.looks())
+
+    def table(self, view: str) -> pd.DataFrame:
+        """Return what all looks of a view have found, see `table_frame`.
+
+        Raises:
+            ValueError: There is no look of this view.
+        """
+        from lightning_cnnviz.record.frames import table_frame
+
+        looks = self.looks(view=view)
+        if not looks:
+            views = sorted({look.identity.view for look in self.looks()})
+            raise ValueError(f"{self.folder} has no look of '{view}'.{suggestion(view, views, ' ')} It has {views}")
+        return table_frame(looks)
 
     def check(self) -> list[str]:
         """Read everything; return what is damaged, a sentence each."""
