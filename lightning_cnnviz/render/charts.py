@@ -6,7 +6,7 @@ import io
 import math
 import re
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -21,12 +21,15 @@ from lightning_cnnviz.report import Curve, Series
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
 
-__all__ = ["curve_svg", "draw_curve"]
+__all__ = ["curve_figure", "curve_svg", "draw_curve"]
 
 _MARKERS = ("o", "s", "D", "^", "v", "P", "X")
 _LEGEND_ROWS = 16
+_WIDTH, _HEIGHT, _LEGEND_WIDTH = 6.4, 4.2, 2.6  # inches
+_NARROWEST = 2.6  # inches: where a legend beside it would leave less, it stands below
+_CAPTION_LENGTH = 84  # characters, as wide as the axes
+_NOTE_LENGTH = 130
 _DENSE = 30  # with more points than this, markers would hide the line
 
 
@@ -71,31 +74,48 @@ def curve_svg(curve: Curve) -> str:
     return f"<svg {attributes} {text.partition('<svg ')[2]}"
 
 
+def curve_figure(curve: Curve, *, width: float, notes: Sequence[str] = ()) -> Figure:
+    """Draw a curve as a figure of matplotlib, `width` inches wide, its legend beside or below it, notes at its foot."""
+    with _figure(curve, width) as figure:
+        lines = [line for note in notes for line in textwrap.wrap(one_line(note), round(_NOTE_LENGTH * width / _WIDTH))]
+        if lines:
+            figure.set_figheight(figure.get_figheight() + 0.13 * len(lines))
+            figure.supxlabel("\n".join(lines), x=0.01, horizontalalignment="left", fontsize=6, color=PENCIL)
+        return figure
+
+
 @contextmanager
-def _figure(curve: Curve) -> Iterator[Figure]:
-    """Open a figure with the chart in it."""
+def _figure(curve: Curve, width: float | None = None) -> Iterator[Figure]:
+    """Open a figure with the chart in it, as wide as it is told, else as it likes."""
     legend_columns = math.ceil(len(curve.series) / _LEGEND_ROWS) if len(curve.series) > 1 else 0
-    with new_figure(6.4 + 2.6 * legend_columns, 4.2) as figure:
-        _draw_chart(figure.add_subplot(), curve, legend_columns)
+    width = _WIDTH + _LEGEND_WIDTH * legend_columns if width is None else width
+    axes_width = width - _LEGEND_WIDTH * legend_columns
+    below = axes_width < _NARROWEST
+    with new_figure(width, _HEIGHT * min(1, max(width, _NARROWEST) / _WIDTH)) as figure:
+        axes = figure.add_subplot()
+        _draw_chart(axes, curve, round(_CAPTION_LENGTH * (width if below else axes_width) / _WIDTH))
+        if legend_columns:
+            columns = max(1, int(width / _LEGEND_WIDTH)) if below else legend_columns
+            _draw_legend(axes, curve, columns, below)
+            figure.set_figheight(figure.get_figheight() + 0.2 * math.ceil(len(curve.series) / columns) * below)
         yield figure
 
 
-def _draw_chart(axes: Axes, curve: Curve, legend_columns: int) -> None:
+def _draw_chart(axes: Axes, curve: Curve, caption_length: int) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    lines = [_draw_series(axes, series, number) for number, series in enumerate(curve.series)]
+    for number, series in enumerate(curve.series):
+        _draw_series(axes, series, number)
     axes.set_xlabel(shorten(curve.x_label, 80))
     axes.set_ylabel(shorten(curve.y_label, 48))
     if all(value.is_integer() for series in curve.series for value in map(float, series.x)):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     if not any(math.isfinite(value) for series in curve.series for value in series.y):
         axes.text(0.5, 0.5, "nothing measured", transform=axes.transAxes, ha="center", color=PENCIL)
-    _draw_title(axes, curve)
-    if legend_columns:
-        _draw_legend(axes, lines, curve, legend_columns)
+    _draw_title(axes, curve, caption_length)
 
 
-def _draw_series(axes: Axes, series: Series, number: int) -> Line2D:
+def _draw_series(axes: Axes, series: Series, number: int) -> None:
     style = line_style(number)
     x, y = np.asarray(series.x, dtype=float), np.asarray(series.y, dtype=float)
     (line,) = axes.plot(x, y, **style, linewidth=1.8, markersize=4.5)
@@ -107,22 +127,24 @@ def _draw_series(axes: Axes, series: Series, number: int) -> Line2D:
     if series.low is not None and series.high is not None:
         low, high = np.asarray(series.low, dtype=float), np.asarray(series.high, dtype=float)
         axes.fill_between(x, low, high, color=style["color"], alpha=0.18, linewidth=0)
-    return line
 
 
-def _draw_title(axes: Axes, curve: Curve) -> None:
-    caption = textwrap.wrap(one_line(curve.caption), 84, max_lines=3, placeholder=" …")
+def _draw_title(axes: Axes, curve: Curve, caption_length: int) -> None:
+    caption = textwrap.wrap(one_line(curve.caption), caption_length, max_lines=3, placeholder=" …")
     axes.set_title(shorten(curve.name, 60), loc="left", fontsize=12, fontweight="bold", pad=8 + 13.5 * len(caption))
     if caption:
         above: dict[str, Any] = {"xycoords": "axes fraction", "xytext": (0, 6), "textcoords": "offset points"}
         axes.annotate("\n".join(caption), (0, 1), va="bottom", fontsize=9, color=PENCIL, linespacing=1.3, **above)
 
 
-def _draw_legend(axes: Axes, lines: list[Line2D], curve: Curve, columns: int) -> None:
+def _draw_legend(axes: Axes, curve: Curve, columns: int, below: bool) -> None:
     # Named afterwards: some versions of matplotlib leave out a label that begins with an underscore.
-    blanks = [" "] * len(lines)
-    legend = axes.legend(
-        lines, blanks, loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0, ncols=columns, frameon=False
-    )
+    blanks = [" "] * len(axes.lines)
+    place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.01, 1), "borderaxespad": 0}
+    if below:
+        figure: Any = axes.figure
+        legend = figure.legend(axes.lines, blanks, loc="outside lower left", ncols=columns, frameon=False)
+    else:
+        legend = axes.legend(axes.lines, blanks, **place, ncols=columns, frameon=False)
     for text, series in zip(legend.get_texts(), curve.series, strict=True):
         text.set_text(shorten(series.name, 30))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +24,8 @@ __all__ = [
     "class_label",
     "figure_pixels",
     "fit_square",
+    "house_style",
+    "kept_figures",
     "line_style",
     "new_figure",
     "overlaid",
@@ -49,6 +52,8 @@ _STYLE = {
     "figure.constrained_layout.h_pad": 0.1,
     "figure.constrained_layout.w_pad": 0.1,
     "font.size": 10,
+    "image.composite_image": False,  # pictures in vector files stay as they are, and apart
+    "pdf.fonttype": 42,  # TrueType: what Type 3 draws can neither be searched nor edited everywhere
     "grid.color": "#e4e4e4",
     "svg.fonttype": "none",  # text stays text: small, and found by the page's search
     "svg.hashsalt": "lightning_cnnviz",  # the same curve gives the same bytes
@@ -59,11 +64,36 @@ _STYLE = {
 @contextmanager
 def new_figure(width: float, height: float) -> Iterator[Figure]:
     """Open an empty figure in the house's style, in inches; draw, and take `figure_pixels`, inside the block."""
-    from matplotlib import style
     from matplotlib.figure import Figure  # not pyplot: its list of open figures would be a trace, and a leak
 
-    with style.context(["default", _STYLE]):  # whatever style the user has chosen for plots of their own
+    with house_style():
         yield Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
+
+
+@contextmanager
+def house_style() -> Iterator[None]:
+    """Draw and write figures in the house's style, whatever style the user has chosen for plots of their own."""
+    from matplotlib import style
+
+    with style.context(["default", _STYLE]):
+        yield
+
+
+_KEPT: ContextVar[list[tuple[Tensor, Figure]] | None] = ContextVar("kept figures", default=None)
+
+
+@contextmanager
+def kept_figures() -> Iterator[list[tuple[Tensor, Figure]]]:
+    """Collect what `figure_pixels` draws inside the block: the pixels, and the figure they were drawn from.
+
+    For whoever wants lines and text where a report has pixels.
+    """
+    kept: list[tuple[Tensor, Figure]] = []
+    token = _KEPT.set(kept)
+    try:
+        yield kept
+    finally:
+        _KEPT.reset(token)
 
 
 def figure_pixels(figure: Figure) -> Tensor:
@@ -72,8 +102,11 @@ def figure_pixels(figure: Figure) -> Tensor:
 
     canvas: Any = FigureCanvasAgg(figure)
     canvas.draw()
-    pixels = np.array(canvas.buffer_rgba())[..., :3]
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+    pixels = torch.from_numpy(np.array(canvas.buffer_rgba())[..., :3]).permute(2, 0, 1).contiguous()
+    kept = _KEPT.get()
+    if kept is not None:
+        kept.append((pixels, figure))
+    return pixels
 
 
 def fit_square(figure: Figure, axes: Axes, side: float) -> None:

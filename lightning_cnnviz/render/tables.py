@@ -11,9 +11,9 @@ from torch import Tensor
 from lightning_cnnviz.render._text import INK, PAPER, draw_header, fit, length, line_height, write
 from lightning_cnnviz.render.image import from_image, to_image
 from lightning_cnnviz.render.layout import EDGE
-from lightning_cnnviz.report import Number, Table, Tile
+from lightning_cnnviz.report import Number, Scalar, Table, Tile
 
-__all__ = ["NOT_KNOWN", "Side", "aligned_text", "draw_table", "table_text"]
+__all__ = ["NOT_KNOWN", "Side", "aligned_text", "column_sides", "draw_table", "scalar_table", "table_text", "written"]
 
 Side = Literal["left", "right"]
 
@@ -38,8 +38,8 @@ def table_text(table: Table, *, widest: int = 60) -> str:
         conv1   23,232
         fc       4,096
     """
-    cells = [[_written(cell) for cell in row] for row in table.rows]
-    return aligned_text(table.columns, cells, _sides(table.columns, cells), widest=widest)
+    cells = [[written(cell) for cell in row] for row in table.rows]
+    return aligned_text(table.columns, cells, column_sides(table.columns, cells), widest=widest)
 
 
 def aligned_text(
@@ -92,7 +92,7 @@ def draw_table(table: Table, *, title: str) -> Tensor:
         torch.Size([3, 144, 480])
     """
     rows = table.rows[:_MOST_ROWS]
-    sides = _sides(table.columns, [[_written(cell) for cell in row] for row in rows])
+    sides = column_sides(table.columns, [[written(cell) for cell in row] for row in rows])
     cells = [[_text(name, bold=True) for name in table.columns], *([_cell(cell) for cell in row] for row in rows)]
     widths = [max(cell.width for cell in column) for column in zip(*cells, strict=True)]
     heights = [max((cell.height for cell in line), default=0) + _ROW_GAP for line in cells]
@@ -113,7 +113,7 @@ def draw_table(table: Table, *, title: str) -> Tensor:
 
 def _cell(cell: Number | Tile | None) -> Image.Image:
     if not isinstance(cell, Tile):
-        return _text(_written(cell))
+        return _text(written(cell))
     image = to_image(cell.pixels)
     scale = _TILE_SIDE / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
@@ -127,7 +127,8 @@ def _text(text: str, *, bold: bool = False) -> Image.Image:
     return image
 
 
-def _written(cell: Number | Tile | None) -> str:
+def written(cell: Number | Tile | None) -> str:
+    """Write a cell as text: numbers with their thousands apart, of a tile its caption."""
     if isinstance(cell, Tile):
         return cell.caption
     if cell is None:
@@ -135,11 +136,17 @@ def _written(cell: Number | Tile | None) -> str:
     return f"{cell:,}" if isinstance(cell, int) else f"{cell:g}" if isinstance(cell, float) else str(cell)
 
 
-def _sides(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[Side]:
-    """At the right stands a column of numbers."""
+def column_sides(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[Side]:
+    """Say for each column at which side its cells stand: at the right, where all are numbers."""
     return [
         "right" if rows and all(_is_number(row[place]) for row in rows) else "left" for place in range(len(columns))
     ]
+
+
+def scalar_table(scalars: Sequence[Scalar]) -> Table:
+    """Put scalars into one table, a line each."""
+    rows = tuple((scalar.name, scalar.value if scalar.measured else None) for scalar in scalars)
+    return Table("numbers", ("name", "value"), rows)
 
 
 def _is_number(text: str) -> bool:

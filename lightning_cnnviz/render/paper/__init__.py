@@ -1,0 +1,1 @@
+"""Items of a report for paper: matplotlib figures of a stated width in which text stays text."""
