@@ -48,7 +48,8 @@ ONLY_IN = {
     "wandb": {"sinks/wandb.py"},
     "lightning": {"callbacks", "finetune", "studies", "demo.py", "explore.py"},
     "pytorch_lightning": {"callbacks"},
-    "matplotlib": {"render"},
+    "matplotlib": {"render", "record/figures.py"},  # there for a type
+    "fontTools": {"render/paper/files.py"},
     "jinja2": {"sinks/page.py"},
     "PIL": {"render", "sinks/wandb.py", "finetune/sources.py"},
     "joblib": {"studies/jobs.py"},

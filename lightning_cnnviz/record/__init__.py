@@ -1,4 +1,4 @@
-"""What was seen, kept as data: results to and from files."""
+"""What was seen, kept as data: results to and from files, and reports to take away."""
 
 import lazy_loader
 

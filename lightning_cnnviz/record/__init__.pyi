@@ -1,5 +1,6 @@
 from .data import load as load
 from .data import save as save
+from .figures import ReportFigure as ReportFigure
 from .frames import scalars_frame as scalars_frame
 from .frames import table_frame as table_frame
 from .identity import DataIdentity as DataIdentity

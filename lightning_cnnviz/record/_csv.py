@@ -54,10 +54,10 @@ def _lines(item: Item) -> Iterator[_Line]:
 
 def _gallery_lines(gallery: Gallery) -> Iterator[_Line]:
     if gallery.numbers:
-        yield {"item": gallery.name, "kind": "gallery"} | _named(gallery.numbers)
+        yield {"item": gallery.name, "kind": "gallery", **_named(gallery.numbers)}
     for row in gallery.rows:
         if row.numbers:
-            yield {"item": gallery.name, "kind": "row", "group": row.caption} | _named(row.numbers)
+            yield {"item": gallery.name, "kind": "row", "group": row.caption, **_named(row.numbers)}
         for place, tile in enumerate(row.tiles, start=1):
             head: _Line = {"item": gallery.name, "kind": "tile", "group": row.caption, "place": place}
             yield head | ({"caption": tile.caption} if tile.caption else {}) | _named(tile.numbers)
@@ -75,11 +75,11 @@ def _curve_lines(curve: Curve) -> Iterator[_Line]:
 
 def _table_lines(table: Table) -> Iterator[_Line]:
     for place, row in enumerate(table.rows, start=1):
-        cells = {
+        cells: _Line = {
             name: cell.caption if isinstance(cell, Tile) else cell
             for name, cell in zip(table.columns, row, strict=True)
         }
-        yield {"item": table.name, "kind": "line", "place": place} | _named(cells)
+        yield {"item": table.name, "kind": "line", "place": place, **_named(cells)}
 
 
 def _named(numbers: Mapping[str, Number | None]) -> _Line:

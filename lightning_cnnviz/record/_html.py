@@ -11,6 +11,7 @@ from html import escape
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from lightning_cnnviz.render._text import one_line
 from lightning_cnnviz.render.charts import curve_svg
 from lightning_cnnviz.render.image import encode_tile
 from lightning_cnnviz.render.tables import column_sides, scalar_table, written
@@ -164,7 +165,7 @@ def _image(pixels: Tensor, said: str, *, hard: bool = False) -> str:
 
 def _chart(curve: Curve) -> str:
     """Draw a curve as SVG in the colors of the page."""
-    svg = curve_svg(curve)
+    svg = curve_svg(curve).encode(errors="replace").decode()
     for color, name in _INKS.items():
         svg = re.sub(rf"(fill|stroke): {color}", rf"\1: var(--{name})", svg)
     return svg
@@ -198,5 +199,5 @@ def _sentences(numbers: Mapping[str, Number]) -> list[str]:
 
 
 def _text(text: str) -> str:
-    """Escape for HTML, also inside quotes; parts of characters, as in names of damaged files, become marks."""
-    return escape(text.encode(errors="replace").decode())
+    """Escape for HTML, also inside quotes."""
+    return escape(one_line(text))

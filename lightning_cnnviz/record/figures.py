@@ -73,13 +73,12 @@ class ReportFigure(Report):
         Raises:
             ValueError: There is no such item, or several, and none was named.
         """
-        chosen = [found for found in self._chosen(item) if not isinstance(found, Scalar)]
-        chosen = chosen or self._chosen(item)[:1]
+        chosen = _parts(self._chosen(item))
+        chosen = chosen[:1] if len(chosen) == 2 and isinstance(chosen[1], tuple) else chosen
         if len(chosen) != 1:
-            names = ", ".join(f"'{found.name}'" for found in chosen)
+            names = ", ".join(f"'{part.name}'" for part in chosen if not isinstance(part, tuple))
             raise ValueError(f"which item of '{self.heading}' is to be the figure? There are {names or 'none'}")
-        (found,) = chosen
-        return _drawn(self, found, _Paper(width, 300), notes=self.notes)[0]
+        return _drawn(self, chosen[0], _Paper(width, 300), notes=self.notes)[0]
 
     def save(
         self,
@@ -149,25 +148,26 @@ class _Paper:
     titles: bool = True
 
 
-def _drawn(report: ReportFigure, item: Item | Sequence[Scalar], paper: _Paper, **options: Any) -> list[Figure]:
+_Part = Gallery | Picture | Curve | Table | tuple[Scalar, ...]
+
+
+def _drawn(report: ReportFigure, part: _Part, paper: _Paper, **options: Any) -> list[Figure]:
     """Draw one item, or all the scalars; a picture that matplotlib has drawn is that drawing."""
-    if isinstance(item, Picture) and item.name in report.drawings:
-        return [report.drawings[item.name]]
-    if isinstance(item, Scalar):
-        item = (item,)
-    title = f"{report.heading} · {item.name}" if not isinstance(item, Sequence) else report.heading
+    if isinstance(part, Picture) and part.name in report.drawings:
+        return [report.drawings[part.name]]
+    title = report.heading if isinstance(part, tuple) else f"{report.heading} · {part.name}"
     if not paper.titles:
-        title, item, options = "", _without_titles(item), options | {"notes": ()}
-    return item_figures(item, title=title, width=paper.width, dpi=paper.dpi, **options)
+        title, part, options = "", _without_titles(part), options | {"notes": ()}
+    return item_figures(part, title=title, width=paper.width, dpi=paper.dpi, **options)
 
 
-def _without_titles(item: Gallery | Picture | Curve | Table | Sequence[Scalar]) -> Any:
-    if isinstance(item, Sequence):
-        return item
-    return replace(item, caption="", **({"name": ""} if isinstance(item, Curve) else {}))
+def _without_titles(part: _Part) -> _Part:
+    if isinstance(part, tuple):
+        return part
+    return replace(part, name="", caption="") if isinstance(part, Curve) else replace(part, caption="")
 
 
-def _parts(items: Sequence[Item]) -> list[Item | Sequence[Scalar]]:
+def _parts(items: Sequence[Item]) -> list[_Part]:
     """The items, and all scalars together at the end."""
     scalars = tuple(item for item in items if isinstance(item, Scalar))
     return [*(item for item in items if not isinstance(item, Scalar)), *([scalars] if scalars else [])]
@@ -195,7 +195,7 @@ def _png(report: ReportFigure, items: Sequence[Item], paper: _Paper) -> bytes:
 
 
 def _html(report: ReportFigure, items: Sequence[Item], _: _Paper) -> bytes:
-    return html_page(report, items).encode()
+    return html_page(report, items).encode("utf-8", errors="replace")
 
 
 def _csv(_: ReportFigure, items: Sequence[Item], __: _Paper) -> bytes:

@@ -68,8 +68,9 @@ def fit(text: str, width: int, size: int, bold: bool = False) -> str:
 
 
 def one_line(text: str) -> str:
-    """Write a text on one line, without what no font can show: parts of characters, as in names of damaged files."""
-    return " ".join(text.encode(errors="replace").decode().split())
+    """Write a text on one line, without what no font can show: control characters, and parts of characters."""
+    whole = text.encode(errors="replace").decode()  # parts: as in names of damaged files
+    return " ".join("".join(letter if letter.isprintable() or letter.isspace() else "?" for letter in whole).split())
 
 
 def length(text: str, size: int, bold: bool = False) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
+from warnings import catch_warnings, filterwarnings
 
 import numpy as np
 import torch
@@ -72,10 +73,14 @@ def new_figure(width: float, height: float) -> Iterator[Figure]:
 
 @contextmanager
 def house_style() -> Iterator[None]:
-    """Draw and write figures in the house's style, whatever style the user has chosen for plots of their own."""
+    """Draw and write figures in the house's style, whatever style the user has chosen for plots of their own.
+
+    Silent about letters that the font has not: they are shown as boxes.
+    """
     from matplotlib import style
 
-    with style.context(["default", _STYLE]):
+    with style.context(["default", _STYLE]), catch_warnings():
+        filterwarnings("ignore", message="Glyph .* missing from")
         yield
 
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 import base64
 import io
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import cache
 from html import unescape
 from pathlib import Path
 from typing import TYPE_CHECKING
-from warnings import catch_warnings, filterwarnings
 
 import numpy as np
 from PIL import Image
@@ -32,7 +30,7 @@ def pdf_file(figures: Sequence[Figure], *, dpi: int) -> bytes:
     from matplotlib.backends.backend_pdf import PdfPages
 
     file = io.BytesIO()
-    with _writing(), PdfPages(file, metadata=_NO_DATE) as pages:
+    with house_style(), PdfPages(file, metadata=_NO_DATE) as pages:
         for figure in figures:
             pages.savefig(figure, dpi=dpi)
     return file.getvalue()
@@ -41,7 +39,7 @@ def pdf_file(figures: Sequence[Figure], *, dpi: int) -> bytes:
 def png_file(figures: Sequence[Figure], *, width: float, dpi: int) -> bytes:
     """Draw figures one above the other, `width` inches wide; a wider one is drawn smaller."""
     drawn = []
-    with _writing():
+    with house_style():
         for figure in figures:
             figure.set_dpi(dpi * min(1, width / figure.get_figwidth()))
             drawn.append(figure_pixels(figure).permute(1, 2, 0).numpy())
@@ -68,7 +66,7 @@ def svg_file(figures: Sequence[Figure], *, width: float, dpi: int) -> bytes:
         across, down = (scale * side for side in figure.get_size_inches())
         body = _svg_body(figure, dpi)
         # An id is unique in a file; matplotlib counts its groups anew in each figure.
-        body = re.sub(r' id="([A-Za-z.]+_\d+)"', rf' id="\1-{number}"', body)
+        body = re.sub(r' id="([\w.]+_\d+)"', rf' id="\1-{number}"', body)
         parts.append(f'<svg y="{top:.2f}" width="{across:.2f}" height="{down:.2f}" {body}')
         widest, top = max(widest, across), top + down + _GAP
     height = max(top - _GAP, 1)
@@ -81,18 +79,10 @@ def svg_file(figures: Sequence[Figure], *, width: float, dpi: int) -> bytes:
     return (head + style + "\n".join(parts) + "</svg>\n").encode("utf-8", errors="replace")
 
 
-@contextmanager
-def _writing() -> Iterator[None]:
-    """Write in the house's style, and silent about letters that the font has not, which are shown as boxes."""
-    with house_style(), catch_warnings():
-        filterwarnings("ignore", message="Glyph .* missing from")
-        yield
-
-
 def _svg_body(figure: Figure, dpi: int) -> str:
     """Write a figure as SVG, and return it from its `viewBox` on, with its end."""
     file = io.BytesIO()
-    with _writing():
+    with house_style():
         metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(file, format="svg", dpi=dpi, metadata=metadata)
     text = file.getvalue().decode()
@@ -105,7 +95,7 @@ def _font_faces(parts: Sequence[str]) -> str:
     said = {True: set[str](), False: set[str]()}
     for part in parts:
         for style, text in re.findall(r"<text([^>]*)>(.*?)</text>", part, flags=re.DOTALL):
-            said["bold" in style or "font: 700" in style] |= set(unescape(re.sub(r"<[^>]*>", "", text)))
+            said[bool(re.search("font(-weight)?: (bold|700)", style))] |= set(unescape(re.sub(r"<[^>]*>", "", text)))
     faces = (
         f"@font-face{{font-family: 'DejaVu Sans'; font-weight: {700 if bold else 400}; src: "
         f"url(data:font/woff;base64,{_font_subset(''.join(sorted(letters)), bold)}) format('woff')}}"
@@ -122,11 +112,12 @@ def _font_subset(letters: str, bold: bool) -> str:
 
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
     options = subset.Options(flavor="woff", notdef_outline=True, recalc_timestamp=False)
-    options.drop_tables += ["FFTM"]  # an editor's dates, of which fontTools would complain
+    options.drop_tables += ["FFTM", "GDEF", "GPOS", "GSUB"]  # no ligatures: the layout knows of none
     font = subset.load_font(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name, options)
     cutter = subset.Subsetter(options)
     cutter.populate(text=letters)
     cutter.subset(font)
     file = io.BytesIO()
     subset.save_font(font, file, options)
+    font.close()
     return base64.b64encode(file.getvalue()).decode()

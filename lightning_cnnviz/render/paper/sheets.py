@@ -19,6 +19,7 @@ __all__ = ["sheet_leaves"]
 _PAGE = 9.0  # inches: a sheet is planned to fit on a page of a journal
 _LARGEST, _SMALLEST = 1.0, 0.25  # sides of a tile, in inches
 _ASPECT = 1.3
+_COUNTED = 3  # pixels of fewer dots are no squares to the eye
 _TILE_GAP, _BLOCK_GAP = 1.0, 9.0  # points
 
 
@@ -98,11 +99,11 @@ def _arranged(gallery: Gallery, leaf: Leaf, across: int) -> _Plan:
 
 
 def _tile_size(tiles: list[Tile], room: int, dpi: int, *, hard_edges: bool) -> tuple[int, int]:
-    """Width and height of a tile in dots; where pixels keep their edges, each takes a whole number of dots."""
+    """Width and height of a tile in dots; where pixels keep their edges, each takes the same number of dots."""
     height, width = tiles[0].pixels.shape[1:] if tiles else (1, 1)
     width, height = max(width, 1), max(height, 1)
     scale = min(room / width, _LARGEST * dpi / max(width, height))
-    scale = float(int(scale)) if hard_edges and scale >= 1 else scale
+    scale = float(int(scale)) if hard_edges and scale >= _COUNTED else scale
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 
@@ -137,5 +138,5 @@ def _resized(pixels: Tensor, size: tuple[int, int], hard_edges: bool) -> Tensor:
     image = to_image(pixels)
     if image.size == size:
         return pixels
-    copying = hard_edges and size[0] > image.width
+    copying = hard_edges and size[0] >= _COUNTED * image.width
     return from_image(image.resize(size, Image.Resampling.NEAREST if copying else Image.Resampling.BICUBIC))
