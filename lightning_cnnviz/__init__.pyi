@@ -62,6 +62,8 @@ from .finetune.data import ImageFolderDataModule as ImageFolderDataModule
 from .finetune.module import FineTuner as FineTuner
 from .record.data import load as load
 from .record.data import save as save
+from .record.figures import ReportFigure as ReportFigure
+from .show import show as show
 from .sinks.base import Sink as Sink
 from .sinks.memory import MemorySink as MemorySink
 from .sinks.page import PageSink as PageSink

@@ -35,6 +35,7 @@ ALLOWED = {
     "sinks": {"report", "render.image", "render.charts", "render.items", "render.tables"},
     "render.studies": {"render", "report", "studies.results"},
     "record": {"render", "core", "report", "studies.results", "__version__"},
+    "show": {"record", "render", "core", "report", "studies.results"},
     "callbacks": {"render", "sinks.base", "sinks.outlet", "core", "report"},
     "finetune": {"core", "render", "sinks.base", "sinks.outlet", "report"},
     "studies": {"finetune", "core", "render", "sinks", "report"},

@@ -18,11 +18,10 @@ from lightning_cnnviz.core.images.invariance import (
     check_invariance,
     measure_invariance,
 )
-from lightning_cnnviz.core.images.transforms import PixelScale, Transform, resolve_transforms
-from lightning_cnnviz.core.network.hooks import keep_random_state
+from lightning_cnnviz.core.images.transforms import Transform, resolve_transforms
 from lightning_cnnviz.core.network.layers import select_layers
 from lightning_cnnviz.render.display import Display
-from lightning_cnnviz.render.invariance import EXAMPLE_IMAGES, examples_at
+from lightning_cnnviz.render.invariance import transformed_examples
 
 __all__ = ["InvarianceMonitor"]
 
@@ -100,20 +99,5 @@ class InvarianceMonitor(ExperimentMonitor):
     def display_of(self, result: InvarianceCurves) -> Display:
         """Return how the images are shown, with examples along the sweeps."""
         if not self._examples:
-            self._examples = self._transformed()
+            self._examples = transformed_examples(self.transforms, self.sample.images, self.display)
         return replace(self.display, examples=self._examples)
-
-    def _transformed(self) -> dict[str, tuple[tuple[Tensor, ...], ...]]:
-        """By transform, for each image that has room its copies along the sweep as pixels."""
-        shown, images = self.display, self.sample.images[:EXAMPLE_IMAGES].float()
-        assert shown.fill is not None, "a sample has one"
-        scale = PixelScale(*shown.mean_and_std)
-        found = {}
-        for transform in resolve_transforms(self.transforms, images, shown.fill):
-            places = examples_at(torch.tensor(transform.values))
-            with keep_random_state():  # the user's own transform may draw from it
-                copies = [scale.apply(transform, images, transform.values[place]) for place in places]
-            found[transform.name] = tuple(
-                tuple(shown.normalization.to_pixels(copy[number]) for copy in copies) for number in range(len(images))
-            )
-        return found

@@ -10,12 +10,11 @@ from typing_extensions import Unpack
 
 from lightning_cnnviz.callbacks._base.feed_monitor import FeedMonitor, FeedOptions
 from lightning_cnnviz.callbacks._base.look import Look
-from lightning_cnnviz.callbacks._base.sample import chosen_normalization
 from lightning_cnnviz.core.network.layers import SelectedLayer, select_layers
 from lightning_cnnviz.core.top_patches.mining import PatchMiner
 from lightning_cnnviz.core.top_patches.results import RankBy, TopPatches
 from lightning_cnnviz.render.display import Display, class_names, file_names
-from lightning_cnnviz.render.normalization import Normalization
+from lightning_cnnviz.render.normalization import Normalization, chosen_normalization
 
 __all__ = ["TopPatchesMonitor"]
 

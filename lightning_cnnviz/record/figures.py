@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_cnnviz.core.network.suggestions import suggestion
 from lightning_cnnviz.record._csv import csv_text
-from lightning_cnnviz.record._html import html_page, html_part
+from lightning_cnnviz.render.html import html_page, html_part
 from lightning_cnnviz.render.paper.files import pdf_file, png_file, svg_file
 from lightning_cnnviz.render.paper.items import item_figures
 from lightning_cnnviz.report import Curve, Gallery, Item, Picture, Report, Scalar, Table

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lightning_cnnviz.core.deconvnet.projection import Projection
 from lightning_cnnviz.core.top_patches.results import LayerTopPatches, TopPatches
 from lightning_cnnviz.render.normalization import Normalization
 from lightning_cnnviz.render.patches import (
@@ -22,10 +23,14 @@ from lightning_cnnviz.render.patches import (
 )
 from lightning_cnnviz.report import Gallery, Item, Number, Report, Row, Tile
 
-__all__ = ["FirstRanked", "deconvnet_report"]
+__all__ = ["FirstRanked", "deconvnet_report", "projection_report"]
 
 # Projections are faint and fine: smaller than this, one cannot read them.
 _SIDE = 96
+_GRAY_NOTE = (
+    "Gray is no contribution; brighter and darker is where more or less of the input would raise the activation, "
+    "each picture scaled by itself."
+)
 # A strip of evolution goes on in a new line after so many looks.
 _LOOKS_A_LINE = 12
 
@@ -79,14 +84,46 @@ def deconvnet_report(
         if any(len(strip) > 1 for strip in looks.values()):
             items.append(_evolution(layer, looks))
     notes = [
-        "Gray is no contribution; brighter and darker is where more or less of the input would raise the activation, "
-        "each picture scaled by itself.",
+        _GRAY_NOTE,
         normalization.sentence(),
         "Blue is what lies beyond an image's border.",
     ]
     if any(layer.rank_by == "mean" for layer in result):
         notes.append(MEAN_NOTE)
     return Report("deconvnet", title=f"Top-{result.k} projections", items=tuple(items), notes=tuple(notes))
+
+
+def projection_report(projection: Projection, pixels: Sequence[Tensor] = (), shown: str = "") -> Report:
+    """Draw each projected unit on its own, beside its patch where images are given.
+
+    Args:
+        projection: What was projected.
+        pixels: The images `(3, H, W)` uint8, by the units' numbers.
+        shown: Says how they are shown.
+    """
+    layers = dict.fromkeys(unit.layer for unit in projection.units)
+    items = tuple(_unit_gallery(projection, layer, pixels) for layer in layers)
+    notes = (_GRAY_NOTE, *((shown,) if shown else ()))
+    return Report("projection", title="Projections", items=items, notes=notes)
+
+
+def _unit_gallery(projection: Projection, layer: str, pixels: Sequence[Tensor]) -> Gallery:
+    places = [place for place, unit in enumerate(projection.units) if unit.layer == layer]
+    sizes = [projection.pixels[place].shape[-2:] for place in places]
+    size = max(height for height, _ in sizes), max(width for _, width in sizes)
+    rows = []
+    for place in places:
+        unit, box = projection.units[place], projection.boxes[place]
+        known = {"image": unit.image, "row": unit.row, "column": unit.column, "activation": unit.activation}
+        numbers: dict[str, Number] = {name: value for name, value in known.items() if value is not None}
+        tiles = [Tile(place_patch(to_gray_centered(projection.pixels[place]), box, size), numbers=numbers)]
+        if pixels:
+            top, left, bottom, right = box.tolist()
+            tiles.append(Tile(place_patch(pixels[unit.image][:, top:bottom, left:right], box, size), numbers=numbers))
+        rows.append(Row(f"channel {unit.channel}", tuple(tiles), numbers))
+    beside = " (left) beside their patches (right)" if pixels else ""
+    caption = f"{projection.method}: {len(places)} units projected to pixels{beside}, {size[0]} x {size[1]} px"
+    return Gallery(layer, tuple(rows), caption=caption, columns=2 if pixels else 1, tile_side=_SIDE)
 
 
 def _gallery(layer: LayerTopPatches, projections: Iterator[Tensor], k: int, method: str, crops: Crops) -> Gallery:

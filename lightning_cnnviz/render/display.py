@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_cnnviz.render.normalization import Normalization
+from lightning_cnnviz.core.data.sample import Sample
+from lightning_cnnviz.core.network.classification import fill_values
+from lightning_cnnviz.render.normalization import Normalization, chosen_normalization, find_normalization
 
-__all__ = ["Display", "class_names", "file_names"]
+__all__ = ["Display", "class_names", "display_of_sample", "file_names"]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -50,6 +52,36 @@ class Display:
         if self.fill is None:
             return None
         return self.normalization.to_pixels(self.fill.view(-1, 1, 1).float())[:, 0, 0]
+
+
+def display_of_sample(
+    sample: Sample,
+    dataset: Any,
+    *,
+    normalization: tuple[Sequence[float], Sequence[float]] | None = None,
+    names: Sequence[str] | None = None,
+) -> Display:
+    """Settle how the images of a sample are shown.
+
+    Args:
+        sample: The images.
+        dataset: What they are from: asked for its normalization, names of classes and of files; or None.
+        normalization: `(mean, std)`, instead of the data set's.
+        names: Of the classes, instead of the data set's.
+    """
+    shown = chosen_normalization(normalization, dataset, sample.images)
+    told = normalization is not None or find_normalization(dataset) is not None
+    # Zero is the mean that was subtracted; of a normalization that subtracts none, it would be black.
+    subtracts = told and any(value != 0 for value in shown.mean)
+    return Display(
+        normalization=shown,
+        fill=torch.zeros(sample.images.shape[1]) if subtracts else fill_values(sample.images.float(), None),
+        pixels=tuple(shown.to_pixels(image) for image in sample.images),
+        indices=tuple(sample.indices.tolist()),
+        labels=None if sample.labels is None else tuple(sample.labels.tolist()),
+        class_names=tuple(names) if names else class_names(dataset),
+        files=file_names(dataset, sample.indices.tolist()),
+    )
 
 
 def class_names(dataset: Any) -> tuple[str, ...] | None:

@@ -9,6 +9,9 @@ import torch
 from torch import Tensor
 
 from lightning_cnnviz.core.images.invariance import DistanceKind, InvarianceCurves, Sweep, area, half_width
+from lightning_cnnviz.core.images.transforms import PixelScale, TransformSpec, resolve_transforms
+from lightning_cnnviz.core.network.hooks import keep_random_state
+from lightning_cnnviz.render.display import Display
 from lightning_cnnviz.render.figures import class_label, figure_pixels, line_style, new_figure, show_pixels
 from lightning_cnnviz.report import Item, Picture, Report, Scalar
 
@@ -16,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure, SubFigure
 
-__all__ = ["EXAMPLES", "EXAMPLE_IMAGES", "examples_at", "invariance_report"]
+__all__ = ["EXAMPLES", "EXAMPLE_IMAGES", "examples_at", "invariance_report", "transformed_examples"]
 
 EXAMPLES = 7
 """Examples of each image along a sweep."""
@@ -42,6 +45,29 @@ def examples_at(values: Tensor) -> list[int]:
     """Return which values of a sweep are shown as examples: evenly, with the first and the last."""
     count = min(EXAMPLES, len(values))
     return [round(n * (len(values) - 1) / max(1, count - 1)) for n in range(count)]
+
+
+def transformed_examples(
+    transforms: TransformSpec | Sequence[TransformSpec], images: Tensor, display: Display
+) -> dict[str, tuple[tuple[Tensor, ...], ...]]:
+    """Return by transform, for each of the first images its copies along the sweep as pixels `(3, H, W)` uint8.
+
+    Args:
+        transforms: See `measure_invariance`.
+        images: `(N, C, H, W)`, in the network's values; those are shown that there is room for.
+        display: How images are shown; has a fill.
+    """
+    assert display.fill is not None, "a sample has one"
+    images, scale = images[:EXAMPLE_IMAGES].float(), PixelScale(*display.mean_and_std)
+    found = {}
+    for transform in resolve_transforms(transforms, images, display.fill):
+        places = examples_at(torch.tensor(transform.values))
+        with keep_random_state():  # the user's own transform may draw from it
+            copies = [scale.apply(transform, images, transform.values[place]) for place in places]
+        found[transform.name] = tuple(
+            tuple(display.normalization.to_pixels(copy[number]) for copy in copies) for number in range(len(images))
+        )
+    return found
 
 
 def invariance_report(

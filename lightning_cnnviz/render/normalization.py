@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Normalization", "find_normalization", "normalization_from_range"]
+__all__ = ["Normalization", "chosen_normalization", "find_normalization", "normalization_from_range"]
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,16 @@ def normalization_from_range(images: Sequence[Tensor]) -> Normalization:
     return Normalization(
         (-low / span,), (1 / span,), f"no normalization found; scaled from their range {low:.3g} to {high:.3g}"
     )
+
+
+def chosen_normalization(
+    given: tuple[Sequence[float], Sequence[float]] | None, dataset: Any, patches: Iterable[Tensor]
+) -> Normalization:
+    """Return the normalization that was given, else that of the data set's transforms, else one made for `patches`."""
+    if given is not None:
+        mean, std = given
+        return Normalization(tuple(mean), tuple(std))
+    return find_normalization(dataset) or normalization_from_range(list(patches))
 
 
 def _numbers(values: Any) -> tuple[float, ...]:

@@ -22,13 +22,13 @@ from torch.utils.data import DataLoader
 from torchvision import datasets
 from torchvision.transforms import v2
 
-from lightning_cnnviz.callbacks._base.sample import class_names
 from lightning_cnnviz.core.data.batches import IndexReader
 from lightning_cnnviz.demo import Digits
 from lightning_cnnviz.finetune.data import ImageFolderDataModule
 from lightning_cnnviz.finetune.images import LabeledImages
 from lightning_cnnviz.finetune.presets import image_transform
 from lightning_cnnviz.finetune.splits import ImageSplit, split_images
+from lightning_cnnviz.render.display import class_names
 from lightning_cnnviz.render.normalization import find_normalization
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
@@ -234,7 +234,7 @@ def test_monitors_find_normalization_and_names(parted: Path) -> None:
         assert found is not None
         assert found.mean == pytest.approx(MEAN)
         assert found.std == pytest.approx(STD)
-        assert class_names(images) == ["ant", "bee"]
+        assert class_names(images) == ("ant", "bee")
     loader = data.train_dataloader()
     loader.sampler.set_epoch(3)  # type: ignore[attr-defined]
     reader = IndexReader(loader)

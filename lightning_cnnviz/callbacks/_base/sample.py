@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any, TypedDict, cast
 
 import torch
@@ -12,11 +11,9 @@ from lightning_cnnviz.callbacks._base.monitor import MonitorOptions
 from lightning_cnnviz.callbacks._base.trainer import chosen_loader, data_loaders
 from lightning_cnnviz.core.data.batches import BatchFn
 from lightning_cnnviz.core.data.sample import Sample, draw_sample
-from lightning_cnnviz.core.network.classification import fill_values
-from lightning_cnnviz.render.display import Display, class_names, file_names
-from lightning_cnnviz.render.normalization import Normalization, find_normalization, normalization_from_range
+from lightning_cnnviz.render.display import Display, display_of_sample
 
-__all__ = ["DisplayedSample", "SampleOptions", "chosen_normalization"]
+__all__ = ["DisplayedSample", "SampleOptions"]
 
 
 class _DrawOptions(TypedDict, total=False):
@@ -141,29 +138,7 @@ class DisplayedSample:
         return chosen_loader(loaders, self.dataloader_idx)
 
     def _displayed(self, sample: Sample, dataset: Any) -> Display:
-        normalization = chosen_normalization(self.normalization, dataset, sample.images)
-        told = self.normalization is not None or find_normalization(dataset) is not None
-        # Zero is the mean that was subtracted; of a normalization that subtracts none, it would be black.
-        subtracts = told and any(value != 0 for value in normalization.mean)
-        return Display(
-            normalization=normalization,
-            fill=torch.zeros(sample.images.shape[1]) if subtracts else fill_values(sample.images.float(), None),
-            pixels=tuple(normalization.to_pixels(image) for image in sample.images),
-            indices=tuple(sample.indices.tolist()),
-            labels=None if sample.labels is None else tuple(sample.labels.tolist()),
-            class_names=tuple(self.class_names) if self.class_names else class_names(dataset),
-            files=file_names(dataset, sample.indices.tolist()),
-        )
-
-
-def chosen_normalization(
-    given: tuple[list[float], list[float]] | None, dataset: Any, patches: Iterable[Tensor]
-) -> Normalization:
-    """Return the normalization that was given, else that of the data set's transforms, else one made for `patches`."""
-    if given is not None:
-        mean, std = given
-        return Normalization(tuple(mean), tuple(std))
-    return find_normalization(dataset) or normalization_from_range(list(patches))
+        return display_of_sample(sample, dataset, normalization=self.normalization, names=self.class_names)
 
 
 def _moved(sample: Sample, network: nn.Module) -> Sample:
