@@ -27,6 +27,7 @@ from lightning_cnnviz.core.probing.online import OnlineScores
 from lightning_cnnviz.core.probing.probe import LayerProbe, ProbeScores
 from lightning_cnnviz.core.top_patches.results import LayerTopPatches, TopPatches
 from lightning_cnnviz.record.figures import ReportFigure
+from lightning_cnnviz.record.store import RecordedLook
 from lightning_cnnviz.render.deconvnet import projection_report
 from lightning_cnnviz.render.display import Display, class_names, display_of_sample, file_names
 from lightning_cnnviz.render.figures import kept_figures
@@ -56,7 +57,7 @@ def show(
 
     Args:
         result: What such a function returned, or several of one kind; patches and their projection together as
-            `(patches, projection)`.
+            `(patches, projection)`. Or a look of a record, which brings its images and names.
         data: The loader or data set that it was found on. It is asked for the normalization to undo, names of classes
             and names of files; nothing is read from it.
         images: What `occlude`, `attribute`, `activation_maps` and `measure_invariance` were given, as a tensor
@@ -150,6 +151,8 @@ def _as_sample(images: Any) -> Sample:
 def _report(result: Any, asked: _Asked) -> Report:
     if isinstance(result, Report):
         return result
+    if isinstance(result, RecordedLook):
+        return result.report()
     several = tuple(result) if isinstance(result, (tuple, list)) else (result,)
     kinds = tuple(type(one) for one in several)
     if kinds in ((TopPatches, Projection), (Projection, TopPatches)):

@@ -122,7 +122,8 @@ def _unit_gallery(projection: Projection, layer: str, pixels: Sequence[Tensor]) 
             tiles.append(Tile(place_patch(pixels[unit.image][:, top:bottom, left:right], box, size), numbers=numbers))
         rows.append(Row(f"channel {unit.channel}", tuple(tiles), numbers))
     beside = " (left) beside their patches (right)" if pixels else ""
-    caption = f"{projection.method}: {len(places)} units projected to pixels{beside}, {size[0]} x {size[1]} px"
+    units = f"{len(places)} unit{'s' * (len(places) > 1)}"
+    caption = f"{projection.method}: {units} projected to pixels{beside}, {size[0]} x {size[1]} px"
     return Gallery(layer, tuple(rows), caption=caption, columns=2 if pixels else 1, tile_side=_SIDE)
 
 
