@@ -12,6 +12,7 @@ from .callbacks.maximization import MaximizationMonitor as MaximizationMonitor
 from .callbacks.occlusion import OcclusionMonitor as OcclusionMonitor
 from .callbacks.online_probe import OnlineProbeMonitor as OnlineProbeMonitor
 from .callbacks.top_patches import TopPatchesMonitor as TopPatchesMonitor
+from .core.data.sample import Sample as Sample
 from .core.deconvnet.projection import Projection as Projection
 from .core.deconvnet.projection import Unit as Unit
 from .core.deconvnet.projection import project as project
@@ -63,6 +64,12 @@ from .finetune.module import FineTuner as FineTuner
 from .record.data import load as load
 from .record.data import save as save
 from .record.figures import ReportFigure as ReportFigure
+from .report import Curve as Curve
+from .report import Gallery as Gallery
+from .report import Picture as Picture
+from .report import Report as Report
+from .report import Scalar as Scalar
+from .report import Table as Table
 from .show import show as show
 from .sinks.base import Sink as Sink
 from .sinks.memory import MemorySink as MemorySink

@@ -60,7 +60,11 @@ def _gallery_lines(gallery: Gallery) -> Iterator[_Line]:
             yield {"item": gallery.name, "kind": "row", "group": row.caption, **_named(row.numbers)}
         for place, tile in enumerate(row.tiles, start=1):
             head: _Line = {"item": gallery.name, "kind": "tile", "group": row.caption, "place": place}
-            yield head | ({"caption": tile.caption} if tile.caption else {}) | _named(tile.numbers)
+            yield head | ({"caption": tile.caption} if tile.caption else {}) | _named(tile.numbers) | _file(tile)
+
+
+def _file(tile: Tile) -> _Line:
+    return {"file": tile.source.file} if tile.source is not None and tile.source.file else {}
 
 
 def _curve_lines(curve: Curve) -> Iterator[_Line]:

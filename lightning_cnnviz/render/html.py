@@ -131,6 +131,7 @@ def _row(row: Row, gallery: Gallery, small: bool) -> str:
 
 def _tile(tile: Tile, gallery: Gallery, small: bool) -> str:
     said = ", ".join([*([tile.caption] if tile.caption else []), *_sentences(tile.numbers)])
+    said += f", {tile.source.file}" if tile.source is not None and tile.source.file else ""
     caption = f"<figcaption>{_text(tile.caption)}</figcaption>" if tile.caption else ""
     width = _shown_width(tile.pixels, gallery)
     pixels = _shrunk(tile.pixels, 2 * width) if small else tile.pixels

@@ -129,6 +129,11 @@ class Crops:
         patch = layer.patches[layer.features.index(feature)][rank]
         return place_patch(self._normalization.to_pixels(patch), layer.boxes[feature, rank], size)
 
+    def file(self, layer: LayerTopPatches, feature: int, rank: int) -> dict[str, Number]:
+        """Return the file of a patch by its name, where it is known and does not stand in `source`."""
+        index = int(layer.images[feature, rank])
+        return {"file": self._files[index]} if index in self._files and index not in self._images else {}
+
     def source(self, layer: LayerTopPatches, feature: int, rank: int, size: tuple[int, int]) -> ImageCrop | None:
         """Return what the tile was cut from; None where the image was not kept."""
         index, box = int(layer.images[feature, rank]), layer.boxes[feature, rank]

@@ -75,7 +75,7 @@ def _gallery(layer: LayerTopPatches, summary: Diagnostics, crops: Crops, class_n
             Tile(
                 crops.pixels(layer, feature, rank, size),
                 caption=brief(float(layer.activations[feature, rank])),
-                numbers=numbers_of_unit(layer, feature, rank, class_names),
+                numbers=numbers_of_unit(layer, feature, rank, class_names) | crops.file(layer, feature, rank),
                 source=crops.source(layer, feature, rank, size),
             )
             for rank in range(len(patches))

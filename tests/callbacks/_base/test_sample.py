@@ -28,7 +28,7 @@ def test_options_are_told_apart_from_those_of_the_monitor() -> None:
     sample, rest = DisplayedSample.with_options(torch.rand(2, 1, 4, 4), options)
     assert rest == {"every_n_epochs": 2, "name": "x"}
     sample.draw("Me", trainer())
-    assert sample.display.class_names == ["a"]
+    assert sample.display.class_names == ("a",)
 
 
 def test_ranks_share_the_images() -> None:
