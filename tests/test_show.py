@@ -162,6 +162,12 @@ def test_names_of_classes_and_files_and_the_normalization_are_the_data_sets() ->
     assert "mean 0.5, 0.5, 0.5, std 0.25, 0.25, 0.25 (found in the data set's transforms)" in shown.notes[0]
 
 
+def test_projected_patches_are_named_by_their_files() -> None:
+    gallery = next(item for item in show(patches_and_projection(), loader()).items if isinstance(item, Gallery))
+    tile = gallery.rows[0].tiles[0]
+    assert tile.numbers["file"] == f"photos/{tile.numbers['dataset index']}.jpg"
+
+
 def test_files_are_found_through_subsets_and_joined_data_sets() -> None:
     joined = ConcatDataset([Folder("a", 2), Folder("b", 4)])
     sample = Sample(images=images()[0], labels=None, indices=torch.tensor([0, 1, 2]))

@@ -133,7 +133,8 @@ def _gallery(layer: LayerTopPatches, projections: Iterator[Tensor], k: int, meth
     for feature, patches in zip(layer.features, layer.patches, strict=True):
         pairs = []
         for rank in range(len(patches)):
-            numbers, box = numbers_of_unit(layer, feature, rank), layer.boxes[feature, rank]
+            numbers = numbers_of_unit(layer, feature, rank) | crops.file(layer, feature, rank)
+            box = layer.boxes[feature, rank]
             projected = place_patch(to_gray_centered(next(projections)), box, size)
             seen, source = crops.pixels(layer, feature, rank, size), crops.source(layer, feature, rank, size)
             # Without captions: the room is for the pictures.

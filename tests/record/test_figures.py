@@ -14,7 +14,7 @@ from PIL import Image
 
 from lightning_cnnviz import MemorySink
 from lightning_cnnviz.record import ReportFigure
-from lightning_cnnviz.report import Curve, Gallery, Picture, Report, Row, Scalar, Series, Step, Table, Tile
+from lightning_cnnviz.report import Curve, Gallery, ImageCrop, Picture, Report, Row, Scalar, Series, Step, Table, Tile
 
 SVG = "{http://www.w3.org/2000/svg}"
 EVIL = "<script>alert('x')</script>"
@@ -309,6 +309,15 @@ def test_a_csv_has_every_number_once(tmp_path: Path) -> None:
     (row,) = [line for line in lines if line["kind"] == "line"]
     assert (row["item"], row["layer"], row["item_"]) == ("sizes", "conv1", "23232")
     assert lines[-1] | {"item": "best", "kind": "scalar", "value": "0.5"} == lines[-1]
+
+
+def test_the_file_of_the_image_that_a_tile_was_cut_from_is_named(tmp_path: Path) -> None:
+    pixels = torch.zeros(3, 4, 4, dtype=torch.uint8)
+    crop = ImageCrop(pixels=pixels, box=(0, 0, 2, 2), index=7, file="cats/7.jpg")
+    shown = report(Gallery("g", (Row("r", (Tile(pixels[:, :2, :2], source=crop),)),)))
+    (line,) = lines_of(shown.save(tmp_path / "a.csv"))
+    assert line["file"] == "cats/7.jpg"
+    assert "cats/7.jpg" in shown._repr_html_()
 
 
 # Choosing, and what is refused
