@@ -68,8 +68,11 @@ from .report import Curve as Curve
 from .report import Gallery as Gallery
 from .report import Picture as Picture
 from .report import Report as Report
+from .report import Row as Row
 from .report import Scalar as Scalar
+from .report import Series as Series
 from .report import Table as Table
+from .report import Tile as Tile
 from .show import show as show
 from .sinks.base import Sink as Sink
 from .sinks.memory import MemorySink as MemorySink
