@@ -66,6 +66,7 @@ from .record.data import save as save
 from .record.figures import ReportFigure as ReportFigure
 from .report import Curve as Curve
 from .report import Gallery as Gallery
+from .report import ImageCrop as ImageCrop
 from .report import Picture as Picture
 from .report import Report as Report
 from .report import Row as Row
