@@ -11,15 +11,13 @@ import pandas as pd
 
 from lightning_cnnviz.record._tables import Columns, columns_of, report_columns
 from lightning_cnnviz.record.store import Carried, RecordedLook
-from lightning_cnnviz.render.views import Seen, draw_view
+from lightning_cnnviz.render.views import Seen, view_scalars
 from lightning_cnnviz.report import Scalar
 
 __all__ = ["scalars_frame", "table_frame"]
 
 # Columns that may lack a value, whole numbers all the same.
 _WHOLE = ("label", "most_like")
-# Views whose reports have no scalars: they are not drawn.
-WITHOUT_SCALARS = ("deconvnet", "activation_maps", "attribution")
 
 
 def scalars_frame(looks: Iterable[RecordedLook]) -> pd.DataFrame:
@@ -76,14 +74,11 @@ def _identity(look: RecordedLook) -> Columns:
 
 
 def _scalars(look: RecordedLook) -> list[Columns]:
-    if look.identity.view in WITHOUT_SCALARS:
-        return []
     if look.has_result:
         seen = Seen(result=look.outline, display=look.display, arguments=look.arguments, epoch=look.epoch)
-        report = draw_view(look.identity.view, seen, Carried(look.earlier()))
+        scalars = view_scalars(look.identity.view, seen, Carried(look.earlier()))
     else:
-        report = look.report()
-    scalars = [item for item in report.items if isinstance(item, Scalar)]
+        scalars = [item for item in look.report().items if isinstance(item, Scalar)]
     return [{"scalar": [scalar.name for scalar in scalars], "value": [float(scalar.value) for scalar in scalars]}]
 
 

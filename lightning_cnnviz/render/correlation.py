@@ -17,7 +17,7 @@ from lightning_cnnviz.report import Item, Picture, Report, Scalar, Table
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["correlation_report"]
+__all__ = ["correlation_report", "correlation_scalars"]
 
 _SIDE = 640  # pixels of the matrix, where its cells allow it
 _MOST_CELLS = 1024  # a side; of more channels, a cell stands for several
@@ -47,10 +47,18 @@ def correlation_report(results: Sequence[ChannelCorrelation]) -> Report:
     items: list[Item] = []
     for layer in results:
         items.append(Picture(layer.layer, _drawn(layer), caption=_caption(layer)))
-        items.append(Scalar(f"{layer.layer}/redundant", layer.redundant_fraction))
-        items.append(Scalar(f"{layer.layer}/constant", _fraction(layer.constant, layer.images)))
+        items += correlation_scalars([layer])
     items.append(_pairs(results))
     return Report("correlation", title="Correlation of channels", items=tuple(items), notes=_notes(results))
+
+
+def correlation_scalars(results: Sequence[ChannelCorrelation]) -> list[Scalar]:
+    """Return the fractions of redundant and of constant channels of each layer, to follow over time."""
+    scalars = []
+    for layer in results:
+        scalars.append(Scalar(f"{layer.layer}/redundant", layer.redundant_fraction))
+        scalars.append(Scalar(f"{layer.layer}/constant", _fraction(layer.constant, layer.images)))
+    return scalars
 
 
 def _fraction(channels: Tensor, images: int) -> float:

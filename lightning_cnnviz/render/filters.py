@@ -11,7 +11,7 @@ from lightning_cnnviz.core.images.filters import LayerFilters
 from lightning_cnnviz.render.patches import brief
 from lightning_cnnviz.report import Curve, Gallery, Item, Report, Row, Scalar, Series, Tile
 
-__all__ = ["filters_report"]
+__all__ = ["filters_report", "filters_scalars"]
 
 # The fraction of a layer's weights that keep their contrast.
 _CONTRAST = 0.995
@@ -30,7 +30,7 @@ def filters_report(results: Sequence[LayerFilters], channels: int = 16) -> Repor
         if layer.kernels.shape[-2:] != (1, 1):
             items.append(_gallery(layer, channels))
         items.append(_curve(layer))
-        items += [Scalar(f"{layer.layer}/{name}", value) for name, value in zip(_SCALARS, _figures(layer), strict=True)]
+        items += filters_scalars([layer])
     notes = ["Kernels of a layer share one scale: mid-gray is zero."]
     plain = [layer.layer for layer in results if layer.kernels.shape[-2:] == (1, 1)]
     if plain:
@@ -39,9 +39,14 @@ def filters_report(results: Sequence[LayerFilters], channels: int = 16) -> Repor
     return Report("filters", title="Filters", items=tuple(items), notes=tuple(notes))
 
 
-def _figures(layer: LayerFilters) -> tuple[float, float, float, float]:
-    dominant, near_zero = (float(which.float().mean()) for which in (layer.dominant, layer.near_zero))
-    return dominant, near_zero, layer.median_rms, float(layer.rms.max())
+def filters_scalars(results: Sequence[LayerFilters]) -> list[Scalar]:
+    """Return the numbers of each layer to follow over time."""
+    scalars = []
+    for layer in results:
+        dominant, near_zero = (float(which.float().mean()) for which in (layer.dominant, layer.near_zero))
+        figures = (dominant, near_zero, layer.median_rms, float(layer.rms.max()))
+        scalars += [Scalar(f"{layer.layer}/{name}", value) for name, value in zip(_SCALARS, figures, strict=True)]
+    return scalars
 
 
 def _gallery(layer: LayerFilters, channels: int) -> Gallery:

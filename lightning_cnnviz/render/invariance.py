@@ -19,7 +19,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure, SubFigure
 
-__all__ = ["EXAMPLES", "EXAMPLE_IMAGES", "examples_at", "invariance_report", "transformed_examples"]
+__all__ = [
+    "EXAMPLES",
+    "EXAMPLE_IMAGES",
+    "examples_at",
+    "invariance_report",
+    "invariance_scalars",
+    "transformed_examples",
+]
 
 EXAMPLES = 7
 """Examples of each image along a sweep."""
@@ -92,7 +99,7 @@ def invariance_report(
             name = sweep.transform if start == 0 else f"{sweep.transform}/from {curves.layers[start]}"
             pixels = _draw(curves, sweep, layers, examples.get(sweep.transform, ()), class_names)
             items.append(Picture(name, pixels, caption=_caption(curves, sweep)))
-        items += _scalars(curves, sweep)
+        items += _sweep_scalars(curves, sweep)
     explained = (
         "f are the features of the image as it is, g those of its transformed copy; distances are Euclidean, as they "
         "are (the paper's), relative to the length of f, and between f and g scaled to length one (0 to 2).",
@@ -109,9 +116,13 @@ def _caption(curves: InvarianceCurves, sweep: Sweep) -> str:
     return f"{sweep.label}: distance of features by layer, and probability of the {untouched.target_name}{right_ones}"
 
 
-def _scalars(curves: InvarianceCurves, sweep: Sweep) -> list[Item]:
-    """Means over the images, to be followed over time."""
-    items: list[Item] = []
+def invariance_scalars(curves: InvarianceCurves) -> list[Scalar]:
+    """Return means over the images of each sweep, to follow over time."""
+    return [scalar for sweep in curves.sweeps for scalar in _sweep_scalars(curves, sweep)]
+
+
+def _sweep_scalars(curves: InvarianceCurves, sweep: Sweep) -> list[Scalar]:
+    items: list[Scalar] = []
     for number, layer in enumerate(curves.layers):
         for kind in _KINDS:
             # An image without features at a layer has no relative distances there.

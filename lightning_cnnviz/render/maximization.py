@@ -16,7 +16,7 @@ from lightning_cnnviz.render.normalization import Normalization
 from lightning_cnnviz.render.patches import brief, place_patch, to_gray_centered
 from lightning_cnnviz.report import Curve, Gallery, Item, Number, Report, Row, Scalar, Series, Tile
 
-__all__ = ["invariance_items", "maximization_report"]
+__all__ = ["invariance_items", "maximization_report", "maximization_scalars"]
 
 # A chart of more objectives than this shows their median and quartiles.
 _SINGLE_LINES = 7
@@ -43,7 +43,7 @@ def maximization_report(layers: Sequence[MaximizedLayer], normalization: Normali
     if any(layer.strongest is not None for layer in layers):
         notes.append("Blue is what lies beyond a real image's border.")
     for layer in layers:
-        items += [_gallery(layer, normalization, compared), _ascent(layer), *_scalars(layer)]
+        items += [_gallery(layer, normalization, compared), _ascent(layer), *maximization_scalars([layer])]
         for number, invariance in layer.invariances:
             if invariance.linear:
                 notes.append(
@@ -201,7 +201,12 @@ def _ascent(layer: MaximizedLayer) -> Curve:
     )
 
 
-def _scalars(layer: MaximizedLayer) -> list[Scalar]:
+def maximization_scalars(layers: Sequence[MaximizedLayer]) -> list[Scalar]:
+    """Return the numbers of each layer to follow over time."""
+    return [scalar for layer in layers for scalar in _layer_scalars(layer)]
+
+
+def _layer_scalars(layer: MaximizedLayer) -> list[Scalar]:
     optima, scales = layer.optima, _scales(layer)
     by_start = optima.activations.view(len(optima), optima.starts).double()
     best, worst = by_start.amax(1), by_start.amin(1)

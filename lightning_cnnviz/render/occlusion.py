@@ -17,7 +17,7 @@ from lightning_cnnviz.report import Item, Picture, Report, Scalar
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["occlusion_report"]
+__all__ = ["occlusion_report", "occlusion_scalars"]
 
 _PANELS = 5
 # So many classes have a color of their own in the map of the most probable class.
@@ -51,7 +51,7 @@ def occlusion_report(
             f"{result.size[0]} x {result.size[1]} pixels does, by the position of its center"
         )
         items.append(Picture(f"image {index}", _draw(result, number, image, index, class_names, fill), caption=caption))
-    items += _scalars(result)
+    items += occlusion_scalars(result)
     explained = [
         f"Activation: the sum, above zero, of the feature map of {result.layer} that is strongest without an occluder."
     ]
@@ -64,8 +64,8 @@ def occlusion_report(
     return Report("occlusion", title="Occlusion", items=tuple(items), notes=(*explained, *notes))
 
 
-def _scalars(result: OcclusionMaps) -> list[Item]:
-    """How much of the score hangs on one place: means over the images, to be followed over time."""
+def occlusion_scalars(result: OcclusionMaps) -> list[Scalar]:
+    """Return how much of the score hangs on one place: means over the images, to follow over time."""
     untouched = result.untouched.probabilities
     drop = untouched - result.probabilities.flatten(1).amin(1)
     start = result.untouched_activations

@@ -17,7 +17,7 @@ from lightning_cnnviz.render.patches import (
 )
 from lightning_cnnviz.report import Gallery, Item, Number, Report, Row, Scalar, Table, Tile
 
-__all__ = ["top_patches_report", "top_patches_table"]
+__all__ = ["top_patches_report", "top_patches_scalars", "top_patches_table"]
 
 
 def top_patches_report(
@@ -36,8 +36,7 @@ def top_patches_report(
     items: list[Item] = []
     for layer, summary in zip(result, diagnostics, strict=True):
         items.append(_gallery(layer, summary, crops, class_names))
-        names = ("dead_features", "dead_fraction", "stability", "label_purity")
-        items += [Scalar(f"{layer.layer}/{name}", float(getattr(summary, name))) for name in names]
+        items += top_patches_scalars([summary])
     notes = [normalization.sentence(), "Blue is what lies beyond an image's border."]
     if _by_mean(result):
         notes.append(MEAN_NOTE)
@@ -47,6 +46,12 @@ def top_patches_report(
     if strange:
         notes.append("NaN or infinite activations, left out of the ranking, in " + ", ".join(strange) + ".")
     return Report("top_patches", title=f"Top-{result.k} patches", items=tuple(items), notes=tuple(notes))
+
+
+def top_patches_scalars(diagnostics: Sequence[Diagnostics]) -> list[Scalar]:
+    """Return the numbers of each layer to follow over time."""
+    names = ("dead_features", "dead_fraction", "stability", "label_purity")
+    return [Scalar(f"{layer.layer}/{name}", float(getattr(layer, name))) for layer in diagnostics for name in names]
 
 
 def top_patches_table(result: TopPatches, report: Report) -> Table:

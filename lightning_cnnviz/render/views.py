@@ -11,19 +11,19 @@ from lightning_cnnviz.core.top_patches.results import TopPatches
 from lightning_cnnviz.core.top_patches.search import diagnose, without_patches
 from lightning_cnnviz.render.activation_maps import activation_maps_report
 from lightning_cnnviz.render.attribution import attribution_report
-from lightning_cnnviz.render.correlation import correlation_report
+from lightning_cnnviz.render.correlation import correlation_report, correlation_scalars
 from lightning_cnnviz.render.deconvnet import FirstRanked, deconvnet_report
 from lightning_cnnviz.render.display import Display
-from lightning_cnnviz.render.filters import filters_report
-from lightning_cnnviz.render.invariance import invariance_report
+from lightning_cnnviz.render.filters import filters_report, filters_scalars
+from lightning_cnnviz.render.invariance import invariance_report, invariance_scalars
 from lightning_cnnviz.render.layer_probe import layer_probe_report, online_probe_report
 from lightning_cnnviz.render.layer_table import layer_table_report
-from lightning_cnnviz.render.maximization import maximization_report
-from lightning_cnnviz.render.occlusion import occlusion_report
-from lightning_cnnviz.render.top_patches import top_patches_report, top_patches_table
-from lightning_cnnviz.report import Report
+from lightning_cnnviz.render.maximization import maximization_report, maximization_scalars
+from lightning_cnnviz.render.occlusion import occlusion_report, occlusion_scalars
+from lightning_cnnviz.render.top_patches import top_patches_report, top_patches_scalars, top_patches_table
+from lightning_cnnviz.report import Report, Scalar
 
-__all__ = ["VIEW_NAMES", "Drawable", "Seen", "carry_on", "draw_last", "draw_view"]
+__all__ = ["VIEW_NAMES", "Drawable", "Seen", "carry_on", "draw_last", "draw_view", "view_scalars"]
 
 
 class Drawable(Protocol):
@@ -63,11 +63,13 @@ class _View:
     Attributes:
         draw: From what was seen, and what earlier looks of the series carried on, oldest first.
         carry: From what was seen, what later looks of the series need of it; None for nothing.
+        scalars: The report's scalars, made without a picture; None where the report has no pictures to save.
         last: What is shown once more when the run ends, as `draw` from the last look.
     """
 
     draw: Callable[[Drawable, Sequence[Any]], Report]
     carry: Callable[[Drawable], Any] = lambda seen: None
+    scalars: Callable[[Drawable, Sequence[Any]], Sequence[Scalar]] | None = None
     last: Callable[[Drawable, Sequence[Any]], Report] | None = None
 
 
@@ -83,6 +85,14 @@ def draw_view(view: str, seen: Drawable, carried: Sequence[Any] = ()) -> Report:
         ValueError: There is no such view.
     """
     return _view(view).draw(seen, carried)
+
+
+def view_scalars(view: str, seen: Drawable, carried: Sequence[Any] = ()) -> Sequence[Scalar]:
+    """Return the scalars of `draw_view`'s report, without drawing a picture; mined patches need no pixels."""
+    scalars = _view(view).scalars
+    if scalars is not None:
+        return scalars(seen, carried)
+    return [item for item in draw_view(view, seen, carried).items if isinstance(item, Scalar)]
 
 
 def carry_on(view: str, seen: Drawable) -> Any:
@@ -182,19 +192,32 @@ def _filters(seen: Drawable, carried: Sequence[Any]) -> Report:
     return filters_report(seen.result, **{key: seen.arguments[key] for key in ("channels",) if key in seen.arguments})
 
 
+def _top_patches_scalars(seen: Drawable, carried: Sequence[Any]) -> Sequence[Scalar]:
+    return top_patches_scalars(diagnose(seen.result, carried[-1] if carried else None))
+
+
+def _no_scalars(seen: Drawable, carried: Sequence[Any]) -> Sequence[Scalar]:
+    return ()
+
+
 _VIEWS: Mapping[str, _View] = {
     "layer_table": _View(draw=lambda seen, carried: layer_table_report(seen.result)),
-    "filters": _View(draw=_filters),
-    "top_patches": _View(draw=_top_patches, carry=_outline, last=_top_patches_table),
-    "deconvnet": _View(draw=_deconvnet, carry=_first_ranked),
-    "correlation": _View(draw=lambda seen, carried: correlation_report(seen.result)),
-    "activation_maps": _View(draw=lambda seen, carried: activation_maps_report(seen.result, seen.display)),
+    "filters": _View(draw=_filters, scalars=lambda seen, carried: filters_scalars(seen.result)),
+    "top_patches": _View(draw=_top_patches, carry=_outline, scalars=_top_patches_scalars, last=_top_patches_table),
+    "deconvnet": _View(draw=_deconvnet, carry=_first_ranked, scalars=_no_scalars),
+    "correlation": _View(
+        draw=lambda seen, carried: correlation_report(seen.result),
+        scalars=lambda seen, carried: correlation_scalars(seen.result),
+    ),
+    "activation_maps": _View(
+        draw=lambda seen, carried: activation_maps_report(seen.result, seen.display), scalars=_no_scalars
+    ),
     "layer_probe": _View(draw=lambda seen, carried: layer_probe_report(seen.result)),
     "online_probe": _View(draw=lambda seen, carried: online_probe_report(seen.result)),
-    "invariance": _View(draw=_invariance),
-    "occlusion": _View(draw=_occlusion),
-    "attribution": _View(draw=_attribution),
-    "maximization": _View(draw=_maximization),
+    "invariance": _View(draw=_invariance, scalars=lambda seen, carried: invariance_scalars(seen.result)),
+    "occlusion": _View(draw=_occlusion, scalars=lambda seen, carried: occlusion_scalars(seen.result)),
+    "attribution": _View(draw=_attribution, scalars=_no_scalars),
+    "maximization": _View(draw=_maximization, scalars=lambda seen, carried: maximization_scalars(seen.result)),
 }
 
 VIEW_NAMES = tuple(_VIEWS)

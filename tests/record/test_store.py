@@ -92,7 +92,7 @@ def test_what_did_not_change_is_not_stored_again(tmp_path: Path) -> None:
     assert second.bytes < first.bytes / 3  # its description alone
     # Nor by another process.
     third = Record(tmp_path).add(identity(epoch=2), seen)
-    assert third.bytes == second.bytes
+    assert abs(third.bytes - second.bytes) < 20  # the time has more digits or fewer
     assert tree_of(third.result) == tree_of(first.result)
 
 
