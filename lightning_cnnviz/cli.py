@@ -1,4 +1,4 @@
-"""The command line: `cnnviz demo`, `layers`, `explore`, `fit`, `validate`, `test`, `predict` and `study`."""
+"""The command line: `cnnviz demo`, `layers`, `explore`, `fit` and its kin, `study`, `record` and `export`."""
 
 from __future__ import annotations
 
@@ -17,6 +17,11 @@ _TRAINING = {
     "validate": "measure a trained network on the validation images",
     "test": "measure a trained network on the test images",
     "predict": "write what a trained network takes images for, as CSV",
+}
+# Commands on a record, with a parser of their own, too.
+_RECORD = {
+    "record": "list what is in a record of looks, and check it",
+    "export": "write a look of a record as a figure (.pdf, .svg, .png), a page (.html) or numbers (.csv)",
 }
 _STUDY = "many trainings and one table: images a class, or layers removed"
 _NEEDED = ("jsonargparse", "docstring_parser", "typeshed_client")
@@ -74,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     explore.add_argument("--layers", nargs="+", metavar="LAYER", help="names or globs; default: each view's own choice")
     explore.add_argument("--out", type=Path, default=Path("cnnviz_explore"), metavar="DIR", help="default: %(default)s")
     explore.add_argument("--wandb", metavar="PROJECT", help="log an offline W&B run, too")
-    for name, help_text in {**_TRAINING, "study": _STUDY}.items():
+    for name, help_text in {**_TRAINING, "study": _STUDY, **_RECORD}.items():
         commands.add_parser(name, help=help_text, add_help=False)
     if arguments and arguments[0] in _TRAINING:
         return _train(parser, arguments)
@@ -82,6 +87,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from lightning_cnnviz.studies.cli import study_main
 
         return study_main(arguments[1:])
+    if arguments and arguments[0] in _RECORD:
+        from lightning_cnnviz.record.cli import export_main, record_main
+
+        return (record_main if arguments[0] == "record" else export_main)(arguments[1:])
     options = parser.parse_args(arguments)
     if options.command == "layers":
         try:

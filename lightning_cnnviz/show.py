@@ -30,14 +30,13 @@ from lightning_cnnviz.record.figures import ReportFigure
 from lightning_cnnviz.record.store import RecordedLook
 from lightning_cnnviz.render.deconvnet import projection_report
 from lightning_cnnviz.render.display import Display, class_names, display_of_sample, file_names
-from lightning_cnnviz.render.figures import kept_figures
 from lightning_cnnviz.render.invariance import transformed_examples
 from lightning_cnnviz.render.maximization import invariance_items
 from lightning_cnnviz.render.normalization import chosen_normalization
 from lightning_cnnviz.render.sample import sample_report
 from lightning_cnnviz.render.studies import ablation_report, sample_efficiency_report
 from lightning_cnnviz.render.views import Seen, draw_view
-from lightning_cnnviz.report import Picture, Report
+from lightning_cnnviz.report import Report
 from lightning_cnnviz.studies.results import AblationStudy, SampleEfficiency
 
 __all__ = ["show"]
@@ -84,16 +83,7 @@ def show(
     dataset = _dataset(data)
     sample = None if images is None else _as_sample(images)
     asked = _Asked(dataset, sample, normalization, tuple(class_names) if class_names else None)
-    with kept_figures() as kept:
-        report = _report(result, asked)
-    drawings = {
-        item.name: figure
-        for item in report.items
-        if isinstance(item, Picture)
-        for pixels, figure in kept
-        if pixels is item.pixels
-    }
-    return ReportFigure.of(report, drawings)
+    return ReportFigure.drawn(lambda: _report(result, asked))
 
 
 @dataclass(frozen=True, eq=False)

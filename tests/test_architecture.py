@@ -42,7 +42,7 @@ ALLOWED = {
     "studies.results": set(),
     "demo": {"callbacks", "studies", "finetune", "sinks", "report", "core", "render"},
     "explore": {"callbacks", "finetune", "sinks", "report", "core", "render"},
-    "cli": {"demo", "explore", "studies", "finetune", "core", "render", "sinks", "callbacks", "report"},
+    "cli": {"demo", "explore", "studies", "finetune", "record", "core", "render", "sinks", "callbacks", "report"},
 }
 # Libraries that only these rooms may name.
 ONLY_IN = {

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_cnnviz.core.network.suggestions import suggestion
 from lightning_cnnviz.record._csv import csv_text
+from lightning_cnnviz.render.figures import kept_figures
 from lightning_cnnviz.render.html import html_page, html_part
 from lightning_cnnviz.render.paper.files import pdf_file, png_file, svg_file
 from lightning_cnnviz.render.paper.items import item_figures
@@ -55,6 +56,16 @@ class ReportFigure(Report):
     def of(cls, report: Report, drawings: Mapping[str, Any] | None = None) -> ReportFigure:
         """Make one of any report."""
         return cls(**{part.name: getattr(report, part.name) for part in fields(Report)}, drawings=dict(drawings or {}))
+
+    @classmethod
+    def drawn(cls, draw: Callable[[], Report]) -> ReportFigure:
+        """Make one of the report that a function draws, with the figures of matplotlib behind its pictures."""
+        with kept_figures() as kept:
+            report = draw()
+        pictures = [item for item in report.items if isinstance(item, Picture)]
+        return cls.of(
+            report, {item.name: figure for item in pictures for pixels, figure in kept if pixels is item.pixels}
+        )
 
     def __repr__(self) -> str:
         listed = [_described(item) for item in self.items[:_LISTED]] + ["..."] * (len(self.items) > _LISTED)
