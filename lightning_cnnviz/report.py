@@ -40,11 +40,15 @@ class Step:
         epoch: Number of training epochs that were complete, so 1 after the first epoch and 0 before training.
         global_step: Number of optimizer steps taken.
         stage: `"fit"`, `"validate"` or `"test"`.
+        run: The training or evaluation it belongs to, by a name of its own; "" where that is not known.
+        data: Which images were looked at, for people; "" where that is not known.
     """
 
     epoch: int
     global_step: int
     stage: str = "fit"
+    run: str = ""
+    data: str = ""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -200,7 +200,10 @@ def _read_head(path: Path) -> Head | None:
         told["scalars"] = tuple(None if value is None else float(value) for value in told["scalars"])
         told["packs"] = tuple(pack for pack in told["packs"] if _NAME.fullmatch(f"{pack}.js"))
         head = Head(chunk=path.stem, **told)
-        ordered = (head.time + head.step + head.epoch, head.writer + head.source + head.title + head.label + head.stage)
+        ordered = (
+            head.time + head.step + head.epoch,
+            "".join((head.writer, head.source, head.title, head.label, head.run, head.stage, head.data)),
+        )
     except (KeyError, TypeError, ValueError):
         return None
     return head if ordered else None

@@ -12,10 +12,10 @@ from typing import Any
 from torch import Tensor
 
 from lightning_cnnviz.render.charts import curve_svg
-from lightning_cnnviz.render.image import encode_tile
-from lightning_cnnviz.report import Curve, Gallery, Item, Number, Picture, Row, Scalar, Table, Tile
+from lightning_cnnviz.render.image import LOSSLESS_SIDE, encode_tile
+from lightning_cnnviz.report import Curve, Gallery, ImageCrop, Item, Number, Picture, Row, Scalar, Table, Tile
 
-__all__ = ["Content", "data_uri", "describe", "plain", "to_json"]
+__all__ = ["Content", "Pictures", "data_uri", "plain", "to_json"]
 
 Content = Tensor | bytes
 """A picture: pixels `(3, H, W)` uint8, or the text of an SVG."""
@@ -24,20 +24,30 @@ _TABLE_ROWS = 500
 _Put = Callable[[Content], str]
 
 
-def describe(item: Item, pictures: dict[str, Content]) -> dict[str, Any]:
-    """Describe an item that is no scalar; the pictures that it shows are added to `pictures` by name.
+class Pictures:
+    """The pictures of one report, each of them once.
 
-    `shows`, which is for the folder to take out, holds their names.
+    Attributes:
+        contents: The pictures by their names.
     """
-    shows: dict[str, None] = {}
 
-    def put(content: Content) -> str:
-        name = _name_of(content)
-        pictures.setdefault(name, content)
-        shows[name] = None
-        return name
+    def __init__(self) -> None:
+        self.contents: dict[str, Content] = {}
+        self._names: dict[int, tuple[str, Content]] = {}  # of tensors that were seen, which lets them be shared
 
-    return _describe(item, put) | {"shows": list(shows)}
+    def describe(self, item: Item) -> dict[str, Any]:
+        """Describe an item that is no scalar; `shows`, which is for the folder to take out, names its pictures."""
+        shows: dict[str, None] = {}
+
+        def put(content: Content) -> str:
+            if id(content) not in self._names:
+                self._names[id(content)] = (_name_of(content), content)
+            name, _ = self._names[id(content)]
+            self.contents.setdefault(name, content)
+            shows[name] = None
+            return name
+
+        return _describe(item, put) | {"shows": list(shows)}
 
 
 def plain(value: Number | None) -> Number | None:
@@ -79,17 +89,35 @@ def _describe(item: Item, put: _Put) -> dict[str, Any]:
 
 
 def _describe_row(row: Row, put: _Put) -> dict[str, Any]:
-    tiles = [(put(tile.pixels), tile.caption, _numbers(tile.numbers)) for tile in row.tiles]
-    return {"caption": row.caption, "numbers": _numbers(row.numbers), "tiles": tiles}
+    return {
+        "caption": row.caption,
+        "numbers": _numbers(row.numbers),
+        "tiles": [[*_tile(tile, put), tile.caption, _numbers(tile.numbers)] for tile in row.tiles],
+    }
 
 
 def _describe_cell(cell: Number | Tile | None, put: _Put) -> Any:
     if isinstance(cell, Tile):
-        return {"picture": put(cell.pixels), "size": _extent(cell), "caption": cell.caption}
+        name, crop = _tile(cell, put)
+        return {"picture": name, "crop": crop, "size": _extent(cell), "caption": cell.caption}
     return plain(cell)
 
 
-def _extent(image: Tile | Picture) -> tuple[int, int]:
+def _tile(tile: Tile, put: _Put) -> tuple[str, list[int] | None]:
+    """Return the name of a tile's picture, and where the tile lies in it if that is a whole image.
+
+    Whole images are JPEG files unless they are tiny. A patch that is kept without loss by itself would not survive
+    that, and has its own picture.
+    """
+    source = tile.source
+    if source is None:
+        return put(tile.pixels), None
+    if max(_extent(tile)) <= LOSSLESS_SIDE < max(_extent(source)):
+        return put(tile.pixels), None
+    return put(source.pixels), [*_extent(source), *source.box, *source.offset]
+
+
+def _extent(image: Tile | Picture | ImageCrop) -> tuple[int, int]:
     return image.pixels.shape[2], image.pixels.shape[1]  # width, height
 
 

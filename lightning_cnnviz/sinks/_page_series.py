@@ -1,4 +1,4 @@
-"""Which looks of a page belong together: runs, and in each run one series for each monitor and stage."""
+"""Which looks of a page belong together: runs, and in each run one series for each monitor, stage and data set."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ class Head:
         source: What tells one monitor's reports from all others.
         title: What a person reads above it.
         label: What a person chooses it by.
+        run: The run, where the writer knew it.
         stage: The stage of the look.
+        data: The images that were looked at, where that is known.
         epoch: The number of training epochs that were complete.
         step: The number of optimizer steps taken.
         contents: Kind and name of each item.
@@ -39,7 +41,9 @@ class Head:
     source: str
     title: str
     label: str
+    run: str
     stage: str
+    data: str
     epoch: int
     step: int
     contents: tuple[tuple[str, str], ...]
@@ -65,16 +69,17 @@ class Look:
         return all(head.left_out for head in self.heads)
 
 
-Series = dict[tuple[str, str, int], list[Look]]
+_Key = tuple[str, str, str, int]  # source, stage, data, number of the run
+Series = dict[_Key, list[Look]]
 
 
 def series_of(heads: Iterable[Head]) -> Series:
-    """Sort chunks into series, by source, stage and number of the run; oldest look first."""
-    found: defaultdict[tuple[str, str, int], defaultdict[_When, list[Head]]] = defaultdict(lambda: defaultdict(list))
+    """Sort chunks into series, by source, stage, data and number of the run; oldest look first."""
+    found: defaultdict[_Key, defaultdict[_When, list[Head]]] = defaultdict(lambda: defaultdict(list))
     written = sorted(heads, key=lambda head: (head.time, head.chunk))
     runs = _runs(written)
     for head in written:
-        found[head.source, head.stage, runs[head.writer]][head.when].append(head)
+        found[head.source, head.stage, head.data, runs[_writer(head)]][head.when].append(head)
     return {key: [Look(tuple(looks[when])) for when in sorted(looks)] for key, looks in found.items()}
 
 
@@ -82,13 +87,13 @@ def list_looks(heads: Iterable[Head]) -> dict[str, Any]:
     """Describe all looks for the page, in types that JSON has."""
     views: dict[str, dict[str, Any]] = {}
     contents: dict[tuple[tuple[str, str], ...], int] = {}
-    for (source, stage, run), looks in series_of(heads).items():
+    for (source, stage, data, run), looks in series_of(heads).items():
         view = views.setdefault(source, {"view": source, "series": []})
         newest = max((look.heads[-1] for look in looks), key=lambda head: head.time)
         if newest.time >= view.get("time", 0.0):
             view |= {"time": newest.time, "title": newest.title, "label": newest.label}
         told = [_tell(look, contents) for look in looks]
-        view["series"].append({"stage": stage, "run": run, "time": newest.time, "looks": told})
+        view["series"].append({"stage": stage, "data": data, "run": run, "time": newest.time, "looks": told})
     return {"views": list(views.values()), "contents": list(contents)}
 
 
@@ -127,27 +132,39 @@ def _tell(look: Look, contents: dict[tuple[tuple[str, str], ...], int]) -> dict[
         "time": round(last.time),
         "contents": contents.setdefault(tuple(values), len(contents)),
     }
-    scalars = [value for (kind, _), value in values.items() if kind == "Scalar"]
+    scalars = [_brief(value) for (kind, _), value in values.items() if kind == "Scalar"]
     return told | ({"values": scalars} if scalars else {})
 
 
-def _runs(written: list[Head]) -> dict[str, int]:
-    """Number the runs that writers wrote in, from 1.
+def _brief(value: float | None) -> float | None:
+    """Six figures, which is more than the page shows: the list has every scalar of every look."""
+    return None if value is None else float(f"{value:.6g}")
 
-    Nobody tells a page which run it is in. A process that goes on with a run looks at later moments than the run's
-    first; one that looks again at the first moment, or before it, has begun anew.
+
+def _writer(head: Head) -> tuple[str, str]:
+    return (head.run, "") if head.run else ("", head.writer)
+
+
+def _runs(written: list[Head]) -> dict[tuple[str, str], int]:
+    """Number the runs, from 1, and say in which one each writer wrote.
+
+    Where a writer did not know its run: a process that goes on with a run looks at later moments than the run's first;
+    one that looks again at the first moment, or before it, has begun anew.
     """
-    begins: defaultdict[str, dict[tuple[str, str], _When]] = defaultdict(dict)
+    begins: defaultdict[tuple[str, str], dict[tuple[str, ...], _When]] = defaultdict(dict)
     for head in written:
-        key = (head.source, head.stage)
-        begins[head.writer][key] = min(head.when, begins[head.writer].get(key, head.when))
-    runs: list[dict[tuple[str, str], _When]] = []
+        begin, key = begins[_writer(head)], (head.source, head.stage, head.data)
+        begin[key] = min(head.when, begin.get(key, head.when))
+    runs: list[dict[tuple[str, ...], _When]] = []
+    unnamed: list[dict[tuple[str, ...], _When]] = []
     numbers = {}
     for writer, begin in begins.items():
-        fits = (run for run in reversed(runs) if all(run[key] < begin[key] for key in run.keys() & begin.keys()))
-        run = next(fits, None)
+        fits = (run for run in reversed(unnamed) if all(run[key] < begin[key] for key in run.keys() & begin.keys()))
+        run = next(fits, None) if writer[0] == "" else None
         if run is None:
             runs.append(run := {})
+            if writer[0] == "":
+                unnamed.append(run)
         run |= {key: when for key, when in begin.items() if key not in run}
         numbers[writer] = next(number for number in itertools.count(1) if runs[number - 1] is run)
     return numbers

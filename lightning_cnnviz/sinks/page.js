@@ -32,11 +32,23 @@ const asText = (caption, numbers) =>
   [caption, ...numbers.map(([name, value]) => `${words(name)} ${show(value)}`)].filter(Boolean).join("\n");
 const empty = (text) => h("p", { class: "empty" }, text);
 
-function picture(name, [width, height], scale, attributes) {
+// A crop is shown as a window on its whole image: `crop` has the image's width and height, the box (top, left, bottom,
+// right) in it, and the row and column of the window at which the box lies; around it is what lies outside the image.
+function picture(name, crop, [width, height], scale, attributes) {
   const image = h("img", { src: pictures.get(name)?.uri, alt: "", decoding: "sync", ...attributes });
-  image.width = Math.max(1, Math.round(width * scale));
-  image.height = Math.max(1, Math.round(height * scale));
-  return image;
+  const [shownWidth, shownHeight] = [width, height].map((side) => Math.max(1, Math.round(side * scale)));
+  if (!crop) return Object.assign(image, { width: shownWidth, height: shownHeight });
+  const [imageWidth, imageHeight, top, left, bottom, right, row, column] = crop;
+  const percent = (part, whole) => `${(100 * part) / whole}%`;
+  const window = h("span", { class: "crop" }, image);
+  const style = (node, values) => Object.entries(values).forEach(([key, value]) => node.style.setProperty(key, value));
+  style(window, { width: `${shownWidth}px`, "aspect-ratio": `${shownWidth} / ${shownHeight}` });
+  style(image, {
+    width: percent(imageWidth, width), height: percent(imageHeight, height),
+    left: percent(column - left, width), top: percent(row - top, height),
+    "clip-path": `inset(${percent(top, imageHeight)} ${percent(imageWidth - right, imageWidth)} ${percent(imageHeight - bottom, imageHeight)} ${percent(left, imageWidth)})`,
+  });
+  return window;
 }
 // Hard pixel edges need a whole number of screen pixels for each.
 function scaleTo(goal, [width, height], hard) {
@@ -67,8 +79,10 @@ function viewNow() {
 // As chosen, or that of the chosen look, or of the newest run: training's own, or else what is newest.
 function seriesNow(view) {
   const newest = view.series.toSorted((a, b) => b.run - a.run || b.time - a.time);
+  const chosen = state.series?.split("~")[0]; // in a view of other data: the same stage
   return newest.find((series) => series.key === state.series)
     ?? newest.find((series) => series.looks.some((look) => keyOf(look) === state.look))
+    ?? newest.find((series) => series.stage === chosen)
     ?? newest.find((series) => series.stage === "fit") ?? newest[0];
 }
 function lookAt(series) {
@@ -178,8 +192,8 @@ function drawLayers(place) {
 }
 
 // Small pictures in a tight block; hard pixel edges only where a pixel is large enough not to come out uneven.
-const tight = (gallery, row, scale) => h("span", { class: "tiles" }, ...row.tiles.map(([name, caption, numbers]) =>
-  picture(name, gallery.size, scale, { class: gallery.enlarge && scale >= 2 ? "pixels" : null, title: asText(caption, numbers) })));
+const tight = (gallery, row, scale) => h("span", { class: "tiles" }, ...row.tiles.map(([name, crop, caption, numbers]) =>
+  picture(name, crop, gallery.size, scale, { class: gallery.enlarge && scale >= 2 ? "pixels" : null, title: asText(caption, numbers) })));
 function featureBlock(gallery, row, key, index, scale) {
   return h("button", { class: "feature", "data-testid": `feature-${index}`, "aria-label": asText(row.caption, row.numbers),
     onclick: () => choose({ feature: key }) },
@@ -215,7 +229,7 @@ function applyFilter() {
 function drawTable(item) {
   const number = (column) => item.rows.every((row) => row[column] === null || typeof row[column] === "number");
   const cell = (value, column) => value !== null && typeof value === "object"
-    ? h("td", {}, picture(value.picture, value.size, Math.min(scaleTo(64, value.size, true), 4), { class: "pixels", alt: value.caption, title: value.caption }))
+    ? h("td", {}, picture(value.picture, value.crop, value.size, Math.min(scaleTo(64, value.size, true), 4), { class: "pixels", alt: value.caption, title: value.caption }))
     : h("td", { class: number(column) ? "number" : null }, show(value));
   return h("figure", { class: "figure table" },
     h("figcaption", {}, h("strong", {}, item.name), " ", h("span", { class: "soft" }, item.caption)),
@@ -231,7 +245,7 @@ function drawFigure(item) {
   const scale = Math.max(scaleTo(320, item.size, true), 1);
   return h("figure", { class: "figure" },
     h("figcaption", {}, h("strong", {}, item.name), " ", h("span", { class: "soft" }, item.caption)),
-    picture(item.picture, item.size, scale, { class: scale > 1 ? "pixels" : null, alt: `${item.name}: ${item.caption}` }));
+    picture(item.picture, null, item.size, scale, { class: scale > 1 ? "pixels" : null, alt: `${item.name}: ${item.caption}` }));
 }
 
 function drawMain(place) {
@@ -257,8 +271,8 @@ function drawMain(place) {
 function patches(gallery, row) {
   const goal = row.tiles.length === 1 ? 320 : row.tiles.length <= 4 ? 220 : gallery.columns > 4 ? 96 : 140;
   const scale = gallery.size[0] < goal * 0.75 ? scaleTo(goal, gallery.size, gallery.enlarge) : 1;
-  const all = h("div", { class: "patches" }, ...row.tiles.map(([name, caption, numbers], index) => {
-    const image = picture(name, gallery.size, scale, { class: gallery.enlarge && scale > 1 ? "pixels" : null, alt: caption || `Tile ${index + 1}` });
+  const all = h("div", { class: "patches" }, ...row.tiles.map(([name, crop, caption, numbers], index) => {
+    const image = picture(name, crop, gallery.size, scale, { class: gallery.enlarge && scale > 1 ? "pixels" : null, alt: caption || `Tile ${index + 1}` });
     const list = h("dl", {}, ...numbers.map(([key, value]) => h("div", {}, h("dt", {}, words(key)), h("dd", {}, show(value)))));
     return h("figure", { "data-testid": `patch-${index}` }, image, h("figcaption", {}, caption ? h("strong", {}, caption) : null, list));
   }));
@@ -296,7 +310,8 @@ function drawStrip({ series, now, layers, layer }) {
 function elsewhere({ view, series, look, layer }) {
   const chosen = (item) => item.kind === "Gallery" && item.name === layer;
   return views.filter((other) => other !== view).flatMap((other) => {
-    const same = other.series.find((each) => each.key === series.key)?.looks.find((each) => keyOf(each) === keyOf(look));
+    const beside = other.series.filter((each) => each.stage === series.stage && each.run === series.run);
+    const same = beside.flatMap((each) => each.looks).find((each) => keyOf(each) === keyOf(look));
     if (!same?.names.some(chosen)) return [];
     if (missing(same, chosen).length) {
       fetchForDialog([same], chosen);

@@ -16,7 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from lightning_cnnviz.report import Report, Scalar, Step
 from lightning_cnnviz.sinks._page_folder import PageFolder, replace_file
-from lightning_cnnviz.sinks._page_items import Content, data_uri, describe, plain, to_json
+from lightning_cnnviz.sinks._page_items import Pictures, data_uri, plain, to_json
 from lightning_cnnviz.sinks._page_series import Head
 from lightning_cnnviz.sinks.base import Sink
 
@@ -35,9 +35,10 @@ class PageSink(Sink):
     writes here, and a later process continues the page. It is whole at any moment, so it may stay open in a browser
     while training runs; a reload shows what is new.
 
-    One sink may serve several monitors. A look is identified by its view, its monitor's name, its stage and its step:
-    what one sink writes again under all four is replaced item by item. A picture that an earlier look has is not stored
-    again.
+    One sink may serve several monitors. A look is identified by its view, its monitor's name and its step (with stage,
+    run and data): what one sink writes again under all three is replaced item by item. Looks of two stages, runs or
+    data sets stand in series of their own. A picture that an earlier look has is not stored again, and of patches of
+    one image, unless they are tiny, the image alone.
 
     Args:
         directory: Where `index.html` goes; by default `cnnviz` in the trainer's log folder.
@@ -96,12 +97,12 @@ class PageSink(Sink):
         path, folder = self.path, self._opened
         if _read_page(path) != _page():
             replace_file(path, [_page()])
-        pictures: dict[str, Content] = {}
-        items = [describe(item, pictures) for item in report.items if not isinstance(item, Scalar)]
+        pictures = Pictures()
+        items = [pictures.describe(item) for item in report.items if not isinstance(item, Scalar)]
         folder.scan()
         chunk = self._next_chunk()
         try:
-            places = folder.store(chunk, pictures, data_uri)
+            places = folder.store(chunk, pictures.contents, data_uri)
             for item in items:
                 item["packs"] = sorted({places[name] for name in item.pop("shows")})
             head = self._head(chunk, report, step, tuple(sorted(set(places.values()))))
@@ -133,7 +134,9 @@ class PageSink(Sink):
             source=report.source,
             title=report.heading,
             label=" · ".join(part for part in (report.view.replace("_", " "), report.name) if part),
+            run=step.run,
             stage=step.stage,
+            data=step.data,
             epoch=step.epoch,
             step=step.global_step,
             contents=tuple((type(item).__name__, item.name) for item in report.items),

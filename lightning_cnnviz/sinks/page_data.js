@@ -10,7 +10,7 @@ const trusted = (window.trustedTypes ?? { createPolicy: (_, rules) => rules }).c
 const bodies = new Map(), pictures = new Map(), packs = new Map(); // by name; a pack is the names of its pictures
 const files = new Map(), ready = new Set();
 const views = [];
-const MOST_CHARACTERS = 250_000_000; // of pictures in memory
+let mostCharacters = 250_000_000; // of pictures in memory
 let characters = 0, pending = 0;
 
 Object.defineProperty(window, "cnnviz", { value: Object.freeze({
@@ -29,11 +29,12 @@ Object.defineProperty(window, "cnnviz", { value: Object.freeze({
 // --- the list ---
 const keyOf = (look) => `${look.epoch}-${look.step}-${look.stage}`;
 function readView(view, contents) {
-  const several = view.series.some((series) => series.run > 1);
-  const series = view.series.map(({ stage, run, time, looks }) => {
+  const several = view.series.some((series) => series.run > 1), places = new Set(view.series.map((series) => series.data));
+  const series = view.series.map(({ stage, data, run, time, looks }) => {
     const all = looks.map((look) => readLook(look, stage, contents[look.contents]));
-    const name = several ? `run ${run} · ${stage}` : stage;
-    return { key: run > 1 ? `${stage}~${run}` : stage, name, stage, run, time, all, looks: all.filter((look) => look.chunks.length) };
+    const name = [several ? `run ${run}` : "", stage, places.size > 1 ? data : ""].filter(Boolean).join(" · ");
+    const key = stage + (run > 1 ? `~${run}` : "") + (data ? `~${data}` : "");
+    return { key, name, stage, run, time, all, looks: all.filter((look) => look.chunks.length) };
   }).filter((each) => each.looks.length);
   const order = ({ stage }) => "fit validate test".indexOf(stage) >>> 0; // others last
   series.sort((a, b) => a.run - b.run || order(a) - order(b));
@@ -91,7 +92,7 @@ async function fetchItems(look, chosen) {
 // Forget the pictures that were loaded first, except those of these packs.
 function forget(needed) {
   for (const [pack, names] of packs) {
-    if (characters <= MOST_CHARACTERS) return;
+    if (characters <= mostCharacters) return;
     if (needed.has(pack)) continue;
     for (const name of names) {
       const picture = pictures.get(name);

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import math
 import os
@@ -12,12 +13,26 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from sinks.harness import Harness, full_disk
 
 import lightning_cnnviz.sinks._page_folder as folder_module
 import lightning_cnnviz.sinks._page_items as items_module
 import lightning_cnnviz.sinks.page as page_module
-from lightning_cnnviz.report import Curve, Gallery, Item, Picture, Report, Row, Scalar, Series, Step, Table, Tile
+from lightning_cnnviz.report import (
+    Curve,
+    Gallery,
+    ImageCrop,
+    Item,
+    Picture,
+    Report,
+    Row,
+    Scalar,
+    Series,
+    Step,
+    Table,
+    Tile,
+)
 from lightning_cnnviz.sinks.base import Sink
 from lightning_cnnviz.sinks.page import PageSink
 
@@ -63,7 +78,11 @@ def listed(folder: Path) -> dict[str, dict[str, list[dict[str, Any]]]]:
     found: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for view in content["views"]:
         for series in view["series"]:
-            key = series["stage"] if series["run"] == 1 else f"{series['stage']}~{series['run']}"
+            key = (
+                series["stage"]
+                + f"~{series['run']}" * (series["run"] > 1)
+                + f"~{series['data']}" * bool(series["data"])
+            )
             looks = [look | {"names": content["contents"][look["contents"]]} for look in series["looks"]]
             found.setdefault(view["view"], {})[key] = looks
     return found
@@ -374,6 +393,16 @@ def test_a_later_process_goes_on_and_a_run_that_begins_anew_stands_beside(tmp_pa
     assert [*listed(tmp_path)["other"]] == ["fit"]
 
 
+def test_runs_and_data_sets_that_are_known_by_name_are_kept_apart(tmp_path: Path) -> None:
+    for run, data, looks in (("a", "", (1, 2)), ("b", "", (3, 4)), ("a", "digits", (2,)), ("a", "", (1, 3))):
+        sink = PageSink(tmp_path)
+        for look in looks:
+            sink.write(report(gallery()), Step(epoch=look, global_step=look, run=run, data=data))
+    PageSink(tmp_path).write(report(gallery()), Step(epoch=9, global_step=9))
+    found = {key: [look["step"] for look in looks] for key, looks in listed(tmp_path)["top_patches"].items()}
+    assert found == {"fit": [1, 2, 3], "fit~2": [3, 4], "fit~digits": [2], "fit~3": [9]}
+
+
 def test_two_sinks_at_one_time_lose_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # The second one writes while the first has gathered its list and not written it.
     first, second = PageSink(tmp_path), PageSink(tmp_path)
@@ -488,7 +517,7 @@ def test_numbers_that_json_lacks_become_null(tmp_path: Path) -> None:
     sink.write(report(*items), Step(epoch=0, global_step=0))
     (look,) = listed(tmp_path)["top_patches"]["fit"]
     shown = items_of(tmp_path, look)
-    assert shown[0]["rows"][0]["tiles"][0][2] == [
+    assert shown[0]["rows"][0]["tiles"][0][3] == [
         ["nan", None],
         ["inf", None],
         ["numpy", 0.5],
@@ -506,6 +535,50 @@ def test_a_long_table_is_cut_and_says_so(tmp_path: Path) -> None:
     sink.write(report(Table("t", ("n", "tile"), rows)), Step(epoch=0, global_step=0))
     (table,) = items_of(tmp_path, listed(tmp_path)["top_patches"]["fit"][0])
     assert (len(table["rows"]), table["total"], len(stored(tmp_path))) == (500, 510, 500)
+
+
+def smooth(side: int) -> torch.Tensor:
+    """An image that JPEG keeps nearly as it is: two ramps and a wave."""
+    x = torch.linspace(0, 1, side)
+    channels = (x.view(-1, 1).expand(side, side), x.expand(side, side), (x.view(-1, 1) * 9).sin().expand(side, side))
+    return (torch.stack(channels) * 100 + 120).to(torch.uint8)
+
+
+def cut(image: torch.Tensor, box: tuple[int, int, int, int], offset: tuple[int, int] = (0, 0), side: int = 0) -> Tile:
+    """A tile that was cut from an image, in a square of the side if there is one."""
+    top, left, bottom, right = box
+    patch = image[:, top:bottom, left:right]
+    if side:
+        patch = torch.tensor([203, 213, 232], dtype=torch.uint8).view(3, 1, 1).repeat(1, side, side)
+        patch[:, offset[0] : offset[0] + bottom - top, offset[1] : offset[1] + right - left] = image[
+            :, top:bottom, left:right
+        ]
+    return Tile(patch, source=ImageCrop(pixels=image, box=box, offset=offset, index=7))
+
+
+def test_patches_of_one_image_are_stored_as_that_image(tmp_path: Path) -> None:
+    sink, image = PageSink(tmp_path), smooth(100)
+    rows = tuple(
+        Row(f"channel {n}", (cut(image, (n, 3, n + 40, 43)), cut(image, (9, n, 49, n + 40)))) for n in range(9)
+    )
+    table = Table("t", ("patch",), ((cut(image, (0, 0, 50, 60)),),))
+    sink.write(report(Gallery("conv", rows), table), Step(epoch=1, global_step=10))
+    sink.write(report(Gallery("conv", rows[3:])), Step(epoch=2, global_step=20))
+    ((name, uris),) = stored(tmp_path).items()
+    assert len(uris) == 1
+    items = [item for look in listed(tmp_path)["top_patches"]["fit"] for item in items_of(tmp_path, look)]
+    assert items[0]["rows"][2]["tiles"][0][:2] == [name, [100, 100, 2, 3, 42, 43, 0, 0]]
+    assert items[1]["rows"][0][0]["crop"] == [100, 100, 0, 0, 50, 60, 0, 0]
+
+
+def test_a_tiny_patch_is_kept_without_loss_and_one_of_a_tiny_image_is_cut_from_it(tmp_path: Path) -> None:
+    sink = PageSink(tmp_path)
+    large, tiny = smooth(100), smooth(28)
+    tiles = [cut(image, (n, 0, n + 20, 20)) for image in (large, tiny) for n in range(4)]
+    sink.write(report(Gallery("conv", (Row("channel 0", tuple(tiles)),))), Step(epoch=1, global_step=10))
+    (item,) = items_of(tmp_path, listed(tmp_path)["top_patches"]["fit"][0])
+    assert [crop is None for _, crop, *_ in item["rows"][0]["tiles"]] == [True] * 4 + [False] * 4
+    assert [uris[0].partition(";")[0] for uris in stored(tmp_path).values()] == ["data:image/png"] * 5
 
 
 # --- in a browser ---
@@ -733,6 +806,165 @@ def test_other_items_have_their_own_place(tmp_path: Path, browser_page: Any) -> 
     assert page.locator("th").all_inner_texts() == ["layer name", "tile", "share"]
     assert page.locator("td").all_inner_texts() == ["a", "", "0.1235", "b", NOT_MEASURED, NOT_MEASURED]
     assert re.sub(r"\s+", " ", page.locator(".stats").inner_text()) == "mean 2"
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize(
+    ("image", "box", "offset", "side", "error"),
+    [
+        (28, (5, 8, 17, 20), (0, 0), 0, 0),
+        (28, (0, 16, 9, 28), (3, 0), 12, 0),
+        (100, (11, 32, 51, 72), (0, 0), 0, 6),
+        (100, (70, 0, 100, 35), (0, 5), 40, 6),
+    ],
+)
+def test_a_crop_shows_the_pixels_of_the_patch(
+    image: int,
+    box: tuple[int, int, int, int],
+    offset: tuple[int, int],
+    side: int,
+    error: int,
+    tmp_path: Path,
+    browser_page: Any,
+) -> None:
+    sink, tile = PageSink(tmp_path), cut(smooth(image), box, offset, side)
+    sink.write(report(Gallery("conv", (Row("channel 0", (tile,)),))), Step(epoch=1, global_step=10))
+    page = browser_page
+    page.goto(sink.path.as_uri())
+    settled(page)
+    page.get_by_test_id("feature-0").click()
+    settled(page)
+    window = {key: round(value) for key, value in page.locator("#patches .crop").bounding_box().items()}
+    scale = round(320 / tile.pixels.shape[1])
+    assert (window["height"], window["width"]) == tuple(scale * length for length in tile.pixels.shape[1:])
+    shot = np.asarray(Image.open(io.BytesIO(page.screenshot(clip=window))).convert("RGB"))
+    shown = torch.from_numpy(shot[scale // 2 :: scale, scale // 2 :: scale].copy()).permute(2, 0, 1)
+    difference = (shown.int() - tile.pixels.int()).abs()
+    assert int(difference.max()) <= error
+
+
+@pytest.mark.browser
+def test_stages_have_sliders_of_their_own_and_the_page_opens_at_fits(tmp_path: Path, browser_page: Any) -> None:
+    sink, page = PageSink(tmp_path), browser_page
+    for stage, looks in (("fit", 3), ("test", 1), ("validate", 2)):
+        for look in range(looks):
+            items = (gallery(seed=look * 10_000), Scalar("features.0/purity", float(look)))
+            sink.write(report(*items), Step(epoch=look, global_step=look * 10, stage=stage))
+    sink.write(report(Scalar("accuracy", 0.5), view="other"), Step(epoch=2, global_step=20, stage="test"))
+    page.goto(sink.path.as_uri())
+    settled(page)
+    label = page.locator("#looks output")
+    assert page.locator("#series button").all_inner_texts() == ["fit", "validate", "test"]
+    assert label.inner_text() == "epoch 2 · step 20"
+    assert len(page.locator("#layers polyline").get_attribute("points").split()) == 3
+    page.get_by_test_id("series-validate").click()
+    settled(page)
+    assert label.inner_text() == "epoch 1 · step 10 · validate"
+    assert len(page.locator("#layers polyline").get_attribute("points").split()) == 2
+    page.keyboard.press("ArrowLeft")
+    settled(page)
+    page.get_by_test_id("view-other").click()
+    settled(page)
+    assert label.inner_text() == "epoch 2 · step 20 · test"
+    assert not page.locator("#series").is_visible()
+    page.get_by_test_id("view-top_patches").click()
+    settled(page)
+    assert label.inner_text() == "epoch 0 · step 0 · validate"
+    page.goto(f"{sink.path.as_uri()}#look=0-0-test")  # as links were before there were series
+    page.reload()
+    settled(page)
+    assert label.inner_text() == "epoch 0 · step 0 · test"
+
+
+@pytest.mark.browser
+def test_two_runs_stand_beside_each_other(tmp_path: Path, browser_page: Any) -> None:
+    page = browser_page
+    for seed in (0, 5_000):
+        sink = PageSink(tmp_path)
+        for look in (1, 2):
+            sink.write(report(gallery(seed=seed + look)), Step(epoch=look, global_step=look * 10))
+    page.goto(sink.path.as_uri())
+    settled(page)
+    newest = sources(page, "[data-testid=feature-0]")
+    assert page.locator("#series button").all_inner_texts() == ["run 1 · fit", "run 2 · fit"]
+    assert page.get_by_test_id("series-fit~2").get_attribute("aria-pressed") == "true"
+    page.get_by_test_id("series-fit").click()
+    settled(page)
+    assert set(sources(page, "[data-testid=feature-0]")).isdisjoint(newest)
+
+
+@pytest.mark.browser
+def test_left_out_looks_are_counted_and_their_scalars_stay(tmp_path: Path, browser_page: Any) -> None:
+    thinned(tmp_path, 6, 0.001)
+    page = browser_page
+    page.goto((tmp_path / "index.html").as_uri())
+    settled(page)
+    said = page.locator("#looks .soft").inner_text()
+    assert said == "look 2 of 2 · 4 looks left out to keep this page small"
+    page.get_by_test_id("layer-overview").click()
+    settled(page)
+    assert len(page.locator(".stats polyline").get_attribute("points").split()) == 6
+
+
+@pytest.mark.browser
+def test_a_look_is_loaded_when_it_is_asked_for(tmp_path: Path, browser_page: Any) -> None:
+    sink, page, asked = PageSink(tmp_path), browser_page, []
+    for look in range(30):
+        sink.write(report(gallery(seed=look * 10_000)), Step(epoch=look, global_step=look * 10))
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(sink.path.as_uri())
+    settled(page)
+    page.wait_for_timeout(300)
+    settled(page)
+    assert len(asked) == 2 + 2 * 2  # the page, the list; and of two looks the look and its pictures
+    page.get_by_test_id("epoch-slider").fill("3")
+    settled(page)
+    assert page.locator("#looks output").inner_text() == "epoch 3 · step 30"
+    assert len(sources(page, "[data-testid=feature-0]")) == 9
+    page.get_by_test_id("feature-0").click()
+    settled(page)
+    page.get_by_test_id("strip-0").locator("img").first.wait_for()
+    assert len(asked) < 2 + 2 * 30
+
+
+@pytest.mark.browser
+def test_a_file_that_is_missing_is_said(tmp_path: Path, browser_page: Any, page_problems: list[str]) -> None:
+    sink, page = PageSink(tmp_path), browser_page
+    for look in range(3):
+        sink.write(report(gallery(seed=look * 10_000)), Step(epoch=look, global_step=look * 10))
+    min((tmp_path / "looks").iterdir()).unlink()
+    page.goto(sink.path.as_uri())
+    settled(page)
+    page.get_by_test_id("epoch-slider").fill("0")
+    settled(page)
+    assert "A file of this look is missing: reload the page." in page.locator("#notes").inner_text()
+    page.get_by_test_id("epoch-slider").fill("1")
+    settled(page)
+    assert len(sources(page, "[data-testid=feature-0]")) == 9
+    (tmp_path / "looks.js").unlink()
+    page.reload()
+    settled(page)
+    assert "This page has nothing to show yet" in page.locator("main").inner_text()
+    assert all("ERR_FILE_NOT_FOUND" in problem for problem in page_problems)
+    page_problems.clear()
+
+
+@pytest.mark.browser
+def test_pictures_are_forgotten_when_there_are_too_many(tmp_path: Path, browser_page: Any) -> None:
+    sink, page = PageSink(tmp_path), browser_page
+    for look in range(12):
+        sink.write(report(gallery(seed=look * 10_000), gallery("same")), Step(epoch=look, global_step=look * 10))
+    page.goto(sink.path.as_uri())
+    settled(page)
+    page.evaluate("mostCharacters = 50_000")
+    for look in [*range(12), 0, 5, 11]:
+        page.get_by_test_id("epoch-slider").fill(str(look))
+        settled(page)
+        page.wait_for_timeout(150)
+        settled(page)
+        assert all(sources(page, "[data-testid=feature-0]"))
+        held = page.evaluate("[characters, [...pictures.values()].reduce((sum, each) => sum + each.uri.length, 0)]")
+        assert held[0] == held[1] <= 110_000
 
 
 @pytest.mark.browser
