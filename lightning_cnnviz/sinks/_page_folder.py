@@ -6,6 +6,7 @@ import json
 import os
 import re
 import secrets
+import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, replace
@@ -20,6 +21,7 @@ __all__ = ["PageFolder", "replace_file"]
 _PACK_BYTES = 2_000_000
 _LEAST_USE = 0.25
 _NAME = re.compile(r"[0-9a-z-]+\.js")
+_FORGOTTEN = 3600  # seconds after which a file that never became part of the page is taken away
 
 
 class PageFolder:
@@ -53,6 +55,16 @@ class PageFolder:
         self.heads = {chunk: head for chunk, head in heads.items() if head is not None}
         self._stamps = found
         return True
+
+    def sweep(self) -> None:
+        """Take away what processes that died have left: files half written, and packs that no look came to use."""
+        used = {pack for head in self.heads.values() for pack in head.packs}
+        for path in (*self.directory.glob(".*.tmp"), *self.directory.glob("*/*")):
+            unused = path.parent.name == "pictures" and path.suffix in (".js", ".gone") and path.stem not in used
+            if unused or (path.name.startswith(".") and path.suffix == ".tmp"):
+                with suppress(OSError):
+                    if time.time() - path.stat().st_mtime > _FORGOTTEN:
+                        path.unlink()
 
     def store(self, chunk: str, pictures: Mapping[str, Content], encode: Callable[[Content], str]) -> dict[str, str]:
         """Write what no pack worth loading has into new packs, and return the pack of each picture."""

@@ -100,6 +100,8 @@ class PageSink(Sink):
         pictures = Pictures()
         items = [pictures.describe(item) for item in report.items if not isinstance(item, Scalar)]
         folder.scan()
+        if self._written == 0:
+            folder.sweep()
         chunk = self._next_chunk()
         try:
             places = folder.store(chunk, pictures.contents, data_uri)

@@ -6,6 +6,9 @@ import json
 import math
 import os
 import re
+import subprocess
+import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -420,6 +423,43 @@ def test_two_sinks_at_one_time_lose_nothing(tmp_path: Path, monkeypatch: pytest.
     first.write(report(gallery()), Step(epoch=2, global_step=20))
     assert steps(first) == [10, 20]
     assert steps(first, "other") == [10]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+@pytest.mark.parametrize("how", ["together", "killed"])
+def test_what_processes_said_they_had_written_is_there(how: str, tmp_path: Path) -> None:
+    script = str(Path(__file__).with_name("page_writers.py"))
+    printed = subprocess.run([sys.executable, script, str(tmp_path), how], capture_output=True, text=True, check=True)
+    said = Counter((line.split()[0], int(line.split()[1])) for line in printed.stdout.splitlines())
+    if how == "killed":  # the next process continues
+        PageSink(tmp_path).write(report(gallery(), Scalar("number", 1.0), view="after"), Step(epoch=1, global_step=1))
+        assert len(said) >= 20
+    else:
+        assert len(said) == 60
+    found, names = listed(tmp_path), stored(tmp_path).keys()
+    assert {(*series,) for series in found.values()} == {("fit",)}
+    looks = {(view, look["step"]): look for view, series in found.items() for look in series["fit"]}
+    assert [key for key in said if key not in looks] == []
+    for (_, step), look in looks.items():
+        (item,) = items_of(tmp_path, look)
+        assert [tile[0] for row in item["rows"] for tile in row["tiles"] if tile[0] not in names] == []
+        assert look["values"] == [step]
+
+
+def test_what_a_dead_process_left_half_written_is_taken_away(tmp_path: Path) -> None:
+    sink = PageSink(tmp_path)
+    sink.write(report(gallery()), Step(epoch=1, global_step=10))
+    before = files(tmp_path)
+    old, new = tmp_path / "looks" / ".a.js.1234.tmp", tmp_path / "pictures" / ".b.js.1234.tmp"
+    unused, fresh = tmp_path / "pictures" / "1-2-3.js", tmp_path / "pictures" / "1-2-4.js"
+    for path in (old, new, unused, fresh):
+        path.write_text('cnnviz.pictures("1-2-3",{},\n[]);\n')
+    for path in (old, unused):
+        os.utime(path, (0, 0))
+    PageSink(tmp_path).write(report(gallery()), Step(epoch=2, global_step=20))
+    kept = {path.relative_to(tmp_path).as_posix() for path in (new, fresh)}
+    assert {*files(tmp_path)} - {*before} - kept == {f"looks/{max((tmp_path / 'looks').glob('*.js')).name}"}
+    assert kept <= {*files(tmp_path)}
 
 
 def test_what_is_no_look_of_ours_in_the_folder_is_passed_over(tmp_path: Path) -> None:
