@@ -94,7 +94,7 @@ def listed(folder: Path) -> dict[str, dict[str, list[dict[str, Any]]]]:
 def stored(folder: Path) -> dict[str, list[str]]:
     """The pictures of the folder by name, each as often as it is stored."""
     pictures: dict[str, list[str]] = {}
-    for file in sorted((folder / "pictures").glob("*")):
+    for file in sorted((folder / "pictures").glob("*.js")):
         _, sizes, uris = called(file)
         assert [*sizes.values()] == [len(uri) for uri in uris]
         for name, uri in zip(sizes, uris, strict=True):
