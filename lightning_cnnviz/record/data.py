@@ -15,6 +15,7 @@ import safetensors.torch
 from torch import Tensor
 
 from lightning_cnnviz import __version__
+from lightning_cnnviz.record._files import SCRATCH, check_json_size
 from lightning_cnnviz.record._plain import plain
 from lightning_cnnviz.record._tensors import tensor_name
 from lightning_cnnviz.record._tree import SCHEMA, from_tree, to_tree
@@ -23,11 +24,7 @@ __all__ = ["SCHEMA", "from_tree", "load", "plain", "save", "to_tree"]
 
 _SUFFIX = ".safetensors"
 _KEY = "lightning_cnnviz"  # of the header's metadata
-# What is larger is refused before it costs memory. The first is safetensors' own bound; a result of 100 layers with
-# 4,608 patches each stays below all three.
-_MOST_HEADER = 100_000_000
-_MOST_TREE = 32_000_000
-_MOST_NODES = 2_000_000
+_MOST_HEADER = 100_000_000  # bytes; safetensors' own bound
 
 
 def save(result: Any, path: str | os.PathLike[str]) -> Path:
@@ -56,11 +53,12 @@ def save(result: Any, path: str | os.PathLike[str]) -> Path:
     tree, tensors = to_tree(result)
     text = json.dumps({"schema": SCHEMA, "version": __version__, "value": tree}, allow_nan=False)
     try:
-        _check_size(text)
+        check_json_size(text)
+        with _renamed_into(path) as scratch:
+            safetensors.torch.save_file(tensors, scratch, metadata={_KEY: text})
+            _check_header(scratch)
     except ValueError as error:
         raise ValueError(f"{path} could not be read again, and is not written: {error}") from error
-    with _renamed_into(path) as scratch:
-        safetensors.torch.save_file(tensors, scratch, metadata={_KEY: text})
     return path
 
 
@@ -96,20 +94,11 @@ def _check_header(path: Path) -> None:
         raise ValueError(f"its header has {claimed} bytes; at most {_MOST_HEADER} are read")
 
 
-def _check_size(text: str) -> None:
-    nodes = text.count(",") + text.count("[") + text.count("{")
-    if len(text) > _MOST_TREE or nodes > _MOST_NODES:
-        raise ValueError(
-            f"its description has {len(text)} characters and {nodes} parts; "
-            f"at most {_MOST_TREE} and {_MOST_NODES} are read"
-        )
-
-
 def _value(file: Any) -> Any:
     text = (file.metadata() or {}).get(_KEY)
     if text is None:
         raise ValueError("it was not written by lightning_cnnviz.save")
-    _check_size(text)
+    check_json_size(text)
     content = json.loads(text, parse_constant=_refused)
     if not isinstance(content, dict) or not isinstance(content.get("schema"), int) or "value" not in content:
         raise ValueError("its description is not that of a result")
@@ -139,7 +128,7 @@ def _refused(constant: str) -> Any:
 @contextlib.contextmanager
 def _renamed_into(path: Path) -> Iterator[Path]:
     """Give the name of a file beside `path`; when it is written, and is on the disk, it takes the place of `path`."""
-    scratch = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    scratch = path.with_name(f".{path.name}.{secrets.token_hex(4)}{SCRATCH}")
     try:
         yield scratch
         with scratch.open("rb+") as file:
