@@ -83,6 +83,10 @@ class PageFolder:
         replace_file(path, _chunk_text(head, body))
         self.heads[head.chunk], self._stamps[head.chunk] = head, _stamp(path.stat())
 
+    def has_packs(self, head: Head) -> bool:
+        """Whether all packs of a chunk are there."""
+        return all(self._pack(pack).exists() for pack in head.packs)
+
     def write_list(self) -> None:
         """Write the list of the looks that were found by now."""
         replace_file(self.directory / "looks.js", [f"cnnviz.list({to_json(list_looks(self.heads.values()))});\n"])

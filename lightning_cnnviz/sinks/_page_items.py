@@ -35,8 +35,8 @@ class Pictures:
         self.contents: dict[str, Content] = {}
         self._names: dict[int, tuple[str, Content]] = {}  # of tensors that were seen, which lets them be shared
 
-    def describe(self, item: Item) -> dict[str, Any]:
-        """Describe an item that is no scalar; `shows`, which is for the folder to take out, names its pictures."""
+    def describe(self, item: Item) -> tuple[dict[str, Any], tuple[str, ...]]:
+        """Describe an item that is no scalar; return the names of its pictures, too."""
         shows: dict[str, None] = {}
 
         def put(content: Content) -> str:
@@ -47,7 +47,7 @@ class Pictures:
             shows[name] = None
             return name
 
-        return _describe(item, put) | {"shows": list(shows)}
+        return _describe(item, put), tuple(shows)
 
 
 def plain(value: Number | None) -> Number | None:

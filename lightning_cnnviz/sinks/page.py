@@ -97,18 +97,12 @@ class PageSink(Sink):
         path, folder = self.path, self._opened
         if _read_page(path) != _page():
             replace_file(path, [_page()])
-        pictures = Pictures()
-        items = [pictures.describe(item) for item in report.items if not isinstance(item, Scalar)]
         folder.scan()
         if self._written == 0:
             folder.sweep()
         chunk = self._next_chunk()
         try:
-            places = folder.store(chunk, pictures.contents, data_uri)
-            for item in items:
-                item["packs"] = sorted({places[name] for name in item.pop("shows")})
-            head = self._head(chunk, report, step, tuple(sorted(set(places.values()))))
-            folder.add(head, _body(report, items))
+            self._add(folder, chunk, report, step)
             folder.write_list()
         except BaseException:
             folder.take_back(chunk)
@@ -116,6 +110,19 @@ class PageSink(Sink):
         folder.catch_up()
         if self._most_bytes is not None and folder.thin(self._most_bytes, keep=chunk):
             folder.write_list()
+
+    def _add(self, folder: PageFolder, chunk: str, report: Report, step: Step) -> None:
+        """Write the look and its pictures."""
+        pictures = Pictures()
+        items = [pictures.describe(item) for item in report.items if not isinstance(item, Scalar)]
+        complete = False
+        while not complete:
+            places = folder.store(chunk, pictures.contents, data_uri)
+            packed = [item | {"packs": sorted({places[name] for name in shows})} for item, shows in items]
+            head = self._head(chunk, report, step, tuple(sorted(set(places.values()))))
+            folder.add(head, _body(report, packed))
+            # Once more where another process, with a limit, has just deleted a pack that looked unused.
+            complete = folder.has_packs(head)
 
     @property
     def _opened(self) -> PageFolder:

@@ -522,6 +522,31 @@ def test_the_first_and_the_newest_look_stay_whatever_their_size(tmp_path: Path) 
     assert steps(sink) == [1, 3, 6], "what was just written must show"
 
 
+def test_a_pack_that_another_process_deletes_meanwhile_is_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = PageSink(tmp_path), PageSink(tmp_path, max_megabytes=0.02)
+    for number in range(3):
+        first.write(report(gallery(seed=number * 10_000)), Step(epoch=number, global_step=number))
+    inside = []
+
+    def meanwhile(source: Path, target: Path) -> None:
+        if Path(target).parent.name == "looks" and not inside:
+            inside.append(1)
+            second.write(report(gallery(seed=77), view="other"), Step(epoch=9, global_step=9))
+        real(source, target)
+
+    real = os.replace
+    monkeypatch.setattr(os, "replace", meanwhile)
+    first.write(report(gallery(seed=10_000)), Step(epoch=3, global_step=3))  # as its second look, which goes
+    assert steps(first) == [0, 2, 3]
+    names = stored(tmp_path).keys()
+    for look in listed(tmp_path)["top_patches"]["fit"]:
+        for item in items_of(tmp_path, look):
+            assert {tile[0] for row in item["rows"] for tile in row["tiles"]} <= names
+            assert all((tmp_path / "pictures" / f"{pack}.js").exists() for pack in item["packs"])
+
+
 def test_a_picture_that_is_still_shown_stays(tmp_path: Path) -> None:
     sink = PageSink(tmp_path, max_megabytes=0.03)
     for number in range(8):
