@@ -46,8 +46,14 @@ function picture(name, crop, [width, height], scale, attributes) {
   style(image, {
     width: percent(imageWidth, width), height: percent(imageHeight, height),
     left: percent(column - left, width), top: percent(row - top, height),
-    "clip-path": `inset(${percent(top, imageHeight)} ${percent(imageWidth - right, imageWidth)} ${percent(imageHeight - bottom, imageHeight)} ${percent(left, imageWidth)})`,
   });
+  // Only where the box ends inside the window: at its edges a rounding would let the ground through.
+  const within = [row > 0, column + right - left < width, row + bottom - top < height, column > 0];
+  const cuts = [percent(top, imageHeight), percent(imageWidth - right, imageWidth), percent(imageHeight - bottom, imageHeight), percent(left, imageWidth)];
+  if (within.some(Boolean)) {
+    window.classList.add("partly");
+    image.style.setProperty("clip-path", `inset(${cuts.map((cut, side) => (within[side] ? cut : 0)).join(" ")})`);
+  }
   return window;
 }
 // Hard pixel edges need a whole number of screen pixels for each.
