@@ -82,7 +82,7 @@ def test_the_page_in_a_browser(demo: tuple[Path, str], browser_page: Any) -> Non
     assert dialog.inner_text() != before
     browser_page.keyboard.press("Escape")
     assert not dialog.is_visible()
-    assert f"epoch {EPOCHS - 1}" in browser_page.locator("body").inner_text()
+    assert f"epoch {EPOCHS - 2}" in browser_page.locator("body").inner_text()
 
 
 def test_help_needs_no_torch() -> None:
