@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import base64
+import io
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 
+from PIL import features
 from torch import Tensor
 from torch.nn.functional import interpolate
 
 from lightning_cnnviz.render._text import one_line
 from lightning_cnnviz.render.charts import curve_svg
-from lightning_cnnviz.render.image import encode_tile
+from lightning_cnnviz.render.image import encode_tile, to_image
 from lightning_cnnviz.render.tables import column_sides, scalar_table, written
 from lightning_cnnviz.report import Curve, Gallery, Item, Number, Picture, Report, Row, Scalar, Table, Tile
 
@@ -48,6 +50,7 @@ font-variant-numeric:tabular-nums;overflow-wrap:anywhere;border-radius:6px;text-
 text-overflow:ellipsis}}
 .cnnviz img{{display:block;max-width:100%;width:100%;height:auto;margin:0;border:0}}
 .cnnviz .pixels{{image-rendering:pixelated}}
+.cnnviz .tile img{{outline:1px solid #8883;outline-offset:-1px}}
 .cnnviz .picture{{max-width:100%;margin-top:6px;border-radius:4px}}
 .cnnviz .chart{{margin-top:6px}}
 .cnnviz .chart svg{{max-width:100%;min-width:460px;height:auto;display:block}}
@@ -110,7 +113,7 @@ def _item(item: Gallery | Picture | Curve | Table, rows: int | None) -> Iterator
         yield f'<div class="rows">{"".join(_row(row, item, rows is not None) for row in item.rows[:rows])}</div>'
     elif isinstance(item, Picture):
         style = f"width:{item.pixels.shape[2] / 1.25:.0f}px"
-        yield f'<div class="picture" style="{style}">{_image(item.pixels, item.caption or item.name)}</div>'
+        yield f'<div class="picture" style="{style}">{_image(item.pixels, item.caption or item.name, drawn=True)}</div>'
     elif isinstance(item, Curve):
         yield f'<div class="chart scroll">{_chart(item)}</div>'
     else:
@@ -156,12 +159,21 @@ def _shrunk(pixels: Tensor, width: int) -> Tensor:
     return values[0].round().clamp(0, 255).byte()
 
 
-def _image(pixels: Tensor, said: str, *, hard: bool = False) -> str:
-    media, data = encode_tile(pixels)
+def _image(pixels: Tensor, said: str, *, hard: bool = False, drawn: bool = False) -> str:
+    media, data = _encode_drawing(pixels) if drawn else encode_tile(pixels)
     height, width = pixels.shape[1:]
     style = ' class="pixels"' if hard else ""
     source = f"data:{media};base64,{base64.b64encode(data).decode()}"
-    return f'<img{style} loading="lazy" width="{width}" height="{height}" alt="{_text(said)}" src="{source}">'
+    return f'<img{style} width="{width}" height="{height}" alt="{_text(said)}" src="{source}">'
+
+
+def _encode_drawing(pixels: Tensor) -> tuple[str, bytes]:
+    """Encode what is mostly lines and letters: without loss, which is smaller, unless photographs make it larger."""
+    media, smallest = encode_tile(pixels)
+    file = io.BytesIO()
+    kind = "WEBP" if features.check("webp") else "PNG"
+    to_image(pixels).save(file, kind, **({"lossless": True} if kind == "WEBP" else {"optimize": True}))
+    return (f"image/{kind.lower()}", file.getvalue()) if file.tell() < len(smallest) else (media, smallest)
 
 
 def _chart(curve: Curve) -> str:

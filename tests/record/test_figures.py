@@ -103,7 +103,7 @@ def test_tiles_stand_in_a_pdf_as_pictures_of_the_asked_resolution(tmp_path: Path
     shown = report(gallery(rows=1, side=200))
     (page,) = pypdf.PdfReader(shown.save(tmp_path / "fig.pdf", dpi=300)).pages
     # Three tiles of an inch side by side, a picture a line.
-    assert [image.image.size for image in page.images] == [(908, 300)] * 3
+    assert [image.image.size for image in page.images] == [(912, 306)] * 3
 
 
 # SVG
@@ -157,7 +157,8 @@ def test_small_tiles_are_enlarged_pixel_by_pixel(tmp_path: Path) -> None:
     path = report(Gallery("g", (Row("", (Tile(tile),)),))).save(tmp_path / "fig.png", titles=False)
     with Image.open(path) as image:
         counted = {color: count for count, color in image.convert("RGB").getcolors() or []}
-    assert set(counted) == {(255, 255, 255), (0, 0, 0), (200, 200, 200), (100, 0, 0)}
+    # White paper, the gray frame of the tile, and its own three colors.
+    assert set(counted) == {(255, 255, 255), (226, 226, 226), (0, 0, 0), (200, 200, 200), (100, 0, 0)}
     assert [counted[200, 200, 200], counted[100, 0, 0], counted[0, 0, 0]] == [150**2, 150**2, 2 * 150**2]
 
 

@@ -20,7 +20,8 @@ _PAGE = 9.0  # inches: a sheet is planned to fit on a page of a journal
 _LARGEST, _SMALLEST = 1.0, 0.25  # sides of a tile, in inches
 _ASPECT = 1.3
 _COUNTED = 3  # pixels of fewer dots are no squares to the eye
-_TILE_GAP, _BLOCK_GAP = 1.0, 9.0  # points
+_TILE_GAP, _BLOCK_GAP = 0.7, 9.0  # points
+_FRAME = 226  # light gray between and around tiles: a white one would be lost on white paper
 
 
 def sheet_leaves(gallery: Gallery, leaf: Leaf, *, title: str, most_height: int | None = None) -> list[Leaf]:
@@ -60,11 +61,11 @@ class _Plan:
 
     @property
     def width(self) -> int:
-        return self.columns * (self.tile[0] + self.gap) - self.gap
+        return self.columns * (self.tile[0] + self.gap) + self.gap
 
     @property
     def height(self) -> int:
-        return self.label + self.lines * (self.tile[1] + self.tile_label + self.gap) - self.gap
+        return self.label + self.lines * (self.tile[1] + self.tile_label + self.gap) + self.gap
 
 
 def _plan(gallery: Gallery, leaf: Leaf) -> _Plan:
@@ -90,11 +91,11 @@ def _arranged(gallery: Gallery, leaf: Leaf, across: int) -> _Plan:
     columns = gallery.columns or max(1, math.ceil(math.sqrt(longest)))
     gap = leaf.dots(_TILE_GAP)
     room = (leaf.width - (across - 1) * leaf.dots(_BLOCK_GAP)) // across
-    size = _tile_size(tiles, (room + gap) // columns - gap, leaf.dpi, hard_edges=gallery.enlarge)
+    size = _tile_size(tiles, (room - gap) // columns - gap, leaf.dpi, hard_edges=gallery.enlarge)
     label = leaf.line(LABEL) * any(row.caption for row in gallery.rows)
     label += leaf.line(FIGURES) * any(row.numbers for row in gallery.rows)
     caption = max((length(tile.caption, leaf.dots(FIGURES)) for tile in tiles), default=0)
-    tile_label = leaf.line(FIGURES) if 0 < caption <= size[0] else 0
+    tile_label = leaf.line(FIGURES) + gap if 0 < caption <= size[0] else 0
     return _Plan(across, columns, size, label, tile_label, gap, math.ceil(longest / columns))
 
 
@@ -118,19 +119,19 @@ def _draw_block(leaf: Leaf, plan: _Plan, row: Row, left: int, *, hard_edges: boo
     for start in range(0, len(row.tiles), plan.columns):
         line = row.tiles[start : start + plan.columns]
         leaf.place(left, top, _side_by_side(line, plan, hard_edges))
-        top += plan.tile[1]
+        top += plan.tile[1] + plan.gap
         for place, tile in enumerate(line if plan.tile_label else ()):
-            leaf.write(left + place * (plan.tile[0] + plan.gap), top, tile.caption, FIGURES, PENCIL)
-        top += plan.tile_label + plan.gap
+            leaf.write(left + place * (plan.tile[0] + plan.gap), top + plan.gap, tile.caption, FIGURES, PENCIL)
+        top += plan.tile_label
 
 
 def _side_by_side(tiles: tuple[Tile, ...], plan: _Plan, hard_edges: bool) -> Tensor:
-    """Tiles of one line as one picture, on white."""
-    width, height = plan.tile
-    line = torch.full((3, height, len(tiles) * (width + plan.gap) - plan.gap), 255, dtype=torch.uint8)
+    """Tiles of one line as one picture, framed."""
+    (width, height), gap = plan.tile, plan.gap
+    line = torch.full((3, height + 2 * gap, len(tiles) * (width + gap) + gap), _FRAME, dtype=torch.uint8)
     for place, tile in enumerate(tiles):
-        left = place * (width + plan.gap)
-        line[:, :, left : left + width] = _resized(tile.pixels, plan.tile, hard_edges)
+        left = gap + place * (width + gap)
+        line[:, gap : gap + height, left : left + width] = _resized(tile.pixels, plan.tile, hard_edges)
     return line
 
 
