@@ -11,6 +11,7 @@ from .callbacks.layer_table import LayerTableMonitor as LayerTableMonitor
 from .callbacks.maximization import MaximizationMonitor as MaximizationMonitor
 from .callbacks.occlusion import OcclusionMonitor as OcclusionMonitor
 from .callbacks.online_probe import OnlineProbeMonitor as OnlineProbeMonitor
+from .callbacks.suitable import monitors as monitors
 from .callbacks.top_patches import TopPatchesMonitor as TopPatchesMonitor
 from .core.data.sample import Sample as Sample
 from .core.deconvnet.projection import Projection as Projection

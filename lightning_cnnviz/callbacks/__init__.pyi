@@ -11,4 +11,5 @@ from .layer_table import LayerTableMonitor as LayerTableMonitor
 from .maximization import MaximizationMonitor as MaximizationMonitor
 from .occlusion import OcclusionMonitor as OcclusionMonitor
 from .online_probe import OnlineProbeMonitor as OnlineProbeMonitor
+from .suitable import monitors as monitors
 from .top_patches import TopPatchesMonitor as TopPatchesMonitor

@@ -105,7 +105,8 @@ class LayerProbeMonitor(ExperimentMonitor):
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Subscribe to validation's own passes."""
         super().setup(trainer, pl_module, stage)
-        self._feed.subscribers.append(self._along)
+        if not self.failed:
+            self._feed.subscribers.append(self._along)
 
     def prepare(self, network: nn.Module) -> None:
         """Choose the layers."""

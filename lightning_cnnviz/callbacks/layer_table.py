@@ -80,9 +80,8 @@ class LayerTableMonitor(Monitor):
         self.on_validation_start(trainer, pl_module)
 
     def _look_once(self, trainer: Any, pl_module: Any) -> None:
-        network = self.network_of(pl_module)
-
         def table() -> LayerTable:
+            network = self.network_of(pl_module)
             image = self.input_size if self.input_size is not None else self._image(trainer)
             with trainer.precision_plugin.forward_context():
                 return layer_table(network, image)

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 from typing_extensions import Unpack
 
+from lightning_cnnviz.callbacks._base.cost import wait_for_device
 from lightning_cnnviz.callbacks._base.monitor import Monitor, MonitorOptions
 from lightning_cnnviz.callbacks._base.sample import DisplayedSample
 from lightning_cnnviz.core.data.sample import Sample
@@ -87,7 +88,9 @@ class ExperimentMonitor(Monitor):
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Refuse what could not work, before the first step."""
         super().on_train_start(trainer, pl_module)
-        self.dry_run(self.network_of(pl_module), trainer)
+        if not self.failed:
+            with self.guard(raises=True):
+                self.dry_run(self.network_of(pl_module), trainer)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Look, where a look is due after this step."""
@@ -116,10 +119,13 @@ class ExperimentMonitor(Monitor):
     # How: a look.
 
     def _experiment(self, trainer: Any, pl_module: Any) -> None:
-        network = self.network_of(pl_module)
         outside = trainer.state.fn != "fit"
         if not self.well_everywhere():
             return
+        network = self.network_of(pl_module)
         if outside:
-            self.dry_run(network, trainer)
-        self.look(trainer, lambda: self.experiment(network, self.progress), raises=outside)
+            with self.guard(raises=True):
+                self.dry_run(network, trainer)
+        wait_for_device(trainer)
+        with self._feed.costs.look(self):
+            self.look(trainer, lambda: self.experiment(network, self.progress), raises=outside)

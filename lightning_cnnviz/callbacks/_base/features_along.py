@@ -58,6 +58,11 @@ class FeaturesAlong(Subscriber):
         """Do without these passes."""
         self._serves = False
 
+    @property
+    def payer(self) -> Any:
+        """The monitor."""
+        return self._monitor
+
     def due(self, trainer: Any) -> bool:
         """Whether the monitor looks after these passes."""
         self._serves, self._gathered = True, None

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lightning_cnnviz.callbacks._base.cost import Costs, wait_for_device
 from lightning_cnnviz.callbacks._base.look import Look
 from lightning_cnnviz.callbacks._base.subscriber import Subscriber, agree, for_all
 from lightning_cnnviz.callbacks._base.trainer import batch_limit, chosen_loader, data_loaders
@@ -29,11 +30,13 @@ class Feed:
     Attributes:
         rear: The last of the trainer's monitors: when it is called, all others have been.
         first_step: The trainer's global step when this fit began.
+        costs: What each of the trainer's monitors costs.
     """
 
     def __init__(self, lead: Any) -> None:
         self.lead = self.rear = lead
         self.first_step = 0
+        self.costs = Costs()
         self.subscribers: list[Subscriber] = []
         self._tried: set[Subscriber] = set()
         self._looks: list[tuple[int, BatchFn | None, Look]] = []
@@ -52,7 +55,9 @@ class Feed:
             loader = for_all(members, partial(chosen_loader, data_loaders(trainer), key[0]), raises=raises)
             if loader is not None:
                 networks = {member: member.network_of(pl_module) for member in members}
-                look = Look(trainer, networks, loader, (trainer.global_rank, trainer.world_size), self._tried)
+                look = Look(
+                    trainer, networks, loader, (trainer.global_rank, trainer.world_size), self._tried, self.costs
+                )
                 self._looks.append((*key, look))
                 look.start(raises=raises)
 
@@ -75,6 +80,7 @@ class Feed:
             if trainer.sanity_checking:
                 look.abandon()
             else:
+                wait_for_device(trainer)
                 look.finish()
 
     def abandon(self) -> None:
@@ -110,10 +116,13 @@ class Feed:
             # Ranks share each batch, unless the loader gives each of them images of its own.
             distributed = isinstance(getattr(loader, "sampler", None), torch.utils.data.DistributedSampler)
             ranks = (0, 1) if distributed else (trainer.global_rank, trainer.world_size)
-            look = Look(trainer, networks, loader, ranks, self._tried)
+            look = Look(trainer, networks, loader, ranks, self._tried, self.costs)
+            wait_for_device(trainer)
             try:
                 look.start(raises=raises)
-                for_all(look.subscribers, partial(_read, look, batch_fn, ranks, limit, raises, dry_run), raises=raises)
+                with self.costs.charge([each.payer for each in look.subscribers if not each.failed]):
+                    read = partial(_read, look, batch_fn, ranks, limit, raises, dry_run)
+                    for_all(look.subscribers, read, raises=raises)
             finally:
                 look.abandon()
             if not dry_run:

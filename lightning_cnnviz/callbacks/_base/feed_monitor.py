@@ -54,18 +54,21 @@ class FeedMonitor(Monitor, Subscriber):  # type: ignore[misc]
     def finish(self, look: Look, running: RunningComputation) -> None:
         """Show what a whole look has found."""
         self.dataset = look.dataset
-        self.look(look.trainer, lambda: self.part(look, running))
+        with self._feed.costs.look(self):
+            self.look(look.trainer, lambda: self.part(look, running))
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Subscribe to the trainer's feed."""
         super().setup(trainer, pl_module, stage)
-        if trainer.state.fn != "predict":
+        if trainer.state.fn != "predict" and not self.failed:
             self._feed.subscribers.append(self)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Refuse data that would give nothing, before the first step."""
         super().on_train_start(trainer, pl_module)
-        if self.data is None and trainer.val_dataloaders is not None and not any(trainer.num_val_batches):
+        if self.data is not None or trainer.val_dataloaders is None or any(trainer.num_val_batches) or self.failed:
+            return
+        with self.guard(raises=True):
             raise ValueError(
                 f"{self._who} looks at validation batches, but the validation loader is empty; give it data, or "
                 "data=<a loader>"

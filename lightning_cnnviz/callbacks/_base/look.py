@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
+from lightning_cnnviz.callbacks._base.cost import Costs
 from lightning_cnnviz.callbacks._base.subscriber import RunningComputation, Subscriber, agree, for_all
 from lightning_cnnviz.callbacks._base.trainer import mixed_precision
 from lightning_cnnviz.core.data.batches import BatchFn, IndexReader, read_batch
+from lightning_cnnviz.core.network.hooks import hooks_within
 
 __all__ = ["Look"]
 
@@ -19,23 +21,28 @@ __all__ = ["Look"]
 class _Run:
     """One running computation, and the subscribers that it computes for."""
 
-    def __init__(self, computation: RunningComputation, owner: Subscriber) -> None:
-        self.computation, self.owners = computation, [owner]
+    def __init__(self, computation: RunningComputation, owner: Subscriber, costs: Costs) -> None:
+        self.computation, self.owners, self._costs = computation, [owner], costs
         self._batch: ExitStack | None = None
 
     def absorbs(self, other: RunningComputation) -> bool:
         absorb = getattr(self.computation, "absorb", None)
         return absorb is not None and absorb(other)
 
+    def charged(self) -> AbstractContextManager[None]:
+        """Charge what is done inside to the owners."""
+        return self._costs.charge([owner.payer for owner in self.owners])
+
     def start_batch(self, images: Tensor, indices: Tensor, labels: Tensor | None) -> None:
-        with ExitStack() as stack:
+        with self.charged(), hooks_within(self.charged), ExitStack() as stack:
             stack.enter_context(self.computation.batch(images, indices, labels))
             self._batch = stack.pop_all()
 
     def end_batch(self) -> None:
         batch, self._batch = self._batch, None
         if batch is not None:
-            batch.close()
+            with self.charged():
+                batch.close()
 
     def drop_batch(self) -> None:
         """Take the hooks away from a pass that did not come to its end."""
@@ -55,6 +62,7 @@ class Look:
         loader: What gives the images.
         ranks: This rank and the number of ranks among which the loader's images are distributed.
         tried: The subscribers that have tried an image in this run.
+        costs: To whom its parts are charged.
 
     Attributes:
         loader: As given.
@@ -67,9 +75,10 @@ class Look:
         loader: Any,
         ranks: tuple[int, int],
         tried: set[Subscriber],
+        costs: Costs,
     ) -> None:
         self.trainer, self.loader = trainer, loader
-        self._networks, self._tried = networks, tried
+        self._networks, self._tried, self._costs = networks, tried, costs
         self._reader = IndexReader(loader, *ranks)
         self._runs: list[_Run] = []
 
@@ -104,7 +113,7 @@ class Look:
         made: dict[Subscriber, RunningComputation] = {}
         for subscriber, network in self._networks.items():
             if not subscriber.failed:
-                with subscriber.guard(raises=raises):
+                with self._costs.charge([subscriber.payer]), subscriber.guard(raises=raises):
                     made[subscriber] = subscriber.running(network, self)
         agree(self.subscribers)
         for subscriber, computation in made.items():
@@ -112,7 +121,7 @@ class Look:
                 continue
             run = next((run for run in self._runs if run.absorbs(computation)), None)
             if run is None:
-                self._runs.append(_Run(computation, subscriber))
+                self._runs.append(_Run(computation, subscriber, self._costs))
             else:
                 run.owners.append(subscriber)
 
@@ -158,7 +167,7 @@ class Look:
         for run in self._runs:
             owners = [owner for owner in run.owners if not owner.failed]
             if owners:
-                with mixed_precision(self.trainer):
+                with run.charged(), mixed_precision(self.trainer):
                     for_all(owners, run.computation.merge, raises=False)
         agree(self.subscribers)
         for run in self._runs:

@@ -15,16 +15,17 @@ import pytorch_lightning
 from torch import nn
 from tqdm.auto import tqdm
 
+from lightning_cnnviz.callbacks._base.budget import Budget
 from lightning_cnnviz.callbacks._base.feed import Feed
 from lightning_cnnviz.callbacks._base.interruption import end_interrupted
 from lightning_cnnviz.callbacks._base.schedule import Schedule
 from lightning_cnnviz.callbacks._base.trainer import find_network, mixed_precision, step_of
-from lightning_cnnviz.core.data.distributed import agreed, gathered_objects
+from lightning_cnnviz.core.data.distributed import agreed, gathered_objects, rank
 from lightning_cnnviz.render.display import Display
 from lightning_cnnviz.render.views import Seen, carry_on, draw_last, draw_view
 from lightning_cnnviz.report import Report, Step
 from lightning_cnnviz.sinks.base import Sink
-from lightning_cnnviz.sinks.outlet import Outlet
+from lightning_cnnviz.sinks.outlet import Outlet, printed_log
 
 __all__ = ["Monitor", "MonitorOptions"]
 
@@ -94,6 +95,8 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
         self._feed = Feed(self)
         self._outlet = Outlet(self._who, sinks, raises=on_error == "raise")
         self._failure: str | None = None
+        self._budget: Budget | None = None
+        self._steps_aside = False
         self._looks = self._steps = 0
         self._shows_progress = False
         self._step = Step(epoch=0, global_step=0)
@@ -149,14 +152,19 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
         stage = str(trainer.state.fn.value)  # the argument may be an enum, which prints otherwise
         if stage == "predict":
             return
-        self._failure, self._looks = None, 0
+        self._failure, self._looks, self._steps_aside = None, 0, False
+        if self._budget is not None:
+            self._budget.start()
         self._carried, self._last = [], None
         lead = next(other for other in trainer.callbacks if isinstance(other, Monitor))
         self._feed = Feed(self) if lead is self else lead._feed
         self._feed.rear = self
         self._refuse_twins(trainer)
-        self.prepare(self.network_of(pl_module))
-        self.check_trainer(trainer, stage)
+        if self.model is not None:
+            self.network_of(pl_module)  # a wrong name is wrong, not unsuitable
+        with self.guard(raises=True):
+            self.prepare(self.network_of(pl_module))
+            self.check_trainer(trainer, stage)
         bar = trainer.progress_bar_callback
         self._shows_progress = bool(trainer.is_global_zero and bar is not None and bar.is_enabled)
         self._outlet.open(trainer)
@@ -164,8 +172,14 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Try the given loaders, before the first step."""
         self._steps = self._feed.first_step = trainer.global_step
+        self._feed.costs.start()
         if self._leads:
             self._feed.read(trainer, pl_module, self._feed.with_data(), dry_run=True)
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        """Let the clock run from the first step on: before it, monitors have tried what they need."""
+        if self._leads and trainer.global_step == self._feed.first_step:
+            self._feed.costs.start()
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         """Begin the looks that are due."""
@@ -206,6 +220,7 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Look at the trained network, where the newest look is not at that."""
         if self._leads:
+            self._feed.costs.stop()
             self._feed.read(trainer, pl_module, [each for each in self._feed.subscribers if each.due_at_end(trainer)])
 
     # In `trainer.test`, as in `trainer.validate`.
@@ -230,15 +245,20 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
         stage = str(trainer.state.fn.value)
         if stage == "predict":
             return
-        try:
-            self._say_what_was_seen(stage)
-            if self._looks and self._outlet.is_open:
-                with self.guard():
-                    report = self.last_report()
-                    if report is not None:
-                        self._show(report)
-        finally:
-            self._outlet.close()
+        with self._feed.costs.charge([self], "showing"):
+            try:
+                self._say_what_was_seen(stage)
+                if self._looks and self._outlet.is_open:
+                    with self.guard():
+                        report = self.last_report()
+                        if report is not None:
+                            self._show(report)
+            finally:
+                self._outlet.close()
+        if stage == "fit" and self._feed.rear is self and trainer.is_global_zero:
+            summary = self._feed.costs.summary([each for each in trainer.callbacks if isinstance(each, Monitor)])
+            if summary:
+                printed_log.info("%s", summary)
         self._feed = Feed(self)  # what subscribed may hold on to the trainer
 
     # How: a look, its guard, its sinks.
@@ -254,12 +274,12 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
 
     def due(self, trainer: Any) -> bool:
         """Whether a look is due in the epoch that the trainer is in."""
-        return self._schedule.due(trainer)
+        return self._schedule.due(trainer) and self._affords(trainer)
 
     def due_after(self, trainer: Any) -> bool:
         """Whether a look is due after the optimizer steps since it was last asked; asked after every batch."""
         before, self._steps = self._steps, trainer.global_step
-        return self._schedule.due_between(before, self._steps)
+        return self._schedule.due_between(before, self._steps) and self._affords(trainer)
 
     def due_at_end(self, trainer: Any) -> bool:
         """Whether the network that training has ended with is still to be looked at."""
@@ -281,6 +301,9 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
         try:
             yield
         except Exception as error:
+            if raises and self._budget is not None and (self.on_error == "report" or isinstance(error, ValueError)):
+                self._step_aside(error)
+                return
             if raises or self.on_error == "raise":
                 raise
             self.fail(f"{type(error).__name__}: {error}")
@@ -302,7 +325,14 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
             self._looks += 1
             self._step = step_of(trainer)
             if self._outlet.is_open:
-                self._show(self.render(self.merge(parts)))
+                result = self.merge(parts)
+                with self._feed.costs.charge([self], "showing"):
+                    self._show(self.render(result))
+
+    @property
+    def title(self) -> str:
+        """What it is called in messages."""
+        return self._who
 
     @property
     def _who(self) -> str:
@@ -318,7 +348,30 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
             self._failure = self._failure or "it failed on another rank"
         return not self.failed
 
+    def share(self, budget: Budget) -> None:
+        """Look as far as a budget allows, and step aside where the network or its data do not suit."""
+        self._budget = budget
+        budget.monitors.append(self)
+
+    def _affords(self, trainer: Any) -> bool:
+        """Whether the budget allows a look now; the last look is always taken."""
+        if self._budget is None or self.failed or trainer.state.fn != "fit" or trainer.sanity_checking:
+            return True
+        step = step_of(trainer)
+        return step.epoch == trainer.max_epochs or self._budget.allows(self, self._feed.costs, step.global_step)
+
+    def _step_aside(self, error: Exception) -> None:
+        found = str(error).removeprefix(self._who).lstrip(": ")
+        found = found if isinstance(error, ValueError) else f"{type(error).__name__}: {found}"
+        self.fail(found)
+        self._steps_aside = True
+        if rank() == 0:
+            printed_log.info("%s steps aside: %s", self._who, found)
+            log.debug("why %s steps aside", self._who, exc_info=error)
+
     def _say_what_was_seen(self, stage: str) -> None:
+        if self._steps_aside:
+            return
         if self._failure is not None:
             log.warning("%s was switched off during the run: %s", self._who, self._failure)
         elif self._looks == 0 and stage == "fit":

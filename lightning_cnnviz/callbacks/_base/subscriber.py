@@ -56,6 +56,11 @@ class Subscriber(ABC):
     def fail(self, reason: str) -> None:
         """Make it look no more."""
 
+    @property
+    def payer(self) -> Any:
+        """The monitor that is charged with what it costs."""
+        return self
+
     @abstractmethod
     def due(self, trainer: Any) -> bool:
         """Whether a look is due in the epoch that the trainer is in."""

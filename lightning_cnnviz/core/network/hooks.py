@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any, Literal, NamedTuple
 
@@ -17,10 +17,21 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 
 from lightning_cnnviz.core.network.layers import LayerNotFoundError
 
-__all__ = ["Site", "analysis_mode", "hooked", "keep_random_state", "model_device", "takes_hooks", "watched"]
+__all__ = [
+    "Site",
+    "analysis_mode",
+    "hooked",
+    "hooks_within",
+    "keep_random_state",
+    "model_device",
+    "takes_hooks",
+    "watched",
+]
 
 # Which analysis is under way: hooks fire in the one that made them, so that no look takes another's pass for its own.
 _ANALYSIS: ContextVar[object | None] = ContextVar("analysis", default=None)
+# What hooks that are made now will run within, whoever's pass it is in which they fire.
+_AROUND: ContextVar[Callable[[], AbstractContextManager[Any]]] = ContextVar("around", default=nullcontext)
 
 
 class Site(NamedTuple):
@@ -85,6 +96,16 @@ def keep_random_state() -> Iterator[None]:
 
 
 @contextmanager
+def hooks_within(around: Callable[[], AbstractContextManager[Any]]) -> Iterator[None]:
+    """Let each call of a hook that `hooked` makes inside run within a context of its own, also later: to time it."""
+    token = _AROUND.set(around)
+    try:
+        yield
+    finally:
+        _AROUND.reset(token)
+
+
+@contextmanager
 def hooked(sites: Mapping[str, Site], on_value: Callable[[str, Any], None]) -> Iterator[None]:
     """Call `on_value(name, value)` whenever the value at one of `sites` has been computed; no hook stays on leaving.
 
@@ -102,11 +123,12 @@ def hooked(sites: Mapping[str, Site], on_value: Callable[[str, Any], None]) -> I
                 "piece: its layers cannot be read. Give the network that it was made from"
             )
     handles = []
-    analysis = _ANALYSIS.get()
+    analysis, around = _ANALYSIS.get(), _AROUND.get()
 
     def tell(name: str, value: Any) -> None:
         if _ANALYSIS.get() is analysis:
-            on_value(name, value)
+            with around():
+                on_value(name, value)
 
     def after(name: str) -> Callable[[nn.Module, Any, Any], None]:
         return lambda _module, _inputs, output: tell(name, output)
