@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 from lightning_cnnviz.callbacks._base.cost import Costs
@@ -24,7 +25,8 @@ class Budget:
 
     What a look will cost is what the dearer of this monitor's newest two has cost: its very first may have loaded
     libraries. Nothing is known of a first look: it is taken while there is anything left, one of them at a time, and
-    later looks wait until training has made up for it.
+    later looks wait until training has made up for it. Those that have waited longest come first, so that cheap looks
+    do not use up what a dear one waits for.
 
     Args:
         share: Of the training time without looks, above 0 and up to 1.
@@ -42,21 +44,25 @@ class Budget:
         self.share = share
         self.monitors: list[Any] = []
         self._pledged: dict[Any, _Pledge] = {}
+        self._waiting: dict[Any, None] = {}  # those that were put off, the longest first
         self._told = False
 
     def start(self) -> None:
         """Begin with a new run."""
         self._pledged.clear()
+        self._waiting.clear()
         self._told = False
 
     def allows(self, monitor: Any, costs: Costs, step: int) -> bool:
         """Say whether a look may be taken now; every rank asks, the first one decides."""
         allowed = bool(gathered_objects(self._affords(monitor, costs, step))[0])
         if allowed:
+            self._waiting.pop(monitor, None)
             looks = len(costs.looks_of(monitor))
             self._pledged[monitor] = _Pledge(step, looks, _expected(monitor, costs))
         else:
             costs.put_off[monitor] += 1
+            self._waiting[monitor] = None  # one that waits already keeps its place
             self._say_once(monitor, costs)
         return allowed
 
@@ -70,7 +76,9 @@ class Budget:
             if pledge.looks == len(costs.looks_of(each)) and not each.failed
         ]
         left = self.share * costs.training_seconds - sum(map(costs.seconds_of, self.monitors))
-        left -= sum(cost for cost in pledges if cost is not None)
+        first = takewhile(lambda each: each is not monitor, self._waiting)
+        promised = [*pledges, *(_expected(each, costs) for each in first if not each.failed)]
+        left -= sum(cost for cost in promised if cost is not None)
         expected = _expected(monitor, costs)
         return left > 0 and None not in pledges if expected is None else expected <= left
 

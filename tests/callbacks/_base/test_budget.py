@@ -13,6 +13,7 @@ from callbacks.littlenet import LittleNet, quiet_trainer, train_loader, val_load
 from lightning_cnnviz import CorrelationMonitor, FilterMonitor, MemorySink
 from lightning_cnnviz.callbacks._base.budget import Budget
 from lightning_cnnviz.callbacks._base.cost import Costs
+from lightning_cnnviz.report import Report
 
 __all__ = ["clock"]
 
@@ -62,6 +63,20 @@ def test_they_share_it_and_unknown_looks_are_taken_one_at_a_time(clock: Clock) -
     assert [budget.allows(owner, costs, 3) for owner in owners] == [True, True, False]
 
 
+def test_cheap_looks_leave_a_dear_one_its_turn(clock: Clock) -> None:
+    budget, costs, cheap, dear = Budget(0.1), Costs(), Owner("cheap"), Owner("dear")
+    budget.monitors.extend([cheap, dear])
+    taken: dict[Any, list[int]] = {cheap: [], dear: []}
+    for step in range(1, 101):
+        clock.pass_by(1)
+        for owner, seconds in ((cheap, 0.1), (dear, 1)):
+            if looked(budget, costs, clock, owner, step, seconds):
+                taken[owner].append(step)
+    assert sum(map(costs.seconds_of, (cheap, dear))) <= 0.1 * costs.training_seconds
+    assert len(taken[dear]) >= 8
+    assert len(taken[cheap]) >= 8
+
+
 def test_one_that_fails_does_not_keep_what_it_was_promised(clock: Clock) -> None:
     budget, costs, owners = Budget(0.1), Costs(), [Owner("a"), Owner("b")]
     budget.monitors.extend(owners)
@@ -80,11 +95,14 @@ class Slow(FilterMonitor):
 
 
 class SlowPasses(CorrelationMonitor):
-    """Takes a tenth of a second to look."""
+    """Takes a fifth of a second to look, and draws nothing."""
 
     def part(self, look: Any, running: Any) -> Any:
-        time.sleep(0.1)
+        time.sleep(0.2)
         return super().part(look, running)
+
+    def render(self, result: Any) -> Report:
+        return Report("correlation", title="", items=())
 
 
 def test_the_share_is_kept_in_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,7 +113,7 @@ def test_the_share_is_kept_in_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     shares: list[float] = []
 
     class Steps(LittleNet):
-        """Training alone takes three seconds."""
+        """Training alone takes four seconds."""
 
         def training_step(self, batch: Any, batch_idx: int) -> Any:
             time.sleep(0.02)
@@ -109,15 +127,17 @@ def test_the_share_is_kept_in_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     options: dict[str, Any] = {"every_n_epochs": 1, "sinks": [sink := MemorySink()], "on_error": "raise"}
     callbacks: list[Any] = [SlowPasses(**options), Slow(**options)]
     budget = Budget(0.3)
+    pl.seed_everything(3, verbose=False)
+    quiet_trainer(callbacks=callbacks).fit(Steps(), train_loader(), val_loader())  # the first looks load libraries
     for monitor in callbacks:
         monitor.share(budget)
-    pl.seed_everything(3, verbose=False)
-    quiet_trainer(callbacks=[*callbacks, Listening()], max_epochs=30).fit(Steps(), train_loader(), val_loader())
+    sink.reports.clear()
+    quiet_trainer(callbacks=[*callbacks, Listening()], max_epochs=40).fit(Steps(), train_loader(), val_loader())
     by_view = {
         view: [step.epoch for step, report in sink.reports if report.view == view]
         for view in ("filters", "correlation")
     }
-    assert all(epochs[-1] == 30 for epochs in by_view.values())
+    assert all(epochs[-1] == 40 for epochs in by_view.values())
     assert all(2 < len(epochs) < 15 for epochs in by_view.values())
     # Once the first looks are made up for, and before the last ones, which are always taken; on a busy machine a look
     # may take longer than the one before.
