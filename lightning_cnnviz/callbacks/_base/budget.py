@@ -55,7 +55,8 @@ class Budget:
 
     def allows(self, monitor: Any, costs: Costs, step: int) -> bool:
         """Say whether a look may be taken now; every rank asks, the first one decides."""
-        allowed = bool(gathered_objects(self._affords(monitor, costs, step))[0])
+        # One that has failed on one rank is asked about on all: they meet here.
+        allowed = bool(gathered_objects(monitor.failed or self._affords(monitor, costs, step))[0])
         if allowed:
             self._waiting.pop(monitor, None)
             looks = len(costs.looks_of(monitor))

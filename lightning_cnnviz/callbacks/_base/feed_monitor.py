@@ -32,7 +32,8 @@ class FeedMonitor(Monitor, Subscriber):  # type: ignore[misc]
         data: A loader to look at, in passes of our own, instead of the validation's.
         dataloader_idx: Which of several validation (or test) loaders to look at.
         batch_fn: Takes a batch and returns `(images, labels)` or images, for batches of unusual form.
-        options: See `Monitor`; `every_n_epochs` is at each validation that falls into such an epoch.
+        options: See `Monitor`; `every_n_epochs` is at each validation that falls into such an epoch. After
+            `every_n_steps`, and when training ends between validations, we make a pass of our own over these images.
     """
 
     def __init__(

@@ -235,9 +235,11 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Leave no hook behind; after Ctrl-C, look at what was trained."""
         self._feed.abandon()
-        if isinstance(exception, KeyboardInterrupt) and self._feed.rear is self and trainer.state.fn == "fit":
-            monitors = [each for each in trainer.callbacks if isinstance(each, Monitor)]
-            end_interrupted(trainer, pl_module, monitors, looks=trainer.global_step > self._feed.first_step)
+        if isinstance(exception, KeyboardInterrupt) and trainer.state.fn == "fit":
+            if self._feed.rear is self:  # all have left their hooks; all look, and only then are all torn down
+                monitors = [each for each in trainer.callbacks if isinstance(each, Monitor)]
+                end_interrupted(trainer, pl_module, monitors, looks=trainer.global_step > self._feed.first_step)
+            return
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Show what belongs to the end, and name again what failed."""
@@ -355,7 +357,7 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
 
     def _affords(self, trainer: Any) -> bool:
         """Whether the budget allows a look now; the last look is always taken."""
-        if self._budget is None or self.failed or trainer.state.fn != "fit" or trainer.sanity_checking:
+        if self._budget is None or trainer.state.fn != "fit" or trainer.sanity_checking:
             return True
         step = step_of(trainer)
         return step.epoch == trainer.max_epochs or self._budget.allows(self, self._feed.costs, step.global_step)
