@@ -151,7 +151,8 @@ const statLine = (stat) =>
 function drawSeries({ view, series }) {
   byId("series").hidden = view.series.length < 2;
   fill(byId("series"), ...view.series.map((each) => h("button", { "data-testid": `series-${each.key}`,
-    "aria-pressed": String(each === series), onclick: () => choose({ series: each.key, look: null }) }, each.name)));
+    "aria-pressed": String(each === series),
+    title: `newest look of ${new Date(1000 * each.time).toLocaleString()}`, onclick: () => choose({ series: each.key, look: null }) }, each.name)));
 }
 function drawLooks(node, series, now, testid) {
   // Built once and then only set: a slider that is replaced while it is dragged lets go.
