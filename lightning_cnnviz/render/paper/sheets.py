@@ -18,6 +18,7 @@ __all__ = ["sheet_leaves"]
 
 _PAGE = 9.0  # inches: a sheet is planned to fit on a page of a journal
 _LARGEST, _SMALLEST = 1.0, 0.25  # sides of a tile, in inches
+_WIDEST_LABEL = 0.8  # inches: so much of a caption is worth room beyond the tiles
 _ASPECT = 1.3
 _COUNTED = 3  # pixels of fewer dots are no squares to the eye
 _TILE_GAP, _BLOCK_GAP = 0.7, 9.0  # points
@@ -58,10 +59,11 @@ class _Plan:
     tile_label: int
     gap: int
     lines: int
+    label_width: int
 
     @property
     def width(self) -> int:
-        return self.columns * (self.tile[0] + self.gap) + self.gap
+        return max(self.columns * (self.tile[0] + self.gap) + self.gap, self.label_width)
 
     @property
     def height(self) -> int:
@@ -71,7 +73,9 @@ class _Plan:
 def _plan(gallery: Gallery, leaf: Leaf) -> _Plan:
     """Choose the arrangement that fits on a page and is a little wider than high; else the one of smallest tiles."""
     plans = [_arranged(gallery, leaf, across) for across in range(1, max(1, len(gallery.rows)) + 1)]
-    legible = [plan for plan in plans if max(plan.tile) >= _SMALLEST * leaf.dpi] or plans[:1]
+    # With fewer blocks side by side, there is more room for tiles and captions.
+    widest_label = plans[0].label_width
+    legible = [p for p in plans if max(p.tile) >= _SMALLEST * leaf.dpi and p.label_width == widest_label] or plans[:1]
 
     def height(plan: _Plan) -> int:
         return math.ceil(len(gallery.rows) / plan.across) * (plan.height + leaf.dots(_BLOCK_GAP))
@@ -96,7 +100,9 @@ def _arranged(gallery: Gallery, leaf: Leaf, across: int) -> _Plan:
     label += leaf.line(FIGURES) * any(row.numbers for row in gallery.rows)
     caption = max((length(tile.caption, leaf.dots(FIGURES)) for tile in tiles), default=0)
     tile_label = leaf.line(FIGURES) + gap if 0 < caption <= size[0] else 0
-    return _Plan(across, columns, size, label, tile_label, gap, math.ceil(longest / columns))
+    captions = [length(row.caption, leaf.dots(LABEL), bold=True) for row in gallery.rows]
+    label_width = min(max(captions, default=0), round(_WIDEST_LABEL * leaf.dpi), room)
+    return _Plan(across, columns, size, label, tile_label, gap, math.ceil(longest / columns), label_width)
 
 
 def _tile_size(tiles: list[Tile], room: int, dpi: int, *, hard_edges: bool) -> tuple[int, int]:
