@@ -218,8 +218,7 @@ def main() -> None:
     parser.add_argument("--accelerator", default="cpu")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
-    for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.disable(logging.INFO)
     print(f"torch {torch.__version__}, Lightning {pl.__version__}, Python {platform.python_version()}, seed 0")
     print(f"{torch.get_num_threads()} threads, {options.accelerator}, {options.repeats} repeats")
     contenders: dict[str, Any] = {

@@ -44,7 +44,8 @@ class Budget:
         self.share = share
         self.monitors: list[Any] = []
         self._pledged: dict[Any, _Pledge] = {}
-        self._waiting: dict[Any, None] = {}  # those that were put off, the longest first
+        # Those that were put off, the one that has waited longest first, and the step when they were last.
+        self._waiting: dict[Any, int] = {}
         self._told = False
 
     def start(self) -> None:
@@ -61,9 +62,9 @@ class Budget:
             self._waiting.pop(monitor, None)
             looks = len(costs.looks_of(monitor))
             self._pledged[monitor] = _Pledge(step, looks, _expected(monitor, costs))
-        else:
+        elif self._waiting.get(monitor) != step:  # else it was asked again about the same look
             costs.put_off[monitor] += 1
-            self._waiting[monitor] = None  # one that waits already keeps its place
+            self._waiting[monitor] = step  # one that waits already keeps its place
             self._say_once(monitor, costs)
         return allowed
 
@@ -88,12 +89,12 @@ class Budget:
             return
         self._told = True
         printed_log.info(
-            "%s puts a look off, and so will others: looks have taken %.1f s of %.1f s of training, and are to stay "
-            "under %g %%. The last look is always taken",
+            "%s puts a look off, and so will others: looks are to stay under %g %% of the training time (%.1f s of "
+            "%.1f s so far), and what a first one costs shows when it is taken. The last look is always taken",
             monitor.title,
+            100 * self.share,
             sum(map(costs.seconds_of, self.monitors)),
             costs.training_seconds,
-            100 * self.share,
         )
 
 

@@ -52,6 +52,8 @@ def test_they_share_it_and_unknown_looks_are_taken_one_at_a_time(clock: Clock) -
     clock.pass_by(10)
     # All are asked before any has looked, as at the start of a validation.
     assert [budget.allows(owner, costs, 1) for owner in owners] == [True, False, False]
+    assert not budget.allows(owners[1], costs, 1)
+    assert [costs.put_off[owner] for owner in owners] == [0, 1, 1], "asked again for the same look"
     assert budget.allows(owners[0], costs, 1), "asked again for the same look"
     with costs.look(owners[0]):
         clock.pass_by(0.4)

@@ -38,7 +38,7 @@ class At(pl.Callback):
 
 
 def interrupt(trainer: Any) -> None:
-    raise KeyboardInterrupt
+    signal.raise_signal(signal.SIGINT)
 
 
 def out_of_time(trainer: Any) -> None:
