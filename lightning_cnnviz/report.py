@@ -47,8 +47,8 @@ class Step:
     epoch: int
     global_step: int
     stage: str = "fit"
-    run: str = ""
-    data: str = ""
+    run: str = field(default="", compare=False)
+    data: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -8,6 +8,9 @@ import os
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# Pictures are drawn where a test can wait for them; the tests of drawing beside training say otherwise.
+os.environ.setdefault("CNNVIZ_DRAWING", "inline")
+
 import shutil
 from collections.abc import Iterator
 from typing import Any

@@ -18,6 +18,7 @@ from lightning_cnnviz.core.network.layers import SelectedLayer, evenly, select_l
 from lightning_cnnviz.core.probing.plan import FeatureSets, ProbePlan
 from lightning_cnnviz.core.probing.probe import LayerProbe, random_twin
 from lightning_cnnviz.core.probing.protocols import Protocol, find_protocol
+from lightning_cnnviz.record.identity import DataIdentity
 
 __all__ = ["LAYERS", "LayerProbeMonitor"]
 
@@ -135,6 +136,10 @@ class LayerProbeMonitor(ExperimentMonitor):
         if self.control is not None and self._looks == 0:
             sets.append(self.plan.read(random_twin(network, self.seed), part=part, progress=progress))
         return sets
+
+    def data_of(self, result: LayerProbe) -> DataIdentity:
+        """Return how many images were learned from and tested on."""
+        return DataIdentity(images=sum(result.images))
 
     def merge(self, parts: list[list[FeatureSets]]) -> LayerProbe:
         """Put the ranks' features together, and fit the probes."""

@@ -93,6 +93,7 @@ class OnlineProbeMonitor(FeedMonitor):
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Learn from a step that went without a backward pass, too."""
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         self.on_before_backward(trainer, pl_module, outputs)
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
@@ -104,11 +105,13 @@ class OnlineProbeMonitor(FeedMonitor):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the probes, for a checkpoint."""
-        return {} if self.probes is None else self.probes.state_dict()
+        return super().state_dict() | ({} if self.probes is None else {"probes": self.probes.state_dict()})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with the probes of a checkpoint."""
-        self._learning.probes = OnlineProbes.from_state_dict(state_dict)
+        """Go on with the run and the probes of a checkpoint."""
+        super().load_state_dict(state_dict)
+        if "probes" in state_dict:
+            self._learning.probes = OnlineProbes.from_state_dict(state_dict["probes"])
 
     @property
     def state_key(self) -> str:

@@ -40,7 +40,7 @@ def write_file(path: Path, content: bytes, *, lasting: bool = False) -> None:
         scratch.unlink(missing_ok=True)
 
 
-def write_json(path: Path, value: Any) -> int:
+def write_json(path: Path, value: Any, *, lasting: bool = True) -> int:
     """Write JSON, last of all that belongs together; return how many bytes it has.
 
     Raises:
@@ -50,7 +50,7 @@ def write_json(path: Path, value: Any) -> int:
     text = json.dumps(value, allow_nan=False, separators=(",", ":"))
     check_json_size(text)
     content = text.encode()
-    write_file(path, content, lasting=True)
+    write_file(path, content, lasting=lasting)
     return len(content)
 
 
@@ -84,14 +84,14 @@ def check_json_size(text: str) -> None:
         )
 
 
-def write_pack(path: Path, tensors: Mapping[str, Tensor]) -> int:
+def write_pack(path: Path, tensors: Mapping[str, Tensor], *, lasting: bool = True) -> int:
     """Write tensors by their names; return how many bytes the file has.
 
     Raises:
         OSError: It cannot be written.
     """
     content = safetensors.torch.save(dict(tensors))
-    write_file(path, content, lasting=True)
+    write_file(path, content, lasting=lasting)
     return len(content)
 
 

@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
 
 from lightning_cnnviz import __version__
+from lightning_cnnviz.report import Step
 
 __all__ = ["DataIdentity", "LookIdentity", "NetworkIdentity", "network_identity", "versions"]
 
@@ -31,6 +32,12 @@ class DataIdentity:
     dataset: str = ""
     images: int | None = None
     loader: int = 0
+
+    @property
+    def sentence(self) -> str:
+        """What is known of them, for people; "" for nothing."""
+        count = "" if self.images is None else f"{self.images:,} images"
+        return " of ".join(part for part in (count, self.dataset) if part)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +86,18 @@ class LookIdentity:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     time: float = 0.0
+
+    @property
+    def step(self) -> Step:
+        """When it was taken, for people."""
+        return Step(
+            epoch=self.epoch, global_step=self.global_step, stage=self.stage, run=self.run, data=self.data.sentence
+        )
+
+    @property
+    def moment(self) -> tuple[int, int]:
+        """When it was taken: optimizer steps, then epochs."""
+        return (self.global_step, self.epoch)
 
     @property
     def series(self) -> tuple[str, str, str, str, str, int]:

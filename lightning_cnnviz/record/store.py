@@ -63,7 +63,7 @@ class RecordedLook:
     @property
     def step(self) -> Step:
         """When it was taken."""
-        return Step(epoch=self.epoch, global_step=self.identity.global_step, stage=self.identity.stage)
+        return self.identity.step
 
     @property
     def result(self) -> Any:
@@ -96,8 +96,7 @@ class RecordedLook:
 
     def earlier(self) -> list[RecordedLook]:
         """Return the looks of its series before it, oldest first."""
-        looks = self.record.looks(run=self.identity.run)
-        return [look for look in looks if look.identity.series == self.identity.series and look.id < self.id]
+        return self.record.before(self.identity)
 
     def seen(self) -> Seen:
         """Return what it has seen, read once."""
@@ -161,6 +160,7 @@ class Record:
 
     Args:
         folder: The record's folder; it need not be there yet.
+        lasting: Whether `add` waits until a look is on the disk, so that it outlives the machine's end, too.
 
     Raises:
         ValueError: The folder is no record, or needs a newer version.
@@ -177,8 +177,8 @@ class Record:
         [('layer_table', 20)]
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: str | Path, *, lasting: bool = True) -> None:
+        self.folder, self._lasting = Path(folder), lasting
         self._read: dict[str, RecordedLook] = {}
         self._damaged: dict[str, str] = {}
         self._packs: dict[str, str] = {}  # of tensors that are in the record, their pack
@@ -193,6 +193,25 @@ class Record:
         asked = {field: value for field, value in wanted.items() if value is not None}
         looks = (look for _, look in sorted(self._read.items()))
         return [look for look in looks if all(getattr(look.identity, each) == asked[each] for each in asked)]
+
+    def before(self, identity: LookIdentity) -> list[RecordedLook]:
+        """Return the looks of a look's series that were taken before it, oldest first.
+
+        Of several at one step, only the newest: a run that was resumed from a checkpoint has taken some looks again.
+        """
+        series = (look for look in self.looks(run=identity.run) if look.identity.series == identity.series)
+        by_step = {look.identity.moment: look for look in series if look.identity.moment < identity.moment}
+        return [look for _, look in sorted(by_step.items())]
+
+    def look(self, look_id: str) -> RecordedLook:
+        """Return a look by its name.
+
+        Raises:
+            KeyError: There is none, or it is damaged.
+        """
+        if look_id not in self._read:
+            self._look_around()
+        return self._read[look_id]
 
     def add(self, identity: LookIdentity, seen: Drawable | Report) -> RecordedLook:
         """Add a look; when this returns, it is there for good.
@@ -215,11 +234,12 @@ class Record:
         size = sum(self._write_image(name, pixels) for name, pixels in images.items())
         new = {name: tensor for name, tensor in tensors.items() if name not in self._packs}
         if new:
-            size += write_pack(self.folder / "packs" / f"{look_id}.safetensors", new)
+            size += write_pack(self.folder / "packs" / f"{look_id}.safetensors", new, lasting=self._lasting)
         packs = {name: self._packs.get(name, look_id) for name in tensors}
         identity = replace(identity, time=now / 1e9, arguments=plain(identity.arguments))
         content |= {"schema": SCHEMA, "version": __version__, "tensors": packs, "identity": to_tree(identity)[0]}
-        size += write_json(self.folder / "looks" / f"{look_id}.json", content | {"bytes": size})
+        file = self.folder / "looks" / f"{look_id}.json"
+        size += write_json(file, content | {"bytes": size}, lasting=self._lasting)
         self._packs.update(packs)
         look = self._read[look_id] = RecordedLook(self, look_id, identity, size)
         return look
@@ -316,7 +336,8 @@ class Record:
         for part in ("looks", "packs", "images"):
             (self.folder / part).mkdir(parents=True, exist_ok=True)
         if not (self.folder / _HEAD).exists():
-            write_json(self.folder / _HEAD, {"format": _FORMAT, "schema": SCHEMA, "version": __version__})
+            head = {"format": _FORMAT, "schema": SCHEMA, "version": __version__}
+            write_json(self.folder / _HEAD, head, lasting=self._lasting)
         self._look_around()
 
     # Reading.
@@ -376,8 +397,9 @@ class Record:
         identity = from_tree(content.get("identity"), _no_tensor, schema=content["schema"])
         if not isinstance(identity, LookIdentity):
             raise ValueError("it does not say which look it is")
-        size = content.get("bytes")
-        return RecordedLook(self, look_id, identity, size if type(size) is int else 0)
+        own = (self.folder / "looks" / f"{look_id}.json").stat().st_size
+        beside = content.get("bytes")
+        return RecordedLook(self, look_id, identity, own + (beside if type(beside) is int else 0))
 
     def tensor(self, name: str, pack: str) -> Tensor:
         """Return a tensor of a pack.

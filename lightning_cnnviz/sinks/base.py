@@ -46,9 +46,27 @@ class Sink(ABC):
             ValueError: This sink can write nowhere, for example since the logger that it needs is absent.
         """
 
+    @property
+    def record_folder(self) -> Path | None:
+        """Where the record of what is shown here belongs; None where it belongs nowhere, or is not known yet."""
+        return None
+
     @abstractmethod
     def write(self, report: Report, step: Step) -> None:
         """Show one report, taken at `step`."""
+
+    @staticmethod
+    def encode(report: Report, step: Step) -> Any:
+        """Do what takes long, for `write_encoded`; called in another process where reports are drawn beside training.
+
+        A sink whose `write` takes long does this work here, in a static method: it can be pickled, and so must be what
+        it returns.
+        """
+        return report
+
+    def write_encoded(self, content: Any, step: Step) -> None:
+        """Show what `encode` has made of one report."""
+        self.write(content, step)
 
     def close(self) -> None:  # noqa: B027 - most sinks need nothing
         """Finish; more may be written afterwards."""

@@ -5,12 +5,18 @@ from __future__ import annotations
 import importlib
 import logging
 import pkgutil
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from lightning_cnnviz.record.drawing import Drawer, DrawingJob
+from lightning_cnnviz.record.identity import LookIdentity
+from lightning_cnnviz.record.keeper import Keeper, new_run
+from lightning_cnnviz.record.store import Carried, Record, RecordedLook
+from lightning_cnnviz.render.views import Seen, draw_last, draw_view
 from lightning_cnnviz.report import Report, Step
 from lightning_cnnviz.sinks.base import Sink
 
@@ -20,27 +26,42 @@ log = logging.getLogger("lightning_cnnviz")
 # Python prints no information unless it is told to; Lightning tells it to for its own logger.
 printed_log = logging.getLogger("lightning.pytorch")
 _FOLDER = str(Path(__file__).parent)
+_MOST_WAITING = 16  # reports that wait for a sink's disk
 
 
 @dataclass
 class _Shared:
-    """What the outlets of one trainer have in common: its default sinks, and what people have been told."""
+    """What the outlets of one trainer have in common.
 
+    Attributes:
+        run: The run that looks belong to.
+        defaults: The default sinks.
+        keepers: Of each record that is written, what keeps looks in it.
+        drawer: What draws.
+        users: How many outlets are open.
+        announced: What people have been told.
+    """
+
+    run: str = field(default_factory=new_run)
     defaults: dict[type[Sink], Sink] = field(default_factory=dict)
+    keepers: dict[Path | None, Keeper] = field(default_factory=dict)
+    drawer: Drawer | None = None
+    users: int = 0
     announced: set[str] = field(default_factory=set)
 
 
 class Outlet:
-    """Shows the reports of one monitor, or of whoever else has some, in sinks.
+    """Shows the looks and reports of one monitor, or of whoever else has some, in sinks; and keeps them in the record.
 
-    A sink that cannot be opened raises, since nothing is lost yet. One that cannot be written to is reported once, with
-    its traceback, and given up; the other sinks and the run go on. A holder keeps its outlet as an attribute, so that
-    the outlets of one trainer find each other: its callbacks and its LightningModule write to one page.
+    A sink that cannot be opened raises, since nothing is lost yet. A full disk is announced once, and what could not be
+    written is written later, when it can be. A sink that fails in another way is reported once, with its traceback, and
+    given up; the other sinks and the run go on. A holder keeps its outlet as an attribute, so that the outlets of one
+    trainer find each other: its callbacks and its LightningModule write to one page and one record.
 
     Args:
         who: Whose reports they are, for messages.
         sinks: Where to show them; by default one of each kind that is a default and serves the trainer's loggers.
-        raises: Whether a sink that cannot be written to raises instead.
+        raises: Whether a sink that cannot be written to raises instead; reports are then drawn in this process.
 
     Example:
         >>> from lightning_cnnviz import MemorySink
@@ -57,13 +78,29 @@ class Outlet:
         self.who, self.sinks, self.raises = who, sinks, raises
         self._opened: list[Sink] = []
         self._writable: list[Sink] = []  # of those, the ones that are not given up
-        self._has_shown = False
+        self._waiting: dict[Sink, deque[tuple[Any, Step]]] = {}  # what could not be written yet
+        self._loggers: Sequence[Any] = ()
+        self._lost: dict[Sink, int] = {}  # how many reports each sink misses for good
+        self._failing: set[Sink] = set()
+        self._beside = self._has_shown = self._is_user = False
+        self._keeper: Keeper | None = None
+        self._last: Callable[[bool], None] | None = None
         self._shared = _Shared()
 
     @property
     def is_open(self) -> bool:
         """Whether a report would be shown anywhere; False off rank zero, and once all sinks are given up."""
         return bool(self._writable)
+
+    @property
+    def run(self) -> str:
+        """The run that looks belong to."""
+        return self._shared.run
+
+    @property
+    def record(self) -> Record | None:
+        """The record that looks are kept in; None where none is kept, or only until the run ends."""
+        return self._keeper.record if self._keeper is not None and self._keeper.lasting else None
 
     def open(self, trainer: Any) -> None:
         """Open the sinks for one stage of a trainer; every rank must ask, the first one alone shows.
@@ -76,10 +113,14 @@ class Outlet:
         folder = log_folder(trainer)
         self._shared = next((outlet._shared for outlet in _outlets(trainer)), self._shared)
         self._shared.announced.clear()  # all outlets open before one closes
+        fits = trainer.state.fn == "fit"
+        if fits and trainer.global_step == 0 and self._shared.users == 0:
+            self._shared.run = new_run()  # a checkpoint, if there is one, says so after set-up
         if not trainer.is_global_zero or (self.sinks is None and trainer.fast_dev_run):
             self._opened, self._writable = [], []
-        else:
-            self.open_for(trainer.loggers, folder)
+            return
+        self._beside = fits and not trainer.fast_dev_run
+        self.open_for(trainer.loggers, folder)
 
     def open_for(self, loggers: Sequence[Any], folder: Path) -> None:
         """Open the sinks without a trainer.
@@ -89,7 +130,8 @@ class Outlet:
             folder: Where they may write files.
 
         Raises:
-            ValueError: There are no sinks, or one of them can write nowhere.
+            ValueError: There are no sinks, or one of them can write nowhere; or the record there is none that can be
+                added to.
         """
         sinks = self.sinks
         if sinks is None:
@@ -100,34 +142,208 @@ class Outlet:
                 f"{self.who}(sinks=[]) would show nothing anywhere: leave sinks out for "
                 f"{' and '.join(kind.__name__ for kind in _default_kinds(loggers))}, or give some of {choices}"
             )
-        self._has_shown = False
-        self._opened, self._writable = list(sinks), list(sinks)
+        self._has_shown, self._last, self._loggers = False, None, loggers
+        self._opened, self._writable, self._waiting = list(sinks), list(sinks), {}
         for sink in sinks:
             sink.open(loggers, folder)
+        place = next((sink.record_folder for sink in sinks if sink.record_folder is not None), None)
+        if place not in self._shared.keepers:
+            self._shared.keepers[place] = Keeper(place)
+        self._keeper = self._shared.keepers[place]
+        self._shared.users += not self._is_user
+        self._is_user = True
+
+    def resume(self, run: str, record: str) -> None:
+        """Go on with a run from a checkpoint, in its record, where that is still there and no other place was given."""
+        self._shared.run = run
+        if not self.is_open or self.record is None or self.sinks is not None or not Path(record).is_dir():
+            return
+        if Path(record).resolve() != self.record.folder.resolve():
+            # The folder of the run that is resumed: its sinks put their things where they did then.
+            self.open_for(self._loggers, Path(record).parents[1])
+
+    def earlier(self, identity: LookIdentity) -> list[RecordedLook]:
+        """Return the looks of the same series that were taken before, oldest first."""
+        return [] if self._keeper is None else self._keeper.record.before(replace(identity, run=self.run))
+
+    def show_look(self, identity: LookIdentity, seen: Seen, draw: Callable[[], Report] | None = None) -> None:
+        """Keep a look in the record and draw it for every sink: beside training, where the run is one.
+
+        Args:
+            identity: Which look it is; its run is filled in.
+            seen: What it has seen.
+            draw: Draws it, in this process, in place of its view.
+        """
+        if self._keeper is None or not self.is_open:
+            return
+        identity = replace(identity, run=self.run)
+        look = self._keeper.keep(identity, seen)
+        step = identity.step
+        if look is not None and self._beside and draw is None and self._drawer.is_beside and not self.raises:
+            job = DrawingJob(step=step, encoders=(), folder=look.record.folder.resolve(), look=look.id)
+            show = partial(self._submit, job)
+        else:
+            carried = Carried(self._keeper.record.before(identity))
+            show = partial(self._draw, identity, seen, carried, step)
+        if draw is None:
+            show(False)
+        else:
+            self._write(replace(draw(), name=identity.name), step)
+        self._last = show
 
     def show(self, report: Report, step: Step) -> None:
-        """Write a report to every sink that is not given up; to none where the outlet is not open."""
-        self._writable = [sink for sink in self._writable if self._tried(sink, partial(sink.write, report, step))]
-        self._has_shown |= self.is_open
+        """Keep a report of what has no result, and write it to every sink; to none where the outlet is not open."""
+        if self._keeper is None or not self.is_open:
+            return
+        self._keeper.keep(
+            LookIdentity(
+                view=report.view,
+                name=report.name,
+                stage=step.stage,
+                epoch=step.epoch,
+                global_step=step.global_step,
+                run=self.run,
+            ),
+            report,
+        )
+        self._last = None
+        self._write(report, replace(step, run=self.run))
 
-    def close(self) -> None:
-        """Close every sink, and say once in a trainer's stage where each shows what it was given."""
+    def show_last(self) -> None:
+        """Show what belongs to the end of a run, of the last look, where its view has something."""
+        if self._last is not None and self.is_open:
+            self._last(True)
+
+    def poll(self) -> None:
+        """Write what has been drawn meanwhile; quick where nothing is."""
+        if self._shared.drawer is not None:
+            self._shared.drawer.poll()
+
+    def close(self, *, shows_progress: bool = False, waits: bool = True) -> None:
+        """Write what is still being drawn, close every sink, and say once in a trainer's stage where each shows.
+
+        Args:
+            shows_progress: Whether to show how much is still to be drawn.
+            waits: Whether to wait for it; else it is in the record alone.
+        """
+        if self._shared.drawer is not None and waits:
+            self._shared.drawer.drain(shows_progress=shows_progress)
+        for sink in list(self._writable):
+            self._write_waiting(sink)
+            lost = self._lost.pop(sink, 0) + len(self._waiting.pop(sink, ()))
+            if lost:
+                log.error("%s: %d reports are lost to %s", self.who, lost, type(sink).__name__)
         opened, writable = self._opened, self._writable
         self._opened, self._writable = [], []
         for sink in opened:
-            closed = self._tried(sink, sink.close)
+            closed = self._closed(sink)
             if closed and self._has_shown and sink in writable and sink.address not in {"", *self._shared.announced}:
                 self._shared.announced.add(sink.address)
                 printed_log.info("%s: %s", self.who, sink.address)
+        if self._is_user:
+            self._is_user = False
+            self._shared.users -= 1
+            if self._shared.users == 0:
+                self._release()
+
+    def _closed(self, sink: Sink) -> bool:
+        try:
+            return self._tried(sink, sink.close)
+        except OSError as error:
+            if self.raises:
+                raise
+            log.error("%s: %s could not be closed: %s", self.who, type(sink).__name__, error)
+            return False
+
+    def _release(self) -> None:
+        """Let go what the outlets of a trainer share, when the last of them closes."""
+        if self._shared.drawer is not None:
+            self._shared.drawer.close()
+            self._shared.drawer = None
+        for keeper in self._shared.keepers.values():
+            keeper.close()
+        self._shared.keepers.clear()
+
+    @property
+    def _drawer(self) -> Drawer:
+        if self._shared.drawer is None:
+            self._shared.drawer = Drawer()
+        return self._shared.drawer
+
+    def _submit(self, job: DrawingJob, last: bool) -> None:
+        """Let a look be drawn and encoded in another process."""
+        sinks = list(self._writable)
+        # Only what that process can import; other sinks encode here.
+        encoders = tuple(sink.encode if _is_ours(sink.encode) else Sink.encode for sink in sinks)
+
+        def publish(contents: list[Any]) -> None:
+            for sink, encode, content in zip(sinks, encoders, contents, strict=True):
+                if sink in self._writable:
+                    own = content if sink.encode is encode else sink.encode(content, job.step)
+                    self._put(sink, own, job.step)
+
+        self._drawer.submit(replace(job, encoders=encoders, last=last), publish)
+        self._has_shown = True
+
+    def _draw(self, identity: LookIdentity, seen: Seen, carried: Sequence[Any], step: Step, last: bool) -> None:
+        """Draw a look here and now."""
+        report = (draw_last if last else draw_view)(identity.view, seen, carried)
+        if report is not None:
+            self._write(replace(report, name=identity.name), step)
+
+    def _write(self, report: Report, step: Step) -> None:
+        for sink in list(self._writable):
+            self._tried(sink, lambda sink=sink: self._put(sink, sink.encode(report, step), step))  # type: ignore[misc]
+        self._has_shown |= self.is_open
+
+    def _put(self, sink: Sink, content: Any, step: Step) -> None:
+        """Write to one sink, after what it could not write before."""
+        waiting = self._waiting.setdefault(sink, deque())
+        waiting.append((content, step))
+        self._write_waiting(sink)
+        while len(waiting) > _MOST_WAITING:
+            waiting.popleft()
+            self._lost[sink] = self._lost.get(sink, 0) + 1
+
+    def _write_waiting(self, sink: Sink) -> None:
+        waiting = self._waiting.get(sink)
+        while waiting and sink in self._writable:
+            first = waiting[0]
+            try:
+                written = self._tried(sink, partial(sink.write_encoded, *first))
+            except OSError as error:
+                if self.raises:
+                    raise
+                if sink not in self._failing:
+                    self._failing.add(sink)
+                    log.error(
+                        "%s: %s cannot be written to, the run goes on: %s. What it misses is written when that is "
+                        "possible again",
+                        self.who,
+                        type(sink).__name__,
+                        error,
+                    )
+                return
+            self._failing.discard(sink)
+            if written:
+                waiting.popleft()
 
     def _tried(self, sink: Sink, action: Callable[[], None]) -> bool:
+        """Say whether a sink could do something; one that cannot is given up, but for a disk that may have room later.
+
+        Raises:
+            OSError: The disk, or the network, did not take it.
+        """
         try:
             action()
+        except OSError:
+            raise
         except Exception as error:
             if self.raises:
                 raise
             name = type(sink).__name__
             log.error("%s: %s is given up, the run goes on: %s", self.who, name, error, exc_info=True)
+            self._writable = [each for each in self._writable if each is not sink]
             return False
         return True
 
@@ -174,3 +390,8 @@ def _kinds() -> list[type[Sink]]:
 
 def _default_kinds(loggers: Sequence[Any]) -> list[type[Sink]]:
     return [kind for kind in _kinds() if kind.is_default and kind.serves(loggers)]
+
+
+def _is_ours(encode: Callable[..., Any]) -> bool:
+    """Whether another process can import it."""
+    return encode.__module__.startswith(f"{__name__.partition('.')[0]}.")

@@ -76,6 +76,11 @@ class PageSink(Sink):
         """The page, to be opened in a browser; "" before it is known where it goes."""
         return f"open {self.path} in a browser" if self._folder is not None else ""
 
+    @property
+    def record_folder(self) -> Path | None:
+        """Beside the page."""
+        return None if self._folder is None else self._folder.directory / "record"
+
     def open(self, loggers: Sequence[Any], folder: Path) -> None:
         """Decide where the page goes.
 

@@ -66,14 +66,26 @@ Trainer(logger=WandbLogger(project=...)), or write elsewhere, for example with s
         Raises:
             RuntimeError: `open` has not been called.
         """
+        self.write_encoded(self.encode(report, step), step)
+
+    @staticmethod
+    def encode(report: Report, step: Step) -> Any:
+        """Draw the items: by key, the content and caption of each."""
+        return dict(_contents(report, step))
+
+    def write_encoded(self, content: Any, step: Step) -> None:
+        """Log what has been drawn as one row of each run.
+
+        Raises:
+            RuntimeError: `open` has not been called.
+        """
         if self._loggers is None:
             raise RuntimeError("this WandbSink knows no run yet: call open() first")
         # The WandbLoggers of one process usually share a run, which must not get everything twice.
         runs = {id(run): run for run in (logger.experiment for logger in self._loggers)}
-        contents = dict(_contents(report, step)) if runs else {}
-        for run in runs.values() if contents else ():
+        for run in runs.values() if content else ():
             # Made anew for each run: a media object belongs to the first one that it is logged to.
-            media = {key: _media(content, caption) for key, (content, caption) in contents.items()}
+            media = {key: _media(what, caption) for key, (what, caption) in content.items()}
             # Never `step=`: wandb drops rows below its own count of log calls, and Lightning's calls raise that too.
             run.log({"epoch": step.epoch, "trainer/global_step": step.global_step, **media})
 

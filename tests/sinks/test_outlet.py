@@ -35,26 +35,60 @@ class Faulty(MemorySink):
             raise OSError("No space left on device")
 
 
+class Broken(MemorySink):
+    """Fails to write, by a fault of its own."""
+
+    def write(self, report: Report, step: Step) -> None:
+        super().write(report, step)
+        raise TypeError("a picture is no number")
+
+
 def given_up(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.message for record in caplog.records if "given up" in record.message]
 
 
 def test_a_sink_that_fails_is_given_up_closed_and_named_once(caplog: pytest.LogCaptureFixture) -> None:
-    full, good = Faulty(), MemorySink()
-    outlet = Outlet("Who", [full, good])
+    broken, good = Broken(), MemorySink()
+    outlet = Outlet("Who", [broken, good])
     outlet.open_for([], Path("unused"))
     for _ in range(3):
         outlet.show(REPORT, STEP)
     outlet.close()
-    assert (len(full.reports), full.closed, len(good.reports)) == (1, 1, 3)
-    assert given_up(caplog) == ["Who: Faulty is given up, the run goes on: No space left on device"]
+    assert (len(broken.reports), len(good.reports)) == (1, 3)
+    assert given_up(caplog) == ["Who: Broken is given up, the run goes on: a picture is no number"]
+
+
+def test_what_a_full_disk_did_not_take_is_written_when_there_is_room(caplog: pytest.LogCaptureFixture) -> None:
+    full, good = Faulty(), MemorySink()
+    outlet = Outlet("Who", [full, good])
+    outlet.open_for([], Path("unused"))
+    for epoch in (1, 2, 3):
+        outlet.show(REPORT, Step(epoch=epoch, global_step=epoch))
+    full.writes, full.reports = True, []
+    outlet.show(REPORT, Step(epoch=4, global_step=4))
+    outlet.close()
+    assert [step.epoch for step, _ in full.reports] == [step.epoch for step, _ in good.reports] == [1, 2, 3, 4]
+    said = [record.message for record in caplog.records]
+    assert len([message for message in said if "Faulty cannot be written to" in message]) == 1
+    assert not given_up(caplog)
+
+
+def test_what_is_never_written_is_said_to_be_lost(caplog: pytest.LogCaptureFixture) -> None:
+    full = Faulty()
+    outlet = Outlet("Who", [full])
+    outlet.open_for([], Path("unused"))
+    for epoch in range(30):
+        outlet.show(REPORT, Step(epoch=epoch, global_step=epoch))
+    outlet.close()
+    assert full.closed == 1
+    assert "Who: 30 reports are lost to Faulty" in caplog.text
 
 
 def test_a_sink_that_cannot_be_closed_stops_nobody(caplog: pytest.LogCaptureFixture) -> None:
     bad, good = Faulty(writes=True, closes=False), Faulty(writes=True)
     show_once("Who", REPORT, STEP, [bad, good], folder=Path("unused"))
     assert (bad.closed, good.closed) == (1, 1)
-    assert len(given_up(caplog)) == 1
+    assert "Faulty could not be closed: No space left on device" in caplog.text
 
 
 def test_where_failures_are_to_raise_they_do() -> None:
@@ -80,7 +114,7 @@ def test_nobody_is_written_to_before_open_and_after_close() -> None:
 
 
 def test_a_sink_that_was_given_up_is_tried_again_in_the_next_stage() -> None:
-    full = Faulty()
+    full = Broken()
     outlet = Outlet("Who", [full])
     for _ in range(2):
         outlet.open_for([], Path("unused"))

@@ -13,6 +13,7 @@ from lightning_cnnviz.callbacks._base.cost import wait_for_device
 from lightning_cnnviz.callbacks._base.monitor import Monitor, MonitorOptions
 from lightning_cnnviz.callbacks._base.sample import DisplayedSample
 from lightning_cnnviz.core.data.sample import Sample
+from lightning_cnnviz.record.identity import DataIdentity
 from lightning_cnnviz.render.display import Display
 
 __all__ = ["ExperimentMonitor", "Progress"]
@@ -76,6 +77,10 @@ class ExperimentMonitor(Monitor):
     def display_of(self, result: Any) -> Display:
         """Return how the images are shown; of an experiment without any, nothing."""
         return Display() if self._images is None else self.display
+
+    def data_of(self, result: Any) -> DataIdentity:
+        """Return which images were experimented on."""
+        return DataIdentity() if self._images is None else DataIdentity(images=len(self.sample))
 
     # When: Lightning's hooks.
 

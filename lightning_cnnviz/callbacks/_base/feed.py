@@ -17,6 +17,7 @@ from lightning_cnnviz.callbacks._base.subscriber import Subscriber, agree, for_a
 from lightning_cnnviz.callbacks._base.trainer import batch_limit, chosen_loader, data_loaders
 from lightning_cnnviz.core.data.batches import BatchFn, indexed_batches, read_batch
 from lightning_cnnviz.core.network.hooks import analysis_mode
+from lightning_cnnviz.record.identity import NetworkIdentity
 
 __all__ = ["Feed"]
 
@@ -31,6 +32,7 @@ class Feed:
         rear: The last of the trainer's monitors: when it is called, all others have been.
         first_step: The trainer's global step when this fit began.
         costs: What each of the trainer's monitors costs.
+        network_seen: When the network was last identified, and as what.
     """
 
     def __init__(self, lead: Any) -> None:
@@ -38,6 +40,7 @@ class Feed:
         self.first_step = 0
         self.costs = Costs()
         self.subscribers: list[Subscriber] = []
+        self.network_seen: tuple[Any, NetworkIdentity] | None = None
         self._tried: set[Subscriber] = set()
         self._looks: list[tuple[int, BatchFn | None, Look]] = []
 

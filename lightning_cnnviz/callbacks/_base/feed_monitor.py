@@ -11,6 +11,7 @@ from lightning_cnnviz.callbacks._base.look import Look
 from lightning_cnnviz.callbacks._base.monitor import Monitor, MonitorOptions
 from lightning_cnnviz.callbacks._base.subscriber import RunningComputation, Subscriber
 from lightning_cnnviz.core.data.batches import BatchFn
+from lightning_cnnviz.record.identity import DataIdentity
 
 __all__ = ["FeedMonitor", "FeedOptions"]
 
@@ -47,6 +48,7 @@ class FeedMonitor(Monitor, Subscriber):  # type: ignore[misc]
         super().__init__(**options)
         self.data, self.dataloader_idx, self.batch_fn = data, dataloader_idx, batch_fn
         self.dataset: Any = None
+        self._data = DataIdentity()
 
     @abstractmethod
     def part(self, look: Look, running: RunningComputation) -> Any:
@@ -55,8 +57,15 @@ class FeedMonitor(Monitor, Subscriber):  # type: ignore[misc]
     def finish(self, look: Look, running: RunningComputation) -> None:
         """Show what a whole look has found."""
         self.dataset = look.dataset
+        kind = type(look.loader if self.dataset is None else self.dataset).__name__
+        loader = self.dataloader_idx if self.data is None else -1
+        self._data = DataIdentity(dataset=kind, images=look.images, loader=loader)
         with self._feed.costs.look(self):
             self.look(look.trainer, lambda: self.part(look, running))
+
+    def data_of(self, result: Any) -> DataIdentity:
+        """Return which images were looked at."""
+        return self._data
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Subscribe to the trainer's feed."""

@@ -7,12 +7,14 @@ from contextlib import AbstractContextManager, ExitStack, suppress
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from lightning_cnnviz.callbacks._base.cost import Costs
 from lightning_cnnviz.callbacks._base.subscriber import RunningComputation, Subscriber, agree, for_all
 from lightning_cnnviz.callbacks._base.trainer import mixed_precision
 from lightning_cnnviz.core.data.batches import BatchFn, IndexReader, read_batch
+from lightning_cnnviz.core.data.distributed import summed
 from lightning_cnnviz.core.network.hooks import hooks_within
 
 __all__ = ["Look"]
@@ -66,6 +68,7 @@ class Look:
 
     Attributes:
         loader: As given.
+        images: How many images were looked at, on all ranks once it is finished.
     """
 
     def __init__(
@@ -81,6 +84,7 @@ class Look:
         self._networks, self._tried, self._costs = networks, tried, costs
         self._reader = IndexReader(loader, *ranks)
         self._runs: list[_Run] = []
+        self.images = 0
 
     @property
     def subscribers(self) -> list[Subscriber]:
@@ -138,6 +142,7 @@ class Look:
 
     def start_pass(self, images: Tensor, indices: Tensor, labels: Tensor | None, *, raises: bool) -> None:
         """Get ready for the network's pass over images."""
+        self.images += len(images)
         for subscriber, network in self._networks.items():
             if not subscriber.failed and subscriber not in self._tried:
                 with subscriber.guard(raises=raises):
@@ -164,6 +169,7 @@ class Look:
         """Merge the ranks, and let each subscriber show its result; every rank must come here."""
         self.abandon()
         agree(self.subscribers)
+        self.images = self._all_images()
         for run in self._runs:
             owners = [owner for owner in run.owners if not owner.failed]
             if owners:
@@ -174,6 +180,14 @@ class Look:
             for owner in run.owners:
                 if not owner.failed:
                     owner.finish(self, run.computation)
+
+    def _all_images(self) -> int:
+        """How many images all ranks have had; those that a sampler repeats, so that ranks have as many, count once."""
+        seen = int(summed(torch.tensor([self.images])))
+        try:
+            return min(seen, len(self.dataset)) if self.indices_known else seen
+        except TypeError:
+            return seen
 
     def _still_running(self) -> Iterator[_Run]:
         for run in self._runs:

@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any, ClassVar, Literal, TypedDict
 
 import lightning.pytorch as pl
@@ -21,8 +22,11 @@ from lightning_cnnviz.callbacks._base.interruption import end_interrupted
 from lightning_cnnviz.callbacks._base.schedule import Schedule
 from lightning_cnnviz.callbacks._base.trainer import find_network, mixed_precision, step_of
 from lightning_cnnviz.core.data.distributed import agreed, gathered_objects, rank
+from lightning_cnnviz.record.data import plain
+from lightning_cnnviz.record.identity import DataIdentity, LookIdentity, NetworkIdentity, network_identity, versions
+from lightning_cnnviz.record.store import Carried
 from lightning_cnnviz.render.display import Display
-from lightning_cnnviz.render.views import Seen, carry_on, draw_last, draw_view
+from lightning_cnnviz.render.views import Seen, draw_view
 from lightning_cnnviz.report import Report, Step
 from lightning_cnnviz.sinks.base import Sink
 from lightning_cnnviz.sinks.outlet import Outlet, printed_log
@@ -65,7 +69,8 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
         on_error: `"report"`, or `"raise"` to let a failure stop the run.
 
     Raises:
-        ValueError: An option is wrong; at set-up: another monitor of this class has the same name.
+        ValueError: An option is wrong. (Two monitors of one class and name are refused by the Trainer, since its
+            checkpoints could not keep them apart: give each a name of its own.)
     """
 
     view: ClassVar[str] = ""
@@ -100,8 +105,7 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
         self._looks = self._steps = 0
         self._shows_progress = False
         self._step = Step(epoch=0, global_step=0)
-        self._carried: list[Any] = []
-        self._last: Report | None = None
+        self._network = NetworkIdentity()
 
     # What a concrete monitor says.
 
@@ -128,17 +132,16 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
         """Return how people see the images that a whole result was made on; called on rank zero alone."""
         return Display()
 
-    def render(self, result: Any) -> Report:
-        """Turn a whole result into a report, with what earlier looks carried on; called on rank zero alone."""
-        seen = Seen(result=result, display=self.display_of(result), arguments=self.arguments, epoch=self._step.epoch)
-        report = draw_view(self.view, seen, self._carried)
-        self._last = draw_last(self.view, seen, self._carried)
-        self._carried.append(carry_on(self.view, seen))
-        return report
+    def data_of(self, result: Any) -> DataIdentity:
+        """Return which images a whole result was made on."""
+        return DataIdentity()
 
-    def last_report(self) -> Report | None:
-        """Return what is to be shown once at the end of the run, if anything."""
-        return self._last
+    def render(self, result: Any) -> Report:
+        """Turn a whole result into a report, with what earlier looks carried on; called on rank zero alone.
+
+        A monitor whose `view` is not in `render.views` has its own.
+        """
+        return draw_view(self.view, self._seen(result), Carried(self._outlet.earlier(self._identity(result))))
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -155,11 +158,9 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
         self._failure, self._looks, self._steps_aside = None, 0, False
         if self._budget is not None:
             self._budget.start()
-        self._carried, self._last = [], None
         lead = next(other for other in trainer.callbacks if isinstance(other, Monitor))
         self._feed = Feed(self) if lead is self else lead._feed
         self._feed.rear = self
-        self._refuse_twins(trainer)
         if self.model is not None:
             self.network_of(pl_module)  # a wrong name is wrong, not unsuitable
         with self.guard(raises=True):
@@ -208,7 +209,9 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
                 self._feed.read(trainer, pl_module, self._feed.with_data())
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Look in passes of our own, where a look is due after this step."""
+        """Show what has been drawn meanwhile; look in passes of our own, where a look is due after this step."""
+        if self._leads:
+            self._outlet.poll()
         if self._feed.rear is self:  # others have left the step's own pass
             self._feed.read(trainer, pl_module, [each for each in self._feed.subscribers if each.due_after(trainer)])
 
@@ -233,13 +236,32 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
         self.on_validation_end(trainer, pl_module)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Leave no hook behind; after Ctrl-C, look at what was trained."""
+        """Leave no hook behind, after Ctrl-C look at what was trained, and show what has been seen."""
         self._feed.abandon()
-        if isinstance(exception, KeyboardInterrupt) and trainer.state.fn == "fit":
-            if self._feed.rear is self:  # all have left their hooks; all look, and only then are all torn down
-                monitors = [each for each in trainer.callbacks if isinstance(each, Monitor)]
-                end_interrupted(trainer, pl_module, monitors, looks=trainer.global_step > self._feed.first_step)
-            return
+        if not isinstance(exception, KeyboardInterrupt) or trainer.state.fn != "fit":
+            # After SIGTERM a process has a few seconds, which belong to the checkpoint; looks are in the record.
+            hurries = type(exception).__name__ == "SIGTERMException"
+            self._outlet.close(shows_progress=self._shows_progress, waits=not hurries)
+        elif self._feed.rear is self:
+            monitors = [each for each in trainer.callbacks if isinstance(each, Monitor)]
+            end_interrupted(trainer, pl_module, monitors, looks=trainer.global_step > self._feed.first_step)
+
+    # Checkpoints.
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return which run this is and where its record is, so that a resumed run goes on with both."""
+        record = self._outlet.record
+        return {"run": self._outlet.run, "record": "" if record is None else str(record.folder.resolve())}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the run of a checkpoint."""
+        if "run" in state_dict:
+            self._outlet.resume(state_dict["run"], state_dict.get("record", ""))
+
+    @property
+    def state_key(self) -> str:
+        """Under which a checkpoint holds the state: several monitors keep apart."""
+        return self._generate_state_key(name=self.name)
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Show what belongs to the end, and name again what failed."""
@@ -252,11 +274,9 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
                 self._say_what_was_seen(stage)
                 if self._looks and self._outlet.is_open:
                     with self.guard():
-                        report = self.last_report()
-                        if report is not None:
-                            self._show(report)
+                        self._outlet.show_last()
             finally:
-                self._outlet.close()
+                self._outlet.close(shows_progress=self._shows_progress)
         if stage == "fit" and self._feed.rear is self and trainer.is_global_zero:
             summary = self._feed.costs.summary([each for each in trainer.callbacks if isinstance(each, Monitor)])
             if summary:
@@ -327,9 +347,10 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
             self._looks += 1
             self._step = step_of(trainer)
             if self._outlet.is_open:
+                self._network = self._identified(trainer)
                 result = self.merge(parts)
                 with self._feed.costs.charge([self], "showing"):
-                    self._show(self.render(result))
+                    self._show(result)
 
     @property
     def title(self) -> str:
@@ -381,14 +402,37 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
         elif self._looks == 0:
             raise ValueError(f"{self._who} saw no batch: the loader of trainer.{stage}() is empty")
 
-    def _refuse_twins(self, trainer: Any) -> None:
-        twins = [each for each in trainer.callbacks if type(each) is type(self) and each.name == self.name]
-        if len(twins) > 1:
-            kind = type(self).__name__
-            raise ValueError(
-                f"{len(twins)} {self._who} on one trainer would overwrite each other: give each a name of its own, as "
-                f'in {kind}(name="first")'
-            )
+    def _show(self, result: Any) -> None:
+        """Keep a whole result and show it; of a monitor without a view, its report."""
+        if not self.view:
+            self._outlet.show(replace(self.render(result), name=self.name), self._step)
+            return
+        draws_its_view = getattr(self.render, "__func__", None) is Monitor.render
+        own = None if draws_its_view else partial(self.render, result)
+        self._outlet.show_look(self._identity(result), self._seen(result), own)
 
-    def _show(self, report: Report) -> None:
-        self._outlet.show(replace(report, name=self.name), self._step)
+    def _seen(self, result: Any) -> Seen:
+        return Seen(result=result, display=self.display_of(result), arguments=self.arguments, epoch=self._step.epoch)
+
+    def _identity(self, result: Any) -> LookIdentity:
+        return LookIdentity(
+            view=self.view,
+            name=self.name,
+            stage=self._step.stage,
+            epoch=self._step.epoch,
+            global_step=self._step.global_step,
+            data=self.data_of(result),
+            network=self._network,
+            monitor=type(self).__name__,
+            arguments=plain(self.arguments),
+            versions=versions(),
+        )
+
+    def _identified(self, trainer: Any) -> NetworkIdentity:
+        """Which weights are looked at; read once for all monitors that look at the same moment."""
+        network = self.network_of(trainer.lightning_module)
+        moment = (id(network), trainer.global_step, trainer.current_epoch, str(trainer.state.fn))
+        feed = self._feed
+        if feed.network_seen is None or feed.network_seen[0] != moment:
+            feed.network_seen = moment, network_identity(network)
+        return feed.network_seen[1]
