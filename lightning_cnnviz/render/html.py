@@ -23,6 +23,8 @@ __all__ = ["html_page", "html_part"]
 
 _LARGEST = 112  # pixels of the screen a side of a tile
 _MOST_ENLARGED = 8
+_PICTURE_DENSITY = 1.25  # pixels of a picture in one of the screen
+_LEGIBLE = 640  # narrower, a picture is moved under the finger and not made smaller
 _LIGHT = "--paper:#fff;--ink:#1a1b1e;--pencil:#5b6068;--line:#dcdcd8;--even:#f6f6f4"
 _DARK = "--paper:#17191c;--ink:#ecedf0;--pencil:#a2a8b3;--line:#3a3e46;--even:#1f2226"
 # Where a notebook says which theme it has, that counts, and not what the system prefers.
@@ -112,8 +114,10 @@ def _item(item: Gallery | Picture | Curve | Table, rows: int | None) -> Iterator
             yield f'<p class="soft">{_figures(item.numbers)}</p>'
         yield f'<div class="rows">{"".join(_row(row, item, rows is not None) for row in item.rows[:rows])}</div>'
     elif isinstance(item, Picture):
-        style = f"width:{item.pixels.shape[2] / 1.25:.0f}px"
-        yield f'<div class="picture" style="{style}">{_image(item.pixels, item.caption or item.name, drawn=True)}</div>'
+        width = round(item.pixels.shape[2] / _PICTURE_DENSITY)
+        style = f"width:{width}px;min-width:{min(width, _LEGIBLE)}px"
+        image = _image(item.pixels, item.caption or item.name, drawn=True)
+        yield f'<div class="scroll"><div class="picture" style="{style}">{image}</div></div>'
     elif isinstance(item, Curve):
         yield f'<div class="chart scroll">{_chart(item)}</div>'
     else:

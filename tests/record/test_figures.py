@@ -242,7 +242,8 @@ def test_a_page_is_readable_on_any_screen_and_asks_for_nothing(
     names = tuple(f"column {number}" for number in range(30))
     wide = Table("wide", names, (names,))
     strip = Gallery("strip", (Row("r", gallery().rows[0].tiles * 4),), columns=36)
-    path = report(gallery(), strip, curve(), wide).save(tmp_path / "fig.html")
+    picture = Picture("panels", torch.zeros(3, 300, 1900, dtype=torch.uint8))
+    path = report(gallery(), strip, curve(), wide, picture).save(tmp_path / "fig.html")
     browser_page.set_viewport_size({"width": width, "height": 800})
     browser_page.emulate_media(color_scheme=scheme)
     browser_page.goto(f"file://{path}")
@@ -250,6 +251,7 @@ def test_a_page_is_readable_on_any_screen_and_asks_for_nothing(
     broken = "[...document.images].filter(image => { image.loading = 'eager'; return !image.naturalWidth }).length"
     browser_page.evaluate("Promise.all([...document.images].map(image => (image.loading = 'eager', image.decode())))")
     assert browser_page.evaluate(broken) == 0
+    assert browser_page.evaluate("document.querySelector('.picture').clientWidth") >= 640
     assert contrast(browser_page, "h2", "color") > 7
     assert contrast(browser_page, ".soft", "color") > 4.5
     assert contrast(browser_page, ".chart text", "fill") > 7
