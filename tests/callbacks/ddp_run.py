@@ -29,7 +29,8 @@ class SavingProjections(DeconvnetMonitor):
     """Writes its result to a file beside the other one, on rank zero."""
 
     def render(self, result: Any) -> Any:
-        torch.save(tuple(result), Saving.out.with_suffix(".projections"))
+        patches, projection = result
+        torch.save((patches, projection.pixels), Saving.out.with_suffix(".projections"))
         return super().render(result)
 
 
