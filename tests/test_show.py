@@ -33,7 +33,9 @@ from lightning_cnnviz.core.maximization.plan import maximize_plan, plan_layers
 from lightning_cnnviz.core.network.layers import select_layers
 from lightning_cnnviz.core.probing.online import OnlineScores
 from lightning_cnnviz.core.tracing.feature_maps import trace_feature_maps
-from lightning_cnnviz.render.views import VIEW_NAMES
+from lightning_cnnviz.record import LookIdentity, Record
+from lightning_cnnviz.render.display import display_of_sample
+from lightning_cnnviz.render.views import VIEW_NAMES, Seen
 from lightning_cnnviz.report import Gallery, Picture, Report, Scalar
 
 
@@ -215,6 +217,16 @@ def test_pictures_that_matplotlib_drew_keep_lines_and_letters() -> None:
     figure = shown.figure("image 1")
     assert "p(true class)" in " ".join(text for axes in figure.axes for text in [axes.get_title(loc="left")])
     assert set(shown.drawings) == {item.name for item in shown.items if isinstance(item, Picture)}
+
+
+def test_a_look_of_a_record_brings_what_it_needs(tmp_path: Path) -> None:
+    maps = occlude(network(), *images(), size=8, stride=8)
+    sample = Sample(images=images()[0], labels=None, indices=torch.arange(3))
+    seen = Seen(result=maps, display=display_of_sample(sample, None))
+    look = Record(tmp_path).add(LookIdentity(view="occlusion", name="mine"), seen)
+    shown = show(look)
+    assert (shown.view, shown.name) == ("occlusion", "mine")
+    assert set(shown.drawings) == {"image 0", "image 1", "image 2"}
 
 
 def test_a_report_is_taken_as_it_is() -> None:

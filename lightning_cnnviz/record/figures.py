@@ -103,7 +103,8 @@ class ReportFigure(Report):
         """Save it as a file; what kind of file says the suffix of its name.
 
         - `.pdf`: each item on a page of its own size, at most 9.5 inches high; a longer gallery or table goes on on
-          the next. Charts are lines, text is text in embedded fonts, tiles are pictures of `dpi` dots an inch.
+          the next. Charts are lines, text is text in embedded fonts, tiles are pictures of `dpi` dots an inch. A page
+          of `drawings` has the width that it was drawn with.
         - `.svg`: the same, all items one above the other, with the letters that occur embedded as a font.
         - `.png`: the same as one picture.
         - `.html`: one file to open in a browser, with every row, that loads nothing else.
