@@ -187,20 +187,29 @@ def test_silent_in_the_sanity_check(make: Make) -> None:
     assert sink.reports
 
 
-def test_a_failing_sink_is_given_up_once_and_the_run_goes_on(make: Make, caplog: pytest.LogCaptureFixture) -> None:
-    class Full(MemorySink):
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [(RuntimeError("no such key"), "is given up"), (OSError("No space left on device"), "cannot be written to")],
+)
+def test_a_failing_sink_is_said_once_and_the_run_goes_on(
+    make: Make, error: Exception, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Failing(MemorySink):
         def write(self, report: Any, step: Any) -> None:
             super().write(report, step)
-            raise OSError("No space left on device")
+            raise error
 
-    full, good = Full(), MemorySink()
+    failing, good = Failing(), MemorySink()
     often = {"every_n_epochs": 1} if takes(make, "every_n_epochs") else {}
-    fitted([make(sinks=[full, good], **often)])
-    assert len(full.reports) == 1
+    fitted([make(sinks=[failing, good], **often)])
     assert len(good.reports) > (1 if takes(make, "epochs") else 0)
-    assert len([record for record in caplog.records if "given up" in record.message]) == 1
-    with pytest.raises(OSError, match="No space left"):
-        fitted([make(sinks=[Full()], on_error="raise")])
+    assert len([record for record in caplog.records if said in record.message]) == 1
+    if isinstance(error, OSError):
+        assert "lost to Failing" in caplog.text
+    else:
+        assert len(failing.reports) == 1
+    with pytest.raises(type(error), match=str(error)):
+        fitted([make(sinks=[Failing()], on_error="raise")])
 
 
 def test_nowhere_to_show_names_the_choices(make: Make) -> None:

@@ -211,7 +211,8 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Show what has been drawn meanwhile; look in passes of our own, where a look is due after this step."""
         if self._leads:
-            self._outlet.poll()
+            with self._feed.costs.charge([self], "showing"):
+                self._outlet.poll()
         if self._feed.rear is self:  # others have left the step's own pass
             self._feed.read(trainer, pl_module, [each for each in self._feed.subscribers if each.due_after(trainer)])
 
