@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lightning_cnnviz.record._tensors import tensor_name
 
-__all__ = ["SCRATCH", "Pack", "check_json_size", "read_json", "write_file", "write_json", "write_pack"]
+__all__ = ["SCRATCH", "Packs", "check_json_size", "read_json", "write_file", "write_json", "write_pack"]
 
 SCRATCH = ".tmp"
 """How the names of files end that are not whole yet, or never became so."""
@@ -24,6 +24,8 @@ SCRATCH = ".tmp"
 _MOST_JSON = 64_000_000
 _MOST_NODES = 4_000_000
 _MOST_HEADER = 100_000_000
+
+_MOST_OPEN = 32  # packs at a time
 
 
 def write_file(path: Path, content: bytes, *, lasting: bool = False) -> None:
@@ -95,34 +97,56 @@ def write_pack(path: Path, tensors: Mapping[str, Tensor], *, lasting: bool = Tru
     return len(content)
 
 
-class Pack:
-    """A file of tensors, read one by one.
+class Packs:
+    """Reads tensors of the packs in a folder; each pack stays open until this is left, so that its header is read once.
 
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: It is damaged.
+    Args:
+        folder: Where the packs are.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            claimed = int.from_bytes(file.read(8), "little")
-        if size < 8 or claimed > min(size - 8, _MOST_HEADER):
-            raise ValueError(f"{path} is damaged: {size} bytes, of which {claimed} of header")
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._open: dict[str, Any] = {}
 
-    def tensor(self, name: str) -> Tensor:
-        """Return a tensor.
+    def __enter__(self) -> Packs:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
+
+    def tensor(self, name: str, pack: str) -> Tensor:
+        """Return a tensor of a pack.
 
         Raises:
-            ValueError: It is not there, or its content is not the one that its name stands for.
+            FileNotFoundError: There is no such pack.
+            ValueError: It is damaged; or the tensor is not there, or its content is not the one that its name stands
+                for.
         """
+        path = self._folder / f"{pack}.safetensors"
         try:
-            with safetensors.safe_open(self._path, framework="pt") as file:
-                # A copy: the file is mapped, and whoever cuts it off would end this process at the next look.
-                values: Tensor = file.get_tensor(name).clone()
+            if pack not in self._open:
+                if len(self._open) >= _MOST_OPEN:
+                    self._close()
+                self._open[pack] = _opened_pack(path)
+            # A copy: the file is mapped, and whoever cuts it off would end this process at the next look.
+            values: Tensor = self._open[pack].get_tensor(name).clone()
         except (safetensors.SafetensorError, RuntimeError) as error:
-            raise ValueError(f"{self._path} is damaged: {error}") from error
+            raise ValueError(f"{path} is damaged: {error}") from error
         if tensor_name(values) != name:
-            raise ValueError(f"{self._path} is damaged: tensor {name} has another content")
+            raise ValueError(f"{path} is damaged: tensor {name} has another content")
         return values
+
+    def _close(self) -> None:
+        for file in self._open.values():
+            file.__exit__(None, None, None)
+        self._open.clear()
+
+
+def _opened_pack(path: Path) -> Any:
+    """Compare what a file says of itself with its size, then open it."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        claimed = int.from_bytes(file.read(8), "little")
+    if size < 8 or claimed > min(size - 8, _MOST_HEADER):
+        raise ValueError(f"{path} is damaged: {size} bytes, of which {claimed} of header")
+    return safetensors.safe_open(path, framework="pt").__enter__()  # type: ignore[no-untyped-call]

@@ -17,24 +17,23 @@ from lightning_cnnviz.render.normalization import Normalization
 __all__ = ["packed_patches", "unpacked_patches"]
 
 
-def packed_patches(value: Any, normalization: Normalization, put: Callable[[Tensor], str]) -> tuple[Any, Any]:
+def packed_patches(value: Any, put: Callable[[SourceImage], str]) -> tuple[Any, Any]:
     """Take the pixels out of the mined patches in a result.
 
     Args:
         value: A result, or a tuple of some.
-        normalization: Undone for the images that are put.
-        put: Keeps an image `(3, H, W)` uint8, and returns the name of its file.
+        put: Keeps an image, and returns the name of its file.
 
     Returns:
         The result without patches, and what `unpacked_patches` needs to put them back: None where there are none.
     """
     if isinstance(value, tuple) and type(value) is tuple:
-        parts = [packed_patches(part, normalization, put) for part in value]
+        parts = [packed_patches(part, put) for part in value]
         crops = [crop for _, crop in parts]
         return tuple(part for part, _ in parts), crops if any(crop is not None for crop in crops) else None
     if not isinstance(value, TopPatches):
         return value, None
-    files = {source.index: put(normalization.to_pixels(source.values())) for source in value.sources}
+    files = {source.index: put(source) for source in value.sources}
     first = next(value.all_patches(), torch.zeros(0, 0, 0))
     like = {"channels": len(first), "dtype": first.dtype, "images": files}
     layers = [[_kept(layer, place, files) for place in range(len(layer.features))] for layer in value]

@@ -7,7 +7,8 @@ import hashlib
 import re
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,12 +17,14 @@ from torch import Tensor
 
 from lightning_cnnviz import __version__
 from lightning_cnnviz.core.network.suggestions import suggestion
-from lightning_cnnviz.record._files import SCRATCH, Pack, read_json, write_file, write_json, write_pack
+from lightning_cnnviz.core.top_patches.results import SourceImage
+from lightning_cnnviz.record._files import SCRATCH, Packs, read_json, write_file, write_json, write_pack
 from lightning_cnnviz.record._patches import packed_patches, unpacked_patches
 from lightning_cnnviz.record.data import SCHEMA, from_tree, plain, to_tree
 from lightning_cnnviz.record.identity import LookIdentity
 from lightning_cnnviz.render.display import Display
 from lightning_cnnviz.render.image import LOSSLESS_SIDE, decode_tile, encode_tile
+from lightning_cnnviz.render.normalization import Normalization
 from lightning_cnnviz.render.views import Drawable, Seen, carry_on, draw_last, draw_view
 from lightning_cnnviz.report import Report, Step
 
@@ -34,6 +37,7 @@ _HEAD = "record.json"
 _FORMAT = "lightning_cnnviz record"
 _LOOK = re.compile(r"\d{19}-[0-9a-f]{8}")
 _IMAGE = re.compile(r"[0-9a-f]{20}\.(png|jpg)")
+_ENCODERS = 4  # threads
 _FORGOTTEN = 3600  # seconds after which a file that never became whole is taken away
 
 
@@ -130,11 +134,12 @@ class RecordedLook:
         if content.get(part) is None:
             return None
 
-        def tensor(name: str) -> Tensor:
-            return self.record.tensor(name, content["tensors"][name])
-
         try:
-            return from_tree(content[part], tensor, schema=content["schema"])
+            with Packs(self.record.folder / "packs") as packs:
+                tensors = content["tensors"]
+                return from_tree(
+                    content[part], lambda name: packs.tensor(name, tensors[name]), schema=content["schema"]
+                )
         except (ValueError, OSError) as error:
             raise ValueError(f"look {self.id} in {self.record.folder} is damaged: {error}") from error
 
@@ -182,7 +187,9 @@ class Record:
         self._read: dict[str, RecordedLook] = {}
         self._damaged: dict[str, str] = {}
         self._packs: dict[str, str] = {}  # of tensors that are in the record, their pack
+        self._images: dict[bytes, str] = {}  # of images that were put, by what they were made of, their name
         self._check_head()
+        self._sweep()
 
     def looks(
         self, *, view: str | None = None, name: str | None = None, stage: str | None = None, run: str | None = None
@@ -228,18 +235,22 @@ class Record:
         with contextlib.suppress(FileNotFoundError):
             self._check_head()
         self._make_folders()
-        content, tensors, images = self._described(identity, seen)
+        content, tensors, size = self._described(identity, seen)
         now = time.time_ns()
         look_id = f"{now:019d}-{secrets.token_hex(4)}"
-        size = sum(self._write_image(name, pixels) for name, pixels in images.items())
+        file, pack = self.folder / "looks" / f"{look_id}.json", self.folder / "packs" / f"{look_id}.safetensors"
         new = {name: tensor for name, tensor in tensors.items() if name not in self._packs}
-        if new:
-            size += write_pack(self.folder / "packs" / f"{look_id}.safetensors", new, lasting=self._lasting)
         packs = {name: self._packs.get(name, look_id) for name in tensors}
         identity = replace(identity, time=now / 1e9, arguments=plain(identity.arguments))
         content |= {"schema": SCHEMA, "version": __version__, "tensors": packs, "identity": to_tree(identity)[0]}
-        file = self.folder / "looks" / f"{look_id}.json"
-        size += write_json(file, content | {"bytes": size}, lasting=self._lasting)
+        try:
+            if new:
+                size += write_pack(pack, new, lasting=self._lasting)
+            size += write_json(file, content | {"bytes": size}, lasting=self._lasting)
+        except BaseException:
+            if not file.exists():
+                pack.unlink(missing_ok=True)  # on a full disk, each trial would leave one
+            raise
         self._packs.update(packs)
         look = self._read[look_id] = RecordedLook(self, look_id, identity, size)
         return look
@@ -259,7 +270,7 @@ class Record:
 
     def size(self) -> int:
         """Return how many bytes the record takes."""
-        return sum(file.stat().st_size for file in self.folder.rglob("*") if file.is_file())
+        return sum(map(_size_of, self.folder.rglob("*")))
 
     def scalars(self) -> pd.DataFrame:
         """Return the scalars of all looks, see `scalars_frame`."""
@@ -296,21 +307,16 @@ class Record:
 
     def _described(
         self, identity: LookIdentity, seen: Drawable | Report
-    ) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor]]:
-        """What is written of a look: its parts as trees, its tensors and its images by name."""
-        images: dict[str, Tensor] = {}
-
-        def put(pixels: Tensor) -> str:
-            digest = hashlib.blake2b(repr(tuple(pixels.shape)).encode(), digest_size=10)
-            digest.update(pixels.contiguous().numpy().data)
-            images[digest.hexdigest()] = pixels
-            return _file_name(digest.hexdigest(), pixels)
-
+    ) -> tuple[dict[str, Any], dict[str, Tensor], int]:
+        """Write a look's images; return its parts as trees, its tensors by name, and how many bytes the images have."""
         parts: dict[str, Any]
+        size = 0
         if isinstance(seen, Report):
             parts = {"report": seen}
         else:
-            result, crops = packed_patches(seen.result, seen.display.normalization, put)
+            with self._writing_images(seen.display.normalization) as (put, sizes):
+                result, crops = packed_patches(seen.result, put)
+            size = sum(written.result() for written in sizes)
             parts = {
                 "result": result,
                 "crops": crops,
@@ -322,14 +328,34 @@ class Record:
             if value is not None:
                 trees[part], own = to_tree(value)
                 tensors.update(own)
-        return trees, tensors, images
+        return trees, tensors, size
+
+    @contextlib.contextmanager
+    def _writing_images(
+        self, normalization: Normalization
+    ) -> Iterator[tuple[Callable[[SourceImage], str], list[Future[int]]]]:
+        """Give a function that writes an image, if it is new, and returns its name; and how many bytes it wrote."""
+        sizes: list[Future[int]] = []
+        # Encoding and the disk leave Python to others: four threads take less than half the time of one.
+        with ThreadPoolExecutor(_ENCODERS) as pool:
+
+            def put(source: SourceImage) -> str:
+                key = _source_key(source, normalization)
+                name = self._images.get(key)
+                if name is None or not (self.folder / "images" / name).exists():
+                    pixels = normalization.to_pixels(source.values())
+                    name = self._images[key] = _file_name(pixels)
+                    sizes.append(pool.submit(self._write_image, name, pixels))
+                return name
+
+            yield put, sizes
 
     def _write_image(self, name: str, pixels: Tensor) -> int:
-        path = self.folder / "images" / _file_name(name, pixels)
+        path = self.folder / "images" / name
         if path.exists():
             return 0
         _, encoded = encode_tile(pixels)
-        write_file(path, encoded)
+        write_file(path, encoded, lasting=self._lasting)
         return len(encoded)
 
     def _make_folders(self) -> None:
@@ -356,7 +382,6 @@ class Record:
         if not isinstance(content, dict) or content.get("format") != _FORMAT or type(content.get("schema")) is not int:
             raise ValueError(f"{self.folder} is no record: its {_HEAD} is of another kind")
         _check_schema(content, self.folder)
-        self._sweep()
 
     def _sweep(self) -> None:
         """Take away what processes that died have left half written."""
@@ -401,19 +426,27 @@ class Record:
         beside = content.get("bytes")
         return RecordedLook(self, look_id, identity, own + (beside if type(beside) is int else 0))
 
-    def tensor(self, name: str, pack: str) -> Tensor:
-        """Return a tensor of a pack.
 
-        Raises:
-            OSError: There is no such pack.
-            ValueError: It is damaged.
-        """
-        return Pack(self.folder / "packs" / f"{pack}.safetensors").tensor(name)
-
-
-def _file_name(digest: str, pixels: Tensor) -> str:
+def _file_name(pixels: Tensor) -> str:
+    digest = hashlib.blake2b(repr(tuple(pixels.shape)).encode(), digest_size=10)
+    digest.update(pixels.contiguous().numpy().data)
     media = "png" if max(pixels.shape[1:]) <= LOSSLESS_SIDE else "jpg"
-    return f"{digest}.{media}"
+    return f"{digest.hexdigest()}.{media}"
+
+
+def _source_key(source: SourceImage, normalization: Normalization) -> bytes:
+    """Equal for images that look equal; cheaper than making their pixels."""
+    scale = source.low.tolist(), source.high.tolist(), normalization.mean, normalization.std
+    digest = hashlib.blake2b(repr((tuple(source.levels.shape), scale)).encode(), digest_size=16)
+    digest.update(source.levels.contiguous().numpy().data)
+    return digest.digest()
+
+
+def _size_of(file: Path) -> int:
+    try:
+        return file.stat().st_size if file.is_file() else 0
+    except OSError:  # it has been taken away since
+        return 0
 
 
 def _no_tensor(name: str) -> Tensor:

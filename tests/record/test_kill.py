@@ -1,0 +1,114 @@
+"""Processes that are killed while they write, and several that write at once, lose nothing of what was added."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from record.looks import identity, patches_seen, tree_of
+
+from lightning_cnnviz.core.layer_table.table import layer_table
+from lightning_cnnviz.record.store import Record
+from lightning_cnnviz.render.views import Seen
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+
+Look = tuple[str, int]  # view, epoch
+
+
+def seen_by_kind() -> dict[str, list[Seen]]:
+    """What is added again and again: much of it new, some of it not."""
+    net = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3))
+    return {
+        "top_patches": [patches_seen(side=40, seed=seed) for seed in range(4)],
+        "layer_table": [Seen(result=layer_table(net, (1, side, side))) for side in (8, 9, 10)],
+    }
+
+
+def digest(result: object) -> str:
+    return hashlib.sha256(tree_of(result).encode()).hexdigest()
+
+
+def forked(work: Callable[[int], None]) -> tuple[int, int]:
+    """Let a child do some work that is told where to announce; return its process id, and where to listen."""
+    listen, announce = os.pipe()
+    child = os.fork()
+    if child:
+        os.close(announce)
+        return child, listen
+    code = 1
+    try:
+        os.close(listen)
+        work(announce)
+        code = 0
+    finally:
+        os._exit(code)  # without what the tests' process does at its end
+
+
+def announced(listen: int) -> list[Look]:
+    """What a child has announced until it ended."""
+    with os.fdopen(listen, "r") as lines:
+        words = [line.split() for line in lines.read().splitlines()]
+    return [(view, int(epoch)) for view, epoch in words]
+
+
+def add_looks(folder: Path, views: dict[str, list[Seen]], first: int, last: int, announce: int, run: str = "") -> None:
+    torch.set_num_threads(1)
+    record = Record(folder, lasting=False)  # what outlives the machine's end is the disk's affair
+    for epoch in range(first, last):
+        for view, seen in views.items():
+            record.add(identity(view, epoch=epoch, name=run), seen[epoch % len(seen)])
+            os.write(announce, f"{view} {epoch}\n".encode())
+
+
+def test_fifty_processes_that_are_killed_lose_no_look_that_was_announced(tmp_path: Path) -> None:
+    views = seen_by_kind()
+    whole = Record(tmp_path / "whole", lasting=False)
+    expected = {
+        (view, place): digest(whole.add(identity(view, epoch=place), seen).result)
+        for view, kinds in views.items()
+        for place, seen in enumerate(kinds)
+    }
+    chance = random.Random(0)
+    folder, there, epoch = tmp_path / "killed", list[Look](), 0
+    for _ in range(50):
+        child, listen = forked(lambda announce, first=epoch: add_looks(folder, views, first, 1000, announce))  # type: ignore[misc]
+        time.sleep(chance.uniform(0.005, 0.08))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        there += announced(listen)
+        # The next process goes on where the record ends, in the middle of an epoch or not.
+        epoch = max((look.epoch for look in Record(folder).looks()), default=-1) + 1 if folder.exists() else 0
+    record = Record(folder)
+    assert record.check() == []
+    found = {(look.identity.view, look.epoch): digest(look.result) for look in record.looks()}
+    assert len(there) > 50
+    assert sorted(set(there) - found.keys()) == []
+    wrong = [key for key, value in found.items() if value != expected[key[0], key[1] % len(views[key[0]])]]
+    assert wrong == []
+
+
+def test_two_processes_that_write_at_once_have_both_their_series_whole(tmp_path: Path) -> None:
+    views = seen_by_kind()
+    children = [
+        forked(lambda announce, name=name: add_looks(tmp_path / "record", views, 0, 20, announce, name))  # type: ignore[misc]
+        for name in ("one", "other")
+    ]
+    there = [announced(listen) for _, listen in children]
+    assert [os.waitpid(child, 0)[1] for child, _ in children] == [0, 0]
+    record = Record(tmp_path / "record")
+    assert record.check() == []
+    for name, own in zip(("one", "other"), there, strict=True):
+        assert [(look.identity.view, look.epoch) for look in record.looks(name=name)] == own
+        assert len(own) == 40
+    same: dict[Look, set[str]] = {}
+    for look in record.looks():
+        same.setdefault((look.identity.view, look.epoch), set()).add(digest(look.result))
+    assert {len(values) for values in same.values()} == {1}
