@@ -313,7 +313,7 @@ def test_a_training_is_not_lost_with_its_picture(tmp_path: Path, caplog: pytest.
     run = trainer(max_epochs=1, default_root_dir=tmp_path)
     run.fit(module, train_loader(), val_loader())
     assert run.state.finished
-    assert [record.message for record in caplog.records if "FineTuner: PageSink is given up" in record.message]
+    assert [record.message for record in caplog.records if "FineTuner: PageSink cannot be written to" in record.message]
 
 
 def test_a_sink_that_cannot_show_is_refused_before_training() -> None:
