@@ -278,9 +278,12 @@ class Outlet:
 
         def publish(contents: list[Any]) -> None:
             for sink, encode, content in zip(sinks, encoders, contents, strict=True):
-                if sink in self._writable:
-                    own = content if sink.encode is encode else sink.encode(content, job.step)
-                    self._put(sink, own, job.step)
+                if sink not in self._writable:
+                    continue
+                if sink.encode is encode:
+                    self._put(sink, content, job.step)
+                else:
+                    self._tried(sink, partial(self._encode_and_put, sink, content, job.step))
 
         self._drawer.submit(replace(job, encoders=encoders, last=last), publish)
         self._has_shown = True
@@ -293,8 +296,15 @@ class Outlet:
 
     def _write(self, report: Report, step: Step) -> None:
         for sink in list(self._writable):
-            self._tried(sink, lambda sink=sink: self._put(sink, sink.encode(report, step), step))  # type: ignore[misc]
+            self._tried(sink, partial(self._encode_and_put, sink, report, step))
         self._has_shown |= self.is_open
+
+    def _encode_and_put(self, sink: Sink, report: Report, step: Step) -> None:
+        try:
+            content = sink.encode(report, step)
+        except OSError as error:  # no disk that may have room later
+            raise RuntimeError(f"it could not be encoded: {error}") from error
+        self._put(sink, content, step)
 
     def _put(self, sink: Sink, content: Any, step: Step) -> None:
         """Write to one sink, after what it could not write before."""

@@ -152,3 +152,36 @@ def test_a_page_that_shows_nothing_is_not_announced(tmp_path: Path, caplog: pyte
     outlet.open_for([], tmp_path)
     outlet.close()
     assert "in a browser" not in caplog.text
+
+
+class Unencodable(MemorySink):
+    """Of which `encode` fails."""
+
+    @staticmethod
+    def encode(report: Report, step: Step) -> Any:
+        raise OSError("no such codec")
+
+
+def test_a_sink_that_cannot_encode_is_given_up(caplog: pytest.LogCaptureFixture) -> None:
+    good = MemorySink()
+    show_once("Who", REPORT, STEP, [Unencodable(), good], folder=Path("unused"))
+    assert len(good.reports) == 1
+    assert given_up(caplog) == ["Who: Unencodable is given up, the run goes on: it could not be encoded: no such codec"]
+
+
+def test_a_run_draws_beside_training_also_for_sinks_of_ones_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("CNNVIZ_DRAWING", "inline")
+    expected = MemorySink()
+    fitted(tmp_path / "inline", ActivationMapMonitor(images=2, sinks=[expected]))
+    monkeypatch.setenv("CNNVIZ_DRAWING", "beside")
+    own, bad = Faulty(writes=True), Unencodable()
+    fitted(tmp_path / "beside", ActivationMapMonitor(images=2, sinks=[own, bad, PageSink(tmp_path / "page")]))
+    assert given_up(caplog) == [
+        "ActivationMapMonitor: Unencodable is given up, the run goes on: it could not be encoded: no such codec"
+    ]
+    assert [step for step, _ in own.reports] == [step for step, _ in expected.reports]
+    assert [len(report.items) for _, report in own.reports] == [len(report.items) for _, report in expected.reports]
+    assert (tmp_path / "page" / "index.html").is_file()
+    assert (tmp_path / "page" / "record" / "record.json").is_file()
