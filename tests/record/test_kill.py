@@ -6,6 +6,8 @@ import hashlib
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -112,3 +114,36 @@ def test_two_processes_that_write_at_once_have_both_their_series_whole(tmp_path:
     for look in record.looks():
         same.setdefault((look.identity.view, look.epoch), set()).add(digest(look.result))
     assert {len(values) for values in same.values()} == {1}
+
+
+def test_a_training_that_is_killed_and_resumed_has_the_looks_of_one_that_was_not(tmp_path: Path) -> None:
+    def training(folder: Path) -> subprocess.Popen[str]:
+        command = [sys.executable, str(Path(__file__).with_name("training_to_kill.py")), str(folder), "4"]
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    uninterrupted, victim = training(whole), training(killed)
+    assert victim.stdout is not None
+    said = [victim.stdout.readline() for _ in range(2)][-1].split()
+    time.sleep(0.05)  # it is in its third epoch
+    victim.kill()
+    victim.communicate()
+    there = Record(killed / "cnnviz" / "record").looks()
+    assert sorted(set(said) - {look.id for look in there}) == []
+    assert len(said) >= 4
+    resumed = training(killed)
+    for process in (resumed, uninterrupted):
+        process.communicate(timeout=120)
+        assert process.returncode == 0
+    record, expected = Record(killed / "cnnviz" / "record"), Record(whole / "cnnviz" / "record").looks()
+    assert record.check() == []
+    newest = {(look.identity.series[1:], look.identity.moment): look for look in record.looks()}
+    assert len({look.identity.run for look in newest.values()}) == 1
+    wrong = [
+        look.id
+        for look in expected
+        if digest(look.result) != digest(newest[look.identity.series[1:], look.identity.moment].result)
+    ]
+    assert len(expected) == len(newest)
+    assert wrong == []
