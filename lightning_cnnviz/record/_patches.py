@@ -17,25 +17,34 @@ from lightning_cnnviz.render.normalization import Normalization
 __all__ = ["packed_patches", "unpacked_patches"]
 
 
-def packed_patches(value: Any, put: Callable[[SourceImage], str]) -> tuple[Any, Any]:
+def packed_patches(
+    value: Any, normalization: Normalization, put: Callable[[SourceImage, Normalization | None], str]
+) -> tuple[Any, Any]:
     """Take the pixels out of the mined patches in a result.
 
     Args:
         value: A result, or a tuple of some.
-        put: Keeps an image, and returns the name of its file.
+        normalization: Undone for the images that are put.
+        put: Keeps an image, its normalization undone or (None) its levels, and returns the name of its file.
 
     Returns:
         The result without patches, and what `unpacked_patches` needs to put them back: None where there are none.
     """
     if isinstance(value, tuple) and type(value) is tuple:
-        parts = [packed_patches(part, put) for part in value]
+        parts = [packed_patches(part, normalization, put) for part in value]
         crops = [crop for _, crop in parts]
         return tuple(part for part, _ in parts), crops if any(crop is not None for crop in crops) else None
     if not isinstance(value, TopPatches):
         return value, None
-    files = {source.index: put(source) for source in value.sources}
+    # Pixels that are cut off at black or white would not give back what the network was given: its levels do.
+    scales = {
+        source.index: (source.low.tolist(), source.high.tolist())
+        for source in value.sources
+        if len(source.levels) in (1, 3) and not _shows_all(source, normalization)
+    }
+    files = {source.index: put(source, None if source.index in scales else normalization) for source in value.sources}
     first = next(value.all_patches(), torch.zeros(0, 0, 0))
-    like = {"channels": len(first), "dtype": first.dtype, "images": files}
+    like = {"channels": len(first), "dtype": first.dtype, "images": files, "scales": scales}
     layers = [[_kept(layer, place, files) for place in range(len(layer.features))] for layer in value]
     return replace(without_patches(value), sources=()), {**like, "layers": layers}
 
@@ -56,7 +65,12 @@ def unpacked_patches(value: Any, crops: Any, normalization: Normalization, image
     try:
         pixels = {index: image(name) for index, name in crops["images"].items()}
         channels, dtype, kept = crops["channels"], crops["dtype"], crops["layers"]
-        values = {index: _values(whole, normalization, channels, dtype) for index, whole in pixels.items()}
+        values = {
+            index: _leveled(whole, *crops["scales"][index])
+            if index in crops.get("scales", ())
+            else _values(whole, normalization, channels, dtype)
+            for index, whole in pixels.items()
+        }
         layers = tuple(_restored(*both, values) for both in zip(value, kept, strict=True))
         sources = tuple(SourceImage.of(index, values[index]) for index in sorted(values))
         return replace(value, layers=layers, sources=sources)
@@ -85,6 +99,18 @@ def _restored(layer: LayerTopPatches, kept: list[Any], values: Mapping[int, Tens
             line.append(values[images[rank]][:, top:bottom, left:right] if patch is None else patch)
         patches.append(tuple(line))
     return replace(layer, patches=tuple(patches))
+
+
+def _shows_all(source: SourceImage, normalization: Normalization) -> bool:
+    """Whether an image stays within black and white when its normalization is undone, to a level."""
+    mean, std = (torch.tensor(part).view(-1) for part in (normalization.mean, normalization.std))
+    ends = torch.stack([source.low * std + mean, source.high * std + mean])
+    return bool(ends.min() > -1 / 255 and ends.max() < 1 + 1 / 255)
+
+
+def _leveled(pixels: Tensor, low: list[float], high: list[float]) -> Tensor:
+    """An image whose levels are kept, as the network was given it."""
+    return SourceImage(index=0, levels=pixels[: len(low)], low=torch.tensor(low), high=torch.tensor(high)).values()
 
 
 def _values(pixels: Tensor, normalization: Normalization, channels: int, dtype: torch.dtype) -> Tensor:

@@ -37,6 +37,7 @@ _HEAD = "record.json"
 _FORMAT = "lightning_cnnviz record"
 _LOOK = re.compile(r"\d{19}-[0-9a-f]{8}")
 _IMAGE = re.compile(r"[0-9a-f]{20}\.(png|jpg)")
+_AS_IT_IS = Normalization((0.0,), (1.0,), "given")
 _ENCODERS = 4  # threads
 _FORGOTTEN = 3600  # seconds after which a file that never became whole is taken away
 
@@ -314,8 +315,8 @@ class Record:
         if isinstance(seen, Report):
             parts = {"report": seen}
         else:
-            with self._writing_images(seen.display.normalization) as (put, sizes):
-                result, crops = packed_patches(seen.result, put)
+            with self._writing_images() as (put, sizes):
+                result, crops = packed_patches(seen.result, seen.display.normalization, put)
             size = sum(written.result() for written in sizes)
             parts = {
                 "result": result,
@@ -332,18 +333,20 @@ class Record:
 
     @contextlib.contextmanager
     def _writing_images(
-        self, normalization: Normalization
-    ) -> Iterator[tuple[Callable[[SourceImage], str], list[Future[int]]]]:
+        self,
+    ) -> Iterator[tuple[Callable[[SourceImage, Normalization | None], str], list[Future[int]]]]:
         """Give a function that writes an image, if it is new, and returns its name; and how many bytes it wrote."""
         sizes: list[Future[int]] = []
         # Encoding and the disk leave Python to others: four threads take less than half the time of one.
         with ThreadPoolExecutor(_ENCODERS) as pool:
 
-            def put(source: SourceImage) -> str:
+            def put(source: SourceImage, normalization: Normalization | None) -> str:
                 key = _source_key(source, normalization)
                 name = self._images.get(key)
                 if name is None or not (self.folder / "images" / name).exists():
-                    pixels = normalization.to_pixels(source.values())
+                    pixels = _AS_IT_IS.to_pixels(source.levels)
+                    if normalization is not None:
+                        pixels = normalization.to_pixels(source.values())
                     name = self._images[key] = _file_name(pixels)
                     sizes.append(pool.submit(self._write_image, name, pixels))
                 return name
@@ -434,9 +437,9 @@ def _file_name(pixels: Tensor) -> str:
     return f"{digest.hexdigest()}.{media}"
 
 
-def _source_key(source: SourceImage, normalization: Normalization) -> bytes:
+def _source_key(source: SourceImage, normalization: Normalization | None) -> bytes:
     """Equal for images that look equal; cheaper than making their pixels."""
-    scale = source.low.tolist(), source.high.tolist(), normalization.mean, normalization.std
+    scale = normalization and (source.low.tolist(), source.high.tolist(), normalization.mean, normalization.std)
     digest = hashlib.blake2b(repr((tuple(source.levels.shape), scale)).encode(), digest_size=16)
     digest.update(source.levels.contiguous().numpy().data)
     return digest.digest()

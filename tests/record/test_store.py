@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from record.looks import MEAN_STD, NET, identity, patches_seen, photographs, tree_of
+from record.looks import MEAN_STD, NET, identity, mined, patches_seen, photographs, tree_of
 from torch import nn
 
 from lightning_cnnviz.core.layer_table.table import layer_table
@@ -38,6 +38,19 @@ def test_small_patches_come_back_to_the_bit_and_large_ones_within_jpegs_error(tm
     assert [source.index for source in found.sources] == [source.index for source in seen.result.sources]
     assert tree_of(look.display) == tree_of(seen.display)
     assert dict(look.arguments) == {"k": 3}
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_large_patches_of_values_that_no_normalization_shows_come_back_too(tmp_path: Path, channels: int) -> None:
+    images = photographs(8, 64)[:, :channels]  # from about -2 to 2.6
+    net = nn.Sequential(nn.Conv2d(channels, 2, 41, padding=20))
+    seen = Seen(result=mined(images, net))
+    look = Record(tmp_path).add(identity(), seen)
+    errors = [
+        (one - other).abs().mean()
+        for one, other in zip(seen.result.all_patches(), look.result.all_patches(), strict=True)
+    ]
+    assert float(torch.stack(errors).max()) < 4.7 * 3 / 255
 
 
 def test_patches_of_small_images_are_exact(tmp_path: Path) -> None:
