@@ -7,13 +7,13 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from lightning_cnnviz.sinks._page_items import Content, to_json
+from lightning_cnnviz.sinks._page_items import to_json
 from lightning_cnnviz.sinks._page_series import Head, list_looks, may_leave, series_of
 
 __all__ = ["PageFolder", "replace_file"]
@@ -66,12 +66,12 @@ class PageFolder:
                     if time.time() - path.stat().st_mtime > _FORGOTTEN:
                         path.unlink()
 
-    def store(self, chunk: str, pictures: Mapping[str, Content], encode: Callable[[Content], str]) -> dict[str, str]:
-        """Write what no pack worth loading has into new packs, and return the pack of each picture."""
+    def store(self, chunk: str, pictures: Mapping[str, str]) -> dict[str, str]:
+        """Write what no pack worth loading has into new packs, and return the pack of each picture (a data URI)."""
         places = self._find(pictures)
         fresh: dict[str, str] = {}
         for name in [name for name in pictures if name not in places]:
-            fresh[name] = encode(pictures[name])
+            fresh[name] = pictures[name]
             if sum(map(len, fresh.values())) >= _PACK_BYTES:
                 places |= self._write_pack(chunk, fresh)
                 fresh = {}
@@ -152,7 +152,7 @@ class PageFolder:
     def _files(self, chunk: str) -> set[Path]:
         return {self._look(chunk), *map(self._pack, self.heads[chunk].packs)}
 
-    def _find(self, pictures: Mapping[str, Content]) -> dict[str, str]:
+    def _find(self, pictures: Mapping[str, str]) -> dict[str, str]:
         """Return the pack of each picture that need not be stored again."""
         wanted: dict[str, int] = {}
         for pack in {pack for head in self.heads.values() for pack in head.packs}:

@@ -7,7 +7,8 @@ import hashlib
 import re
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
@@ -25,6 +26,23 @@ __all__ = ["PageSink"]
 _FORMAT = 1
 _OURS = re.compile(r'<meta name="generator" content="lightning_cnnviz page (\d+)">')
 _ONE_FILE = '<script type="application/json" id="data-views">'  # of the page that was one file, which ours replaces
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Encoded:
+    """A report as it stands on the page.
+
+    Attributes:
+        head: What `Head` takes from the report.
+        notes: The report's notes, as JSON.
+        items: Each item but scalars as JSON, with the names of its pictures.
+        pictures: These, by name, as data URIs.
+    """
+
+    head: Mapping[str, Any]
+    notes: str
+    items: tuple[tuple[str, tuple[str, ...]], ...]
+    pictures: Mapping[str, str]
 
 
 class PageSink(Sink):
@@ -99,6 +117,35 @@ class PageSink(Sink):
             OSError: The page cannot be written. It is then as it was, and the report is not on it.
             ValueError: There is an `index.html` that is none of ours, or of a newer version.
         """
+        self.write_encoded(self.encode(report, step), step)
+
+    @staticmethod
+    def encode(report: Report, step: Step) -> Any:
+        """Describe the items in JSON, and encode their pictures."""
+        pictures = Pictures()
+        items = [pictures.describe(item) for item in report.items if not isinstance(item, Scalar)]
+        scalars = (plain(item.value) for item in report.items if isinstance(item, Scalar))
+        head = {
+            "source": report.source,
+            "title": report.heading,
+            "label": " · ".join(part for part in (report.view.replace("_", " "), report.name) if part),
+            "contents": tuple((type(item).__name__, item.name) for item in report.items),
+            "scalars": tuple(None if value is None else float(value) for value in scalars),
+        }
+        return _Encoded(
+            head=head,
+            notes=to_json(list(report.notes)),
+            items=tuple((to_json(item), shows) for item, shows in items),
+            pictures={name: data_uri(content) for name, content in pictures.contents.items()},
+        )
+
+    def write_encoded(self, content: Any, step: Step) -> None:
+        """Add to the page what `encode` has made of a report; of its pictures, only what is new is written.
+
+        Raises:
+            OSError: The page cannot be written. It is then as it was, and the report is not on it.
+            ValueError: There is an `index.html` that is none of ours, or of a newer version.
+        """
         path, folder = self.path, self._opened
         if _read_page(path) != _page():
             replace_file(path, [_page()])
@@ -107,7 +154,7 @@ class PageSink(Sink):
             folder.sweep()
         chunk = self._next_chunk()
         try:
-            self._add(folder, chunk, report, step)
+            self._add(folder, chunk, content, step)
             folder.write_list()
         except BaseException:
             folder.take_back(chunk)
@@ -116,16 +163,13 @@ class PageSink(Sink):
         if self._most_bytes is not None and folder.thin(self._most_bytes, keep=chunk):
             folder.write_list()
 
-    def _add(self, folder: PageFolder, chunk: str, report: Report, step: Step) -> None:
+    def _add(self, folder: PageFolder, chunk: str, content: _Encoded, step: Step) -> None:
         """Write the look and its pictures."""
-        pictures = Pictures()
-        items = [pictures.describe(item) for item in report.items if not isinstance(item, Scalar)]
         complete = False
         while not complete:
-            places = folder.store(chunk, pictures.contents, data_uri)
-            packed = [item | {"packs": sorted({places[name] for name in shows})} for item, shows in items]
-            head = self._head(chunk, report, step, tuple(sorted(set(places.values()))))
-            folder.add(head, _body(report, packed))
+            places = folder.store(chunk, content.pictures)
+            head = self._head(chunk, content, step, tuple(sorted(set(places.values()))))
+            folder.add(head, _body(content, places))
             # Once more where another process, with a limit, has just deleted a pack that looked unused.
             complete = folder.has_packs(head)
 
@@ -139,29 +183,27 @@ class PageSink(Sink):
         self._written += 1
         return f"{time.time_ns() // 1_000_000:x}-{self._writer}-{self._written}"
 
-    def _head(self, chunk: str, report: Report, step: Step, packs: tuple[str, ...]) -> Head:
-        scalars = (plain(item.value) for item in report.items if isinstance(item, Scalar))
+    def _head(self, chunk: str, content: _Encoded, step: Step, packs: tuple[str, ...]) -> Head:
         return Head(
             chunk=chunk,
             writer=self._writer,
             time=time.time(),
-            source=report.source,
-            title=report.heading,
-            label=" · ".join(part for part in (report.view.replace("_", " "), report.name) if part),
             run=step.run,
             stage=step.stage,
             data=step.data,
             epoch=step.epoch,
             step=step.global_step,
-            contents=tuple((type(item).__name__, item.name) for item in report.items),
-            scalars=tuple(None if value is None else float(value) for value in scalars),
             packs=packs,
+            **content.head,
         )
 
 
-def _body(report: Report, items: list[dict[str, Any]]) -> str:
-    parts = ",\n".join(map(to_json, items))
-    return f'{{"notes":{to_json(list(report.notes))},"items":[{parts}]}}'
+def _body(content: _Encoded, places: Mapping[str, str]) -> str:
+    """A look's items, each with the packs that its pictures are in."""
+    packs = (to_json(sorted({places[name] for name in shows})) for _, shows in content.items)
+    items = (f'{item.removesuffix("}")},"packs":{own}}}' for (item, _), own in zip(content.items, packs, strict=True))
+    parts = ",\n".join(items)
+    return f'{{"notes":{content.notes},"items":[{parts}]}}'
 
 
 def _read_page(path: Path) -> str:

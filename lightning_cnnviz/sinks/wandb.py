@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeAlias
 
 from PIL import Image
+from torch import Tensor
 
 from lightning_cnnviz.render.image import LOSSLESS_SIDE, to_image
 from lightning_cnnviz.render.items import draw_item
@@ -19,7 +22,26 @@ __all__ = ["WandbSink"]
 _MOST_ROWS = 200_000
 """W&B cuts longer tables in silence."""
 
-_Content: TypeAlias = "Image.Image | Table | float"
+
+@dataclass(frozen=True)
+class _File:
+    """A picture as the file that W&B is to have."""
+
+    content: bytes
+    type: str  # "png" or "jpg"
+    size: tuple[int, int]
+    caption: str
+
+
+@dataclass(frozen=True)
+class _Cells:
+    """A table whose pictures are files."""
+
+    columns: tuple[str, ...]
+    rows: list[list[Number | _File | None]]
+
+
+_Content: TypeAlias = "_File | _Cells | float"
 
 
 class WandbSink(Sink):
@@ -70,7 +92,7 @@ Trainer(logger=WandbLogger(project=...)), or write elsewhere, for example with s
 
     @staticmethod
     def encode(report: Report, step: Step) -> Any:
-        """Draw the items: by key, the content and caption of each."""
+        """Draw and encode the items: the content of each, by its key."""
         return dict(_contents(report, step))
 
     def write_encoded(self, content: Any, step: Step) -> None:
@@ -85,7 +107,7 @@ Trainer(logger=WandbLogger(project=...)), or write elsewhere, for example with s
         runs = {id(run): run for run in (logger.experiment for logger in self._loggers)}
         for run in runs.values() if content else ():
             # Made anew for each run: a media object belongs to the first one that it is logged to.
-            media = {key: _media(what, caption) for key, (what, caption) in content.items()}
+            media = {key: _media(what) for key, what in content.items()}
             # Never `step=`: wandb drops rows below its own count of log calls, and Lightning's calls raise that too.
             run.log({"epoch": step.epoch, "trainer/global_step": step.global_step, **media})
 
@@ -95,21 +117,23 @@ def _is_a(logger: object, name: str) -> bool:
     return any(base.__name__ == name for base in type(logger).__mro__)
 
 
-def _contents(report: Report, step: Step) -> Iterator[tuple[str, tuple[_Content, str]]]:
-    """Draw the items: each one's key, with its content and caption."""
+def _contents(report: Report, step: Step) -> Iterator[tuple[str, _Content]]:
+    """Draw the items: each one's key, with its content."""
     taken: set[str] = set()
     for item in report.items:
         if isinstance(item, Scalar):
             if item.measured:
-                yield _key(report, item), (item.value, "")
+                yield _key(report, item), item.value
             continue
         key = _key(report, item)
         if key in taken:  # names are unique within a kind only: a curve may be called like a gallery
             key = f"{key}_{type(item).__name__.lower()}"
         taken.add(key)
-        title = f"{report.heading} · {item.name} · epoch {step.epoch}"
-        content = _cut(item) if isinstance(item, Table) else to_image(draw_item(item, title=title))
-        yield key, (content, _caption(item, report))
+        if isinstance(item, Table):
+            yield key, _cells(item)
+        else:
+            title = f"{report.heading} · {item.name} · epoch {step.epoch}"
+            yield key, _file(draw_item(item, title=title), _caption(item, report))
 
 
 def _key(report: Report, item: Item) -> str:
@@ -122,31 +146,54 @@ def _caption(item: Item, report: Report) -> str:
     return " ".join(text for text in (getattr(item, "caption", ""), *report.notes) if text)
 
 
-def _cut(table: Table) -> Table:
-    if len(table.rows) <= _MOST_ROWS:
-        return table
-    warnings.warn(
-        f"Table '{table.name}' has {len(table.rows):,} rows; W&B keeps the first {_MOST_ROWS:,} of a table, so only "
-        "these are logged",
-        stacklevel=2,
-    )
-    return Table(table.name, table.columns, table.rows[:_MOST_ROWS], caption=table.caption)
+def _cells(table: Table) -> _Cells:
+    if len(table.rows) > _MOST_ROWS:
+        warnings.warn(
+            f"Table '{table.name}' has {len(table.rows):,} rows; W&B keeps the first {_MOST_ROWS:,} of a table, so "
+            "only these are logged",
+            stacklevel=2,
+        )
+    rows = [
+        [_file(cell.pixels, cell.caption) if isinstance(cell, Tile) else cell for cell in row]
+        for row in table.rows[:_MOST_ROWS]
+    ]
+    return _Cells(tuple(table.columns), rows)
 
 
-def _media(content: _Content, caption: str) -> Any:
+def _file(pixels: Tensor, caption: str) -> _File:
+    """Encode pixels: as JPEG, since a PNG costs a third of a second a megapixel, but for tiny pictures."""
+    image, buffer = to_image(pixels), io.BytesIO()
+    if max(image.size) <= LOSSLESS_SIDE:
+        image.save(buffer, "PNG")
+        return _File(buffer.getvalue(), "png", image.size, caption)
+    # W&B's own quality, but with full color resolution: half of it smears the color edges of small filters.
+    image.save(buffer, "JPEG", quality=75, subsampling=0)
+    return _File(buffer.getvalue(), "jpg", image.size, caption)
+
+
+class _EncodedImage(Image.Image):
+    """An image that is saved as the file that it already is: wandb writes images with `save`.
+
+    Given a file instead, wandb would decode it; given an array, it blackens float ones and drops sides of length 1.
+    """
+
+    def __init__(self, file: _File) -> None:
+        super().__init__()
+        self._mode, self._size = "RGB", file.size
+        self._content = file.content
+
+    def save(self, fp: Any, format: str | None = None, **options: Any) -> None:
+        """Write the file."""
+        Path(fp).write_bytes(self._content)
+
+
+def _media(content: _Content) -> Any:
     import wandb
 
-    if isinstance(content, Image.Image):
-        # An 8-bit PIL image: of arrays, wandb blackens float ones and drops sides of length 1. JPEG, since a PNG
-        # costs a third of a second a megapixel; but wandb's JPEG halves the color resolution, which a tiny filter
-        # does not survive.
-        file_type = "png" if max(content.size) <= LOSSLESS_SIDE else "jpg"
-        return wandb.Image(content, caption=caption or None, file_type=file_type)
-    if isinstance(content, Table):
+    if isinstance(content, _File):
+        return wandb.Image(_EncodedImage(content), caption=content.caption or None, file_type=content.type)
+    if isinstance(content, _Cells):
         # A fresh table each time: logged again, the same one keeps its first file.
-        return wandb.Table(columns=list(content.columns), data=[[_cell(cell) for cell in row] for row in content.rows])
+        rows = [[_media(cell) if isinstance(cell, _File) else cell for cell in row] for row in content.rows]
+        return wandb.Table(columns=list(content.columns), data=rows)
     return content
-
-
-def _cell(cell: Number | Tile | None) -> Any:
-    return _media(to_image(cell.pixels), cell.caption) if isinstance(cell, Tile) else cell

@@ -5,6 +5,7 @@ import io
 import json
 import math
 import os
+import pickle
 import re
 import subprocess
 import sys
@@ -304,21 +305,33 @@ def test_the_page_has_nothing_inline_that_its_policy_forbids(tmp_path: Path) -> 
 # --- what it keeps ---
 
 
-def test_a_picture_is_stored_and_encoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    encoded = []
-    real = page_module.data_uri
-    monkeypatch.setattr(page_module, "data_uri", lambda image: (encoded.append(1), real(image))[1])
+def test_a_picture_is_stored_once(tmp_path: Path) -> None:
     for epoch in range(4):  # as in four processes
         sink = PageSink(tmp_path)
         sink.write(report(gallery(features=2, tiles=5)), Step(epoch=epoch, global_step=epoch * 10))
         sink.write(report(gallery(features=2, tiles=5), view="other"), Step(epoch=epoch, global_step=epoch * 10))
-    assert len(encoded) == 10
     pictures = stored(tmp_path)
     assert [len(uris) for uris in pictures.values()] == [1] * 10
     for look in listed(tmp_path)["other"]["fit"]:
         (item,) = items_of(tmp_path, look)
         assert {tile[0] for row in item["rows"] for tile in row["tiles"]} == pictures.keys()
         assert item["packs"] == [path.stem for path in (tmp_path / "pictures").iterdir()]
+
+
+def test_writing_what_is_encoded_draws_and_encodes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown, step = report(gallery(features=2, tiles=5), Scalar("accuracy", 0.5)), Step(epoch=1, global_step=10)
+    PageSink(tmp_path / "whole").write(shown, step)
+    content = pickle.loads(pickle.dumps(PageSink.encode(shown, step)))  # as from another process
+    for name in ("data_uri", "Pictures", "plain"):
+        monkeypatch.setattr(page_module, name, None)
+    PageSink(tmp_path / "parts").write_encoded(content, step)
+    assert sorted(stored(tmp_path / "parts")) == sorted(stored(tmp_path / "whole"))
+    bodies = []
+    for part in ("whole", "parts"):
+        (look,) = listed(tmp_path / part)["top_patches"]["fit"]
+        items = [item | {"packs": len(item["packs"])} for item in items_of(tmp_path / part, look)]
+        bodies.append(json.dumps([look["names"], look["values"], items]))
+    assert len(set(bodies)) == 1
 
 
 def test_a_pack_of_which_little_is_shown_is_not_loaded(tmp_path: Path) -> None:

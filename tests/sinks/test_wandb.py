@@ -1,5 +1,6 @@
 import json
 import math
+import pickle
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -198,6 +199,36 @@ def test_pictures_keep_every_side_and_tiny_ones_every_bit(height: int, width: in
     assert logged.image.size == (width, height)
     if kind == "png":
         assert np.array_equal(np.asarray(logged.image), pixels.permute(1, 2, 0).numpy())
+
+
+def test_what_is_encoded_is_written_as_it_is(inside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = pickle.loads(pickle.dumps(WandbSink.encode(REPORT, Step(epoch=1, global_step=10))))
+    monkeypatch.setattr(sink_module, "to_image", None)
+    monkeypatch.setattr(Image.Image, "load", None)  # neither drawn, nor encoded, nor decoded in this process
+    monkeypatch.setattr(Image, "open", None)
+    logger = pytest.importorskip(PACKAGES[0]).WandbLogger(project="test", save_dir=inside, offline=True)
+    sink = WandbSink()
+    sink.open([logger], inside)
+    sink.write_encoded(content, Step(epoch=1, global_step=10))
+    logger.experiment.finish()
+    (row,) = read_offline_run(inside)
+    (files,) = inside.glob("wandb/offline-run-*/files")
+    logged = files / row["top_patches/features.3"]["path"]
+    assert logged.read_bytes() == content["top_patches/features.3"].content
+    (table,) = read_offline_artifacts(inside)
+    patches = [row[1] for row in json.loads(table["top_patches/layers.table.json"].read_text())["data"]]
+    kept = [table[patch["path"]].read_bytes() for patch in patches]
+    assert kept == [cells[1].content for cells in content["top_patches/layers"].rows]
+    assert (patches[0]["width"], patches[0]["height"], patches[0]["format"]) == (11, 11, "png")
+
+
+def test_a_sheet_keeps_the_color_of_every_pixel() -> None:
+    pixels = torch.zeros(3, 64, 64, dtype=torch.uint8)
+    pixels[0, :, ::2], pixels[2, :, 1::2] = 255, 255  # red and blue, column by column
+    run = FakeRun()
+    write((Picture("picture", pixels),), WandbLogger(run))
+    logged = np.asarray(run.rows[0]["view/picture"].image).astype(int)
+    assert np.abs(logged - pixels.permute(1, 2, 0).numpy()).mean() < 20  # 89 with halved color resolution
 
 
 def test_every_run_gets_everything_and_none_twice(monkeypatch: pytest.MonkeyPatch) -> None:
