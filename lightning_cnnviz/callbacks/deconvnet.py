@@ -8,14 +8,14 @@ from typing import Any
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from lightning_cnnviz.callbacks._base.feed_monitor import FeedMonitor, FeedOptions
+from lightning_cnnviz.callbacks._base.feed_monitor import FeedOptions
 from lightning_cnnviz.callbacks._base.look import Look
+from lightning_cnnviz.callbacks._base.patch_monitor import PatchMonitor
 from lightning_cnnviz.core.deconvnet.projection import Method, Projection, Projector, Unit
 from lightning_cnnviz.core.network.layers import SelectedLayer, evenly, select_layers
 from lightning_cnnviz.core.top_patches.mining import PatchMiner
 from lightning_cnnviz.core.top_patches.results import RankBy, TopPatches
 from lightning_cnnviz.render.display import Display, file_names
-from lightning_cnnviz.render.normalization import Normalization, chosen_normalization
 
 __all__ = ["DeconvnetMonitor"]
 
@@ -23,7 +23,7 @@ __all__ = ["DeconvnetMonitor"]
 _LAYERS = 4
 
 
-class DeconvnetMonitor(FeedMonitor):
+class DeconvnetMonitor(PatchMonitor):
     """Shows what in the pixels caused the strongest activations (Zeiler & Fergus 2013, sections 2.1 and 4, Fig. 2).
 
     The k strongest units of each feature map are projected back to pixels and shown beside their patches, one sheet a
@@ -59,20 +59,19 @@ class DeconvnetMonitor(FeedMonitor):
         normalization: tuple[list[float], list[float]] | None = None,
         **options: Unpack[FeedOptions],
     ) -> None:
-        super().__init__(**options)
+        super().__init__(normalization, **options)
         self.layers, self.k, self.method, self.features = layers, k, method, features
-        self.rank_by, self.normalization = rank_by, normalization
+        self.rank_by: RankBy = rank_by
         self._chosen: list[SelectedLayer] = []
         self._projector: Projector | None = None
-        self._normalization: Normalization | None = None
 
     def prepare(self, network: nn.Module) -> None:
         """Choose the layers, and try the numbers."""
+        super().prepare(network)
         chosen = select_layers(network, "conv" if self.layers is None else self.layers)
         self._chosen = evenly(chosen, _LAYERS) if self.layers is None else chosen
         self._projector = Projector(network, self._chosen, self.method)
         self.running(network)
-        self._normalization = None
 
     def running(self, network: nn.Module, look: Look | None = None) -> PatchMiner:
         """Mine with empty lists, and keep the images that patches are from: they are projected."""
@@ -101,10 +100,8 @@ class DeconvnetMonitor(FeedMonitor):
     def display_of(self, result: tuple[TopPatches, Projection]) -> Display:
         """Return how patches are shown, and the files of their images."""
         patches, _ = result
-        if self._normalization is None:  # once, so that looks can be compared
-            self._normalization = chosen_normalization(self.normalization, self.dataset, patches.all_patches())
         files = file_names(self.dataset, patches.shown_images()) if patches.indices_known else {}
-        return Display(normalization=self._normalization, files=files)
+        return Display(normalization=self.normalization_of(patches), files=files)
 
     @property
     def _projecting(self) -> Projector:

@@ -8,18 +8,18 @@ from typing import Any
 from torch import nn
 from typing_extensions import Unpack
 
-from lightning_cnnviz.callbacks._base.feed_monitor import FeedMonitor, FeedOptions
+from lightning_cnnviz.callbacks._base.feed_monitor import FeedOptions
 from lightning_cnnviz.callbacks._base.look import Look
+from lightning_cnnviz.callbacks._base.patch_monitor import PatchMonitor
 from lightning_cnnviz.core.network.layers import SelectedLayer, select_layers
 from lightning_cnnviz.core.top_patches.mining import PatchMiner
 from lightning_cnnviz.core.top_patches.results import RankBy, TopPatches
 from lightning_cnnviz.render.display import Display, class_names, file_names
-from lightning_cnnviz.render.normalization import Normalization, chosen_normalization
 
 __all__ = ["TopPatchesMonitor"]
 
 
-class TopPatchesMonitor(FeedMonitor):
+class TopPatchesMonitor(PatchMonitor):
     """Shows which parts of which images drive each feature map most (Zeiler & Fergus 2013, section 4 and Fig. 2).
 
     For each feature map of each chosen layer, the k images with the strongest activation and the exact receptive field
@@ -56,18 +56,17 @@ class TopPatchesMonitor(FeedMonitor):
         class_names: list[str] | None = None,
         **options: Unpack[FeedOptions],
     ) -> None:
-        super().__init__(**options)
+        super().__init__(normalization, **options)
         self.layers, self.k, self.features, self.per_image = layers, k, features, per_image
         self.rank_by: RankBy = rank_by
-        self.normalization, self.class_names = normalization, class_names
+        self.class_names = class_names
         self._chosen: list[SelectedLayer] = []
-        self._normalization: Normalization | None = None
 
     def prepare(self, network: nn.Module) -> None:
         """Choose the layers, and try the numbers."""
+        super().prepare(network)
         self._chosen = select_layers(network, self.layers)
         self.running(network)
-        self._normalization = None
 
     def running(self, network: nn.Module, look: Look | None = None) -> PatchMiner:
         """Mine with empty lists."""
@@ -81,8 +80,6 @@ class TopPatchesMonitor(FeedMonitor):
 
     def display_of(self, result: TopPatches) -> Display:
         """Return how patches are shown, and what is known of the images that they are from."""
-        if self._normalization is None:  # once, so that looks can be compared
-            self._normalization = chosen_normalization(self.normalization, self.dataset, result.all_patches())
         names = tuple(self.class_names) if self.class_names else class_names(self.dataset)
         files = file_names(self.dataset, result.shown_images()) if result.indices_known else {}
-        return Display(normalization=self._normalization, class_names=names, files=files)
+        return Display(normalization=self.normalization_of(result), class_names=names, files=files)

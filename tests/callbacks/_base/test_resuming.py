@@ -11,7 +11,8 @@ import torch
 from callbacks.littlenet import LittleNet, quiet_trainer, train_loader, val_loader
 from lightning.pytorch.loggers import CSVLogger
 from record.looks import tree_of
-from torch.utils.data import DataLoader
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from lightning_cnnviz import DeconvnetMonitor, FilterMonitor, LayerProbeMonitor, TopPatchesMonitor
 from lightning_cnnviz.record.store import Record, RecordedLook
@@ -132,3 +133,36 @@ def test_a_record_that_is_gone_begins_anew(tmp_path: Path) -> None:
     (tmp_path / "old").rename(tmp_path / "moved")
     fitted(tmp_path / "new", 2, tmp_path / "last.ckpt")
     assert {look.epoch for look in looks(tmp_path / "new")} == {2}
+
+
+class Scaled(Dataset[tuple[Tensor, int]]):
+    """Images of values that no network's normalization explains."""
+
+    def __init__(self, scale: float) -> None:
+        self.inner, self.scale = val_loader().dataset, scale
+
+    def __len__(self) -> int:
+        return len(self.inner)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        image, label = self.inner[index]
+        return image * self.scale - 1, label
+
+
+@pytest.mark.parametrize("kind", [TopPatchesMonitor, DeconvnetMonitor])
+def test_patches_are_shown_on_the_scale_that_the_run_began_with(tmp_path: Path, kind: Any) -> None:
+    def train(epochs: int, scale: float, ckpt: Path | None = None) -> pl.Trainer:
+        # What drives a network most changes from look to look, and with it the range of the patches.
+        trainer = quiet_trainer(
+            default_root_dir=tmp_path, logger=False, max_epochs=epochs, callbacks=[kind(k=2, features=2)]
+        )
+        trainer.fit(LittleNet(), train_loader(), DataLoader(Scaled(scale), batch_size=8), ckpt_path=ckpt)
+        return trainer
+
+    train(1, 4.0).save_checkpoint(tmp_path / "last.ckpt", weights_only=False)
+    state = torch.load(tmp_path / "last.ckpt", weights_only=True)["callbacks"]
+    assert sum("normalization" in each for each in state.values() if "run" in each) == 1
+    train(2, 40.0, tmp_path / "last.ckpt")
+    first, second = (look.display.normalization for look in looks(tmp_path))
+    assert first.source.startswith("no normalization found; scaled from their range")
+    assert (second.mean, second.std, second.source) == (first.mean, first.std, first.source)
