@@ -162,6 +162,8 @@ def _explore(options: argparse.Namespace) -> int:
         raise _UsageError(str(error)) from error
     for view, reason in made.left_out.items():
         print(f"Without {view}: {reason}")
+    if made.reused:
+        print(f"As before, since weights, images and arguments are: {', '.join(made.reused)}")
     print(f"Page, to open in a browser: {made.page}")
     return 0
 

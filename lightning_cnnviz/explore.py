@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import pickle
 import warnings
@@ -16,6 +17,7 @@ from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from lightning_cnnviz import __version__
 from lightning_cnnviz.callbacks import (
     ActivationMapMonitor,
     AttributionMonitor,
@@ -39,6 +41,9 @@ from lightning_cnnviz.finetune.networks import make_network
 from lightning_cnnviz.finetune.presets import image_transform
 from lightning_cnnviz.finetune.sources import ImageList, find_images, images_of_files, list_images
 from lightning_cnnviz.finetune.weights import load_weights, read_weights
+from lightning_cnnviz.record.data import plain
+from lightning_cnnviz.record.identity import network_identity
+from lightning_cnnviz.record.store import Record, RecordedLook
 from lightning_cnnviz.sinks.base import Sink
 from lightning_cnnviz.sinks.page import PageSink
 from lightning_cnnviz.sinks.wandb import WandbSink
@@ -88,11 +93,13 @@ class Exploration:
         page: The local page.
         views: Which views are on it.
         left_out: Which are not, and why.
+        reused: Which of them are those of an earlier exploration: same weights, images and arguments.
     """
 
     page: Path
     views: tuple[str, ...]
     left_out: Mapping[str, str]
+    reused: tuple[str, ...] = ()
 
 
 def load_network(name: str, weights: str | None = None, input_size: Sequence[int] = (3, 224, 224)) -> nn.Module:
@@ -197,6 +204,9 @@ def explore(
 ) -> Exploration:
     """Look at a trained network from every side, and write one page.
 
+    What each view has computed is kept in the record beside the page. Of the same weights, images and arguments, no
+    view is computed again: an exploration that was interrupted goes on.
+
     Where the images have as many classes as the network, they are taken to be the same ones. Else, class scores are
     those of the class that the network gives each image.
 
@@ -221,20 +231,34 @@ def explore(
     chosen = [view for view in views or VIEWS if view not in left_out]
     out.mkdir(parents=True, exist_ok=True)
     page, logger = PageSink(out), None if wandb is None else _logger(wandb, out)
+    sinks: list[Sink] = [page] if wandb is None else [WandbSink(), page]
+    options: dict[str, Any] = {"sinks": sinks, "on_error": "raise"}
+    arguments = _Arguments(
+        options=options,
+        sample=options | _sample_options(network, images),
+        layers={} if layers is None else {"layers": [*layers]},
+    )
+    monitors: dict[str, Any] = {view: VIEWS[view](arguments) for view in chosen}
+    for sink in sinks:
+        sink.open([] if logger is None else [logger], out)
+    earlier = _earlier(Record(out / "record"), monitors, network, images)
+    reused = tuple(view for view in chosen if view in earlier and _shown(earlier[view], page, sinks))
+    missing = [monitors[view] for view in chosen if view not in reused]
+    if missing:
+        run = _run(network, images, layers)
+        for monitor in missing:
+            monitor.load_state_dict({"run": run})
+        _validate(network, images, missing, logger, out)
+    if logger is not None:
+        logger.experiment.finish()
+    return Exploration(page=page.path.resolve(), views=tuple(chosen), left_out={} if views else left_out, reused=reused)
 
-    def arguments() -> _Arguments:
-        sinks: list[Sink] = [page] if wandb is None else [WandbSink(), page]
-        options: dict[str, Any] = {"sinks": sinks, "on_error": "raise"}
-        return _Arguments(
-            options=options,
-            sample=options | _sample_options(network, images),
-            layers={} if layers is None else {"layers": [*layers]},
-        )
 
+def _validate(network: nn.Module, images: LabeledImages, monitors: list[Any], logger: Any, out: Path) -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     trainer = pl.Trainer(
         logger=logger or False,
-        callbacks=[VIEWS[view](arguments()) for view in chosen],
+        callbacks=monitors,
         accelerator="cpu" if model_device(network).type == "cpu" else "auto",
         devices=1,
         default_root_dir=out,
@@ -244,9 +268,50 @@ def explore(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         trainer.validate(_Explored(network), _loader(images), verbose=False)
-    if logger is not None:
-        logger.experiment.finish()
-    return Exploration(page=page.path.resolve(), views=tuple(chosen), left_out={} if views else left_out)
+
+
+def _run(network: nn.Module, images: LabeledImages, layers: Sequence[str] | None) -> str:
+    """Name the exploration: looks at other images, weights or layers stand beside its own, never among them."""
+    asked = hashlib.blake2b(repr((network_identity(network), layers and [*layers])).encode(), digest_size=8)
+    return f"{images.checksum()}-{asked.hexdigest()}"
+
+
+def _earlier(
+    record: Record, monitors: Mapping[str, Any], network: nn.Module, images: LabeledImages
+) -> dict[str, RecordedLook]:
+    """The looks of earlier explorations that the monitors would take again, by view."""
+    seen, pictures = network_identity(network), f"{images.checksum()}-"
+    found = {}
+    for look in record.looks(stage="validate"):
+        identity = look.identity
+        monitor = monitors.get(identity.view)
+        if (
+            monitor is not None
+            and identity.network == seen
+            and identity.run.startswith(pictures)
+            and identity.versions.get("lightning_cnnviz") == __version__
+            and _described(identity.arguments) == _described(monitor.arguments)
+        ):
+            found[identity.view] = look
+    return found
+
+
+def _described(arguments: Mapping[str, Any]) -> Any:
+    """What a view depends on: not where it is shown."""
+    return plain({name: value for name, value in arguments.items() if name != "sinks"})
+
+
+def _shown(look: RecordedLook, page: PageSink, sinks: Sequence[Sink]) -> bool:
+    """Show a look as it was, where it is not on the page already; say whether that could be done."""
+    lacking = [sink for sink in sinks if sink is not page or not page.shows(look.identity.view, look.step)]
+    try:
+        report = look.report() if lacking else None
+    except (ValueError, OSError):  # damaged: it is computed again
+        return False
+    for sink in lacking:
+        assert report is not None
+        sink.write(report, look.step)
+    return True
 
 
 class _Explored(pl.LightningModule):

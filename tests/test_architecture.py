@@ -42,7 +42,7 @@ ALLOWED = {
     "studies": {"finetune", "core", "render", "sinks", "report"},
     "studies.results": set(),
     "demo": {"callbacks", "studies", "finetune", "sinks", "report", "core", "render"},
-    "explore": {"callbacks", "finetune", "sinks", "report", "core", "render"},
+    "explore": {"callbacks", "finetune", "sinks", "report", "core", "render", "record"},
     "cli": {"demo", "explore", "studies", "finetune", "record", "core", "render", "sinks", "callbacks", "report"},
 }
 # Libraries that only these rooms may name.

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +17,11 @@ from PIL import Image
 from sinks.harness import page_text
 from torch import Tensor, nn
 
+from lightning_cnnviz import OcclusionMonitor
 from lightning_cnnviz.cli import main
 from lightning_cnnviz.explore import VIEWS, explore, find_exploration_images, load_network
 from lightning_cnnviz.finetune.module import FineTuner
+from lightning_cnnviz.record.store import Record
 
 pytestmark = pytest.mark.filterwarnings("ignore:The 'validate_dataloader' does not have many workers")
 
@@ -156,6 +161,115 @@ def test_networks_by_name_with_weights_and_from_a_checkpoint(tmp_path: Path) -> 
     (tmp_path / "text.ckpt").write_text("no checkpoint")
     with pytest.raises(ValueError, match="cannot be read as a checkpoint"):
         load_network(str(tmp_path / "text.ckpt"))
+
+
+SOME = ("layer_table", "filters", "top_patches", "occlusion")
+
+
+def seeded() -> Little:
+    torch.manual_seed(0)
+    return Little()
+
+
+def explored(folder: Path, out: Path, network: Little | None = None, **options: Any) -> Any:
+    options = {"views": SOME} | options
+    images = find_exploration_images(folder, input_size=(3, 16, 16))
+    return explore(seeded() if network is None else network, images, out, **options)
+
+
+def looks_on(page: Path) -> dict[str, list[tuple[int, int]]]:
+    """By view, of each series on the page its run and how many looks it has."""
+    text = page.with_name("looks.js").read_text(encoding="utf-8")
+    views = json.loads(text[len("cnnviz.list(") : text.rindex(")")])["views"]
+    return {view["view"]: [(series["run"], len(series["looks"])) for series in view["series"]] for view in views}
+
+
+def once(views: Sequence[str]) -> dict[str, list[tuple[int, int]]]:
+    return {view: [(1, 1)] for view in views}
+
+
+def kept(out: Path) -> list[str]:
+    return [look.identity.view for look in Record(out / "record").looks()]
+
+
+def test_the_same_exploration_again_computes_nothing(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert explored(folder, tmp_path / "out").reused == ()
+    monkeypatch.setattr(pl.Trainer, "validate", None)
+    again = explored(folder, tmp_path / "out")
+    assert again.reused == again.views == SOME
+    assert sorted(kept(tmp_path / "out")) == sorted(SOME)
+    assert looks_on(again.page) == once(SOME)
+
+
+def test_an_interrupted_exploration_goes_on(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(OcclusionMonitor, "experiment", interrupt)
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
+            explored(folder, tmp_path / "out")
+    before = kept(tmp_path / "out")
+    assert sorted(before) == ["filters", "layer_table", "top_patches"]
+    made = explored(folder, tmp_path / "out")
+    assert made.reused == SOME[:3]
+    assert kept(tmp_path / "out") == [*before, "occlusion"]
+    assert looks_on(made.page) == once(SOME)
+
+
+def test_a_page_that_is_gone_is_drawn_from_the_record(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = looks_on(explored(folder, tmp_path / "out").page)
+    (tmp_path / "out" / "record").rename(tmp_path / "record")
+    shutil.rmtree(tmp_path / "out")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "record").rename(tmp_path / "out" / "record")
+    monkeypatch.setattr(pl.Trainer, "validate", None)
+    assert looks_on(explored(folder, tmp_path / "out").page) == whole
+
+
+def test_a_look_that_is_damaged_is_taken_again(folder: Path, tmp_path: Path) -> None:
+    page = explored(folder, tmp_path / "out").page
+    for path in (page.with_name("looks"), page.with_name("pictures"), tmp_path / "out" / "record" / "packs"):
+        shutil.rmtree(path)
+    made = explored(folder, tmp_path / "out")
+    assert "filters" not in made.reused
+    assert looks_on(made.page) == once(SOME)
+
+
+def test_other_weights_are_looked_at_anew(folder: Path, tmp_path: Path) -> None:
+    explored(folder, tmp_path / "out")
+    network = seeded()
+    with torch.no_grad():
+        network.head.bias[0] += 0.001
+    made = explored(folder, tmp_path / "out", network)
+    assert made.reused == ()
+    assert looks_on(made.page) == {view: [(1, 1), (2, 1)] for view in SOME}
+
+
+def test_other_images_are_looked_at_anew(folder: Path, tmp_path: Path) -> None:
+    explored(folder, tmp_path / "out")
+    file = folder / "cat" / "3.png"
+    with Image.open(file) as image:
+        changed = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    changed.save(file)
+    made = explored(folder, tmp_path / "out")
+    assert made.reused == ()
+    assert looks_on(made.page) == {view: [(1, 1), (2, 1)] for view in SOME}
+    scaled = find_exploration_images(folder, input_size=(3, 16, 16), mean=[0.4])
+    assert explore(seeded(), scaled, tmp_path / "out", views=SOME).reused == ()
+
+
+def test_other_arguments_are_looks_beside_the_old_ones(folder: Path, tmp_path: Path) -> None:
+    explored(folder, tmp_path / "out")
+    made = explored(folder, tmp_path / "out", layers=["features.3"])
+    assert made.reused == ("layer_table", "filters", "occlusion")
+    assert looks_on(made.page) == once(SOME) | {"top_patches": [(1, 1), (2, 1)]}
+    assert explored(folder, tmp_path / "out", layers=["features.3"]).reused == SOME
+    assert explored(folder, tmp_path / "out", views=["filters", "correlation"]).reused == ("filters",)
 
 
 def test_on_the_command_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

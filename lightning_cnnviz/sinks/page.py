@@ -110,6 +110,14 @@ class PageSink(Sink):
             self._folder = PageFolder(directory)
         _read_page(self.path)
 
+    def shows(self, source: str, step: Step) -> bool:
+        """Whether a look of this source (see `Report.source`) is on the page already, with all its items."""
+        folder = self._opened
+        folder.scan()
+        wanted = (source, step.run, step.stage, step.epoch, step.global_step)
+        heads = (head for head in folder.heads.values() if not head.left_out)
+        return any((head.source, head.run, head.stage, head.epoch, head.step) == wanted for head in heads)
+
     def write(self, report: Report, step: Step) -> None:
         """Add the report to the page.
 

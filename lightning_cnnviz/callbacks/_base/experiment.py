@@ -78,6 +78,12 @@ class ExperimentMonitor(Monitor):
         """Return how the images are shown; of an experiment without any, nothing."""
         return Display() if self._images is None else self.display
 
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The arguments that it was made with, those of its images too, by name."""
+        own = super().arguments
+        return own if self._images is None else own | self._images.arguments
+
     def data_of(self, result: Any) -> DataIdentity:
         """Return which images were experimented on."""
         return DataIdentity() if self._images is None else DataIdentity(images=len(self.sample))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import re
 from abc import ABC, abstractmethod
@@ -146,7 +147,10 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
     @property
     def arguments(self) -> dict[str, Any]:
         """The arguments that it was made with, by name."""
-        return {name: value for name, value in vars(self).items() if not name.startswith("_")}
+        kinds = [kind for kind in type(self).__mro__ if issubclass(kind, Monitor)]
+        # Other attributes change from look to look, or are the trainer's.
+        names = {name for kind in kinds for name in inspect.signature(kind.__init__).parameters}
+        return {name: value for name, value in vars(self).items() if name in names}
 
     # When: Lightning's hooks. The first monitor of a trainer passes its calls on to the feed, for all of them.
 

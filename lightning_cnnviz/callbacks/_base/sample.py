@@ -73,6 +73,11 @@ class DisplayedSample:
         rest = {name: value for name, value in options.items() if name not in own}
         return cls(images, **cast(_DrawOptions, own)), cast(MonitorOptions, rest)
 
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The arguments that it was made with, by name."""
+        return {name: value for name, value in vars(self).items() if not name.startswith("_")}
+
     def forget(self) -> None:
         """Let the next run draw images of its own."""
         self._drawn = None

@@ -14,7 +14,8 @@ from record.looks import tree_of
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_cnnviz import DeconvnetMonitor, FilterMonitor, LayerProbeMonitor, TopPatchesMonitor
+from lightning_cnnviz import DeconvnetMonitor, FilterMonitor, LayerProbeMonitor, OcclusionMonitor, TopPatchesMonitor
+from lightning_cnnviz.record.data import plain
 from lightning_cnnviz.record.store import Record, RecordedLook
 from lightning_cnnviz.report import Gallery, Scalar
 
@@ -166,3 +167,14 @@ def test_patches_are_shown_on_the_scale_that_the_run_began_with(tmp_path: Path, 
     first, second = (look.display.normalization for look in looks(tmp_path))
     assert first.source.startswith("no normalization found; scaled from their range")
     assert (second.mean, second.std, second.source) == (first.mean, first.std, first.source)
+
+
+def test_arguments_are_what_a_monitor_was_made_with_at_every_look(tmp_path: Path) -> None:
+    callbacks = [TopPatchesMonitor(k=3), OcclusionMonitor(images=2, seed=5)]
+    before = [plain(monitor.arguments) for monitor in callbacks]
+    fitted(tmp_path, 2, callbacks=callbacks)
+    assert (before[0]["k"], before[0]["data"], before[1]["images"], before[1]["seed"]) == (3, None, 2, 5)
+    views = {"top_patches": before[0], "occlusion": before[1]}
+    found = looks(tmp_path)
+    assert len(found) == 4
+    assert [look.identity.view for look in found if plain(look.arguments) != views[look.identity.view]] == []
