@@ -17,7 +17,6 @@ from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from lightning_cnnviz import __version__
 from lightning_cnnviz.callbacks import (
     ActivationMapMonitor,
     AttributionMonitor,
@@ -42,7 +41,7 @@ from lightning_cnnviz.finetune.presets import image_transform
 from lightning_cnnviz.finetune.sources import ImageList, find_images, images_of_files, list_images
 from lightning_cnnviz.finetune.weights import load_weights, read_weights
 from lightning_cnnviz.record.data import plain
-from lightning_cnnviz.record.identity import network_identity
+from lightning_cnnviz.record.identity import network_identity, versions
 from lightning_cnnviz.record.store import Record, RecordedLook
 from lightning_cnnviz.sinks.base import Sink
 from lightning_cnnviz.sinks.page import PageSink
@@ -289,7 +288,7 @@ def _earlier(
             monitor is not None
             and identity.network == seen
             and identity.run.startswith(pictures)
-            and identity.versions.get("lightning_cnnviz") == __version__
+            and identity.versions.get("lightning_cnnviz") == versions()["lightning_cnnviz"]
             and _described(identity.arguments) == _described(monitor.arguments)
         ):
             found[identity.view] = look

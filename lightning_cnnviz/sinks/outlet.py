@@ -363,10 +363,14 @@ def show_once(
 ) -> None:
     """Show one report, without a trainer; a sink that cannot be written to is reported and given up.
 
+    It belongs to the step's run, or to one of its own.
+
     Raises:
         ValueError: There are no sinks, or one of them can write nowhere.
     """
     outlet = Outlet(who, sinks)
+    if step.run:
+        outlet.resume(step.run, "")
     outlet.open_for(loggers, folder)
     outlet.show(report, step)
     outlet.close()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -69,11 +71,14 @@ def common_fields(
 
 
 def finish_study(result: StudyResult, report: Report, study: StudyOptions) -> None:
-    """Write a study's result and page into its folder, and its summary run where runs are logged."""
-    folder, runs = Path(study.folder), study.runs
-    write_json(folder / result.file, result.to_json())
+    """Write a study's result, page and record into its folder, and its summary run where runs are logged."""
+    folder, runs, told = Path(study.folder), study.runs, result.to_json()
+    write_json(folder / result.file, told)
     loggers = [] if runs is None else [runs.logger(f"{runs.group} summary", "summary")]
     sinks: list[Sink] = [PageSink(folder), *(WandbSink() for _ in loggers)]
-    show_once("study", report, Step(epoch=0, global_step=0, stage="test"), sinks, loggers=loggers, folder=folder)
+    # The same result once more, as of a study that was complete, is the same look.
+    run = hashlib.blake2b(json.dumps(told).encode(), digest_size=8).hexdigest()
+    step = Step(epoch=0, global_step=0, stage="test", run=run)
+    show_once("study", report, step, sinks, loggers=loggers, folder=folder)
     for logger in loggers:
         logger.experiment.finish()

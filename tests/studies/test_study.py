@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,9 @@ import torch
 from studies.job_tasks import draw
 from studies.study_parts import ablation_result
 
-from lightning_cnnviz.report import Report
+from lightning_cnnviz.record.data import load, save
+from lightning_cnnviz.record.store import Record
+from lightning_cnnviz.report import Report, Scalar
 from lightning_cnnviz.studies.jobs import Job
 from lightning_cnnviz.studies.options import StudyError, StudyOptions
 from lightning_cnnviz.studies.results import AblationStudy, load_study
@@ -20,6 +23,20 @@ def test_a_study_is_not_lost_with_its_page(tmp_path: Path, caplog: pytest.LogCap
     finish_study(ablation_result(), report, StudyOptions(folder=tmp_path))
     assert [record.message for record in caplog.records if "PageSink cannot be written to" in record.message]
     assert load_study(AblationStudy, tmp_path).budget == "2 steps"
+
+
+def test_a_study_is_kept_in_a_record_and_shown_once(tmp_path: Path) -> None:
+    result, other = ablation_result(), replace(ablation_result(), budget="3 steps")
+    report = Report("ablation", title="Ablation", items=(Scalar("accuracy", 0.5),))
+    for each in (result, result, other):
+        finish_study(each, report, StudyOptions(folder=tmp_path))
+    found = Record(tmp_path / "record").looks(view="ablation")
+    assert [item.value for item in found[0].report().items if isinstance(item, Scalar)] == [0.5]
+    assert len({look.identity.run for look in found}) == 2
+    listed = (tmp_path / "looks.js").read_text()
+    assert listed.count('"stage":"test"') == 2  # two series of one look each, not three
+    again = load(save(result, tmp_path / "result"))
+    assert again.to_json() == result.to_json()
 
 
 def test_what_was_measured_has_the_shape_of_the_plan(tmp_path: Path) -> None:
