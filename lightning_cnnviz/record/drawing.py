@@ -155,7 +155,7 @@ class Drawer:
             self._done.clear()
             self._under_way, self._starts = None, 0
         if process is not None:
-            self._end(process, patience=5)
+            self._end(process)
 
     def _give_out(self) -> None:
         """Give the next piece to the process, if it has none; called with the lock."""
@@ -231,23 +231,20 @@ class Drawer:
             return
         self._process = None
         last_words = self._last_words()
-        self._end(process, patience=0)
+        self._end(process)
         if self._under_way is not None:
             self._done.append((self._under_way, f"the process that draws has ended. {last_words}".strip()))
             self._under_way = None
 
-    def _end(self, process: subprocess.Popen[bytes], *, patience: float) -> None:
-        """Let it end by itself, or end it, and close what is open to it."""
+    def _end(self, process: subprocess.Popen[bytes]) -> None:
+        """End it, and close what is open to it; it writes nothing but answers, so that nothing is left half done."""
+        process.kill()
+        process.wait()
         for stream in (process.stdin, self._errors):
             if stream is not None:
                 with contextlib.suppress(OSError):
                     stream.close()
         self._errors = None
-        try:
-            process.wait(patience)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
         if self._listener is not None and self._listener is not threading.current_thread():
             self._listener.join(5)
         if process.stdout is not None:
