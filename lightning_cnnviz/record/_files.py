@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,12 @@ from torch import Tensor
 
 from lightning_cnnviz.record._tensors import tensor_name
 
-__all__ = ["SCRATCH", "Packs", "check_json_size", "read_json", "write_file", "write_json", "write_pack"]
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = ["SCRATCH", "Packs", "check_json_size", "locked", "read_json", "write_file", "write_json", "write_pack"]
 
 SCRATCH = ".tmp"
 """How the names of files end that are not whole yet, or never became so."""
@@ -25,7 +32,33 @@ _MOST_JSON = 64_000_000
 _MOST_NODES = 4_000_000
 _MOST_HEADER = 100_000_000
 
+_PATIENCE = 10.0  # seconds
 _MOST_OPEN = 32  # packs at a time
+
+
+@contextlib.contextmanager
+def locked(path: Path, *, alone: bool) -> Iterator[None]:
+    """Hold a folder's lock, alone or beside others who do not ask to be; where the system has none, hold nothing.
+
+    Raises:
+        BlockingIOError: Somebody else has held it for ten seconds.
+    """
+    if fcntl is None:
+        yield
+        return
+    until = time.monotonic() + _PATIENCE
+    with path.open("a") as file:
+        while True:
+            try:
+                fcntl.flock(file, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() > until:
+                    raise BlockingIOError(error.errno, "another process holds it", str(path)) from error
+                time.sleep(0.02)
+            except OSError:  # a file system without locks
+                break
+        yield
 
 
 def write_file(path: Path, content: bytes, *, lasting: bool = False) -> None:

@@ -29,9 +29,21 @@ def record_main(arguments: Sequence[str] | None = None) -> int:
         "everything once to check it. The exit status is 1 where something is damaged.",
     )
     _add_record(parser)
+    parser.add_argument(
+        "--keep-megabytes",
+        type=float,
+        metavar="N",
+        help="first take looks away until the record is no larger, or only those are left that are always kept: of "
+        "each series the first, those after 2, 5, 10, 20, ... times as many steps, and the newest",
+    )
     parser.add_argument("--no-check", action="store_true", help="do not read everything")
     options = parser.parse_args(arguments)
     record = _opened(parser, options.record)
+    if options.keep_megabytes is not None:
+        try:
+            print(f"{len(record.thin(options.keep_megabytes))} looks taken away")
+        except OSError as error:
+            parser.error(str(error))
     looks = record.looks()
     print(f"{record.folder}: {len(looks)} looks, {_bytes(record.size())}")
     for run in dict.fromkeys(look.identity.run for look in looks):

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import re
 import secrets
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +21,7 @@ from torch import Tensor
 from lightning_cnnviz import __version__
 from lightning_cnnviz.core.network.suggestions import suggestion
 from lightning_cnnviz.core.top_patches.results import SourceImage
-from lightning_cnnviz.record._files import SCRATCH, Packs, read_json, write_file, write_json, write_pack
+from lightning_cnnviz.record._files import SCRATCH, Packs, locked, read_json, write_file, write_json, write_pack
 from lightning_cnnviz.record._patches import packed_patches, unpacked_patches
 from lightning_cnnviz.record.data import SCHEMA, from_tree, plain, to_tree
 from lightning_cnnviz.record.identity import LookIdentity
@@ -33,10 +36,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Record", "RecordedLook"]
 
-_HEAD = "record.json"
+_HEAD, _LOCK = "record.json", "lock"
 _FORMAT = "lightning_cnnviz record"
 _LOOK = re.compile(r"\d{19}-[0-9a-f]{8}")
-_IMAGE = re.compile(r"[0-9a-f]{20}\.(png|jpg)")
+_IMAGE = re.compile(r"[0-9a-f]{20}\.(?:png|jpg)")
 _AS_IT_IS = Normalization((0.0,), (1.0,), "given")
 _ENCODERS = 4  # threads
 _FORGOTTEN = 3600  # seconds after which a file that never became whole is taken away
@@ -236,6 +239,11 @@ class Record:
         with contextlib.suppress(FileNotFoundError):
             self._check_head()
         self._make_folders()
+        with locked(self.folder / _LOCK, alone=False):
+            return self._added(identity, seen)
+
+    def _added(self, identity: LookIdentity, seen: Drawable | Report) -> RecordedLook:
+        self._look_around()
         content, tensors, size = self._described(identity, seen)
         now = time.time_ns()
         look_id = f"{now:019d}-{secrets.token_hex(4)}"
@@ -304,6 +312,33 @@ class Record:
                 problems.append(str(error))
         return problems
 
+    def thin(self, max_megabytes: float) -> list[str]:
+        """Take looks away until the record is no larger, as far as that goes; nothing is ever taken away without this.
+
+        Of each series there stay at least the first look, those after 2, 5, 10, 20, 50, ... times as many steps, and
+        the newest; others go, oldest first.
+
+        Returns:
+            The names of the looks that were taken away.
+
+        Raises:
+            OSError: A file cannot be taken away.
+        """
+        if not self.folder.exists():
+            return []
+        gone: list[str] = []
+        with locked(self.folder / _LOCK, alone=True):
+            looks = self.looks()
+            spare = deque(look.id for look in looks if look.id not in _kept_always(looks))
+            self._drop_unused()
+            while spare and self.size() > max_megabytes * 1e6:
+                # One pack may serve many looks, so that only trying says what their end gives.
+                for look_id in [spare.popleft() for _ in range(max(1, len(spare) // 10))]:
+                    (self.folder / "looks" / f"{look_id}.json").unlink(missing_ok=True)
+                    gone.append(look_id)
+                self._drop_unused()
+        return gone
+
     # Writing.
 
     def _described(
@@ -361,13 +396,29 @@ class Record:
         write_file(path, encoded, lasting=self._lasting)
         return len(encoded)
 
+    def _drop_unused(self) -> None:
+        """Take away packs and images that no look refers to; nobody may be adding one meanwhile."""
+        self._look_around()
+        if self._damaged:
+            return  # who knows what they refer to
+        images: set[str] = set()
+        packs: set[str] = set()
+        for look_id in self._read:
+            content = self._content_of(look_id)
+            packs.update(content["tensors"].values())
+            images.update(_IMAGE.findall(json.dumps(content.get("crops"))))
+        for folder, kept in (("packs", packs), ("images", images)):
+            for file in (self.folder / folder).iterdir():
+                if (file.stem if folder == "packs" else file.name) not in kept and not file.name.startswith("."):
+                    file.unlink(missing_ok=True)
+        self._packs = {tensor: pack for tensor, pack in self._packs.items() if pack in packs}
+
     def _make_folders(self) -> None:
         for part in ("looks", "packs", "images"):
             (self.folder / part).mkdir(parents=True, exist_ok=True)
         if not (self.folder / _HEAD).exists():
             head = {"format": _FORMAT, "schema": SCHEMA, "version": __version__}
             write_json(self.folder / _HEAD, head, lasting=self._lasting)
-        self._look_around()
 
     # Reading.
 
@@ -396,9 +447,12 @@ class Record:
     def _look_around(self) -> None:
         """Read the looks that are new since the last time."""
         names = {file.stem for file in (self.folder / "looks").glob("*.json") if _LOOK.fullmatch(file.stem)}
-        for gone in self._read.keys() - names:
-            del self._read[gone]
-            self._packs = {tensor: pack for tensor, pack in self._packs.items() if pack != gone}
+        gone = self._read.keys() - names
+        for look_id in gone:
+            del self._read[look_id]
+        if gone:  # other looks may still refer to their packs
+            there = {file.stem for file in (self.folder / "packs").glob("*.safetensors")}
+            self._packs = {tensor: pack for tensor, pack in self._packs.items() if pack in there}
         for look_id in sorted(names - self._read.keys() - self._damaged.keys()):
             try:
                 content = self._content_of(look_id)
@@ -443,6 +497,25 @@ def _source_key(source: SourceImage, normalization: Normalization | None) -> byt
     digest = hashlib.blake2b(repr((tuple(source.levels.shape), scale)).encode(), digest_size=16)
     digest.update(source.levels.contiguous().numpy().data)
     return digest.digest()
+
+
+def _kept_always(looks: Sequence[RecordedLook]) -> set[str]:
+    """Of each series the first look, the newest, and those from 1, 2, 5, 10, 20, 50, ... times its first steps on."""
+    series: dict[object, list[RecordedLook]] = {}
+    for look in looks:
+        series.setdefault(look.identity.series, []).append(look)
+    kept = set()
+    for own in series.values():
+        kept |= {own[0].id, own[-1].id}
+        mark, factor = 0.0, cycle((2.0, 2.5, 2.0))
+        for look in sorted(own, key=lambda look: look.identity.moment):
+            steps = look.identity.global_step
+            if steps > 0 and steps >= mark:  # a second time, these are found again
+                kept.add(look.id)
+                mark = mark or steps
+                while mark <= steps:
+                    mark *= next(factor)
+    return kept
 
 
 def _size_of(file: Path) -> int:

@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,14 @@ def test_a_record_is_listed_by_run_and_series(folder: Path, capsys: pytest.Captu
     assert ["top_patches", "fit", "Digits", "1,797", "4", "1-3,", "5"] in [line[:7] for line in lines]
     assert ["top_patches", "small", "test", "Digits", "1,797", "1", "2"] in [line[:7] for line in lines]
     assert printed.endswith("Everything can be read.\n")
+
+
+def test_a_record_is_kept_to_a_size(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(folder, tmp_path / "run")
+    assert main(["record", str(tmp_path / "run"), "--keep-megabytes", "0"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("2 looks taken away\n")  # of four at one number of steps, those between first and newest
+    assert "6 looks, " in printed
 
 
 def test_what_is_damaged_is_named_and_the_exit_status_says_so(

@@ -66,7 +66,7 @@ def add_looks(folder: Path, views: dict[str, list[Seen]], first: int, last: int,
     record = Record(folder, lasting=False)  # what outlives the machine's end is the disk's affair
     for epoch in range(first, last):
         for view, seen in views.items():
-            record.add(identity(view, epoch=epoch, name=run), seen[epoch % len(seen)])
+            record.add(identity(view, epoch=epoch, global_step=epoch, name=run), seen[epoch % len(seen)])
             os.write(announce, f"{view} {epoch}\n".encode())
 
 
@@ -114,6 +114,21 @@ def test_two_processes_that_write_at_once_have_both_their_series_whole(tmp_path:
     for look in record.looks():
         same.setdefault((look.identity.view, look.epoch), set()).add(digest(look.result))
     assert {len(values) for values in same.values()} == {1}
+
+
+def test_a_record_that_is_thinned_while_it_is_written_stays_whole(tmp_path: Path) -> None:
+    views = seen_by_kind()
+    child, listen = forked(lambda announce: add_looks(tmp_path / "record", views, 1, 30, announce))
+    with os.fdopen(listen) as lines:
+        assert lines.readline()
+        record = Record(tmp_path / "record")
+        gone = [look_id for _ in iter(lines.readline, "") for look_id in record.thin(0)]
+    assert os.waitpid(child, 0)[1] == 0
+    assert gone
+    assert Record(tmp_path / "record").check() == []
+    there = [look.epoch for look in record.looks(view="layer_table")]
+    assert len(gone) + len(record.looks()) == 2 * 29
+    assert [epoch for epoch in (1, 2, 5, 10, 20, 29) if epoch not in there] == []
 
 
 def test_a_training_that_is_killed_and_resumed_has_the_looks_of_one_that_was_not(tmp_path: Path) -> None:

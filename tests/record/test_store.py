@@ -244,3 +244,27 @@ def test_looks_of_one_line_share_stage_data_name_and_run() -> None:
         identity(data=DataIdentity(dataset="Digits", loader=1)),
     ]
     assert base.series not in {other.series for other in others}
+
+
+def test_a_size_that_the_user_states_is_kept_by_taking_inner_looks_away(tmp_path: Path) -> None:
+    record, writer = Record(tmp_path), Record(tmp_path)
+    for epoch in range(1, 24):
+        writer.add(identity(epoch=epoch, global_step=epoch), patches_seen(seed=epoch // 2))
+        writer.add(identity("layer_table", epoch=epoch, global_step=epoch), Seen(result=layer_table(NET, (3, 32, 32))))
+    before = {look.id: tree_of(look.result) for look in record.looks()}
+    assert record.thin(1000) == []
+    size = record.size()
+    some = record.thin(size * 0.8 / 1e6)
+    assert 0 < len(some) < 23
+    assert record.size() <= size * 0.8
+    more = record.thin(0)
+    assert record.check() == []
+    assert Record(tmp_path).check() == []
+    for view in ("top_patches", "layer_table"):
+        assert [look.epoch for look in record.looks(view=view)] == [1, 2, 5, 10, 20, 23]
+    assert [look.id for look in record.looks() if tree_of(look.result) != before[look.id]] == []
+    assert set(some) | set(more) == before.keys() - {look.id for look in record.looks()}
+    # Who was there meanwhile goes on, and refers to nothing that is gone.
+    again = writer.add(identity(epoch=24, global_step=24), patches_seen(seed=2))
+    assert Record(tmp_path).check() == []
+    assert tree_of(again.result.layers[0]) == tree_of(patches_seen(seed=2).result.layers[0])
