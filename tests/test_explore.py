@@ -15,6 +15,7 @@ import torch
 import torchvision
 from PIL import Image
 from sinks.harness import page_text
+from sinks.offline_run import keep_wandb_inside, read_offline_run
 from torch import Tensor, nn
 
 from lightning_cnnviz import OcclusionMonitor
@@ -240,6 +241,22 @@ def test_a_look_that_is_damaged_is_taken_again(folder: Path, tmp_path: Path) -> 
     assert looks_on(made.page) == once(SOME)
 
 
+def test_what_is_taken_from_the_record_is_in_the_new_wandb_run_too(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wandb = pytest.importorskip("wandb")
+    keep_wandb_inside(tmp_path, monkeypatch)
+    wandb.teardown()  # the mode is remembered until then
+    views = ("filters", "top_patches")
+    explored(folder, tmp_path / "out", views=views)
+    monkeypatch.setattr(pl.Trainer, "validate", None)
+    assert explored(folder, tmp_path / "out", views=views, wandb="exploration").reused == views
+    rows = read_offline_run(tmp_path / "out")
+    wandb.teardown()
+    assert {key.split("/")[0] for row in rows for key in row} >= {"filters", "top_patches", "top_patches_stats"}
+    assert looks_on(tmp_path / "out" / "index.html") == once(views)
+
+
 def test_other_weights_are_looked_at_anew(folder: Path, tmp_path: Path) -> None:
     explored(folder, tmp_path / "out")
     network = seeded()
@@ -279,6 +296,14 @@ def test_on_the_command_line(folder: Path, tmp_path: Path, capsys: pytest.Captur
     assert main([*given, "--views", "layer_table", "filters"]) == 0
     assert "Page, to open in a browser" in capsys.readouterr().out
     assert (tmp_path / "out" / "index.html").is_file()
+    assert main([*given, "--views", "layer_table"]) == 0  # its weights are random, and so are others
+    assert "As before" not in capsys.readouterr().out
+    seeded_before = torch.random.get_rng_state()
+    for again in (False, True):
+        torch.manual_seed(3)
+        assert main([*given, "--views", "filters"]) == 0
+        assert ("As before, since weights, images and arguments are: filters" in capsys.readouterr().out) == again
+    torch.random.set_rng_state(seeded_before)
     for wrong, message in (
         (["--views", "filter"], "Did you mean 'filters'"),
         (["--weights", "nothing.pt"], "there is no such file"),
