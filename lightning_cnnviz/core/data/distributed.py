@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics.utilities.distributed import gather_all_tensors
 
 __all__ = ["agreed", "collective_device", "exchanged", "gathered", "gathered_objects", "rank", "ranks", "summed"]
 
@@ -43,6 +42,8 @@ def gathered(tensor: Tensor) -> list[Tensor]:
     """Every rank's tensor (shapes may differ), on the CPU; collectives of GPU back ends run on the GPU."""
     if ranks() == 1:
         return [tensor]
+    from torchmetrics.utilities.distributed import gather_all_tensors  # takes seconds to load
+
     device = collective_device()
     return [part.cpu() for part in gather_all_tensors(tensor.to(device))]
 

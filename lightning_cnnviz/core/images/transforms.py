@@ -6,11 +6,10 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import functional as TF
-from torchvision.transforms.v2.functional import InterpolationMode
 
 __all__ = ["TRANSFORMS", "PixelScale", "Transform", "TransformSpec", "resolve_transforms"]
 
@@ -242,7 +241,7 @@ def _about_fill(
 
 
 def _rotated(images: Tensor, value: float) -> Tensor:
-    result: Tensor = TF.rotate(images, value, interpolation=InterpolationMode.BILINEAR)
+    result: Tensor = _torchvision().rotate(images, value, interpolation=_torchvision().InterpolationMode.BILINEAR)
     return result
 
 
@@ -255,36 +254,36 @@ def _sheared(images: Tensor, value: float) -> Tensor:
 
 
 def _affine(images: Tensor, *, scale: float = 1.0, shear: float = 0.0) -> Tensor:
-    result: Tensor = TF.affine(
+    result: Tensor = _torchvision().affine(
         images,
         angle=0.0,
         translate=[0, 0],
         scale=scale,
         shear=[shear, 0.0],
-        interpolation=InterpolationMode.BILINEAR,
+        interpolation=_torchvision().InterpolationMode.BILINEAR,
     )
     return result
 
 
 def _brightened(pixels: Tensor, value: float) -> Tensor:
     _check_pixels(pixels, "brightness")
-    result: Tensor = TF.adjust_brightness(pixels, value)
+    result: Tensor = _torchvision().adjust_brightness(pixels, value)
     return result
 
 
 def _contrasted(pixels: Tensor, value: float) -> Tensor:
     _check_pixels(pixels, "contrast")
     if pixels.shape[1] in (1, 3):
-        result: Tensor = TF.adjust_contrast(pixels, value)
+        result: Tensor = _torchvision().adjust_contrast(pixels, value)
         return result
     # Channels that make no color: each about its own mean.
-    one_by_one: Tensor = TF.adjust_contrast(pixels.flatten(0, 1)[:, None], value)
+    one_by_one: Tensor = _torchvision().adjust_contrast(pixels.flatten(0, 1)[:, None], value)
     return one_by_one.reshape(pixels.shape)
 
 
 def _blurred(pixels: Tensor, value: float) -> Tensor:
     reach = min(math.ceil(3 * value), min(pixels.shape[-2:]) - 1)
-    result: Tensor = TF.gaussian_blur(pixels, [2 * reach + 1] * 2, [value] * 2)
+    result: Tensor = _torchvision().gaussian_blur(pixels, [2 * reach + 1] * 2, [value] * 2)
     return result
 
 
@@ -296,3 +295,10 @@ def _check_pixels(pixels: Tensor, name: str) -> None:
             f"transform '{name}' acts on pixels of 0 to 1, but with the normalization undone they reach from {low:.3g} "
             f"to {high:.3g}: give normalization=(mean, std) as the network's input was made"
         )
+
+
+def _torchvision() -> Any:
+    """Load what transforms images only where it is asked for: it takes seconds."""
+    from torchvision.transforms.v2 import functional
+
+    return functional
