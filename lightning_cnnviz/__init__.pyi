@@ -65,6 +65,11 @@ from .finetune.module import FineTuner as FineTuner
 from .record.data import load as load
 from .record.data import save as save
 from .record.figures import ReportFigure as ReportFigure
+from .record.identity import DataIdentity as DataIdentity
+from .record.identity import LookIdentity as LookIdentity
+from .record.identity import NetworkIdentity as NetworkIdentity
+from .record.store import Record as Record
+from .record.store import RecordedLook as RecordedLook
 from .report import Curve as Curve
 from .report import Gallery as Gallery
 from .report import ImageCrop as ImageCrop

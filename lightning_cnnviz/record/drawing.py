@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
 import pickle
@@ -18,6 +19,8 @@ from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
+import torch
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from lightning_cnnviz.record.store import Record
@@ -260,10 +263,27 @@ class Drawer:
 
 def send(stream: IO[bytes], value: Any) -> None:
     """Write a value to our own process."""
-    content = pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL)
+    buffer = io.BytesIO()
+    _Pickler(buffer, protocol=pickle.HIGHEST_PROTOCOL).dump(value)
+    content = buffer.getbuffer()
     stream.write(len(content).to_bytes(8, "little"))
     stream.write(content)
     stream.flush()
+
+
+class _Pickler(pickle.Pickler):
+    """Sends of a view what it shows, and not all that it is a view of."""
+
+    def reducer_override(self, value: Any) -> Any:
+        if isinstance(value, Tensor) and value.layout is torch.strided:
+            alone = value.detach()
+            if alone.untyped_storage().nbytes() != alone.nbytes:
+                return _itself, (alone.clone(),)
+        return NotImplemented
+
+
+def _itself(value: Tensor) -> Tensor:
+    return value
 
 
 def receive(stream: IO[bytes]) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import logging
 import os
 import signal
@@ -12,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from record.looks import NET, patches_seen
 
 from lightning_cnnviz.core.layer_table.table import layer_table
 from lightning_cnnviz.record import drawing
-from lightning_cnnviz.record.drawing import Drawer, DrawingJob
+from lightning_cnnviz.record.drawing import Drawer, DrawingJob, receive, send
 from lightning_cnnviz.record.identity import LookIdentity
 from lightning_cnnviz.record.store import Record
 from lightning_cnnviz.render.views import Seen
@@ -161,3 +163,15 @@ def test_nothing_is_printed_where_all_is_well(
     drawer.close()
     assert capfd.readouterr() == ("", "")
     assert [each for each in caplog.records if each.name == "lightning_cnnviz"] == []
+
+
+def test_of_a_view_what_it_shows_is_sent() -> None:
+    whole = torch.arange(3_000_000, dtype=torch.uint8).reshape(3, 1000, 1000)
+    views = [whole[:, at : at + 5, :5] for at in range(100)]
+    stream = io.BytesIO()
+    send(stream, (views, whole, whole))
+    assert len(stream.getvalue()) < 3_200_000  # the whole is there once, for it is sent as it is
+    stream.seek(0)
+    again, first, second = receive(stream)
+    assert first is second
+    assert all(torch.equal(one, other) for one, other in zip([*views, whole], [*again, first], strict=True))
