@@ -132,7 +132,13 @@ def test_leaves_no_trace(photos: Path, tmp_path: Path) -> None:
     assert torch.equal(torch.get_rng_state(), state)
     assert np.random.get_state()[1].tolist() == numpy_state
     names = {path.name for path in (tmp_path / "study").iterdir()}
-    assert {name for name in names if not name.endswith(".json")} == {"index.html", "looks.js", "looks", "pictures"}
+    assert {name for name in names if not name.endswith(".json")} == {
+        "index.html",
+        "looks.js",
+        "looks",
+        "pictures",
+        "record",
+    }
 
 
 def test_options_of_one_variant(photos: Path, tmp_path: Path) -> None:

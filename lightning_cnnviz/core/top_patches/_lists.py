@@ -37,7 +37,7 @@ class Wanted:
     k: int
     features: FeatureSpec
     whole_images: bool
-    sources: bool
+    sources: bool = False
 
 
 class RunningLists:
