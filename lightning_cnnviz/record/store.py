@@ -80,11 +80,7 @@ class RecordedLook:
         Raises:
             ValueError: It is damaged; or this look has a report alone.
         """
-        content = self._content()
-        if "result" not in content:
-            raise ValueError(f"look {self.id} of '{self.identity.view}' has a report alone, and no result")
-        value, crops = self._value(content, "result"), self._value(content, "crops")
-        return unpacked_patches(value, crops, self.display.normalization, self.record.image)
+        return self.seen().result
 
     @property
     def outline(self) -> Any:
@@ -94,8 +90,7 @@ class RecordedLook:
     @property
     def display(self) -> Display:
         """How people see the images behind it."""
-        display: Display | None = self._value(self._content(), "display")
-        return Display() if display is None else display
+        return self._display(self._content())
 
     @property
     def carried(self) -> Any:
@@ -107,22 +102,28 @@ class RecordedLook:
         return self.record.before(self.identity)
 
     def seen(self) -> Seen:
-        """Return what it has seen, read once."""
-        return Seen(result=self.result, display=self.display, arguments=self.arguments, epoch=self.epoch)
+        """Return what it has seen, read once.
+
+        Raises:
+            ValueError: It is damaged; or this look has a report alone.
+        """
+        return self._seen(self._content())
 
     def report(self) -> Report:
         """Draw it, with what earlier looks of its series carried on."""
-        if self.has_result:
-            report = draw_view(self.identity.view, self.seen(), Carried(self.earlier()))
+        content = self._content()
+        if "result" in content:
+            report = draw_view(self.identity.view, self._seen(content), Carried(self.earlier()))
         else:
-            report = self._value(self._content(), "report")
+            report = self._value(content, "report")
         return replace(report, name=self.identity.name)
 
     def last_report(self) -> Report | None:
         """Draw what is shown once more when a run ends with this look; None for nothing."""
-        if not self.has_result:
+        content = self._content()
+        if "result" not in content:
             return None
-        report = draw_last(self.identity.view, self.seen(), Carried(self.earlier()))
+        report = draw_last(self.identity.view, self._seen(content), Carried(self.earlier()))
         return None if report is None else replace(report, name=self.identity.name)
 
     @property
@@ -133,6 +134,18 @@ class RecordedLook:
     def _content(self) -> Any:
         # Read anew each time: what all looks of a long run hold does not fit into memory.
         return self.record._content_of(self.id)
+
+    def _seen(self, content: Any) -> Seen:
+        if "result" not in content:
+            raise ValueError(f"look {self.id} of '{self.identity.view}' has a report alone, and no result")
+        display = self._display(content)
+        value, crops = self._value(content, "result"), self._value(content, "crops")
+        result = unpacked_patches(value, crops, display.normalization, self.record.image)
+        return Seen(result=result, display=display, arguments=self.arguments, epoch=self.epoch)
+
+    def _display(self, content: Any) -> Display:
+        display: Display | None = self._value(content, "display")
+        return Display() if display is None else display
 
     def _value(self, content: Any, part: str) -> Any:
         if content.get(part) is None:
