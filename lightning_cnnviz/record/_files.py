@@ -22,7 +22,18 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["SCRATCH", "Packs", "check_json_size", "locked", "read_json", "write_file", "write_json", "write_pack"]
+__all__ = [
+    "SCRATCH",
+    "Packs",
+    "check_header",
+    "check_json_size",
+    "locked",
+    "read_json",
+    "read_tensor",
+    "write_file",
+    "write_json",
+    "write_pack",
+]
 
 SCRATCH = ".tmp"
 """How the names of files end that are not whole yet, or never became so."""
@@ -161,13 +172,9 @@ class Packs:
                 if len(self._open) >= _MOST_OPEN:
                     self._close()
                 self._open[pack] = _opened_pack(path)
-            # A copy: the file is mapped, and whoever cuts it off would end this process at the next look.
-            values: Tensor = self._open[pack].get_tensor(name).clone()
-        except (safetensors.SafetensorError, RuntimeError) as error:
+            return read_tensor(self._open[pack], name)
+        except (safetensors.SafetensorError, RuntimeError, ValueError) as error:
             raise ValueError(f"{path} is damaged: {error}") from error
-        if tensor_name(values) != name:
-            raise ValueError(f"{path} is damaged: tensor {name} has another content")
-        return values
 
     def _close(self) -> None:
         for file in self._open.values():
@@ -175,11 +182,34 @@ class Packs:
         self._open.clear()
 
 
-def _opened_pack(path: Path) -> Any:
-    """Compare what a file says of itself with its size, then open it."""
+def check_header(path: Path) -> None:
+    """Compare what a safetensors file says of itself with its size, before anything is read.
+
+    Raises:
+        ValueError: It is cut off, or claims more than is ever read.
+    """
     size = path.stat().st_size
     with path.open("rb") as file:
         claimed = int.from_bytes(file.read(8), "little")
-    if size < 8 or claimed > min(size - 8, _MOST_HEADER):
-        raise ValueError(f"{path} is damaged: {size} bytes, of which {claimed} of header")
+    if size < 8 or claimed > size - 8:
+        raise ValueError(f"it is no safetensors file, or is cut off: {size} bytes, of which {claimed} of header")
+    if claimed > _MOST_HEADER:
+        raise ValueError(f"its header has {claimed} bytes; at most {_MOST_HEADER} are read")
+
+
+def read_tensor(file: Any, name: str) -> Tensor:
+    """Read a tensor of an open safetensors file.
+
+    Raises:
+        ValueError: Its content is not the one that its name stands for.
+    """
+    # A copy: the file is mapped, and whoever cuts it off would end this process at the next look.
+    values: Tensor = file.get_tensor(name).clone()
+    if tensor_name(values) != name:
+        raise ValueError(f"tensor {name} is damaged: its content has changed")
+    return values
+
+
+def _opened_pack(path: Path) -> Any:
+    check_header(path)
     return safetensors.safe_open(path, framework="pt").__enter__()  # type: ignore[no-untyped-call]

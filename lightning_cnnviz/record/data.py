@@ -15,16 +15,14 @@ import safetensors.torch
 from torch import Tensor
 
 from lightning_cnnviz import __version__
-from lightning_cnnviz.record._files import SCRATCH, check_json_size
+from lightning_cnnviz.record._files import SCRATCH, check_header, check_json_size, read_tensor
 from lightning_cnnviz.record._plain import plain
-from lightning_cnnviz.record._tensors import tensor_name
 from lightning_cnnviz.record._tree import SCHEMA, from_tree, to_tree
 
 __all__ = ["SCHEMA", "from_tree", "load", "plain", "save", "to_tree"]
 
 _SUFFIX = ".safetensors"
 _KEY = "lightning_cnnviz"  # of the header's metadata
-_MOST_HEADER = 100_000_000  # bytes; safetensors' own bound
 
 
 def save(result: Any, path: str | os.PathLike[str]) -> Path:
@@ -56,7 +54,7 @@ def save(result: Any, path: str | os.PathLike[str]) -> Path:
         check_json_size(text)
         with _renamed_into(path) as scratch:
             safetensors.torch.save_file(tensors, scratch, metadata={_KEY: text})
-            _check_header(scratch)
+            check_header(scratch)
     except ValueError as error:
         raise ValueError(f"{path} could not be read again, and is not written: {error}") from error
     return path
@@ -71,7 +69,7 @@ def load(path: str | os.PathLike[str]) -> Any:
     """
     path = _file(path)
     try:
-        _check_header(path)
+        check_header(path)
         with safetensors.safe_open(path, framework="pt") as file:
             return _value(file)
     except (ValueError, safetensors.SafetensorError, RecursionError) as error:
@@ -81,17 +79,6 @@ def load(path: str | os.PathLike[str]) -> Any:
 def _file(path: str | os.PathLike[str]) -> Path:
     path = Path(path)
     return path if path.suffix == _SUFFIX else path.with_name(path.name + _SUFFIX)
-
-
-def _check_header(path: Path) -> None:
-    """Compare what the file says of itself with its size, before anything is read."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        claimed = int.from_bytes(file.read(8), "little")
-    if size < 8 or claimed > size - 8:
-        raise ValueError(f"it is no safetensors file, or is cut off: {size} bytes, of which {claimed} of header")
-    if claimed > _MOST_HEADER:
-        raise ValueError(f"its header has {claimed} bytes; at most {_MOST_HEADER} are read")
 
 
 def _value(file: Any) -> Any:
@@ -112,11 +99,7 @@ def _value(file: Any) -> Any:
     def tensor(name: str) -> Tensor:
         if name not in names:
             raise KeyError(name)
-        # A copy: the file is mapped, and whoever cuts it off would end this process at the next look.
-        found: Tensor = file.get_tensor(name).clone()
-        if tensor_name(found) != name:
-            raise ValueError(f"tensor {name} is damaged: its content has changed")
-        return found
+        return read_tensor(file, name)
 
     return from_tree(content["value"], tensor, schema=content["schema"])
 

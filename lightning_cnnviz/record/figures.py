@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_cnnviz.core.network.suggestions import suggestion
 from lightning_cnnviz.record._csv import csv_text
+from lightning_cnnviz.record._files import write_file
 from lightning_cnnviz.render.figures import kept_figures
 from lightning_cnnviz.render.html import html_page, html_part
 from lightning_cnnviz.render.paper.files import pdf_file, png_file, svg_file
@@ -136,7 +136,8 @@ class ReportFigure(Report):
         chosen = self._chosen(item)
         if not chosen:
             raise ValueError(f"'{self.heading}' has no items, so there is nothing to save")
-        _replace_file(path, write(self, chosen, _Paper(width, dpi, titles)))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_file(path, write(self, chosen, _Paper(width, dpi, titles)))
         return path
 
     def _chosen(self, names: str | Sequence[str] | None) -> tuple[Item, ...]:
@@ -228,16 +229,3 @@ def _described(item: Item) -> str:
         return f"{item.name} = {item.value:.4g}"
     size = f" of {len(item.rows)} rows" if isinstance(item, (Gallery, Table)) else ""
     return f"{item.name} ({type(item).__name__.lower()}{size})"
-
-
-def _replace_file(path: Path, content: bytes) -> None:
-    """Write a file so that whoever reads it finds the old one or the new one, and never half of one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        scratch.write_bytes(content)
-        os.replace(scratch, path)
-    except BaseException:
-        with suppress(OSError):
-            scratch.unlink(missing_ok=True)
-        raise
