@@ -89,12 +89,11 @@ class Drawer:
 
     Args:
         who: For messages.
-        beside: Whether to draw in another process, where the environment does not forbid it.
     """
 
-    def __init__(self, who: str = "lightning_cnnviz", *, beside: bool = True) -> None:
+    def __init__(self, who: str = "lightning_cnnviz") -> None:
         self._who = who
-        self._beside = beside and os.environ.get(_SWITCH, "beside") != "inline"
+        self._beside = os.environ.get(_SWITCH, "beside") != "inline"
         self._waiting: deque[_Work] = deque()
         self._done: deque[tuple[_Work, list[Any] | str]] = deque()
         self._under_way: _Work | None = None
