@@ -13,6 +13,9 @@ from .callbacks.occlusion import OcclusionMonitor as OcclusionMonitor
 from .callbacks.online_probe import OnlineProbeMonitor as OnlineProbeMonitor
 from .callbacks.suitable import monitors as monitors
 from .callbacks.top_patches import TopPatchesMonitor as TopPatchesMonitor
+from .core.comparison.units import LayerComparison as LayerComparison
+from .core.comparison.units import UnitComparison as UnitComparison
+from .core.comparison.units import compare_units as compare_units
 from .core.data.sample import Sample as Sample
 from .core.deconvnet.projection import Projection as Projection
 from .core.deconvnet.projection import Unit as Unit

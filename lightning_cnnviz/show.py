@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from lightning_cnnviz.core.comparison.units import UnitComparison
 from lightning_cnnviz.core.data.sample import Sample
 from lightning_cnnviz.core.deconvnet.projection import Projection
 from lightning_cnnviz.core.images.activation_maps import ActivationMaps
@@ -267,6 +268,7 @@ _DRAWING: dict[type, Callable[[Any, _Asked], Report]] = {
     LayerTable: _of("layer_table"),
     LayerFilters: _of("filters"),
     ChannelCorrelation: _of("correlation"),
+    UnitComparison: _of("comparison"),
     ActivationMaps: _activation_maps,
     LayerProbe: _of("layer_probe"),
     ProbeScores: _probe_scores,

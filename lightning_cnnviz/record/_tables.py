@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_cnnviz.core.comparison.units import UnitComparison
 from lightning_cnnviz.core.images.activation_maps import ActivationMaps
 from lightning_cnnviz.core.images.attribution import AttributionMaps
 from lightning_cnnviz.core.images.correlation import ChannelCorrelation
@@ -202,6 +203,22 @@ def _correlation(result: Sequence[ChannelCorrelation], display: Display) -> Iter
         }
 
 
+def _comparison(result: UnitComparison, display: Display) -> Iterator[Columns]:
+    """A line a channel."""
+    for layer in result.layers:
+        yield {
+            "layer": layer.layer,
+            "other_layer": layer.other,
+            "channel": np.arange(len(layer.partners)),
+            "correlation": layer.correlation.double().numpy(),
+            "partner": [int(partner) if partner >= 0 else None for partner in layer.partners],
+            "partner_correlation": layer.partner_correlation.double().numpy(),
+            "cka": layer.cka,
+            "chance": layer.chance,
+            "images": result.images,
+        }
+
+
 def _activation_maps(result: Sequence[ActivationMaps], display: Display) -> Iterator[Columns]:
     for layer in result:
         count, kept = layer.features.shape
@@ -280,6 +297,7 @@ _VIEWS: Mapping[str, Callable[[Any, Display], Iterator[Columns]]] = {
     "top_patches": _top_patches,
     "deconvnet": _deconvnet,
     "correlation": _correlation,
+    "comparison": _comparison,
     "activation_maps": _activation_maps,
     "layer_probe": _layer_probe,
     "online_probe": _online_probe,

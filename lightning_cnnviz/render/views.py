@@ -11,6 +11,7 @@ from lightning_cnnviz.core.top_patches.results import TopPatches
 from lightning_cnnviz.core.top_patches.search import diagnose, without_patches
 from lightning_cnnviz.render.activation_maps import activation_maps_report
 from lightning_cnnviz.render.attribution import attribution_report
+from lightning_cnnviz.render.comparison import comparison_report, comparison_scalars
 from lightning_cnnviz.render.correlation import correlation_report, correlation_scalars
 from lightning_cnnviz.render.deconvnet import FirstRanked, deconvnet_report
 from lightning_cnnviz.render.display import Display
@@ -208,6 +209,10 @@ _VIEWS: Mapping[str, _View] = {
     "correlation": _View(
         draw=lambda seen, carried: correlation_report(seen.result),
         scalars=lambda seen, carried: correlation_scalars(seen.result),
+    ),
+    "comparison": _View(
+        draw=lambda seen, carried: comparison_report(seen.result),
+        scalars=lambda seen, carried: comparison_scalars(seen.result),
     ),
     "activation_maps": _View(
         draw=lambda seen, carried: activation_maps_report(seen.result, seen.display), scalars=_no_scalars

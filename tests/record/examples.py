@@ -74,6 +74,7 @@ def measured() -> list[Any]:
         cnnviz.project(model, some, [cnnviz.Unit(0, "3", 1), cnnviz.Unit(1, "0", 2, 1, 1)]),
         cnnviz.attribute(model, some, labels),
         cnnviz.channel_correlation(model, loader(), ["0", "3"]),
+        cnnviz.compare_units(model, network(), loader(), ["0", "3"]),
         cnnviz.measure_invariance(model, some, labels, ["3"], ["rotation", "brightness"]),
         cnnviz.occlude(model, some, labels, size=4, stride=4),
         activation_maps(model, some, ["0", "3"], k=2),

@@ -53,6 +53,7 @@ def results() -> dict[str, Any]:
         "layer_table": kinds["LayerTable"],
         "filters": kinds["LayerFilters"],
         "correlation": kinds["ChannelCorrelation"],
+        "comparison": kinds["UnitComparison"],
         "activation_maps": kinds["ActivationMaps"],
         "layer_probe": kinds["LayerProbe"],
         "invariance": kinds["InvarianceCurves"],

@@ -1,0 +1,1 @@
+"""How two networks compare, unit by unit and layer by layer."""
