@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_cnnviz.core.network.classification import Classified
 from lightning_cnnviz.render._text import one_line
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ __all__ = [
     "line_style",
     "new_figure",
     "overlaid",
+    "scores_note",
     "shorten",
     "show_pixels",
 ]
@@ -151,9 +153,25 @@ def show_pixels(axes: Axes, pixels: Tensor, title: str = "") -> None:
 
 
 def class_label(names: Sequence[str] | None, number: int, length: int = 28) -> str:
-    """Return the name of a class, short enough for a legend; its number where there is none."""
+    """Return the name of a class, short enough for a legend; its number where there is none.
+
+    The number -1 stands for no class, where a network's scores are not finite.
+    """
+    if number < 0:
+        return "no class"
     named = names is not None and 0 <= number < len(names)
     return shorten(str(names[number]), length) if named and names is not None else f"class {number}"
+
+
+def scores_note(classified: Classified) -> tuple[str, ...]:
+    """Return the sentence that says of how many images the network's scores are not finite; none where all are."""
+    lost = int((~classified.scored).sum())
+    if not lost:
+        return ()
+    return (
+        f"NOT FINITE: the network's scores are NaN or infinite for {lost} of {len(classified)} images, so that these "
+        "have no most probable class and no probability, and means over the images are NaN.",
+    )
 
 
 def overlaid(pixels: Tensor, values: Tensor, *, signed: bool) -> Tensor:

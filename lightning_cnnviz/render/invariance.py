@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -12,7 +13,14 @@ from lightning_cnnviz.core.images.invariance import DistanceKind, InvarianceCurv
 from lightning_cnnviz.core.images.transforms import PixelScale, TransformSpec, resolve_transforms
 from lightning_cnnviz.core.network.hooks import keep_random_state
 from lightning_cnnviz.render.display import Display
-from lightning_cnnviz.render.figures import class_label, figure_pixels, line_style, new_figure, show_pixels
+from lightning_cnnviz.render.figures import (
+    class_label,
+    figure_pixels,
+    line_style,
+    new_figure,
+    scores_note,
+    show_pixels,
+)
 from lightning_cnnviz.report import Item, Picture, Report, Scalar
 
 if TYPE_CHECKING:
@@ -106,18 +114,39 @@ def invariance_report(
         "Areas are divided by the width of the sweep (mean heights); half width is how far a transform may go about "
         "its identity before the probability is half of its own, at most the sweep.",
     )
-    return Report("invariance", title="Invariance", items=tuple(items), notes=(*explained, *notes))
+    strange = (*scores_note(curves.untouched), *_features_note(curves))
+    return Report("invariance", title="Invariance", items=tuple(items), notes=(*strange, *explained, *notes))
+
+
+def _features_note(curves: InvarianceCurves) -> tuple[str, ...]:
+    """Say what else is not finite: features, and scores of copies alone."""
+    scored = curves.untouched.scored
+    lost = [
+        layer
+        for number, layer in enumerate(curves.layers)
+        if not all(bool(sweep.finite[number].all()) for sweep in curves.sweeps)
+    ]
+    copies = [
+        sweep.transform for sweep in curves.sweeps if not bool(sweep.probabilities.isfinite().all(1)[scored].all())
+    ]
+    said = [f"NOT FINITE: features are NaN or infinite at {', '.join(lost)}; means there are NaN."] if lost else []
+    if copies:
+        said.append(f"NOT FINITE: the network's scores of copies are NaN or infinite along {', '.join(copies)}.")
+    return tuple(said)
 
 
 def _caption(curves: InvarianceCurves, sweep: Sweep) -> str:
     untouched = curves.untouched
     right = int((untouched.predictions == untouched.targets).sum())
+    lost = int((~untouched.scored).sum())
     right_ones = f", {right} of {len(untouched)} images classified correctly as they are" if untouched.labeled else ""
+    if lost:
+        right_ones = f"; the scores of {lost} of {len(untouched)} images are not finite"
     return f"{sweep.label}: distance of features by layer, and probability of the {untouched.target_name}{right_ones}"
 
 
 def invariance_scalars(curves: InvarianceCurves) -> list[Scalar]:
-    """Return means over the images of each sweep, to follow over time."""
+    """Return means over the images of each sweep, to follow over time; NaN where one is not finite."""
     return [scalar for sweep in curves.sweeps for scalar in _sweep_scalars(curves, sweep)]
 
 
@@ -125,8 +154,9 @@ def _sweep_scalars(curves: InvarianceCurves, sweep: Sweep) -> list[Scalar]:
     items: list[Scalar] = []
     for number, layer in enumerate(curves.layers):
         for kind in _KINDS:
-            # An image without features at a layer has no relative distances there.
-            mean = float(area(sweep.distances(kind)[number], sweep.values).nanmean())
+            areas = area(sweep.distances(kind)[number], sweep.values)
+            # An image without features at a layer has no relative distances there; one that is NaN makes the mean so.
+            mean = float(areas.nanmean()) if bool(sweep.finite[number].all()) else math.nan
             items.append(Scalar(f"{sweep.transform}/{layer}/area_{kind}", mean))
     target = "p_true" if curves.untouched.labeled else "p_predicted"
     items.append(Scalar(f"{sweep.transform}/{target}/area", float(area(sweep.probabilities, sweep.values).mean())))
@@ -190,7 +220,7 @@ def _draw_legend(axes: Axes, curves: InvarianceCurves, sweep: Sweep, labels: Seq
     texts = []
     for label, p, width in zip(labels, curves.untouched.probabilities.tolist(), widths.tolist(), strict=True):
         half = "" if width != width else f", half width {width:.3g}"
-        texts.append(f"{label}\np {p:.2f}{half}")
+        texts.append(f"{label}\np {p:.2f}{half}" if math.isfinite(p) else f"{label}\nscores not finite")
     shown = 2 * EXAMPLE_IMAGES if len(texts) > EXAMPLE_IMAGES else EXAMPLE_IMAGES
     if len(texts) > EXAMPLE_IMAGES:
         texts = [text.partition("\n")[0] for text in texts]

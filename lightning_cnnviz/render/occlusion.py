@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,15 @@ import torch
 from torch import Tensor
 
 from lightning_cnnviz.core.images.occlusion import OcclusionMaps
-from lightning_cnnviz.render.figures import class_color, class_label, figure_pixels, new_figure, shorten, show_pixels
+from lightning_cnnviz.render.figures import (
+    class_color,
+    class_label,
+    figure_pixels,
+    new_figure,
+    scores_note,
+    shorten,
+    show_pixels,
+)
 from lightning_cnnviz.render.patches import brief, to_gray_centered
 from lightning_cnnviz.report import Item, Picture, Report, Scalar
 
@@ -61,23 +70,41 @@ def occlusion_report(
         explained.append(
             "Projection: that feature map's strongest unit, back to pixels by a deconvnet; gray is no contribution."
         )
-    return Report("occlusion", title="Occlusion", items=tuple(items), notes=(*explained, *notes))
+    strange = (*scores_note(result.untouched), *_occluded_note(result))
+    return Report("occlusion", title="Occlusion", items=tuple(items), notes=(*strange, *explained, *notes))
 
 
 def occlusion_scalars(result: OcclusionMaps) -> list[Scalar]:
-    """Return how much of the score hangs on one place: means over the images, to follow over time."""
+    """Return how much of the score hangs on one place: means over the images, to follow over time.
+
+    NaN where the network's scores, or its activations, are not finite.
+    """
     untouched = result.untouched.probabilities
     drop = untouched - result.probabilities.flatten(1).amin(1)
     start = result.untouched_activations
     # A map without any activation has none to lose.
-    relative = (1 - result.activations.flatten(1).amin(1) / start).masked_fill(start <= 0, torch.nan)
-    kept = (result.predictions == result.untouched.targets[:, None, None]).float().flatten(1).mean(1)
+    relative = (1 - result.activations.flatten(1).amin(1) / start)[~(start <= 0)]
+    same = (result.predictions == result.untouched.targets[:, None, None]).float()
+    kept = same.masked_fill(result.predictions < 0, torch.nan).flatten(1).mean(1)
     target = "p_true" if result.untouched.labeled else "p_predicted"
     return [
         Scalar(f"{target}/largest_drop", float(drop.mean())),
         Scalar(f"{target}/most_probable_share", float(kept.mean())),
-        Scalar(f"{result.layer}/largest_drop", float(relative.nanmean())),
+        Scalar(f"{result.layer}/largest_drop", float(relative.mean())),
     ]
+
+
+def _occluded_note(result: OcclusionMaps) -> tuple[str, ...]:
+    """Say where occluded images, or activations, are not finite, though the scores of the images as they are may be."""
+    scores = (result.predictions < 0).flatten(1).any(1) & result.untouched.scored
+    activations = ~(result.activations.flatten(1).isfinite().all(1) & result.untouched_activations.isfinite())
+    said = []
+    if bool(scores.any()):
+        said.append(f"its scores at some positions of the occluder, for {int(scores.sum())} of {len(scores)} images")
+    if bool(activations.any()):
+        count = f"{int(activations.sum())} of {len(activations)} images"
+        said.append(f"the activations that are followed at {result.layer}, for {count}")
+    return (f"NOT FINITE: of the network, {' and '.join(said)}, are NaN or infinite.",) if said else ()
 
 
 def _draw(
@@ -97,14 +124,19 @@ def _draw(
         show_pixels(panels[0], _with_occluder(image, result, fill), f"image {index}\n{target}")
         _frame(panels[0], result)
         channel, start = int(result.channels[number]), float(result.untouched_activations[number])
-        title = f"activation of map {channel}\n{shorten(result.layer, 24)}, {brief(start)} untouched"
+        title = f"activation of map {channel}" if channel >= 0 else "activation of no map"
+        title += f"\n{shorten(result.layer, 24)}, {_untouched(start)}"
         _heat(panels[1], gray, result, result.activations[number], title, start)
         _draw_projection(panels[2], result, number, channel)
         p = float(untouched.probabilities[number])
-        title = f"p({untouched.target_name})\n{p:.2f} untouched"
+        title = f"p({untouched.target_name})\n{_untouched(p)}"
         _heat(panels[3], gray, result, result.probabilities[number], title, p, low=0)
         _classes(panels[4], gray, result, number, class_names)
         return figure_pixels(figure)
+
+
+def _untouched(value: float) -> str:
+    return f"{brief(value)} untouched" if math.isfinite(value) else f"not finite ({value}) untouched"
 
 
 def _with_occluder(image: Tensor, result: OcclusionMaps, fill: Tensor | None) -> Tensor:
@@ -126,6 +158,9 @@ def _frame(axes: Axes, result: OcclusionMaps) -> None:
 
 
 def _draw_projection(axes: Axes, result: OcclusionMaps, number: int, channel: int) -> None:
+    if channel < 0:
+        _say_not_finite(axes, "no feature map of the\nlayer is finite")
+        return
     if result.projections:
         show_pixels(
             axes, to_gray_centered(result.projections[number]), f"projection\nof map {channel}'s strongest unit"
@@ -162,8 +197,12 @@ def _heat(
     """
     show_pixels(axes, gray, title)
     height, width = gray.shape[-2:]
-    low = min(float(values.min()), start) if low is None else low
-    high = max(float(values.max()), start)
+    finite = values[values.isfinite()]
+    if not (len(finite) and math.isfinite(start)):
+        _say_not_finite(axes, "not finite")
+        return
+    low = min(float(finite.min()), start) if low is None else low
+    high = max(float(finite.max()), start)
     high = high if high > low else low + 1
     drawn = axes.imshow(
         values.numpy(),
@@ -185,6 +224,11 @@ def _heat(
     outline.set_visible(False)
 
 
+def _say_not_finite(axes: Axes, text: str) -> None:
+    axes.set_axis_off()
+    axes.text(0.5, 0.5, text, ha="center", va="center", transform=axes.transAxes, fontsize=11, fontweight="bold")
+
+
 def _classes(axes: Axes, gray: Tensor, result: OcclusionMaps, number: int, class_names: Sequence[str] | None) -> None:
     """Color each position by its most probable class; the rarest share one color."""
     from matplotlib.patches import Patch
@@ -192,7 +236,10 @@ def _classes(axes: Axes, gray: Tensor, result: OcclusionMaps, number: int, class
     show_pixels(axes, gray, "most probable class\nby position of the occluder")
     predictions = result.predictions[number]
     target = int(result.untouched.targets[number])
-    counted = torch.bincount(predictions.flatten(), minlength=result.untouched.classes)
+    if not bool((predictions >= 0).any()):
+        _say_not_finite(axes, "no class:\nscores are not finite")
+        return
+    counted = torch.bincount(predictions[predictions >= 0], minlength=result.untouched.classes)
     order = sorted((c for c in counted.nonzero().flatten().tolist()), key=lambda c: (c != target, -int(counted[c])))
     shown = order if len(order) <= _CLASSES_SHOWN else order[: _CLASSES_SHOWN - 1]
     colors = torch.ones(*predictions.shape, 3)

@@ -36,18 +36,18 @@ _OUTSIDE = (203, 213, 232)
 
 
 def to_gray_centered(pixels: Tensor) -> Tensor:
-    """Show values of either sign `(C, H, W)` as pixels `(3, H, W)` uint8: zero is mid-gray, in one scale for all.
+    """Show values of either sign `(C, H, W)` as pixels `(3, H, W)` uint8: zero and NaN are mid-gray; one scale.
 
     Three channels are shown as colors, any other number by their mean. The scale is a high percentile of the magnitude.
     """
     values = pixels.float() if len(pixels) == 3 else pixels.float().mean(0, keepdim=True).expand(3, -1, -1)
     magnitudes = values.abs().flatten()
-    magnitudes = magnitudes[magnitudes > 0]
+    magnitudes = magnitudes[magnitudes.isfinite() & (magnitudes > 0)]
     if not len(magnitudes):
         return torch.full(values.shape, 128, dtype=torch.uint8)
     rank = max(1, round(_CONTRAST * len(magnitudes)))
     scale = float(magnitudes.kthvalue(rank).values)
-    return (127.5 + 127.5 * (values / scale).clamp(-1, 1)).round().to(torch.uint8).contiguous()
+    return (127.5 + 127.5 * (values / scale).nan_to_num(0).clamp(-1, 1)).round().to(torch.uint8).contiguous()
 
 
 def largest_patch(layer: LayerTopPatches) -> tuple[int, int]:

@@ -56,10 +56,11 @@ class Sweep:
         label: Of its axis, with the unit.
         identity: The value that changes nothing, if any.
         values: `(V,)` float64, ascending.
-        raw: `(L, N, V)` float32, Euclidean distance between the features of the original and the transformed image.
+        raw: `(L, N, V)` float32, Euclidean distance between the features of the original and the transformed image;
+            NaN or infinite where these are.
         relative: `(L, N, V)`, the same over the norm of the original's features; NaN where that is zero.
         unit: `(L, N, V)`, 0 to 2, between the features scaled to length one; NaN where either is zero.
-        probabilities: `(N, V)`, 0 to 1, of each image's own class.
+        probabilities: `(N, V)`, 0 to 1, of each image's own class; NaN where the network's scores are not finite.
     """
 
     transform: str
@@ -75,6 +76,11 @@ class Sweep:
         shapes = {tuple(distances.shape) for distances in (self.raw, self.relative, self.unit)}
         if shapes != {(len(self.raw), *self.probabilities.shape)} or self.probabilities.shape[1:] != self.values.shape:
             raise ValueError(f"sweep '{self.transform}': distances {shapes} do not fit {self.probabilities.shape}")
+
+    @property
+    def finite(self) -> Tensor:
+        """At which layers all features of an image and of its copies are finite, `(L, N)` bool."""
+        return self.raw.isfinite().all(2)
 
     def distances(self, kind: DistanceKind) -> Tensor:
         """Return the distances `(L, N, V)` of a kind."""
@@ -224,13 +230,17 @@ def half_width(probabilities: Tensor, values: Tensor, identity: float | None, un
 
     Returns:
         `(N,)` float64 in units of the values, linear between them. Where it never halves on one side, that side ends
-        with the sweep: the width is then a lower bound. NaN where there is no identity within the sweep.
+        with the sweep: the width is then a lower bound. NaN where there is no identity within the sweep, or a
+        probability is NaN.
     """
     if identity is None or not float(values[0]) <= identity <= float(values[-1]):
         return torch.full((len(probabilities),), math.nan, dtype=torch.float64)
     widths = []
     points = values.double().tolist()
     for line, start in zip(probabilities.double().tolist(), untouched.double().tolist(), strict=True):
+        if not math.isfinite(sum(line) + start):
+            widths.append(math.nan)
+            continue
         right = [(x, p) for x, p in zip(points, line, strict=True) if x > identity]
         left = [(x, p) for x, p in zip(points, line, strict=True) if x < identity][::-1]
         ends = [_first_crossing(identity, start, side, start / 2) for side in (left, right)]
@@ -316,10 +326,12 @@ class _Measuring:
             probabilities = self._untouched.probabilities_of(class_logits(self._model, copies))
         shape = (len(places), len(originals))
         targets = self._untouched.targets[chosen].repeat(len(places)).to(probabilities.device)
-        own = probabilities.gather(1, targets[:, None]).view(shape).cpu()
+        own = probabilities.gather(1, targets.clamp(min=0)[:, None]).view(shape).cpu()
+        own = own.masked_fill(self._untouched.targets[chosen] < 0, math.nan)
         same = (copies.view(*shape, -1) == originals.flatten(1)).all(2).cpu()
         own = torch.where(same, self._untouched.probabilities[chosen], own)
-        moved = torch.stack([measured[name][0] for name in self._sites]).cpu().masked_fill(same, 0)
+        moved = torch.stack([measured[name][0] for name in self._sites]).cpu()
+        moved = torch.where(same, 0 * self._own_norms[:, None, chosen], moved)  # NaN where these are not finite
         norms = torch.stack([measured[name][1] for name in self._sites]).cpu()
         norms = torch.where(same, self._own_norms[:, None, chosen], norms)
         for line, (transform, at) in enumerate(places):

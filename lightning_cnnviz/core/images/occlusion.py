@@ -19,6 +19,7 @@ from lightning_cnnviz.core.network.classification import (
     classify,
     fill_values,
     interleave,
+    most_probable,
 )
 from lightning_cnnviz.core.network.hooks import Site, analysis_mode, hooked, model_device
 from lightning_cnnviz.core.network.layers import LayerSpec, SelectedLayer
@@ -44,13 +45,15 @@ class OcclusionMaps:
             lower and right border it may be cut.
         image_size: Height and width of the images.
         untouched: What the network makes of the images as they are.
-        channels: `(N,)` int64, each image's strongest feature map: the largest sum of activations above zero.
-        untouched_activations: `(N,)`, that sum without an occluder.
-        activations: `(N, rows, columns)`, that sum by the occluder's position.
-        probabilities: `(N, rows, columns)`, 0 to 1, of each image's own class.
-        predictions: `(N, rows, columns)` int64, the most probable class.
+        channels: `(N,)` int64, each image's strongest feature map: the largest sum of activations above zero; -1 where
+            no feature map is finite.
+        untouched_activations: `(N,)`, that sum without an occluder; NaN where there is no such feature map.
+        activations: `(N, rows, columns)`, that sum by the occluder's position; NaN or infinite where the network is.
+        probabilities: `(N, rows, columns)`, 0 to 1, of each image's own class; NaN where the scores are not finite.
+        predictions: `(N, rows, columns)` int64, the most probable class; -1 where the scores are not finite.
         projections: For each image `(C, H, W)`, the strongest unit of its strongest feature map projected to pixels, in
-            the network's values with either sign; none where the network cannot be projected.
+            the network's values with either sign, NaN where there is no such feature map; none where the network cannot
+            be projected.
         unprojected: Why there are no projections; empty where there are.
     """
 
@@ -235,7 +238,8 @@ class _Sweep:
 
     def run(self, image: Tensor, number: int) -> None:
         """Occlude one image `(C, H, W)`, the n-th."""
-        target = int(self._classified.targets[number])
+        number_of_class = int(self._classified.targets[number])
+        target = max(0, number_of_class)  # without a class, captum is given any
         self._target, self._sums, self._probabilities = target, [], []
         channels = len(image)
         with hooked({"site": self._site}, self._see):
@@ -249,10 +253,14 @@ class _Sweep:
         # captum first runs the untouched image, and then goes down each column of positions.
         rows, columns = self._boxes.shape[:2]
         sums, probabilities = torch.cat(self._sums), torch.cat(self._probabilities)
-        channel = int(sums[0].argmax())
+        finite = sums[0].isfinite()
+        channel = int(sums[0].masked_fill(~finite, -1).argmax()) if bool(finite.any()) else -1
         self.channels.append(channel)
-        self.untouched.append(float(sums[0, channel]))
-        by_position = (sums[1:, channel], probabilities[1:, target], probabilities[1:].argmax(1))
+        lost = torch.full((len(sums),), torch.nan, device=sums.device)
+        activations = lost if channel < 0 else sums[:, channel]
+        followed = lost if number_of_class < 0 else probabilities[:, target]
+        self.untouched.append(float(activations[0]))
+        by_position = (activations[1:], followed[1:], most_probable(probabilities[1:]))
         kept = (self.activations, self.probabilities, self.predictions)
         for values, into in zip(by_position, kept, strict=True):
             into.append(values.view(columns, rows).T.contiguous().cpu())
@@ -298,11 +306,15 @@ def _projections(
     model: nn.Module, images: Tensor, layer: SelectedLayer, channels: Sequence[int]
 ) -> tuple[tuple[Tensor, ...], str]:
     """Each image's strongest feature map projected; or why that cannot be."""
-    units = [Unit(number, layer.name, channel) for number, channel in enumerate(channels)]
+    units = [Unit(number, layer.name, channel) for number, channel in enumerate(channels) if channel >= 0]
+    nothing = torch.full(images.shape[1:], torch.nan)
+    if not units:
+        return tuple(nothing for _ in channels), ""
     try:
         with torch.autocast(images.device.type, enabled=False):
             projection = Projector(model, [layer]).project(images, units)
     except ValueError as error:
         log.debug("layer '%s' cannot be projected: %s", layer.name, error)
         return (), str(error)
-    return tuple(projection.on_image(number) for number in range(len(units))), ""
+    pixels = iter([projection.on_image(number) for number in range(len(units))])
+    return tuple(nothing if channel < 0 else next(pixels) for channel in channels), ""

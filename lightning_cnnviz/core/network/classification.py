@@ -9,7 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Classified", "check_images", "class_logits", "classify", "fill_values", "interleave"]
+__all__ = [
+    "Classified",
+    "check_images",
+    "class_logits",
+    "classify",
+    "fill_values",
+    "interleave",
+    "most_probable",
+]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -18,10 +26,10 @@ class Classified:
 
     Attributes:
         targets: `(N,)` int64, the class whose probability is followed: the label, or where there are no labels, the
-            most probable class.
+            most probable class, -1 where there is none.
         labeled: Whether the targets are labels.
-        probabilities: `(N,)` float, 0 to 1, of the target.
-        predictions: `(N,)` int64, the most probable class.
+        probabilities: `(N,)` float, 0 to 1, of the target; NaN where the network's scores are not finite.
+        predictions: `(N,)` int64, the most probable class; -1 where the scores are not finite.
         classes: How many classes there are.
         normalized: Whether the network returns probabilities already, instead of logits.
     """
@@ -37,13 +45,21 @@ class Classified:
         return len(self.targets)
 
     @property
+    def scored(self) -> Tensor:
+        """Of which images the network's scores are finite, `(N,)` bool."""
+        return self.predictions >= 0
+
+    @property
     def target_name(self) -> str:
         """What the followed class is."""
         return "true class" if self.labeled else "predicted class"
 
     def probabilities_of(self, logits: Tensor) -> Tensor:
-        """Return the probabilities `(N, classes)` for logits that the same network returned for other images."""
-        return logits if self.normalized else logits.softmax(1)
+        """Return the probabilities `(N, classes)` for logits that the same network returned for other images.
+
+        All of an image's are NaN where one of its scores is not finite.
+        """
+        return _probabilities(logits, self.normalized)
 
     @classmethod
     def joined(cls, parts: Sequence[Classified]) -> Classified:
@@ -72,13 +88,14 @@ def classify(model: nn.Module, images: Tensor, labels: Tensor | None = None, *, 
     """
     logits = torch.cat([class_logits(model, batch) for batch in images.split(batch_size)])
     # Settled here, once: the single row of another pass may look like probabilities by chance.
-    sums = logits.sum(1)
-    normalized = bool((logits >= 0).all()) and bool(torch.allclose(sums, torch.ones_like(sums), atol=1e-3))
-    probabilities = (logits if normalized else logits.softmax(1)).detach().cpu()
-    predictions = probabilities.argmax(1)
+    known = logits[~logits.isnan().any(1)]
+    sums = known.sum(1)
+    normalized = len(known) > 0 and bool((known >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=1e-3)
+    probabilities = _probabilities(logits, normalized).detach().cpu()
+    predictions = most_probable(probabilities)
     count, classes = probabilities.shape
     targets = predictions if labels is None else _checked_labels(labels, count, classes)
-    own = probabilities.gather(1, targets[:, None])[:, 0]
+    own = probabilities.gather(1, targets.clamp(min=0)[:, None])[:, 0]
     return Classified(
         targets=targets,
         labeled=labels is not None,
@@ -87,6 +104,16 @@ def classify(model: nn.Module, images: Tensor, labels: Tensor | None = None, *, 
         classes=classes,
         normalized=normalized,
     )
+
+
+def most_probable(probabilities: Tensor) -> Tensor:
+    """Return the most probable class `(N,)` int64, given `(N, classes)`; -1 where there is none, for NaN.
+
+    Example:
+        >>> most_probable(torch.tensor([[0.2, 0.8], [float("nan"), 0.5]])).tolist()
+        [1, -1]
+    """
+    return probabilities.argmax(1).masked_fill(~probabilities.isfinite().all(1), -1)
 
 
 def class_logits(model: nn.Module, images: Tensor) -> Tensor:
@@ -160,6 +187,12 @@ def interleave(parts: Sequence[Tensor], dim: int = 0) -> Tensor:
     count = sum(part.shape[dim] for part in parts)
     order = torch.cat([torch.arange(count)[start :: len(parts)] for start in range(len(parts))])
     return torch.cat(list(parts), dim).index_select(dim, order.argsort())
+
+
+def _probabilities(logits: Tensor, normalized: bool) -> Tensor:
+    probabilities = logits if normalized else logits.softmax(1)
+    # Of NaN among the scores, argmax would make a class, and a sum a number.
+    return probabilities.masked_fill(~probabilities.isfinite().all(1, keepdim=True), torch.nan)
 
 
 def _checked_labels(labels: Tensor, count: int, classes: int) -> Tensor:
