@@ -17,6 +17,7 @@ __all__ = [
     "Gallery",
     "ImageCrop",
     "Item",
+    "LayerFacts",
     "Number",
     "Picture",
     "Report",
@@ -82,12 +83,16 @@ class Tile:
         caption: One short line, shown under the tile when there is room.
         numbers: Figures of this tile by name, in the order in which they are to be read.
         source: The image that it was cut from, where that is known.
+        shows: What kind of picture it is, where a row has several: `"patch"`, `"projection"`, `"optimum"`, ...
+        rank: Its place among those of its kind, from 0; what one row, or another view, shows of one unit has one rank.
     """
 
     pixels: Tensor
     caption: str = ""
     numbers: Mapping[str, Number] = field(default_factory=dict)
     source: ImageCrop | None = field(default=None, kw_only=True)
+    shows: str = field(default="", kw_only=True)
+    rank: int | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         _check_pixels(self.pixels, "a Tile")
@@ -95,11 +100,19 @@ class Tile:
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """One row of a gallery: for example a feature map and its nine patches, strongest first."""
+    """One row of a gallery: for example a feature map and its nine patches, strongest first.
+
+    Attributes:
+        caption: What it shows, for people.
+        tiles: Its pictures.
+        numbers: Its figures by name.
+        channel: The feature map that it is about, of the gallery's layer; None where it is about none.
+    """
 
     caption: str
     tiles: tuple[Tile, ...]
     numbers: Mapping[str, Number] = field(default_factory=dict)
+    channel: int | None = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,12 +123,14 @@ class Picture:
         name: What it shows; unique among the items of its kind in a report, and the last part of its key.
         pixels: `(3, H, W)` uint8.
         caption: One line that says what is to be seen.
+        layer: The layer that it is about; "" for none.
     """
 
     name: str
     pixels: Tensor
     _: KW_ONLY
     caption: str = ""
+    layer: str = ""
 
     def __post_init__(self) -> None:
         _check_pixels(self.pixels, f"Picture '{self.name}'")
@@ -133,6 +148,7 @@ class Gallery:
         enlarge: Whether tiles are pixel-exact crops that keep their hard pixel edges when shown larger.
         columns: How many tiles of a row stand side by side; by default as nearly a square as possible.
         tile_side: To so many pixels a side small tiles are enlarged on a sheet, where there is room.
+        layer: The layer that it is about; "" for none.
     """
 
     name: str
@@ -143,6 +159,7 @@ class Gallery:
     enlarge: bool = True
     columns: int | None = None
     tile_side: int = 64
+    layer: str = ""
 
     def __post_init__(self) -> None:
         sizes = {tuple(tile.pixels.shape) for row in self.rows for tile in row.tiles}
@@ -171,7 +188,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Curve:
-    """Lines over a common axis, labels with their units."""
+    """Lines over a common axis, labels with their units; about a layer, or about none."""
 
     name: str
     series: tuple[Series, ...]
@@ -179,6 +196,7 @@ class Curve:
     x_label: str
     y_label: str
     caption: str = ""
+    layer: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -199,10 +217,12 @@ class Table:
 
 @dataclass(frozen=True)
 class Scalar:
-    """One number to follow over time; NaN where it could not be measured."""
+    """One number to follow over time, of a layer or of none; NaN where it could not be measured."""
 
     name: str
     value: float
+    _: KW_ONLY
+    layer: str = ""
 
     @property
     def measured(self) -> bool:
@@ -211,6 +231,33 @@ class Scalar:
 
 
 Item = Picture | Gallery | Curve | Table | Scalar
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class LayerFacts:
+    """What is known of a layer and of each of its channels, shown or not: to list, to sort, to search and to draw by.
+
+    Attributes:
+        layer: The layer's name.
+        numbers: Of the layer, by name.
+        channels: Of its channels: by name, a number a channel; NaN or None where there is none.
+        classes: Of each channel, the classes that drive it, as pairs of a class and its part in what was seen, 0 to 1,
+            the largest first.
+        neighbors: Of each channel, those that are most like it, as pairs of a channel and how alike they are.
+
+    Raises:
+        ValueError: Not all of these have one entry a channel.
+    """
+
+    layer: str
+    numbers: Mapping[str, Number] = field(default_factory=dict)
+    channels: Mapping[str, tuple[Number | None, ...]] = field(default_factory=dict)
+    classes: tuple[tuple[tuple[Number, float], ...], ...] = ()
+    neighbors: tuple[tuple[tuple[int, float], ...], ...] = ()
+
+    def __post_init__(self) -> None:
+        if len({len(part) for part in (*self.channels.values(), self.classes, self.neighbors) if part}) > 1:
+            raise ValueError(f"the facts of layer '{self.layer}' are of different numbers of channels")
 
 
 @dataclass(frozen=True, eq=False)
@@ -223,6 +270,7 @@ class Report:
         items: In the order in which they are to be read; names are unique within a kind.
         notes: Sentences a reader needs to understand the pictures, for example how inputs were normalised.
         name: The name of the monitor that made it, where two of one view stand beside each other.
+        facts: What is known of layers and channels besides; not shown by itself.
 
     Raises:
         ValueError: Two items of one kind share a name.
@@ -239,6 +287,7 @@ class Report:
     items: tuple[Item, ...]
     notes: tuple[str, ...] = ()
     name: str = ""
+    facts: tuple[LayerFacts, ...] = ()
 
     def __post_init__(self) -> None:
         seen: set[tuple[type, str]] = set()

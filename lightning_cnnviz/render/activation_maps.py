@@ -44,7 +44,7 @@ def _gallery(layer: ActivationMaps, display: Display) -> Gallery:
     (height, width), count = layer.maps.shape[-2:], layer.maps.shape[1]
     shown = f"the {count} strongest of {layer.channels}" if count < layer.channels else f"all {count}"
     caption = f"{shown} feature maps of {height} x {width}, strongest first, with number and largest activation"
-    return Gallery(layer.layer, rows, caption=caption)
+    return Gallery(layer.layer, rows, caption=caption, layer=layer.layer)
 
 
 def _row(layer: ActivationMaps, display: Display, place: int) -> Row:

@@ -52,7 +52,10 @@ def comparison_scalars(result: UnitComparison) -> list[Scalar]:
     """Return each layer's CKA, and its channels' mean correlation."""
     scalars = []
     for layer in result.layers:
-        scalars += [Scalar(f"{layer.layer}/cka", layer.cka), Scalar(f"{layer.layer}/correlation", _mean(layer))]
+        scalars += [
+            Scalar(f"{layer.layer}/cka", layer.cka, layer=layer.layer),
+            Scalar(f"{layer.layer}/correlation", _mean(layer), layer=layer.layer),
+        ]
     return scalars
 
 

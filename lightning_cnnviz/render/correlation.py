@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lightning_cnnviz.core.images.correlation import ChannelCorrelation
 from lightning_cnnviz.render.figures import figure_pixels, fit_square, new_figure, shorten
-from lightning_cnnviz.report import Item, Picture, Report, Scalar, Table
+from lightning_cnnviz.report import Item, LayerFacts, Picture, Report, Scalar, Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,6 +22,7 @@ __all__ = ["correlation_report", "correlation_scalars"]
 _SIDE = 640  # pixels of the matrix, where its cells allow it
 _MOST_CELLS = 1024  # a side; of more channels, a cell stands for several
 _MOST_NAMES = 40  # channels, up to which axes carry their numbers
+_NEIGHBORS = 6  # of each channel
 _PAIRS = 10  # of each layer, in the table
 _CONSTANT_COLOR = "#8f8f8b"
 _DPI = 110
@@ -46,18 +47,22 @@ def correlation_report(results: Sequence[ChannelCorrelation]) -> Report:
     """
     items: list[Item] = []
     for layer in results:
-        items.append(Picture(layer.layer, _drawn(layer), caption=_caption(layer)))
+        items.append(Picture(layer.layer, _drawn(layer), caption=_caption(layer), layer=layer.layer))
         items += correlation_scalars([layer])
     items.append(_pairs(results))
-    return Report("correlation", title="Correlation of channels", items=tuple(items), notes=_notes(results))
+    facts = tuple(LayerFacts(layer=layer.layer, neighbors=_neighbors(layer)) for layer in results)
+    return Report(
+        "correlation", title="Correlation of channels", items=tuple(items), notes=_notes(results), facts=facts
+    )
 
 
 def correlation_scalars(results: Sequence[ChannelCorrelation]) -> list[Scalar]:
     """Return the fractions of redundant and of constant channels of each layer, to follow over time."""
     scalars = []
     for layer in results:
-        scalars.append(Scalar(f"{layer.layer}/redundant", layer.redundant_fraction))
-        scalars.append(Scalar(f"{layer.layer}/constant", _fraction(layer.constant, layer.images)))
+        constant = _fraction(layer.constant, layer.images)
+        scalars.append(Scalar(f"{layer.layer}/redundant", layer.redundant_fraction, layer=layer.layer))
+        scalars.append(Scalar(f"{layer.layer}/constant", constant, layer=layer.layer))
     return scalars
 
 
@@ -98,6 +103,17 @@ def _notes(results: Sequence[ChannelCorrelation]) -> tuple[str, ...]:
     if strange:
         notes.append(f"Left out, since their features are NaN or infinite: images {', '.join(strange)}.")
     return tuple(notes)
+
+
+def _neighbors(layer: ChannelCorrelation) -> tuple[tuple[tuple[int, float], ...], ...]:
+    """Of each channel, the others that correlate most with it, with either sign; none of a constant one."""
+    size = layer.correlation.abs().nan_to_num(0.0).fill_diagonal_(0.0)
+    nearest = size.topk(min(_NEIGHBORS, len(size)), dim=1)
+    correlation = layer.correlation.gather(1, nearest.indices)
+    return tuple(
+        tuple((channel, r) for channel, r, there in zip(*line, strict=True) if there > 0)
+        for line in zip(nearest.indices.tolist(), correlation.tolist(), nearest.values.tolist(), strict=True)
+    )
 
 
 def _pairs(results: Sequence[ChannelCorrelation]) -> Table:

@@ -54,7 +54,8 @@ class FirstRanked:
     def tile(self, size: tuple[int, int]) -> Tile:
         """Draw it in a tile of a size."""
         numbers: dict[str, Number] = {"epoch": self.epoch, "activation": self.activation}
-        return Tile(place_patch(to_gray_centered(self.pixels), self.box, size), f"epoch {self.epoch}", numbers)
+        pixels = place_patch(to_gray_centered(self.pixels), self.box, size)
+        return Tile(pixels, f"epoch {self.epoch}", numbers, shows="projection", rank=0)
 
 
 def deconvnet_report(
@@ -116,15 +117,18 @@ def _unit_gallery(projection: Projection, layer: str, pixels: Sequence[Tensor]) 
         unit, box = projection.units[place], projection.boxes[place]
         known = {"image": unit.image, "row": unit.row, "column": unit.column, "activation": unit.activation}
         numbers: dict[str, Number] = {name: value for name, value in known.items() if value is not None}
-        tiles = [Tile(place_patch(to_gray_centered(projection.pixels[place]), box, size), numbers=numbers)]
+        projected = place_patch(to_gray_centered(projection.pixels[place]), box, size)
+        tiles = [Tile(projected, numbers=numbers, shows="projection", rank=0)]
         if pixels:
             top, left, bottom, right = box.tolist()
-            tiles.append(Tile(place_patch(pixels[unit.image][:, top:bottom, left:right], box, size), numbers=numbers))
-        rows.append(Row(f"channel {unit.channel}", tuple(tiles), numbers))
+            patch = place_patch(pixels[unit.image][:, top:bottom, left:right], box, size)
+            tiles.append(Tile(patch, numbers=numbers, shows="patch", rank=0))
+        rows.append(Row(f"channel {unit.channel}", tuple(tiles), numbers, channel=unit.channel))
     beside = " (left) beside their patches (right)" if pixels else ""
     units = f"{len(places)} unit{'s' * (len(places) > 1)}"
     caption = f"{projection.method}: {units} projected to pixels{beside}, {size[0]} x {size[1]} px"
-    return Gallery(layer, tuple(rows), caption=caption, columns=2 if pixels else 1, tile_side=_SIDE)
+    columns = 2 if pixels else 1
+    return Gallery(layer, tuple(rows), caption=caption, columns=columns, tile_side=_SIDE, layer=layer)
 
 
 def _gallery(layer: LayerTopPatches, projections: Iterator[Tensor], k: int, method: str, crops: Crops) -> Gallery:
@@ -138,27 +142,32 @@ def _gallery(layer: LayerTopPatches, projections: Iterator[Tensor], k: int, meth
             projected = place_patch(to_gray_centered(next(projections)), box, size)
             seen, source = crops.pixels(layer, feature, rank, size), crops.source(layer, feature, rank, size)
             # Without captions: the room is for the pictures.
-            pairs.append((Tile(projected, numbers=numbers), Tile(seen, numbers=numbers, source=source)))
-        rows.append(Row(f"feature {feature}", _side_by_side(pairs), numbers_of_row(layer, feature)))
+            first = Tile(projected, numbers=numbers, shows="projection", rank=rank)
+            pairs.append((first, Tile(seen, numbers=numbers, source=source, shows="patch", rank=rank)))
+        row = Row(f"feature {feature}", _side_by_side(pairs), numbers_of_row(layer, feature), channel=feature)
+        rows.append(row)
     which = f"{k} strongest units" if layer.rank_by == "max" else f"strongest units of the {k} images of highest mean"
     caption = (
         f"{method}: the {which} of {len(layer.features)} of {len(layer.maxima)} feature maps, projected to pixels "
         f"(left) beside their patches (right), {size[0]} x {size[1]} px"
     )
-    return Gallery(layer.layer, tuple(rows), caption=caption, columns=2 * _half(k), tile_side=_SIDE)
+    columns = 2 * _half(k)
+    return Gallery(layer.layer, tuple(rows), caption=caption, columns=columns, tile_side=_SIDE, layer=layer.layer)
 
 
 def _evolution(layer: LayerTopPatches, looks: Mapping[int, Sequence[FirstRanked]]) -> Gallery:
     shapes = [look.pixels.shape[-2:] for strip in looks.values() for look in strip]
     size = max(shape[0] for shape in shapes), max(shape[1] for shape in shapes)
     strips = tuple(
-        Row(f"feature {feature}", tuple(look.tile(size) for look in strip)) for feature, strip in looks.items()
+        Row(f"feature {feature}", tuple(look.tile(size) for look in strip), channel=feature)
+        for feature, strip in looks.items()
     )
     first = "strongest projection" if layer.rank_by == "max" else "projection that ranks first"
     caption = f"the {first} of each feature map, look by look while training goes on"
     longest = max(len(strip) for strip in looks.values())
     columns = min(longest, _LOOKS_A_LINE)
-    return Gallery(f"{layer.layer}/evolution", strips, caption=caption, columns=columns, tile_side=_SIDE)
+    name = f"{layer.layer}/evolution"
+    return Gallery(name, strips, caption=caption, columns=columns, tile_side=_SIDE, layer=layer.layer)
 
 
 def _side_by_side(pairs: Sequence[tuple[Tile, Tile]]) -> tuple[Tile, ...]:
@@ -177,4 +186,4 @@ def _half(count: int) -> int:
 
 
 def _empty(like: Tile) -> Tile:
-    return Tile(torch.full_like(like.pixels, 244))
+    return Tile(torch.full_like(like.pixels, 244), shows="empty")

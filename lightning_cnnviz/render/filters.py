@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_cnnviz.core.images.filters import LayerFilters
 from lightning_cnnviz.render.patches import brief
-from lightning_cnnviz.report import Curve, Gallery, Item, Report, Row, Scalar, Series, Tile
+from lightning_cnnviz.report import Curve, Gallery, Item, LayerFacts, Report, Row, Scalar, Series, Tile
 
 __all__ = ["filters_report", "filters_scalars"]
 
@@ -36,7 +36,8 @@ def filters_report(results: Sequence[LayerFilters], channels: int = 16) -> Repor
     if plain:
         shown = ", ".join(plain[:4]) + (f" and {len(plain) - 4} more" if len(plain) > 4 else "")
         notes.append(f"Kernels of 1 x 1 have no picture: {shown}.")
-    return Report("filters", title="Filters", items=tuple(items), notes=tuple(notes))
+    facts = tuple(LayerFacts(layer=each.layer, channels={"RMS": tuple(each.rms.tolist())}) for each in results)
+    return Report("filters", title="Filters", items=tuple(items), notes=tuple(notes), facts=facts)
 
 
 def filters_scalars(results: Sequence[LayerFilters]) -> list[Scalar]:
@@ -45,7 +46,10 @@ def filters_scalars(results: Sequence[LayerFilters]) -> list[Scalar]:
     for layer in results:
         dominant, near_zero = (float(which.float().mean()) for which in (layer.dominant, layer.near_zero))
         figures = (dominant, near_zero, layer.median_rms, float(layer.rms.max()))
-        scalars += [Scalar(f"{layer.layer}/{name}", value) for name, value in zip(_SCALARS, figures, strict=True)]
+        scalars += [
+            Scalar(f"{layer.layer}/{name}", value, layer=layer.layer)
+            for name, value in zip(_SCALARS, figures, strict=True)
+        ]
     return scalars
 
 
@@ -53,7 +57,7 @@ def _gallery(layer: LayerFilters, channels: int) -> Gallery:
     depth, height, width = layer.kernels.shape[1:]
     scale = _scale(layer.kernels)
     rows = tuple(
-        Row(f"filter {feature}", _tiles(kernel, scale, channels), {"RMS": float(layer.rms[feature])})
+        Row(f"filter {feature}", _tiles(kernel, scale, channels), {"RMS": float(layer.rms[feature])}, channel=feature)
         for feature, kernel in zip(layer.features, layer.kernels, strict=True)
     )
     count, total = len(layer.features), len(layer.rms)
@@ -62,15 +66,18 @@ def _gallery(layer: LayerFilters, channels: int) -> Gallery:
         parts.append(f"{channels} of {depth} input channels" if channels < depth else f"all {depth} input channels")
     parts += [f"{height} x {width}", f"one scale up to ±{brief(scale)}", f"median RMS {brief(layer.median_rms)}"]
     parts += [f"{int(layer.dominant.sum())} dominate", f"{int(layer.near_zero.sum())} near zero"]
-    return Gallery(layer.layer, rows, caption=" · ".join(parts))
+    return Gallery(layer.layer, rows, caption=" · ".join(parts), layer=layer.layer)
 
 
 def _tiles(kernel: Tensor, scale: float, channels: int) -> tuple[Tile, ...]:
     """A kernel as one picture where it is one, else channel by channel."""
     if len(kernel) in _PICTURES:
-        return (Tile(_pixels(kernel, scale)),)
+        return (Tile(_pixels(kernel, scale), shows="filter", rank=0),)
     planes = kernel[:channels].split(1)
-    return tuple(Tile(_pixels(plane, scale), caption=str(channel)) for channel, plane in enumerate(planes))
+    return tuple(
+        Tile(_pixels(plane, scale), caption=str(channel), shows="filter", rank=channel)
+        for channel, plane in enumerate(planes)
+    )
 
 
 def _curve(layer: LayerFilters) -> Curve:
@@ -82,6 +89,7 @@ def _curve(layer: LayerFilters) -> Curve:
         x_label="filters, strongest first",
         y_label="RMS of the weights",
         caption=f"{layer.layer}: how strong the filters are; a few that dominate stand out at the left",
+        layer=layer.layer,
     )
 
 

@@ -157,7 +157,7 @@ def _sweep_scalars(curves: InvarianceCurves, sweep: Sweep) -> list[Scalar]:
             areas = area(sweep.distances(kind)[number], sweep.values)
             # An image without features at a layer has no relative distances there; one that is NaN makes the mean so.
             mean = float(areas.nanmean()) if bool(sweep.finite[number].all()) else math.nan
-            items.append(Scalar(f"{sweep.transform}/{layer}/area_{kind}", mean))
+            items.append(Scalar(f"{sweep.transform}/{layer}/area_{kind}", mean, layer=layer))
     target = "p_true" if curves.untouched.labeled else "p_predicted"
     items.append(Scalar(f"{sweep.transform}/{target}/area", float(area(sweep.probabilities, sweep.values).mean())))
     widths = half_width(sweep.probabilities, sweep.values, sweep.identity, curves.untouched.probabilities)

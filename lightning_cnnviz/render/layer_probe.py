@@ -26,7 +26,11 @@ def layer_probe_report(result: LayerProbe) -> Report:
     if first.protocol.paper:
         rows = tuple(first.protocol.paper.items())
         items.append(Table("paper", ("source", "accuracy in %"), rows, caption="What was published for this protocol"))
-    items += [Scalar(f"{scores.layer}/{head}", scores.mean(head)) for scores in result.scores for head in scores.heads]
+    items += [
+        Scalar(f"{scores.layer}/{head}", scores.mean(head), layer=scores.layer)
+        for scores in result.scores
+        for head in scores.heads
+    ]
     return Report("layer_probe", title="What each layer knows", items=tuple(items), notes=_notes(result))
 
 
@@ -48,7 +52,7 @@ def online_probe_report(result: OnlineScores) -> Report:
     table = Table(
         "accuracy", ("layer", "accuracy in %"), rows, caption=f"Accuracy over {result.images:,} validation images"
     )
-    scalars = [Scalar(layer, value / 100) for layer, value in zip(result.layers, accuracy, strict=True)]
+    scalars = [Scalar(layer, value / 100, layer=layer) for layer, value in zip(result.layers, accuracy, strict=True)]
     notes = [
         "Each probe is a softmax layer that learns from a layer's features as training passes by; the network learns "
         "nothing from it.",

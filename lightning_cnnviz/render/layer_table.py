@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from lightning_cnnviz.core.layer_table.table import LayerRow, LayerTable, WindowFit
 from lightning_cnnviz.render.tables import Side, aligned_text
-from lightning_cnnviz.report import Item, Number, Report, Scalar, Table
+from lightning_cnnviz.report import Item, LayerFacts, Number, Report, Scalar, Table
 
 __all__ = ["layer_table_report", "layer_table_text"]
 
@@ -41,7 +41,8 @@ def layer_table_report(table: LayerTable) -> Report:
         Scalar("multiply_adds", float(table.macs)),
         Scalar("activation_bytes", float(table.activation_bytes)),
     ]
-    return Report("layer_table", title=_title(table), items=tuple(items), notes=(*_LEGEND, *_notes(table)))
+    notes, facts = (*_LEGEND, *_notes(table)), tuple(_facts(row) for row in table.layers)
+    return Report("layer_table", title=_title(table), items=tuple(items), notes=notes, facts=facts)
 
 
 def layer_table_text(table: LayerTable) -> str:
@@ -102,6 +103,14 @@ def _report_row(row: LayerRow) -> tuple[Number | None, ...]:
         row.macs or None,
         row.activation_bytes,
     )
+
+
+def _facts(row: LayerRow) -> LayerFacts:
+    """What a drawing of the network needs of an operation."""
+    numbers: dict[str, Number] = {"type": row.type.replace("functional ", "F."), "kind": row.kind, "use": row.use}
+    numbers |= {"input": _shape(row.input_shape), "output": _shape(row.output_shape), "kernel": _short(row.kernel)}
+    numbers |= {"receptive field": _field(row), "parameters": row.parameters, "multiply-adds": row.macs}
+    return LayerFacts(layer=row.layer, numbers=numbers)
 
 
 def _text_row(row: LayerRow) -> tuple[str, ...]:

@@ -51,7 +51,9 @@ def maximization_report(layers: Sequence[MaximizedLayer], normalization: Normali
                     "is drawn."
                 )
             else:
-                items += invariance_items(f"{layer.name}/{layer.captions[number]}", invariance, normalization)
+                name = f"{layer.name}/{layer.captions[number]}"
+                channel = layer.channels[number] if layer.channels else None
+                items += invariance_items(name, invariance, normalization, layer=_layer(layer), channel=channel)
     if compared:
         notes.append(f"8x is 8 times the activation of the strongest of {compared} real images, the last of each row.")
     if any(not invariance.linear for layer in layers for _, invariance in layer.invariances):
@@ -63,7 +65,14 @@ def maximization_report(layers: Sequence[MaximizedLayer], normalization: Normali
     return Report("maximization", title="Activation maximization", items=tuple(items), notes=tuple(notes))
 
 
-def invariance_items(name: str, invariance: OptimumInvariance, normalization: Normalization) -> list[Item]:
+def invariance_items(
+    name: str,
+    invariance: OptimumInvariance,
+    normalization: Normalization,
+    *,
+    layer: str = "",
+    channel: int | None = None,
+) -> list[Item]:
     """Draw how a unit's optimum may change: a row of pictures a direction, and the activation along it."""
     degrees = [math.degrees(angle) for angle in invariance.angles.tolist()]
     rows, lines = [], []
@@ -81,7 +90,8 @@ def invariance_items(name: str, invariance: OptimumInvariance, normalization: No
         # What is turned toward: the optimum's own part cancels out between opposite angles.
         toward = to_gray_centered(invariance.seen(direction, -1) - invariance.seen(direction, 0))
         tiles += (Tile(toward, "direction"),)
-        rows.append(Row(f"{kind} effect", tiles, {"curvature": float(invariance.curvatures[direction])}))
+        curvature = {"curvature": float(invariance.curvatures[direction])}
+        rows.append(Row(f"{kind} effect", tiles, curvature, channel=channel))
         lines.append(Series(f"{kind} effect", x=tuple(degrees), y=tuple(activations)))
     lines.append(Series("random directions", x=tuple(degrees), y=tuple(invariance.random.tolist())))
     caption = (
@@ -100,6 +110,7 @@ def invariance_items(name: str, invariance: OptimumInvariance, normalization: No
             numbers=numbers,
             columns=len(degrees) + 1,
             tile_side=_SIDE,
+            layer=layer,
         ),
         Curve(
             f"{name}/invariance",
@@ -107,6 +118,7 @@ def invariance_items(name: str, invariance: OptimumInvariance, normalization: No
             x_label="angle from the optimum, in degrees",
             y_label="activation",
             caption=f"{invariance.objective}, about its optimum on the sphere of inputs of one norm",
+            layer=layer,
         ),
     ]
 
@@ -129,20 +141,30 @@ def _gallery(layer: MaximizedLayer, normalization: Normalization, compared: int)
     for objective, (caption, field) in enumerate(zip(layer.captions, sizes, strict=True)):
         order = optima.ranked(objective)
         scale = float("nan") if real is None else float(real.activations[objective])
-        tiles = [_tile(optima, number, scale, normalization, field) for number in order]
+        tiles = [
+            replace(_tile(optima, number, scale, normalization, field), shows="optimum", rank=rank)
+            for rank, number in enumerate(order)
+        ]
         numbers: dict[str, Number] = {"activation": float(optima.activations[order[0]])}
         if real is not None:
             pixels = place_patch(normalization.to_pixels(real.patches[objective]), real.boxes[objective], field)
             figures: dict[str, Number] = {"activation": scale, "image": int(real.numbers[objective])}
-            tiles.append(Tile(pixels, f"real {brief(scale)}", figures))
+            tiles.append(Tile(pixels, f"real {brief(scale)}", figures, shows="strongest image", rank=0))
             numbers["strongest real"] = scale
         tiles = [replace(tile, pixels=_centered(tile.pixels, (height, width))) for tile in tiles]
-        rows.append(Row(caption, tuple(tiles), numbers))
+        channel = layer.channels[objective] if layer.channels else None
+        rows.append(Row(caption, tuple(tiles), numbers, channel=channel))
     what = "One start" if optima.starts == 1 else f"{optima.starts} starts, the highest activation first"
     text = f"{what}, {optima.history.shape[1]} steps each; {width} x {height} px"
     if real is not None:
         text += f"; last, the strongest of {compared} real images" if compared else "; last, the strongest real image"
-    return Gallery(layer.name, tuple(rows), caption=text, columns=optima.starts + (real is not None), tile_side=_SIDE)
+    columns = optima.starts + (real is not None)
+    return Gallery(layer.name, tuple(rows), caption=text, columns=columns, tile_side=_SIDE, layer=_layer(layer))
+
+
+def _layer(layer: MaximizedLayer) -> str:
+    """The layer's name, "" for the classes."""
+    return layer.name if any(channel is not None for channel in layer.channels) else ""
 
 
 def _tile(optima: Maximization, number: int, scale: float, normalization: Normalization, size: tuple[int, int]) -> Tile:
@@ -198,6 +220,7 @@ def _ascent(layer: MaximizedLayer) -> Curve:
         x_label="step",
         y_label="activation" if scales is None else "activation / that of the strongest real image",
         caption=f"The best start of each, under the transforms that it has to stand{band}",
+        layer=_layer(layer),
     )
 
 
@@ -212,12 +235,12 @@ def _layer_scalars(layer: MaximizedLayer) -> list[Scalar]:
     best, worst = by_start.amax(1), by_start.amin(1)
     spread = ((best - worst) / best.abs()).nanmedian() if optima.starts > 1 else torch.tensor(math.nan)
     figures = [
-        Scalar(f"{layer.name}/activation", float(best.nanmedian())),
-        Scalar(f"{layer.name}/spread_of_starts", float(spread)),
+        Scalar(f"{layer.name}/activation", float(best.nanmedian()), layer=_layer(layer)),
+        Scalar(f"{layer.name}/spread_of_starts", float(spread), layer=_layer(layer)),
     ]
     if layer.strongest is not None:
         ratio = math.nan if scales is None else float((best / scales).nanmedian())
-        figures.append(Scalar(f"{layer.name}/of_strongest_real", ratio))
+        figures.append(Scalar(f"{layer.name}/of_strongest_real", ratio, layer=_layer(layer)))
     return figures
 
 

@@ -90,7 +90,7 @@ def occlusion_scalars(result: OcclusionMaps) -> list[Scalar]:
     return [
         Scalar(f"{target}/largest_drop", float(drop.mean())),
         Scalar(f"{target}/most_probable_share", float(kept.mean())),
-        Scalar(f"{result.layer}/largest_drop", float(relative.mean())),
+        Scalar(f"{result.layer}/largest_drop", float(relative.mean()), layer=result.layer),
     ]
 
 

@@ -15,6 +15,7 @@ __all__ = [
     "MEAN_NOTE",
     "Crops",
     "brief",
+    "label_name",
     "largest_patch",
     "numbers_of_row",
     "numbers_of_unit",
@@ -61,6 +62,11 @@ def brief(value: float) -> str:
     return f"{value:.0f}" if 100 <= abs(value) < 1e6 else f"{value:.3g}"
 
 
+def label_name(label: int, class_names: Sequence[str] | None) -> Number:
+    """Return the name of a label, or the label itself where it has none."""
+    return str(class_names[label]) if class_names is not None and 0 <= label < len(class_names) else label
+
+
 def numbers_of_row(layer: LayerTopPatches, feature: int) -> dict[str, Number]:
     """Return the numbers of a feature map by name: its largest activation on the whole set, whatever ranks."""
     return {"max activation": float(layer.maxima[feature])}
@@ -84,9 +90,7 @@ def numbers_of_unit(
         numbers["mean activation"] = float(layer.scores[feature, rank])
     numbers["dataset index"] = int(layer.images[feature, rank])
     if layer.labels is not None:
-        label = int(layer.labels[feature, rank])
-        named = class_names is not None and 0 <= label < len(class_names)
-        numbers["label"] = str(class_names[label]) if named and class_names is not None else label
+        numbers["label"] = label_name(int(layer.labels[feature, rank]), class_names)
     numbers["row"] = int(layer.rows[feature, rank])
     numbers["column"] = int(layer.columns[feature, rank])
     return numbers

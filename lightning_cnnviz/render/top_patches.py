@@ -11,11 +11,12 @@ from lightning_cnnviz.render.patches import (
     MEAN_NOTE,
     Crops,
     brief,
+    label_name,
     largest_patch,
     numbers_of_row,
     numbers_of_unit,
 )
-from lightning_cnnviz.report import Gallery, Item, Number, Report, Row, Scalar, Table, Tile
+from lightning_cnnviz.report import Gallery, Item, LayerFacts, Number, Report, Row, Scalar, Table, Tile
 
 __all__ = ["top_patches_report", "top_patches_scalars", "top_patches_table"]
 
@@ -45,13 +46,18 @@ def top_patches_report(
     strange = [f"{layer.layer} (image {layer.nonfinite})" for layer in result if layer.nonfinite is not None]
     if strange:
         notes.append("NaN or infinite activations, left out of the ranking, in " + ", ".join(strange) + ".")
-    return Report("top_patches", title=f"Top-{result.k} patches", items=tuple(items), notes=tuple(notes))
+    facts = tuple(_facts(layer, summary, class_names) for layer, summary in zip(result, diagnostics, strict=True))
+    return Report("top_patches", title=f"Top-{result.k} patches", items=tuple(items), notes=tuple(notes), facts=facts)
 
 
 def top_patches_scalars(diagnostics: Sequence[Diagnostics]) -> list[Scalar]:
     """Return the numbers of each layer to follow over time."""
     names = ("dead_features", "dead_fraction", "stability", "label_purity")
-    return [Scalar(f"{layer.layer}/{name}", float(getattr(layer, name))) for layer in diagnostics for name in names]
+    return [
+        Scalar(f"{layer.layer}/{name}", float(getattr(layer, name)), layer=layer.layer)
+        for layer in diagnostics
+        for name in names
+    ]
 
 
 def top_patches_table(result: TopPatches, report: Report) -> Table:
@@ -82,10 +88,12 @@ def _gallery(layer: LayerTopPatches, summary: Diagnostics, crops: Crops, class_n
                 caption=brief(float(layer.activations[feature, rank])),
                 numbers=numbers_of_unit(layer, feature, rank, class_names) | crops.file(layer, feature, rank),
                 source=crops.source(layer, feature, rank, size),
+                shows="patch",
+                rank=rank,
             )
             for rank in range(len(patches))
         )
-        rows.append(Row(f"feature {feature}", tiles, numbers_of_row(layer, feature)))
+        rows.append(Row(f"feature {feature}", tiles, numbers_of_row(layer, feature), channel=feature))
     channels = len(layer.maxima)
     shown = f"{len(layer.features)} of {channels}" if len(layer.features) < channels else f"all {channels}"
     order = "strongest patch first" if layer.rank_by == "max" else "highest mean activation first"
@@ -96,4 +104,29 @@ def _gallery(layer: LayerTopPatches, summary: Diagnostics, crops: Crops, class_n
         for name, value in (("stability", summary.stability), ("label purity", summary.label_purity))
         if value == value  # NaN where it could not be measured
     ]
-    return Gallery(layer.layer, tuple(rows), caption=" · ".join(parts))
+    return Gallery(layer.layer, tuple(rows), caption=" · ".join(parts), layer=layer.layer)
+
+
+def _facts(layer: LayerTopPatches, summary: Diagnostics, class_names: Sequence[str] | None) -> LayerFacts:
+    """What is known of all channels, also of those whose patches were not kept."""
+    channels: dict[str, Sequence[float]] = {"max activation": layer.maxima.tolist(), "dead": layer.dead.int().tolist()}
+    channels |= {"stability": summary.channel_stability, "label purity": summary.channel_purity}
+    known = {name: tuple(values) for name, values in channels.items() if any(value == value for value in values)}
+    return LayerFacts(layer=layer.layer, channels=known, classes=_classes(layer, class_names))
+
+
+def _classes(layer: LayerTopPatches, class_names: Sequence[str] | None) -> tuple[tuple[tuple[Number, float], ...], ...]:
+    """Of each channel, the classes among its units that rank first, with their parts of the sum of activations."""
+    if layer.labels is None:
+        return ()
+    weights = layer.activations.double().clamp(min=0).masked_fill(layer.images < 0, 0)
+    parts = weights / weights.sum(1, keepdim=True)
+    driven = []
+    for labels, line in zip(layer.labels.tolist(), parts.tolist(), strict=True):
+        sums: dict[int, float] = {}
+        for label, part in zip(labels, line, strict=True):
+            if part > 0:
+                sums[label] = sums.get(label, 0.0) + part
+        ordered = sorted(sums.items(), key=lambda pair: (-pair[1], pair[0]))
+        driven.append(tuple((label_name(label, class_names), part) for label, part in ordered))
+    return tuple(driven)

@@ -95,3 +95,18 @@ def test_nothing_measured_is_no_zero() -> None:
     report = correlation_report([result(torch.full((2, 2), torch.nan), images=1)])
     assert all(math.isnan(item.value) for item in report.items if isinstance(item, Scalar))
     assert "nothing measured" in picture(report).caption
+
+
+def test_facts_name_the_channels_that_are_most_alike() -> None:
+    correlation = torch.tensor([[1.0, -0.9, 0.2], [-0.9, 1.0, 0.5], [0.2, 0.5, 1.0]], dtype=torch.float64)
+    layer = ChannelCorrelation(
+        layer="conv",
+        correlation=correlation,
+        order=torch.arange(3),
+        redundant=torch.zeros(3, dtype=torch.bool),
+        threshold=0.95,
+        images=50,
+    )
+    (facts,) = correlation_report([layer]).facts
+    assert facts.layer == "conv"
+    assert facts.neighbors == (((1, -0.9), (2, 0.2)), ((0, -0.9), (2, 0.5)), ((1, 0.5), (0, 0.2)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -150,3 +152,26 @@ def test_fewer_images_than_k_and_dead_features_make_a_report() -> None:
 )
 def test_brief(value: float, text: str) -> None:
     assert brief(value) == text
+
+
+def test_all_channels_have_facts_also_those_without_patches() -> None:
+    images, labels = torch.rand(6, 1, 9, 9), torch.tensor([0, 1, 2, 0, 1, 2])
+    model = nn.Sequential(nn.Conv2d(1, 3, 3))
+    model[0].bias.data[1] = -100.0  # dead
+    found = mine_top_patches(model, [(images, labels)], k=4, features=[2])
+    report = top_patches_report(found, diagnose(found, found), AS_IT_IS, class_names=("ant", "bee"))
+    (gallery,) = (item for item in report.items if isinstance(item, Gallery))
+    assert (gallery.layer, [row.channel for row in gallery.rows]) == ("0", [2])
+    assert [(tile.shows, tile.rank) for tile in gallery.rows[0].tiles] == [("patch", rank) for rank in range(4)]
+    (facts,) = report.facts
+    assert facts.channels["dead"] == (0, 1, 0)
+    assert facts.channels["stability"] == (1.0, 1.0, 1.0)
+    assert math.isnan(facts.channels["label purity"][1])
+    labels_of, weights = found["0"].labels[2].tolist(), found["0"].activations[2]
+    parts = dict.fromkeys(("ant", "bee", 2), 0.0)
+    for label, weight in zip(labels_of, (weights / weights.sum()).tolist(), strict=True):
+        parts[("ant", "bee", 2)[label]] += weight
+    expected = sorted(((name, part) for name, part in parts.items() if part), key=lambda pair: -pair[1])
+    assert [name for name, _ in facts.classes[2]] == [name for name, _ in expected]
+    assert [part for _, part in facts.classes[2]] == pytest.approx([part for _, part in expected])
+    assert facts.classes[1] == ()

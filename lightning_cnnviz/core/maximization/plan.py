@@ -56,6 +56,7 @@ class MaximizedLayer:
         optima: The maximizing inputs.
         strongest: The real images to compare with, where there are any.
         invariances: Of some objectives, by their number.
+        channels: Of each objective its feature map; None for a class.
     """
 
     name: str
@@ -63,6 +64,7 @@ class MaximizedLayer:
     optima: Maximization
     strongest: Strongest | None = None
     invariances: tuple[tuple[int, OptimumInvariance], ...] = ()
+    channels: tuple[int | None, ...] = ()
 
 
 def plan_layers(
@@ -210,4 +212,5 @@ def maximize_plan(
         optima=optima,
         strongest=strongest_images(network, plan.objectives, images),
         invariances=tuple(invariances),
+        channels=tuple(getattr(objective, "channel", None) for objective in plan.objectives),
     )

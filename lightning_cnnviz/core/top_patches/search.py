@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from lightning_cnnviz.core.data.batches import BatchFn, numbered_batches
@@ -29,6 +31,8 @@ class Diagnostics:
             the layer has converged. NaN at the first look, and if images are not numbered as in the data set.
         label_purity: Mean fraction, 0 to 1, of the top k that has the most frequent label, over the feature maps that
             are not dead. NaN without labels.
+        channel_stability: The overlap of each feature map; NaN where there is none.
+        channel_purity: The fraction of each feature map; NaN for a dead one, too.
     """
 
     layer: str
@@ -36,6 +40,8 @@ class Diagnostics:
     dead_fraction: float
     stability: float
     label_purity: float
+    channel_stability: tuple[float, ...] = field(default=(), compare=False, repr=False)
+    channel_purity: tuple[float, ...] = field(default=(), compare=False, repr=False)
 
 
 def mine_top_patches(
@@ -99,16 +105,7 @@ def diagnose(current: TopPatches, previous: TopPatches | None = None) -> list[Di
     """Sum up each layer: dead feature maps, stability since the last look, label purity of the top k."""
     comparable = previous is not None and current.indices_known and previous.indices_known
     before = {layer.layer: layer for layer in previous} if previous is not None and comparable else {}
-    return [
-        Diagnostics(
-            layer=layer.layer,
-            dead_features=int(layer.dead.sum()),
-            dead_fraction=float(layer.dead.float().mean()),
-            stability=_overlap(layer.images, before[layer.layer].images) if layer.layer in before else float("nan"),
-            label_purity=_purity(layer),
-        )
-        for layer in current
-    ]
+    return [_diagnosed(layer, before.get(layer.layer)) for layer in current]
 
 
 def without_patches(result: TopPatches) -> TopPatches:
@@ -116,24 +113,35 @@ def without_patches(result: TopPatches) -> TopPatches:
     return replace(result, layers=tuple(replace(layer, patches=tuple(() for _ in layer.patches)) for layer in result))
 
 
-def _overlap(images: Tensor, before: Tensor) -> float:
-    """Mean Jaccard overlap of the lines' sets of images."""
-    if images.shape[0] != before.shape[0]:
-        return float("nan")
+def _diagnosed(layer: LayerTopPatches, before: LayerTopPatches | None) -> Diagnostics:
+    overlaps, purities = _overlaps(layer, before), _purities(layer)
+    return Diagnostics(
+        layer=layer.layer,
+        dead_features=int(layer.dead.sum()),
+        dead_fraction=float(layer.dead.float().mean()),
+        stability=float(torch.tensor(overlaps, dtype=torch.float64).nanmean()),
+        label_purity=float(purities.nanmean()),
+        channel_stability=tuple(overlaps),
+        channel_purity=tuple(purities.tolist()),
+    )
+
+
+def _overlaps(layer: LayerTopPatches, before: LayerTopPatches | None) -> list[float]:
+    """Jaccard overlap of each line's set of images with that before; NaN for two empty ones."""
+    if before is None or layer.images.shape[0] != before.images.shape[0]:
+        return [math.nan] * layer.images.shape[0]
     overlaps = []
-    for now, then in zip(images.tolist(), before.tolist(), strict=True):
+    for now, then in zip(layer.images.tolist(), before.images.tolist(), strict=True):
         first, second = set(now) - {-1}, set(then) - {-1}
-        if first or second:
-            overlaps.append(len(first & second) / len(first | second))
-    return sum(overlaps) / len(overlaps) if overlaps else float("nan")
+        overlaps.append(len(first & second) / len(first | second) if first or second else math.nan)
+    return overlaps
 
 
-def _purity(layer: LayerTopPatches) -> float:
-    if layer.labels is None:
-        return float("nan")
-    filled, labels = (layer.images >= 0)[~layer.dead], layer.labels[~layer.dead]
-    if not bool(filled.any()):
-        return float("nan")
+def _purities(layer: LayerTopPatches) -> Tensor:
+    """`(C,)`, the fraction of each line that has its most frequent label; NaN for dead ones, and without labels."""
+    filled = (layer.images >= 0) & ~layer.dead[:, None]
+    if layer.labels is None or not filled.shape[1]:
+        return torch.full((len(filled),), math.nan)
+    labels = layer.labels
     same = (labels[:, :, None] == labels[:, None, :]) & filled[:, None, :] & filled[:, :, None]
-    most_frequent = same.sum(2).amax(1)
-    return float((most_frequent / filled.sum(1).clamp(min=1)).mean())
+    return same.sum(2).amax(1) / torch.where(filled.any(1), filled.sum(1), math.nan)
