@@ -1,11 +1,9 @@
-"""Files of a record: written beside and renamed, so that a reader finds none or a whole one; read with suspicion."""
+"""Files of a record: written whole, and read with suspicion."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
-import secrets
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,6 +13,7 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
+from lightning_cnnviz.files import write_file
 from lightning_cnnviz.record._tensors import tensor_name
 
 try:
@@ -23,20 +22,15 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 __all__ = [
-    "SCRATCH",
     "Packs",
     "check_header",
     "check_json_size",
     "locked",
     "read_json",
     "read_tensor",
-    "write_file",
     "write_json",
     "write_pack",
 ]
-
-SCRATCH = ".tmp"
-"""How the names of files end that are not whole yet, or never became so."""
 
 # What is larger is refused before it costs memory; a result of 100 layers with 4,608 patches each stays below.
 _MOST_JSON = 64_000_000
@@ -70,20 +64,6 @@ def locked(path: Path, *, alone: bool) -> Iterator[None]:
             except OSError:  # a file system without locks
                 break
         yield
-
-
-def write_file(path: Path, content: bytes, *, lasting: bool = False) -> None:
-    """Write a file whole or not at all; `lasting` waits until it is on the disk."""
-    scratch = path.with_name(f".{path.name}.{secrets.token_hex(4)}{SCRATCH}")
-    try:
-        with scratch.open("wb") as file:
-            file.write(content)
-            if lasting:
-                file.flush()
-                os.fsync(file.fileno())
-        scratch.replace(path)
-    finally:
-        scratch.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any, *, lasting: bool = True) -> int:

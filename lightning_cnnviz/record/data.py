@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import secrets
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +12,8 @@ import safetensors.torch
 from torch import Tensor
 
 from lightning_cnnviz import __version__
-from lightning_cnnviz.record._files import SCRATCH, check_header, check_json_size, read_tensor
+from lightning_cnnviz.files import whole_file
+from lightning_cnnviz.record._files import check_header, check_json_size, read_tensor
 from lightning_cnnviz.record._plain import plain
 from lightning_cnnviz.record._tree import SCHEMA, from_tree, to_tree
 
@@ -52,9 +50,11 @@ def save(result: Any, path: str | os.PathLike[str]) -> Path:
     text = json.dumps({"schema": SCHEMA, "version": __version__, "value": tree}, allow_nan=False)
     try:
         check_json_size(text)
-        with _renamed_into(path) as scratch:
-            safetensors.torch.save_file(tensors, scratch, metadata={_KEY: text})
-            check_header(scratch)
+        with whole_file(path) as file:
+            # Not save_file, which makes a file of its own, under a name and with permissions of its own.
+            file.write(safetensors.torch.save(tensors, metadata={_KEY: text}))
+            file.flush()
+            check_header(Path(file.name))
     except ValueError as error:
         raise ValueError(f"{path} could not be read again, and is not written: {error}") from error
     return path
@@ -106,22 +106,3 @@ def _value(file: Any) -> Any:
 
 def _refused(constant: str) -> Any:
     raise ValueError(f"it holds the number {constant}, which JSON does not have")
-
-
-@contextlib.contextmanager
-def _renamed_into(path: Path) -> Iterator[Path]:
-    """Give the name of a file beside `path`; when it is written, and is on the disk, it takes the place of `path`."""
-    scratch = path.with_name(f".{path.name}.{secrets.token_hex(4)}{SCRATCH}")
-    try:
-        yield scratch
-        with scratch.open("rb+") as file:
-            os.fsync(file.fileno())
-        scratch.replace(path)
-    finally:
-        scratch.unlink(missing_ok=True)
-    if os.name == "posix":
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_cnnviz.core.network.suggestions import suggestion
+from lightning_cnnviz.files import write_file
 from lightning_cnnviz.record._csv import csv_text
-from lightning_cnnviz.record._files import write_file
 from lightning_cnnviz.render.figures import kept_figures
 from lightning_cnnviz.render.html import html_page, html_part
 from lightning_cnnviz.render.paper.files import pdf_file, png_file, svg_file

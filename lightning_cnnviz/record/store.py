@@ -21,7 +21,8 @@ from torch import Tensor
 from lightning_cnnviz import __version__
 from lightning_cnnviz.core.network.suggestions import suggestion
 from lightning_cnnviz.core.top_patches.results import SourceImage
-from lightning_cnnviz.record._files import SCRATCH, Packs, locked, read_json, write_file, write_json, write_pack
+from lightning_cnnviz.files import sweep, write_file
+from lightning_cnnviz.record._files import Packs, locked, read_json, write_json, write_pack
 from lightning_cnnviz.record._patches import packed_patches, unpacked_patches
 from lightning_cnnviz.record.data import SCHEMA, from_tree, plain, to_tree
 from lightning_cnnviz.record.identity import LookIdentity
@@ -37,12 +38,12 @@ if TYPE_CHECKING:
 __all__ = ["Record", "RecordedLook"]
 
 _HEAD, _LOCK = "record.json", "lock"
+_PARTS = ("looks", "packs", "images")  # folders
 _FORMAT = "lightning_cnnviz record"
 _LOOK = re.compile(r"\d{19}-[0-9a-f]{8}")
 _IMAGE = re.compile(r"[0-9a-f]{20}\.(?:png|jpg)")
 _AS_IT_IS = Normalization((0.0,), (1.0,), "given")
 _ENCODERS = 4  # threads
-_FORGOTTEN = 3600  # seconds after which a file that never became whole is taken away
 
 
 class RecordedLook:
@@ -206,7 +207,8 @@ class Record:
         self._packs: dict[str, str] = {}  # of tensors that are in the record, their pack
         self._images: dict[bytes, str] = {}  # of images that were put, by what they were made of, their name
         self._check_head()
-        self._sweep()
+        for place in (self.folder, *(self.folder / part for part in _PARTS)):
+            sweep(place)
 
     def looks(
         self, *, view: str | None = None, name: str | None = None, stage: str | None = None, run: str | None = None
@@ -427,7 +429,7 @@ class Record:
         self._packs = {tensor: pack for tensor, pack in self._packs.items() if pack in packs}
 
     def _make_folders(self) -> None:
-        for part in ("looks", "packs", "images"):
+        for part in _PARTS:
             (self.folder / part).mkdir(parents=True, exist_ok=True)
         if not (self.folder / _HEAD).exists():
             head = {"format": _FORMAT, "schema": SCHEMA, "version": __version__}
@@ -449,13 +451,6 @@ class Record:
         if not isinstance(content, dict) or content.get("format") != _FORMAT or type(content.get("schema")) is not int:
             raise ValueError(f"{self.folder} is no record: its {_HEAD} is of another kind")
         _check_schema(content, self.folder)
-
-    def _sweep(self) -> None:
-        """Take away what processes that died have left half written."""
-        for file in self.folder.glob(f"*/.*{SCRATCH}"):
-            with contextlib.suppress(OSError):
-                if time.time() - file.stat().st_mtime > _FORGOTTEN:
-                    file.unlink()
 
     def _look_around(self) -> None:
         """Read the looks that are new since the last time."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import secrets
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -13,10 +12,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from lightning_cnnviz.files import sweep, write_file
 from lightning_cnnviz.sinks._page_items import to_json
 from lightning_cnnviz.sinks._page_series import Head, list_looks, may_leave, series_of
 
-__all__ = ["PageFolder", "replace_file"]
+__all__ = ["PageFolder"]
 
 _PACK_BYTES = 2_000_000
 _LEAST_USE = 0.25
@@ -59,9 +59,10 @@ class PageFolder:
     def sweep(self) -> None:
         """Take away what processes that died have left: files half written, and packs that no look came to use."""
         used = {pack for head in self.heads.values() for pack in head.packs}
-        for path in (*self.directory.glob(".*.tmp"), *self.directory.glob("*/*")):
-            unused = path.parent.name == "pictures" and path.suffix in (".js", ".gone") and path.stem not in used
-            if unused or (path.name.startswith(".") and path.suffix == ".tmp"):
+        for place in (self.directory, self.directory / "looks", self.directory / "pictures"):
+            sweep(place)
+        for path in (self.directory / "pictures").glob("*"):
+            if path.suffix in (".js", ".gone") and path.stem not in used:
                 with suppress(OSError):
                     if time.time() - path.stat().st_mtime > _FORGOTTEN:
                         path.unlink()
@@ -80,7 +81,7 @@ class PageFolder:
     def add(self, head: Head, body: str) -> None:
         """Write a chunk; `body` is JSON."""
         path = self._look(head.chunk)
-        replace_file(path, _chunk_text(head, body))
+        _write(path, _chunk_text(head, body))
         self.heads[head.chunk], self._stamps[head.chunk] = head, _stamp(path.stat())
 
     def has_packs(self, head: Head) -> bool:
@@ -89,7 +90,7 @@ class PageFolder:
 
     def write_list(self) -> None:
         """Write the list of the looks that were found by now."""
-        replace_file(self.directory / "looks.js", [f"cnnviz.list({to_json(list_looks(self.heads.values()))});\n"])
+        _write(self.directory / "looks.js", [f"cnnviz.list({to_json(list_looks(self.heads.values()))});\n"])
         self._new = []
 
     def catch_up(self) -> None:
@@ -174,7 +175,7 @@ class PageFolder:
         sizes = {name: len(uri) for name, uri in uris.items()}
         lines = ",\n".join(f'"{uri}"' for uri in uris.values())
         self._new.append(pack)
-        replace_file(self._pack(pack), [f'cnnviz.pictures("{pack}",{to_json(sizes)},\n[', lines, "]);\n"])
+        _write(self._pack(pack), [f'cnnviz.pictures("{pack}",{to_json(sizes)},\n[', lines, "]);\n"])
         self._packs[pack] = sizes
         return dict.fromkeys(uris, pack)
 
@@ -185,18 +186,9 @@ class PageFolder:
         return self.directory / "pictures" / f"{pack}.js"
 
 
-def replace_file(path: Path, pieces: Iterable[str]) -> None:
-    """Write a file so that whoever reads it finds the old one or the new one, and never half of one."""
+def _write(path: Path, pieces: Iterable[str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with scratch.open("w", encoding="utf-8", newline="\n") as file:
-            file.writelines(pieces)
-        os.replace(scratch, path)
-    except BaseException:
-        with suppress(OSError):
-            scratch.unlink(missing_ok=True)
-        raise
+    write_file(path, "".join(pieces).encode())
 
 
 def _stamp(status: os.stat_result) -> tuple[int, int]:

@@ -15,8 +15,9 @@ from typing import Any, ClassVar
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from lightning_cnnviz.files import write_file
 from lightning_cnnviz.report import Report, Scalar, Step
-from lightning_cnnviz.sinks._page_folder import PageFolder, replace_file
+from lightning_cnnviz.sinks._page_folder import PageFolder
 from lightning_cnnviz.sinks._page_items import Pictures, data_uri, plain, to_json
 from lightning_cnnviz.sinks._page_series import Head
 from lightning_cnnviz.sinks.base import Sink
@@ -156,7 +157,8 @@ class PageSink(Sink):
         """
         path, folder = self.path, self._opened
         if _read_page(path) != _page():
-            replace_file(path, [_page()])
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_file(path, _page().encode())
         folder.scan()
         if self._written == 0:
             folder.sweep()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_cnnviz.files import whole_file
 from lightning_cnnviz.studies.jobs import Job, run_jobs
 from lightning_cnnviz.studies.options import StudyOptions, sort_options
 from lightning_cnnviz.studies.results import VARIANTS, SampleEfficiency
@@ -113,9 +112,8 @@ def pretrain(description: Mapping[str, Any], context: tuple[Training, str]) -> d
     training, file = context
     tuner, measured = fit(training)
     weights = {name: value for name, value in tuner.network.state_dict().items() if not name.startswith(_HEAD)}
-    draft = Path(f"{file}.{uuid.uuid4().hex}.tmp")
-    torch.save(weights, draft)
-    os.replace(draft, file)
+    with whole_file(Path(file)) as opened:
+        torch.save(weights, opened)
     return measured
 
 

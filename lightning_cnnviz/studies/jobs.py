@@ -12,7 +12,6 @@ import platform
 import threading
 import time
 import traceback
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -22,6 +21,8 @@ from typing import Any, Literal, NamedTuple
 
 import joblib
 from tqdm.auto import tqdm
+
+from lightning_cnnviz.files import sweep, write_file
 
 __all__ = ["Backend", "Job", "JobsFailedError", "check_backend", "read_result", "run_jobs", "write_json"]
 
@@ -135,6 +136,7 @@ def run_jobs(
     check_backend(jobs, backend, scheduler, threads)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    sweep(folder)
     unique = {job.key: job for job in work}
     results = {key: result for key, job in unique.items() if (result := read_result(folder, job)) is not None}
     failures: dict[str, str] = {}
@@ -222,17 +224,8 @@ def read_result(folder: Path, job: Job) -> dict[str, Any] | None:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a file that is whole at any moment, whoever else writes it."""
-    # Of this writer alone: two of them may be at the same file, even on two machines.
-    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with draft.open("w", encoding="utf-8") as file:
-            json.dump(content, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
+    """Write a file of JSON, whole or not at all."""
+    write_file(path, json.dumps(content, indent=1).encode())
 
 
 # Who works.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import pickle
 import struct
 import threading
@@ -545,12 +546,11 @@ def test_the_file_of_version_1_is_read_for_ever() -> None:
 def test_a_file_is_the_old_one_or_the_new_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = save("old", tmp_path / "x")
 
-    def fails(_: Any, scratch: Path, **__: Any) -> None:
-        scratch.write_bytes(path.read_bytes()[:20])
+    def fails(_descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(safetensors.torch, "save_file", fails)
+        patched.setattr(os, "fsync", fails)
         with pytest.raises(OSError, match="No space left"):
             save("new", path)
     assert [file.name for file in tmp_path.iterdir()] == ["x.safetensors"]

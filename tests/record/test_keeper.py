@@ -31,7 +31,7 @@ class Disk:
         def write_one(path: Path, content: bytes, **options: Any) -> None:
             room = self.size - sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
             if len(content) > room:
-                scratch = path.with_name(f".{path.name}.0{_files.SCRATCH}")
+                scratch = path.with_name(".cnnviz-0123456789abcdef.tmp")
                 scratch.write_bytes(content[: max(0, room)])
                 scratch.unlink()
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))

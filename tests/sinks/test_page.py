@@ -463,7 +463,7 @@ def test_what_a_dead_process_left_half_written_is_taken_away(tmp_path: Path) -> 
     sink = PageSink(tmp_path)
     sink.write(report(gallery()), Step(epoch=1, global_step=10))
     before = files(tmp_path)
-    old, new = tmp_path / "looks" / ".a.js.1234.tmp", tmp_path / "pictures" / ".b.js.1234.tmp"
+    old, new = tmp_path / "looks" / f".cnnviz-{'0' * 16}.tmp", tmp_path / "pictures" / f".cnnviz-{'1' * 16}.tmp"
     unused, fresh = tmp_path / "pictures" / "1-2-3.js", tmp_path / "pictures" / "1-2-4.js"
     for path in (old, new, unused, fresh):
         path.write_text('cnnviz.pictures("1-2-3",{},\n[]);\n')

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from studies import job_tasks
 
 from lightning_cnnviz.studies import jobs as jobs_module
-from lightning_cnnviz.studies.jobs import Job, JobsFailedError, read_result, run_jobs, write_json
+from lightning_cnnviz.studies.jobs import Job, JobsFailedError, read_result, run_jobs
 
 
 def work(count: int = 4, task: Callable[..., Any] = job_tasks.draw, context: Any = None, **more: Any) -> list[Job]:
@@ -98,15 +98,6 @@ def test_damaged_files_are_made_anew(tmp_path: Path, content: str, caplog: pytes
     assert made(tmp_path) == [0, 1, 1]
     assert jobs[1].key in caplog.text
     assert read_result(tmp_path / "results", jobs[1]) == before[1]
-
-
-def test_a_failed_write_leaves_the_file_as_it_was(tmp_path: Path) -> None:
-    path = tmp_path / "x.json"
-    write_json(path, {"a": 1})
-    with pytest.raises(TypeError):
-        write_json(path, {"a": object()})
-    assert json.loads(path.read_text()) == {"a": 1}
-    assert [found.name for found in tmp_path.iterdir()] == ["x.json"]
 
 
 def test_another_description_is_another_result(tmp_path: Path) -> None:
