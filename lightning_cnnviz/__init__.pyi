@@ -57,6 +57,7 @@ from .core.probing.protocols import Manifest as Manifest
 from .core.probing.protocols import Protocol as Protocol
 from .core.probing.protocols import Split as Split
 from .core.probing.tap import tap_features as tap_features
+from .core.top_patches.activity import FeatureActivity as FeatureActivity
 from .core.top_patches.results import LayerTopPatches as LayerTopPatches
 from .core.top_patches.results import SourceImage as SourceImage
 from .core.top_patches.results import TopPatches as TopPatches

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_cnnviz.core.data.batches import BatchFn, numbered_batches
-from lightning_cnnviz.core.data.distributed import gathered, rank, ranks, summed
+from lightning_cnnviz.core.data.distributed import gathered, ranks, summed
+from lightning_cnnviz.core.data.once import EachOnce, SeenImages
 from lightning_cnnviz.core.network.hooks import Site, analysis_mode, hooked, model_device
 from lightning_cnnviz.core.network.layers import LayerSpec, SelectedLayer, select_layers
 from lightning_cnnviz.core.tracing.feature_maps import trace_feature_maps
@@ -144,9 +145,8 @@ class RunningCorrelation:
         self._model, self._layers, self._threshold = model, layers, threshold
         self._sites: dict[str, Site] = {}
         self._moments: dict[str, _Moments] = {}
-        self._seen: set[int] = set()
-        # Images that another rank may have, too: their rows are kept until ranks meet.
-        self._waiting: list[tuple[Tensor, dict[str, Tensor]]] = []
+        self._seen = SeenImages()
+        self._once = EachOnce(self._seen, self._count)
 
     @contextmanager
     def batch(self, images: Tensor, indices: Tensor, labels: Tensor | None = None) -> Iterator[None]:
@@ -182,7 +182,11 @@ class RunningCorrelation:
                 "is the network called with the images of the batch, and is it not compiled?"
             )
         with torch.inference_mode(False), torch.no_grad():
-            self._take(means, indices.cpu())
+            places = self._seen.fresh(indices.cpu())
+            if len(places):
+                rows = (means[layer].cpu().double()[places] for layer in self._moments)
+                self._once.take(indices.cpu()[places], *rows)
+                self._seen.add(indices.cpu())
 
     def merge(self) -> None:
         """Bring the ranks together, each of which calls this; then every rank has seen all images.
@@ -194,10 +198,7 @@ class RunningCorrelation:
             return
         if len({int(count) for count in gathered(torch.tensor(len(self._sites)))}) != 1:
             raise ValueError("channel correlations cannot be merged: a rank has seen no image")
-        waiting = torch.tensor([index for numbers, _ in self._waiting for index in numbers.tolist()], dtype=torch.int64)
-        own = torch.tensor(sorted(self._seen - set(waiting.tolist())), dtype=torch.int64)
-        elsewhere = torch.cat([*gathered(own), *gathered(waiting)[: rank()]])
-        self._take_waiting(elsewhere)
+        self._once.merge()
         for moments in self._moments.values():
             moments.merge()
 
@@ -209,31 +210,12 @@ class RunningCorrelation:
         """
         if not self._sites:
             raise ValueError("no image was seen")
-        self._take_waiting(torch.empty(0, dtype=torch.int64))
+        self._once.count_waiting()
         return tuple(moments.result(layer, self._threshold) for layer, moments in self._moments.items())
 
-    def _take(self, means: dict[str, Tensor], indices: Tensor) -> None:
-        fresh = []
-        for place, index in enumerate(indices.tolist()):
-            if index not in self._seen:
-                self._seen.add(index)
-                fresh.append(place)
-        places = torch.tensor(fresh, dtype=torch.int64)
-        # Each image belongs to one rank by its index alone: that rank need not ask the others.
-        own = indices[places] % ranks() == rank()
-        rows = {layer: values.cpu().double()[places] for layer, values in means.items()}
-        for layer, values in rows.items():
-            self._moments[layer].add(values[own])
-        if not bool(own.all()):
-            self._waiting.append((indices[places][~own], {layer: values[~own] for layer, values in rows.items()}))
-
-    def _take_waiting(self, elsewhere: Tensor) -> None:
-        """Count the images that wait, but for those that are counted elsewhere."""
-        for indices, rows in self._waiting:
-            kept = ~torch.isin(indices, elsewhere)
-            for layer, values in rows.items():
-                self._moments[layer].add(values[kept])
-        self._waiting = []
+    def _count(self, *rows: Tensor) -> None:
+        for moments, values in zip(self._moments.values(), rows, strict=True):
+            moments.add(values)
 
 
 class _Moments:

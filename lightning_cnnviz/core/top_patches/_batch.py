@@ -5,37 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["Batch", "SeenImages"]
+from lightning_cnnviz.core.data.once import SeenImages
 
-# Images with an index below this are remembered, at one byte each. One with a higher index still counts once if it
-# comes twice, since the lists know it; but if random transforms made it differ, its patch may be of either time.
-_MOST_SEEN = 2**24
-
-
-class SeenImages:
-    """Remembers which images have come.
-
-    Attributes:
-        highest: The highest index so far; -1 before the first.
-    """
-
-    def __init__(self) -> None:
-        self.highest = -1
-        self._flags = torch.zeros(1, dtype=torch.bool)  # by index
-
-    def among(self, indices: Tensor) -> Tensor:
-        """Say which of some images have come."""
-        places = indices.clamp(0, len(self._flags) - 1)
-        return self._flags[places] & (places == indices)
-
-    def add(self, indices: Tensor) -> None:
-        """Note that some images, at least one, have come."""
-        self.highest = max(self.highest, int(indices.max()))
-        indices = indices[(indices >= 0) & (indices < _MOST_SEEN)]
-        missing = int(indices.max()) + 1 - len(self._flags) if len(indices) else 0
-        if missing > 0:
-            self._flags = torch.cat([self._flags, self._flags.new_zeros(max(missing, len(self._flags)))])
-        self._flags[indices] = True
+__all__ = ["Batch", "size_of"]
 
 
 class Batch:
@@ -56,11 +28,9 @@ class Batch:
     def __init__(self, images: Tensor, indices: Tensor, labels: Tensor | None, seen: SeenImages) -> None:
         self.images, self.indices, self.labels = images, indices, labels
         self.size = size_of(images)
-        ordered, order = indices.sort(stable=True)
-        first = torch.ones_like(ordered, dtype=torch.bool)
-        first[1:] = ordered[1:] != ordered[:-1]
-        self.places = order[first & ~seen.among(ordered)]
-        self.fresh = int(ordered[0]) > seen.highest
+        order = indices.argsort(stable=True)
+        self.places = seen.fresh(indices)
+        self.fresh = int(indices.min()) > seen.highest
         self._all_count = len(self.places) == len(order)
         self._repeated = torch.ones(len(order), 1, dtype=torch.bool)
         self._repeated[self.places] = False

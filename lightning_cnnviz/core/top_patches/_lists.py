@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from lightning_cnnviz.core.data.distributed import gathered
+from lightning_cnnviz.core.data.once import SeenImages
 from lightning_cnnviz.core.network.layers import FeatureSpec, resolve_features
-from lightning_cnnviz.core.top_patches._batch import Batch, SeenImages
+from lightning_cnnviz.core.top_patches._batch import Batch
 from lightning_cnnviz.core.top_patches._reading import Reading
 from lightning_cnnviz.core.top_patches._units import NO_LABEL, Units
+from lightning_cnnviz.core.top_patches.activity import RunningActivity
 from lightning_cnnviz.core.top_patches.patch_store import PatchStore
 from lightning_cnnviz.core.top_patches.results import LayerTopPatches, RankBy
 from lightning_cnnviz.core.top_patches.top_k import TopK
@@ -54,6 +56,7 @@ class RunningLists:
         top: The lists.
         store: The patches.
         maxima: `(F,)`, the largest activation of each feature map.
+        activity: What drives the feature maps whose patches are kept.
     """
 
     def __init__(
@@ -76,6 +79,7 @@ class RunningLists:
             torch.tensor(kept, dtype=torch.int64), whole=whole, sources=any(each.sources for each in wanted)
         )
         self.maxima = torch.full((total,), -torch.inf, dtype=dtype)
+        self.activity = RunningActivity(len(kept), self.seen)
         self._nonfinite = torch.full((len(traced),), torch.iinfo(torch.int64).max)  # lowest image of each layer
 
     @property
@@ -114,22 +118,30 @@ class RunningLists:
             order = batch.by_line(line, place)
             together = Units(*map(torch.cat, zip(*candidates, strict=True)))
             self.top.update(*_by_line(line[order], together.each(lambda part: part[order])), fresh=batch.fresh)
+        self._take_activity(batch, readings)
         self.seen.add(batch.indices)
         self.store.keep(self.top.units, batch.images, batch.indices, batch.places)
+
+    def _take_activity(self, batch: Batch, readings: Mapping[str, Reading]) -> None:
+        columns = [readings[layer].maxima[:, list(features)] for layer, features in self._features.items()]
+        labels = None if batch.labels is None else batch.labels[batch.places]
+        self.activity.update(batch.indices[batch.places], torch.cat(columns, 1)[batch.places], labels)
 
     def merge(self) -> None:
         """Merge the lists of all ranks; every rank calls this."""
         self.top.merge()
         self.store.merge(self.top.units)
+        self.activity.merge()
         self.maxima = torch.stack(gathered(self.maxima)).amax(0)
         self._nonfinite = torch.stack(gathered(self._nonfinite)).amin(0)
 
     def results(self, rank_by: RankBy) -> tuple[LayerTopPatches, ...]:
         """Return the lists as they are now, layer by layer."""
         patches = iter(self.store.collect(self.top.units))
-        results = []
+        results, kept = [], 0
         for (layer, lines), lowest in zip(self._lines.items(), self._nonfinite.tolist(), strict=True):
             units = Units(*(part[lines].clone() for part in self.top.units))
+            features = self._features[layer]
             labeled = bool((units.labels[units.images >= 0] != NO_LABEL).any())
             result = LayerTopPatches(
                 layer=layer,
@@ -142,10 +154,12 @@ class RunningLists:
                 columns=units.columns,
                 boxes=units.boxes,
                 maxima=self.maxima[lines].clone(),
-                features=self._features[layer],
-                patches=tuple(next(patches) for _ in self._features[layer]),
+                features=features,
+                patches=tuple(next(patches) for _ in features),
                 nonfinite=None if lowest == torch.iinfo(torch.int64).max else lowest,
+                activity=self.activity.compute(slice(kept, kept + len(features)), features),
             )
+            kept += len(features)
             results.append(result)
         return tuple(results)
 

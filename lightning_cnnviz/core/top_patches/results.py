@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_cnnviz.core.network.layers import FeatureSpec, resolve_features
+from lightning_cnnviz.core.top_patches.activity import FeatureActivity
 
 __all__ = ["LayerTopPatches", "RankBy", "SourceImage", "TopPatches"]
 
@@ -73,6 +74,7 @@ class LayerTopPatches:
             the network was given, best first (fewer than k where there were fewer units).
         nonfinite: The lowest index of an image with a feature map whose largest activation is NaN or infinite, or None.
             Such activations are never ranked.
+        activity: What drives `features` over the whole set, where that is known.
     """
 
     layer: str
@@ -88,6 +90,7 @@ class LayerTopPatches:
     features: tuple[int, ...]
     patches: tuple[tuple[Tensor, ...], ...]
     nonfinite: int | None = None
+    activity: FeatureActivity | None = None
 
     def __post_init__(self) -> None:
         shape: tuple[int, ...] = tuple(self.scores.shape)
@@ -101,6 +104,10 @@ class LayerTopPatches:
                 raise ValueError(
                     f"layer '{self.layer}': {name} must be {wanted} to fit scores {shape}, not {tuple(part.shape)}"
                 )
+        if self.activity is not None and self.activity.features != self.features:
+            raise ValueError(
+                f"layer '{self.layer}': activity is of {self.activity.features}, patches of {self.features}"
+            )
         if len(self.features) != len(self.patches):
             counts = f"{len(self.patches)} lists of patches for {len(self.features)} features"
             raise ValueError(f"layer '{self.layer}': there are {counts}")
@@ -148,6 +155,7 @@ class LayerTopPatches:
             boxes=self.boxes[:, :k],
             features=kept,
             patches=tuple(patches[feature][:k] for feature in kept),
+            activity=None if self.activity is None else self.activity.of(kept),
         )
 
 

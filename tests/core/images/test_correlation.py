@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from lightning_cnnviz.core.data import once
 from lightning_cnnviz.core.images import correlation
 from lightning_cnnviz.core.images.correlation import ChannelCorrelation, RunningCorrelation, channel_correlation
 from lightning_cnnviz.core.network.layers import LayerNotFoundError, select_layers
@@ -192,9 +193,10 @@ def as_ranks(work: Callable[[int], Any], count: int, monkeypatch: pytest.MonkeyP
         with turn:  # one at a time, since looks set modes of the whole process
             results[rank] = work(rank)
 
-    monkeypatch.setattr(correlation, "ranks", lambda: count)
-    monkeypatch.setattr(correlation, "rank", lambda: local.rank)
-    monkeypatch.setattr(correlation, "gathered", gathered)
+    for module in (correlation, once):
+        monkeypatch.setattr(module, "ranks", lambda: count)
+        monkeypatch.setattr(module, "gathered", gathered)
+    monkeypatch.setattr(once, "rank", lambda: local.rank)
     monkeypatch.setattr(correlation, "summed", lambda tensor: torch.stack(gathered(tensor)).sum(0))
     threads = [threading.Thread(target=play, args=(rank,)) for rank in range(count)]
     for thread in threads:

@@ -7,8 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_cnnviz.core.top_patches import _batch
-from lightning_cnnviz.core.top_patches._batch import Batch, SeenImages, size_of
+from lightning_cnnviz.core.data import once
+from lightning_cnnviz.core.data.once import SeenImages
+from lightning_cnnviz.core.top_patches._batch import Batch, size_of
 
 indices_of_batches = st.lists(st.lists(st.integers(0, 12), min_size=1, max_size=6), min_size=1, max_size=5)
 
@@ -22,7 +23,7 @@ def batch_of(indices: list[int], seen: SeenImages) -> Batch:
 def test_of_each_image_the_first_counts(batches: list[list[int]], most: int) -> None:
     seen, earlier = SeenImages(), set[int]()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_batch, "_MOST_SEEN", most)
+        patch.setattr(once, "_MOST_SEEN", most)
         for indices in batches:
             batch = batch_of(indices, seen)
             assert seen.highest == max(earlier, default=-1)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, TensorDataset, default_collate
 
 from lightning_cnnviz.core.network.layers import select_layers
+from lightning_cnnviz.core.top_patches.activity import FeatureActivity
 from lightning_cnnviz.core.top_patches.mining import PatchMiner
 from lightning_cnnviz.core.top_patches.results import LayerTopPatches, TopPatches
 from lightning_cnnviz.core.top_patches.search import diagnose, mine_top_patches
@@ -37,6 +38,15 @@ def small_network() -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.Conv2d(4, 3, 3, stride=2))
 
 
+def assert_same_activity(found: FeatureActivity, expected: FeatureActivity) -> None:
+    """Sums are of another order of images: to rounding."""
+    assert found.features == expected.features
+    for part in fields(FeatureActivity):
+        first, second = getattr(found, part.name), getattr(expected, part.name)
+        if isinstance(first, Tensor):
+            torch.testing.assert_close(first, second, rtol=1e-9, atol=1e-9, equal_nan=True)
+
+
 def assert_equal(found: TopPatches, expected: TopPatches) -> None:
     assert (found.k, found.indices_known) == (expected.k, expected.indices_known)
     for mine, theirs in zip(found, expected, strict=True):
@@ -49,6 +59,8 @@ def assert_equal(found: TopPatches, expected: TopPatches) -> None:
             elif isinstance(first, Tensor):
                 assert first.dtype == second.dtype
                 assert torch.equal(first, second), part.name
+            elif isinstance(first, FeatureActivity):
+                assert_same_activity(first, second)
             else:
                 assert first == second
 
