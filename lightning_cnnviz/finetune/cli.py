@@ -164,6 +164,8 @@ class _PredictionWriter(BasePredictionWriter):
             label = images.targets[index]
             pairs = zip(classes[row].tolist(), chances[row].tolist(), strict=True)
             best = [cell for number, chance in pairs for cell in (images.classes[number], f"{chance:.6f}")]
+            if not bool(chances[row].isfinite().all()):  # torch takes the first class for the largest of NaN
+                best = ["", "nan"] * len(classes[row])
             self._rows[index] = [file, images.classes[label] if label >= 0 else "", *best]
 
     def on_predict_epoch_end(self, trainer: Any, pl_module: Any) -> None:

@@ -1,35 +1,78 @@
-"""What FineTuner measures: accuracies over all images and over the classes."""
+"""What FineTuner measures: accuracies over all images and over the classes.
+
+Scores that are not finite are no class, though torch takes the largest of them to be the first: where there are any,
+accuracies are NaN.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
-from torchmetrics import MetricCollection
+from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
-__all__ = ["MeanClassAccuracy", "make_metrics"]
+__all__ = ["ConfusionMatrix", "MeanClassAccuracy", "make_metrics"]
 
 _TOP = 5
 
 
-class MeanClassAccuracy(MulticlassConfusionMatrix):
+class _Scored(Metric):
+    """Leaves images out whose scores are not finite, and counts them."""
+
+    unscored: Tensor
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.add_state("unscored", torch.tensor(0), dist_reduce_fx="sum")
+
+    def update(self, scores: Tensor, labels: Tensor) -> None:
+        """Count a batch, given logits `(N, classes)` and labels `(N,)`."""
+        finite = scores.detach().float().softmax(1).isfinite().all(1)
+        self.unscored += (~finite).sum()
+        if bool(finite.any()):
+            super().update(scores[finite], labels[finite])  # type: ignore[safe-super]
+
+
+class ConfusionMatrix(_Scored, MulticlassConfusionMatrix):
+    """Counts, for each true class, what its images are taken for.
+
+    Attributes:
+        left_out: How many images, of all ranks, had no finite scores when it was last computed.
+    """
+
+    left_out = 0
+
+    def compute(self) -> Tensor:
+        """Return the counts `(classes, classes)`, a true class a row."""
+        self.left_out = int(self.unscored)
+        return super().compute()
+
+
+class _Accuracy(_Scored, MulticlassAccuracy):
+    def compute(self) -> Tensor:
+        return super().compute().masked_fill(self.unscored > 0, torch.nan)
+
+
+class MeanClassAccuracy(ConfusionMatrix):
     """The mean over the classes of each one's accuracy, 0 to 1; classes without images are left out."""
 
     def compute(self) -> Tensor:
-        """Return the mean, float32."""
+        """Return the mean, float32; NaN where scores were not finite."""
         counts = super().compute().double()
         seen = counts.sum(1) > 0
-        return (counts.diagonal()[seen] / counts.sum(1)[seen]).mean().float()
+        mean = (counts.diagonal()[seen] / counts.sum(1)[seen]).mean().float()
+        return mean.masked_fill(self.unscored > 0, torch.nan)
 
 
 def make_metrics(num_classes: int, prefix: str) -> MetricCollection:
     """Return the accuracies that are logged under a prefix such as `"val/"`."""
     metrics: dict[str, Any] = {
-        "accuracy": MulticlassAccuracy(num_classes, average="micro"),
+        "accuracy": _Accuracy(num_classes, average="micro"),
         "mean_class_accuracy": MeanClassAccuracy(num_classes),
     }
     if num_classes > _TOP:
-        metrics["accuracy_top5"] = MulticlassAccuracy(num_classes, average="micro", top_k=_TOP)
+        metrics["accuracy_top5"] = _Accuracy(num_classes, average="micro", top_k=_TOP)
     # Without groups that share a state: torchmetrics would take the class mean for another confusion matrix.
     return MetricCollection(metrics, prefix=prefix, compute_groups=False)

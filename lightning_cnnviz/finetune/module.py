@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
-from torchmetrics.classification import MulticlassConfusionMatrix
 
 from lightning_cnnviz.core.network.layers import LayerSpec
 from lightning_cnnviz.finetune._arguments import (
@@ -30,7 +29,7 @@ from lightning_cnnviz.finetune.caching import CachedBatch, FeatureCache
 from lightning_cnnviz.finetune.features import BackboneFeatures
 from lightning_cnnviz.finetune.freezing import Mode, find_stages, freeze, lowest_trained, settle_modes
 from lightning_cnnviz.finetune.heads import find_classifiers, install_heads, read_logits, sample_images
-from lightning_cnnviz.finetune.metrics import make_metrics
+from lightning_cnnviz.finetune.metrics import ConfusionMatrix, make_metrics
 from lightning_cnnviz.finetune.networks import make_network
 from lightning_cnnviz.finetune.optimization import check_scheduler, make_optimizer, make_scheduler, parameter_groups
 from lightning_cnnviz.finetune.run_length import RunLength
@@ -158,7 +157,7 @@ class FineTuner(pl.LightningModule):
                 f"{self.backbone_name} has {self.stages.top} below its head"
             )
         self.val_metrics, self.test_metrics = make_metrics(num_classes, "val/"), make_metrics(num_classes, "test/")
-        self.val_confusion = MulticlassConfusionMatrix(num_classes)
+        self.val_confusion = ConfusionMatrix(num_classes)
         self._matrix: Tensor | None = None
         self._cache: FeatureCache | None = None
         self._lowest = -1
@@ -359,7 +358,8 @@ class FineTuner(pl.LightningModule):
             return
         if self._matrix is not None and self._outlet.is_open:
             step = Step(epoch=self.trainer.current_epoch, global_step=self.trainer.global_step, stage="fit")
-            self._outlet.show(confusion_report(self._matrix, self.class_names), step)
+            lost = self.val_confusion.left_out
+            self._outlet.show(confusion_report(self._matrix, self.class_names, unscored=lost), step)
         self._outlet.close()
 
     # Checkpoints.

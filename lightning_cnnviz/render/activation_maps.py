@@ -35,7 +35,7 @@ def activation_maps_report(
     ]
     strange = [layer.layer for layer in results if not bool(layer.maps.isfinite().all())]
     if strange:
-        notes.append("NaN or infinite activations, shown as zero, in " + ", ".join(strange) + ".")
+        notes.insert(0, "Not finite: NaN or infinite activations, shown as zero, in " + ", ".join(strange) + ".")
     return Report("activation_maps", title="Activation maps", items=galleries, notes=tuple(notes))
 
 

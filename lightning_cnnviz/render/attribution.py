@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_cnnviz.core.images.attribution import AttributionMaps
-from lightning_cnnviz.render.figures import class_label, overlaid
+from lightning_cnnviz.render.figures import class_label, overlaid, scores_note
 from lightning_cnnviz.report import Gallery, Item, Number, Report, Row, Tile
 
 __all__ = ["attribution_report"]
@@ -49,6 +49,9 @@ def attribution_report(
             "most probable": class_label(class_names, predicted),
             "dataset index": index,
         }
+        if not bool(result.maps[number].isfinite().all()):
+            rows.append(Row(class_label(class_names, target), (Tile(image, "not finite", figures),), figures))
+            continue
         values, scale = _scaled(result, number)
         signed = bool((values < 0).any())
         blank = torch.full_like(image, 255 if signed else 0)
@@ -65,7 +68,13 @@ def attribution_report(
         "Red speaks for the class and blue against it" if _is_signed(result) else "Brighter speaks for the class"
     )
     scaled = f"{explained}, each image scaled by itself: its strongest 0.5 % of pixels have the full color."
-    return Report("attribution", title="Attribution", items=items, notes=(scaled, *notes))
+    strange = (*scores_note(untouched), *_gradients_note(result))
+    return Report("attribution", title="Attribution", items=items, notes=(*strange, scaled, *notes))
+
+
+def _gradients_note(result: AttributionMaps) -> tuple[str, ...]:
+    lost = int((~result.maps.flatten(1).isfinite().all(1) & result.untouched.scored).sum())
+    return (f"Not finite: gradients are NaN or infinite for {lost} of {len(result.maps)} images.",) if lost else ()
 
 
 def _is_signed(result: AttributionMaps) -> bool:

@@ -26,17 +26,22 @@ _DPI = 110
 
 
 def confusion_report(
-    matrix: Tensor, class_names: Sequence[str] | None = None, *, title: str = "Which classes are taken for which"
+    matrix: Tensor,
+    class_names: Sequence[str] | None = None,
+    *,
+    title: str = "Which classes are taken for which",
+    unscored: int = 0,
 ) -> Report:
     """Draw a confusion matrix as fractions of each true class, with a table of the pairs that are confused most.
 
     Numbers stand in the cells for up to 25 classes, names at the axes for up to 60. Scalars are the accuracy, and the
-    mean over the classes of each one's accuracy, 0 to 1.
+    mean over the classes of each one's accuracy, 0 to 1; NaN where images are missing in the matrix.
 
     Args:
         matrix: `(classes, classes)`, how many images of each true class, a row, were taken for each class, a column.
         class_names: Of the classes.
         title: What stands above the report.
+        unscored: How many images are missing in the matrix, since the network's scores of them are not finite.
 
     Raises:
         ValueError: The matrix is not square, has a negative count, or does not have a name for each class.
@@ -53,13 +58,18 @@ def confusion_report(
     fractions = counts / totals.clamp(min=1)[:, None]
     seen = totals > 0
     right = counts.diagonal().sum() / counts.sum()  # NaN where there is no image
+    caption = _caption(float(right), int(counts.sum()))
+    lost = f"Not finite: {unscored:,} images are left out, since the network's scores of them are NaN or infinite"
     items = (
-        Picture("matrix", _drawn(counts, fractions, seen, names), caption=_caption(float(right), int(counts.sum()))),
+        Picture(
+            "matrix", _drawn(counts, fractions, seen, names), caption=f"{caption}. {lost}" if unscored else caption
+        ),
         _pairs(counts, fractions, names),
-        Scalar("accuracy", float(right)),
-        Scalar("mean_class_accuracy", float(fractions.diagonal()[seen].mean())),
+        Scalar("accuracy", math.nan if unscored else float(right)),
+        Scalar("mean_class_accuracy", math.nan if unscored else float(fractions.diagonal()[seen].mean())),
     )
-    return Report("confusion", title=title, items=items, notes=_notes(seen, names))
+    notes = (f"{lost}.", *_notes(seen, names)) if unscored else _notes(seen, names)
+    return Report("confusion", title=title, items=items, notes=notes)
 
 
 def _check(counts: Tensor, class_names: Sequence[str] | None) -> None:

@@ -101,7 +101,7 @@ def _notes(results: Sequence[ChannelCorrelation]) -> tuple[str, ...]:
         notes.append(f"Over {images:,} images, unrelated channels reach an |r| of about {chance:.2f} by chance.")
     strange = [f"{layer.left_out:,} of '{layer.layer}'" for layer in results if layer.left_out]
     if strange:
-        notes.append(f"Left out, since their features are NaN or infinite: images {', '.join(strange)}.")
+        notes.insert(0, f"Not finite: left out, since their features are NaN or infinite, images {', '.join(strange)}.")
     return tuple(notes)
 
 

@@ -16,6 +16,7 @@ from lightning_cnnviz.render.patches import (
     MEAN_NOTE,
     Crops,
     largest_patch,
+    nonfinite_note,
     numbers_of_row,
     numbers_of_unit,
     place_patch,
@@ -85,6 +86,7 @@ def deconvnet_report(
         if any(len(strip) > 1 for strip in looks.values()):
             items.append(_evolution(layer, looks))
     notes = [
+        *nonfinite_note(result),
         _GRAY_NOTE,
         normalization.sentence(),
         "Blue is what lies beyond an image's border.",

@@ -169,7 +169,7 @@ def scores_note(classified: Classified) -> tuple[str, ...]:
     if not lost:
         return ()
     return (
-        f"NOT FINITE: the network's scores are NaN or infinite for {lost} of {len(classified)} images, so that these "
+        f"Not finite: the network's scores are NaN or infinite for {lost} of {len(classified)} images, so that these "
         "have no most probable class and no probability, and means over the images are NaN.",
     )
 

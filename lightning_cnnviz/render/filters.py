@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -31,7 +32,9 @@ def filters_report(results: Sequence[LayerFilters], channels: int = 16) -> Repor
             items.append(_gallery(layer, channels))
         items.append(_curve(layer))
         items += filters_scalars([layer])
-    notes = ["Kernels of a layer share one scale: mid-gray is zero."]
+    strange = [layer.layer for layer in results if not bool(layer.rms.isfinite().all())]
+    notes = [f"Not finite: weights are NaN or infinite in {', '.join(strange)}."] if strange else []
+    notes += ["Kernels of a layer share one scale: mid-gray is zero."]
     plain = [layer.layer for layer in results if layer.kernels.shape[-2:] == (1, 1)]
     if plain:
         shown = ", ".join(plain[:4]) + (f" and {len(plain) - 4} more" if len(plain) > 4 else "")
@@ -41,11 +44,13 @@ def filters_report(results: Sequence[LayerFilters], channels: int = 16) -> Repor
 
 
 def filters_scalars(results: Sequence[LayerFilters]) -> list[Scalar]:
-    """Return the numbers of each layer to follow over time."""
+    """Return the numbers of each layer to follow over time; NaN where a weight is not finite."""
     scalars = []
     for layer in results:
         dominant, near_zero = (float(which.float().mean()) for which in (layer.dominant, layer.near_zero))
         figures = (dominant, near_zero, layer.median_rms, float(layer.rms.max()))
+        if not bool(layer.rms.isfinite().all()):
+            figures = (math.nan, math.nan, math.nan, math.nan)
         scalars += [
             Scalar(f"{layer.layer}/{name}", value, layer=layer.layer)
             for name, value in zip(_SCALARS, figures, strict=True)
@@ -64,8 +69,13 @@ def _gallery(layer: LayerFilters, channels: int) -> Gallery:
     parts = [f"{count} of {total} kernels" if count < total else f"{total} kernels"]
     if depth not in _PICTURES:
         parts.append(f"{channels} of {depth} input channels" if channels < depth else f"all {depth} input channels")
-    parts += [f"{height} x {width}", f"one scale up to ±{brief(scale)}", f"median RMS {brief(layer.median_rms)}"]
-    parts += [f"{int(layer.dominant.sum())} dominate", f"{int(layer.near_zero.sum())} near zero"]
+    parts += [f"{height} x {width}", f"one scale up to ±{brief(scale)}"]
+    lost = int((~layer.rms.isfinite()).sum())
+    if lost:
+        parts.append(f"{lost} not finite")
+    else:
+        parts += [f"median RMS {brief(layer.median_rms)}"]
+        parts += [f"{int(layer.dominant.sum())} dominate", f"{int(layer.near_zero.sum())} near zero"]
     return Gallery(layer.layer, rows, caption=" · ".join(parts), layer=layer.layer)
 
 

@@ -129,9 +129,9 @@ def _features_note(curves: InvarianceCurves) -> tuple[str, ...]:
     copies = [
         sweep.transform for sweep in curves.sweeps if not bool(sweep.probabilities.isfinite().all(1)[scored].all())
     ]
-    said = [f"NOT FINITE: features are NaN or infinite at {', '.join(lost)}; means there are NaN."] if lost else []
+    said = [f"Not finite: features are NaN or infinite at {', '.join(lost)}; means there are NaN."] if lost else []
     if copies:
-        said.append(f"NOT FINITE: the network's scores of copies are NaN or infinite along {', '.join(copies)}.")
+        said.append(f"Not finite: the network's scores of copies are NaN or infinite along {', '.join(copies)}.")
     return tuple(said)
 
 

@@ -61,6 +61,9 @@ def online_probe_report(result: OnlineScores) -> Report:
     lost = [
         f"{count:,} at {layer}" for layer, count in zip(result.layers, result.left_out.tolist(), strict=True) if count
     ]
+    strange = [layer for layer, value in zip(result.layers, accuracy, strict=True) if math.isnan(value)]
+    if strange:
+        notes.insert(0, f"Not finite: features of tested images are NaN or infinite at {', '.join(strange)}.")
     if lost:
         notes.append(f"Left out of training, for features that are NaN or infinite: {', '.join(lost)}.")
     return Report(
@@ -91,7 +94,7 @@ def _curve(result: LayerProbe) -> Curve:
 def _series(name: str, scores: Sequence[ProbeScores], head: str, depth: tuple[float, ...]) -> Series:
     means = [100 * one.mean(head) for one in scores]
     spreads = [100 * one.std(head) for one in scores]
-    if any(math.isnan(spread) for spread in spreads):
+    if all(math.isnan(spread) for spread in spreads):
         return Series(name, x=depth, y=tuple(means))
     low = tuple(mean - spread for mean, spread in zip(means, spreads, strict=True))
     high = tuple(mean + spread for mean, spread in zip(means, spreads, strict=True))
@@ -121,11 +124,13 @@ def _table(result: LayerProbe) -> Table:
 
 def _with_spread(scores: ProbeScores, head: str) -> str:
     mean, spread = 100 * scores.mean(head), 100 * scores.std(head)
+    if math.isnan(mean):
+        return "not finite"
     return f"{mean:.1f}" if math.isnan(spread) else f"{mean:.1f} ± {spread:.1f}"
 
 
 def _strengths(scores: ProbeScores, head: str) -> str:
-    values = scores.C[scores.heads.index(head)].tolist()
+    values = [value for value in scores.C[scores.heads.index(head)].tolist() if not math.isnan(value)]
     return ", ".join(f"{value:g}" for value in sorted(set(values)))
 
 
@@ -151,7 +156,14 @@ def _notes(result: LayerProbe) -> tuple[str, ...]:
     first = result.scores[0]
     protocol = first.protocol
     train, test = result.images
-    notes = [
+    every = (*result.scores, *(result.control or ()))
+    strange = [f"{scores.layer} (image {scores.nonfinite})" for scores in every if scores.nonfinite is not None]
+    notes = (
+        [f"Not finite: features are NaN or infinite at {', '.join(strange)}: nothing is fitted there."]
+        if strange
+        else []
+    )
+    notes += [
         "Classifiers on the fixed features of a layer; C and scaling are chosen on training images alone.",
         f"Splits {first.digest[:16]} (seed {protocol.seed}): equal numbers stand for the same images. Scaling: "
         f'"{protocol.scaling}"; C from {", ".join(f"{value:g}" for value in protocol.Cs)}.',
@@ -162,7 +174,7 @@ def _notes(result: LayerProbe) -> tuple[str, ...]:
         notes.append("Random weights: the same network, all layers initialized anew.")
     ends = [head for head in first.heads if protocol.chooses and head != "knn" and _at_the_end(result, head) > 0.5]
     notes += [f"{_HEADS[head]} mostly chose the largest C: it may do better with larger ones." for head in ends]
-    slow = [scores.layer for scores in (*result.scores, *(result.control or ())) if not bool(scores.converged.all())]
+    slow = [scores.layer for scores in every if not bool(scores.converged.all())]
     if slow:
         notes.append(f"The solver did not reach its tolerance at {', '.join(dict.fromkeys(slow))}.")
     return tuple(notes)

@@ -39,7 +39,9 @@ def maximization_report(layers: Sequence[MaximizedLayer], normalization: Normali
         compared: Among how many real images the strongest were looked for.
     """
     items: list[Item] = []
-    notes = [normalization.sentence()]
+    strange = [layer.name for layer in layers if not bool(layer.optima.activations.isfinite().all())]
+    notes = [f"Not finite: activations are NaN or infinite at {', '.join(strange)}."] if strange else []
+    notes.append(normalization.sentence())
     if any(layer.strongest is not None for layer in layers):
         notes.append("Blue is what lies beyond a real image's border.")
     for layer in layers:
@@ -225,7 +227,7 @@ def _ascent(layer: MaximizedLayer) -> Curve:
 
 
 def maximization_scalars(layers: Sequence[MaximizedLayer]) -> list[Scalar]:
-    """Return the numbers of each layer to follow over time."""
+    """Return the numbers of each layer to follow over time; NaN where an activation is not finite."""
     return [scalar for layer in layers for scalar in _layer_scalars(layer)]
 
 
@@ -233,6 +235,8 @@ def _layer_scalars(layer: MaximizedLayer) -> list[Scalar]:
     optima, scales = layer.optima, _scales(layer)
     by_start = optima.activations.view(len(optima), optima.starts).double()
     best, worst = by_start.amax(1), by_start.amin(1)
+    finite = bool(by_start.isfinite().all())
+    best = best if finite else best * math.nan
     spread = ((best - worst) / best.abs()).nanmedian() if optima.starts > 1 else torch.tensor(math.nan)
     figures = [
         Scalar(f"{layer.name}/activation", float(best.nanmedian()), layer=_layer(layer)),

@@ -104,7 +104,7 @@ def _occluded_note(result: OcclusionMaps) -> tuple[str, ...]:
     if bool(activations.any()):
         count = f"{int(activations.sum())} of {len(activations)} images"
         said.append(f"the activations that are followed at {result.layer}, for {count}")
-    return (f"NOT FINITE: of the network, {' and '.join(said)}, are NaN or infinite.",) if said else ()
+    return (f"Not finite: of the network, {' and '.join(said)}, are NaN or infinite.",) if said else ()
 
 
 def _draw(

@@ -67,6 +67,14 @@ def label_name(label: int, class_names: Sequence[str] | None) -> Number:
     return str(class_names[label]) if class_names is not None and 0 <= label < len(class_names) else label
 
 
+def nonfinite_note(result: TopPatches) -> tuple[str, ...]:
+    """Return the sentence that says where activations are NaN or infinite; none where all are finite."""
+    strange = [f"{layer.layer} (image {layer.nonfinite})" for layer in result if layer.nonfinite is not None]
+    if not strange:
+        return ()
+    return (f"Not finite: NaN or infinite activations, left out of the ranking, in {', '.join(strange)}.",)
+
+
 def numbers_of_row(layer: LayerTopPatches, feature: int) -> dict[str, Number]:
     """Return the numbers of a feature map by name: its largest activation on the whole set, whatever ranks."""
     return {"max activation": float(layer.maxima[feature])}

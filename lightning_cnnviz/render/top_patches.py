@@ -13,6 +13,7 @@ from lightning_cnnviz.render.patches import (
     brief,
     label_name,
     largest_patch,
+    nonfinite_note,
     numbers_of_row,
     numbers_of_unit,
 )
@@ -43,9 +44,7 @@ def top_patches_report(
         notes.append(MEAN_NOTE)
     if not result.indices_known:
         notes.append("The loader does not tell which image is which: images are numbered as they arrived.")
-    strange = [f"{layer.layer} (image {layer.nonfinite})" for layer in result if layer.nonfinite is not None]
-    if strange:
-        notes.append("NaN or infinite activations, left out of the ranking, in " + ", ".join(strange) + ".")
+    notes = [*nonfinite_note(result), *notes]
     facts = tuple(_facts(layer, summary, class_names) for layer, summary in zip(result, diagnostics, strict=True))
     return Report("top_patches", title=f"Top-{result.k} patches", items=tuple(items), notes=tuple(notes), facts=facts)
 
@@ -98,7 +97,8 @@ def _gallery(layer: LayerTopPatches, summary: Diagnostics, crops: Crops, class_n
     shown = f"{len(layer.features)} of {channels}" if len(layer.features) < channels else f"all {channels}"
     order = "strongest patch first" if layer.rank_by == "max" else "highest mean activation first"
     parts = [f"{shown} feature maps, {order}, receptive fields of {size[0]} x {size[1]} px"]
-    parts.append(f"{summary.dead_features} dead")
+    unknown = int(layer.maxima.isnan().sum())
+    parts.append(f"{unknown} not finite" if unknown else f"{summary.dead_features:.0f} dead")
     parts += [
         f"{name} {value:.2f}"
         for name, value in (("stability", summary.stability), ("label purity", summary.label_purity))
@@ -109,7 +109,8 @@ def _gallery(layer: LayerTopPatches, summary: Diagnostics, crops: Crops, class_n
 
 def _facts(layer: LayerTopPatches, summary: Diagnostics, class_names: Sequence[str] | None) -> LayerFacts:
     """What is known of all channels, also of those whose patches were not kept."""
-    channels: dict[str, Sequence[float]] = {"max activation": layer.maxima.tolist(), "dead": layer.dead.int().tolist()}
+    dead = [float("nan") if peak != peak else int(peak <= 0) for peak in layer.maxima.tolist()]
+    channels: dict[str, Sequence[float]] = {"max activation": layer.maxima.tolist(), "dead": dead}
     channels |= {"stability": summary.channel_stability, "label purity": summary.channel_purity}
     known = {name: tuple(values) for name, values in channels.items() if any(value == value for value in values)}
     return LayerFacts(layer=layer.layer, channels=known, classes=_classes(layer, class_names))

@@ -244,12 +244,15 @@ def test_where_labels_are_known_only_what_is_drawn_is_read(own_test: bool) -> No
     assert one.notes[1] == other.notes[1]  # the same splits
 
 
-def test_features_that_are_not_finite_are_named() -> None:
+def test_features_that_are_not_finite_are_named_and_nothing_is_fitted_on_them() -> None:
     images, labels = corners(40).tensors
     images[23, 0, 5, 5] = torch.inf
     broken = DataLoader(TensorDataset(images, labels), batch_size=10)
-    with pytest.raises(ValueError, match=r"layer 'features.0' gives NaN or infinite features for image 23"):
-        quiet_trainer(callbacks=[LayerProbeMonitor(sinks=[MemorySink()])]).validate(LittleNet(), broken, verbose=False)
+    sink = MemorySink()
+    quiet_trainer(callbacks=[LayerProbeMonitor(sinks=[sink])]).validate(LittleNet(), broken, verbose=False)
+    ((_, report),) = sink.reports
+    assert report.notes[0].startswith("Not finite: features are NaN or infinite at features.0 (image 23)")
+    assert all(value != value for value in numbers(report).values())
 
 
 def test_wrong_arguments_are_refused() -> None:

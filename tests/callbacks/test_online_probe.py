@@ -258,13 +258,15 @@ def test_no_hook_stays_behind_a_failing_step() -> None:
     assert not torch.nn.modules.module._global_forward_hooks
 
 
-def test_a_network_that_breaks_is_named_and_the_run_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_network_that_breaks_is_named_and_looks_go_on(caplog: pytest.LogCaptureFixture) -> None:
     class Diverging(LittleNet):
         def on_train_epoch_end(self) -> None:
             self.features[4].bias.data.fill_(torch.nan)
 
     sink = MemorySink()
     fitted(OnlineProbeMonitor(sinks=[sink]), Diverging(), max_epochs=3)
-    assert [step.epoch for step, _ in sink.reports] == [1]
+    assert [step.epoch for step, _ in sink.reports] == [1, 2, 3]
     # Gradients have carried it to the first layer.
-    assert "layer 'features.0' gives NaN or infinite features for image 0" in caplog.text
+    note = "Not finite: features of tested images are NaN or infinite at features.0, features.4."
+    assert [report.notes[0] == note for _, report in sink.reports] == [False, True, True]
+    assert "switched off" not in caplog.text

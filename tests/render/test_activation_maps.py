@@ -71,4 +71,4 @@ def test_large_maps_keep_their_size_and_flat_ones_are_black() -> None:
 def test_what_is_no_number_is_told() -> None:
     report = shown(torch.tensor([[[[torch.nan, 1.0], [torch.inf, 0.0]]]]))
     assert only(report).rows[0].tiles[1].pixels[0, ::48, ::48].tolist() == [[0, 255], [0, 0]]
-    assert report.notes[-1] == "NaN or infinite activations, shown as zero, in conv."
+    assert report.notes[0] == "Not finite: NaN or infinite activations, shown as zero, in conv."

@@ -129,8 +129,8 @@ def test_notes_tell_of_normalization_and_of_activations_that_are_no_numbers() ->
     images[2, 0, 4, 4] = float("nan")
     found = mine_top_patches(nn.Sequential(nn.Conv2d(1, 2, 3)), [images], k=2)
     report = top_patches_report(found, diagnose(found), Normalization((0.5,), (0.25,), "given"))
-    assert report.notes[0] == "Inputs are shown with their normalization undone: mean 0.5, std 0.25 (given)."
-    assert "NaN or infinite activations, left out of the ranking, in 0 (image 2)." in report.notes
+    assert report.notes[1] == "Inputs are shown with their normalization undone: mean 0.5, std 0.25 (given)."
+    assert "Not finite: NaN or infinite activations, left out of the ranking, in 0 (image 2)." in report.notes
 
 
 def test_fewer_images_than_k_and_dead_features_make_a_report() -> None:

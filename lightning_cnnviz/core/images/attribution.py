@@ -43,7 +43,8 @@ class AttributionMaps:
         untouched: What the network makes of the N images; its targets are the classes that pixels speak for.
         maps: `(N, C, H, W)`, as large as the images; Grad-CAM's `(N, 1, H, W)`. Of either sign, but for Grad-CAM and
             saliency, which are never below zero. In logits: for integrated gradients a part of the difference to the
-            baseline's, for the others a change for each unit of input or activation.
+            baseline's, for the others a change for each unit of input or activation. NaN of images whose scores are
+            not finite.
     """
 
     method: AttributionMethod
@@ -114,10 +115,13 @@ def attribute(
         untouched = classify(model, images, labels, batch_size=together)
         name, site = _site(model, images[:1], method, layer)
         explain = _Explanation(model, method, site, start, steps, together)
-        pairs = list(zip(images.split(together), untouched.targets.to(images.device).split(together), strict=True))
+        classes = untouched.targets.clamp(min=0).to(images.device)
+        pairs = list(zip(images.split(together), classes.split(together), strict=True))
         for batch, targets in progress(pairs) if progress is not None else pairs:
             parts.append(explain(batch, targets).detach().float().cpu())
-    return AttributionMaps(method=method, layer=name, untouched=untouched, maps=torch.cat(parts))
+    # Rules that rectify, or pool, make finite numbers of NaN.
+    maps = torch.cat(parts).masked_fill(~untouched.scored[:, None, None, None], torch.nan)
+    return AttributionMaps(method=method, layer=name, untouched=untouched, maps=maps)
 
 
 def check_attribution(
@@ -137,7 +141,7 @@ def check_attribution(
     check_images(images)
     images = images.detach().to(model_device(model))
     with analysis_mode(model):
-        targets = classify(model, images, labels).targets.to(images.device)
+        targets = classify(model, images, labels).targets.clamp(min=0).to(images.device)
         _, site = _site(model, images[:1], method, layer)
         start = fill_values(images, None).view(1, -1, 1, 1)
         _Explanation(model, method, site, start, 2, 2)(images[:1], targets[:1])

@@ -22,6 +22,7 @@ _MEMORY = 0.01  # weight of a batch in the running means and variances, once the
 _NOISE = 1e-3  # features that vary by less than this fraction of a layer's mean variance are not blown up
 _ROUNDING = 1e-6
 _EPSILON = 1e-8
+_LARGEST = 1e15  # squares of larger features are not finite, and what follows them would never be again
 _ALWAYS, _EVERY = 16, 64  # batches that are asked for new classes: the first ones, and then every 64th
 
 
@@ -31,11 +32,12 @@ class OnlineScores:
 
     Attributes:
         layers: Names, in the order in which the layers run.
-        accuracy: `(L,)` float64, 0 to 1: right images of all.
+        accuracy: `(L,)` float64, 0 to 1: right images of all; NaN where features of an image are not finite.
         images: Number of images.
         classes: Number of classes that the probes have learned to tell.
         batches: Number of batches that each rank's probes have learned from.
-        left_out: `(L,)` int64: training images that were left out, since their features were not finite.
+        left_out: `(L,)` int64: training images that were left out, since their features were not finite (or above 1e15,
+            so that their squares would not be).
     """
 
     layers: tuple[str, ...]
@@ -129,16 +131,17 @@ class OnlineProbes:
 
     @torch.no_grad()
     def predict(self, features: Mapping[str, Tensor]) -> Tensor:
-        """Return the classes `(L, N)` int64 that the probes take images for.
+        """Return the classes `(L, N)` int64 that the probes take images for; -1 where features are not finite.
 
         Raises:
             ValueError: The probes have learned no class yet.
         """
         if self.classes == 0:
             raise ValueError("the probes have learned no class yet")
-        inputs, _ = self._inputs(features)
+        inputs, finite = self._inputs(features)
         standard = self._standardized(inputs)
-        return torch.baddbmm(self._weights[:, -1:], standard, self._weights[:, :-1]).argmax(-1)
+        guesses = torch.baddbmm(self._weights[:, -1:], standard, self._weights[:, :-1]).argmax(-1)
+        return guesses.masked_fill(~finite, -1)
 
     @torch.no_grad()
     def average(self) -> None:
@@ -187,7 +190,7 @@ class OnlineProbes:
                     f"each of {len(first)} images"
                 )
             inputs[place, :, : self._sizes[place]] = rows
-        finite = inputs.isfinite().all(-1)
+        finite = (inputs.abs() < _LARGEST).all(-1)  # of NaN, too, it is False
         return inputs.masked_fill_(~finite[..., None], 0), finite
 
     def _grow(self, classes: int) -> None:

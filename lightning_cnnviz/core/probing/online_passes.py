@@ -17,6 +17,8 @@ from lightning_cnnviz.core.probing.online import OnlineProbes, OnlineScores
 
 __all__ = ["OnlineLearner", "OnlineTest"]
 
+_LOST = 2
+
 
 class OnlineLearner:
     """Lets online probes learn from training steps.
@@ -73,7 +75,7 @@ class OnlineTest:
 
     def __init__(self, reader: MapReader, probes: OnlineProbes | None) -> None:
         self._reader, self._probes = reader, probes
-        self._right: list[Tensor] = []  # (N, L) uint8 of each batch
+        self._right: list[Tensor] = []  # (N, L) uint8 of each batch: right, or lost since features are not finite
         self._indices: list[Tensor] = []
         self._left_out = torch.empty(0, dtype=torch.int64) if probes is None else probes.left_out
 
@@ -87,21 +89,16 @@ class OnlineTest:
             labels: `(N,)` int64.
 
         Raises:
-            ValueError: There are no labels, or features are not finite (names the layer and the image); see
-                `MapReader.reading`.
+            ValueError: There are no labels; see `MapReader.reading`.
         """
         if labels is None:
             raise ValueError(NO_LABELS)
         with self._reader.reading(images):
             yield
-        for layer, rows in self._reader.values.items():
-            wrong = ~rows.isfinite().all(1)
-            if bool(wrong.any()):
-                image = int(indices[int(wrong.nonzero()[0])])
-                raise ValueError(f"layer '{layer}' gives NaN or infinite features for image {image}")
         if self._probes is not None:
             guesses = self._probes.predict(self._reader.values)
-            self._right.append((guesses == labels.to(guesses.device)).T.to(torch.uint8).cpu())
+            right = (guesses == labels.to(guesses.device)).to(torch.uint8)
+            self._right.append(right.masked_fill(guesses < 0, _LOST).T.cpu())
             self._indices.append(indices.cpu())
 
     def merge(self) -> None:
@@ -115,7 +112,7 @@ class OnlineTest:
         self._left_out = torch.stack(gathered(self._probes.left_out)).sum(0)
 
     def compute(self) -> OnlineScores:
-        """Return the accuracies over all images, each image once.
+        """Return the accuracies over all images, each image once; NaN at layers where features are not finite.
 
         Raises:
             ValueError: There was no image to learn from, or none to be tested on.
@@ -123,9 +120,10 @@ class OnlineTest:
         if self._probes is None or not sum(len(indices) for indices in self._indices):
             raise ValueError("online probes had no batch to learn from, or none to be tested on")
         once = first_of_each(torch.cat(self._indices))
+        right = torch.cat(self._right)[once]
         return OnlineScores(
             layers=self._probes.layers,
-            accuracy=torch.cat(self._right)[once].double().mean(0),
+            accuracy=right.double().mean(0).masked_fill((right == _LOST).any(0), torch.nan),
             images=len(once),
             classes=self._probes.classes,
             batches=self._probes.batches,

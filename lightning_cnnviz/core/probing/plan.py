@@ -63,7 +63,7 @@ class ProbePlan:
         self._pool, self._limit, self._batch_fn, self._seed = pool, limit, batch_fn, seed
         self._manifest: Manifest | None = None
         self._wanted: tuple[Tensor | None, ...] = (None, None)  # indices of the images that the manifest needs
-        options: dict[str, Any] = {"pool": pool, "limit": _TRIED, "batch_fn": batch_fn, "seed": seed}
+        options: dict[str, Any] = {"pool": pool, "limit": _TRIED, "batch_fn": batch_fn, "seed": seed, "refuses": False}
         self._draw([tap_features(network, loader, layers, **options) for loader in self._loaders])
 
     def tap(self, network: nn.Module, loader: Any) -> FeatureTap | None:
@@ -77,7 +77,7 @@ class ProbePlan:
         wanted = self._wanted[0 if loader is self._loaders[0] else 1]
         if wanted is None:
             wanted = drawn_images(len(loader.dataset), self._limit, self._seed)
-        return FeatureTap(network, self._layers, wanted=wanted, pool=self._pool)
+        return FeatureTap(network, self._layers, wanted=wanted, pool=self._pool, refuses=False)
 
     def read(
         self,
@@ -112,6 +112,7 @@ class ProbePlan:
                 part=part,
                 batch_fn=self._batch_fn,
                 seed=self._seed,
+                refuses=False,
                 progress=progress,
             )
             for loader, wanted in zip(self._loaders, self._wanted, strict=False)

@@ -28,13 +28,15 @@ class ProbeScores:
     Attributes:
         layer: The layer's name.
         heads: `"svm"`, `"softmax"`, `"knn"`.
-        accuracy: `(heads, splits)` float64, 0 to 1, on the test images, averaged as the protocol says.
+        accuracy: `(heads, splits)` float64, 0 to 1, on the test images, averaged as the protocol says; NaN where the
+            layer's features are not finite, so that nothing is fitted.
         C: `(heads, splits)` float64, chosen on training images; NaN for knn.
         converged: `(heads, splits)` bool: whether the solver came within its tolerance of the optimum.
         dimensions: Number of features.
         classes: Number of classes.
         protocol: How it was measured.
         digest: Of the split manifest: equal digests, equal images.
+        nonfinite: The lowest index of an image whose features are not finite, or None.
     """
 
     layer: str
@@ -46,6 +48,7 @@ class ProbeScores:
     classes: int
     protocol: Protocol
     digest: str
+    nonfinite: int | None = None
 
     def __post_init__(self) -> None:
         shapes = {tuple(part.shape) for part in (self.accuracy, self.C, self.converged)}
@@ -158,7 +161,7 @@ def probe_layers(
     device: torch.device | str | None = None,
     progress: Callable[[Iterable[Any]], Iterable[Any]] | None = None,
 ) -> LayerProbe:
-    """Probe all layers on the same splits; see `probe`.
+    """Probe all layers on the same splits; see `probe`. A layer whose features are not finite has scores of NaN.
 
     Example:
         >>> from lightning_cnnviz.core.probing.tap import tap_features
@@ -176,9 +179,41 @@ def probe_layers(
     scores = []
     for layer in progress(features) if progress is not None else features:
         tested = None if test is None else (test[layer.layer], test.labels)
+        strange = _first_nonfinite(features, layer)
+        if strange is None and test is not None:
+            strange = _first_nonfinite(test, test[layer.layer])
+        if strange is not None:
+            scores.append(_unmeasured(layer, features.labels, protocol, manifest, strange))
+            continue
         scores.append(probe(layer, features.labels, protocol, test=tested, manifest=manifest, device=device))
     images = (len(features.labels), 0 if test is None else len(test.labels))
     return LayerProbe(scores=tuple(scores), images=images)
+
+
+def _first_nonfinite(features: Features, layer: LayerFeatures) -> int | None:
+    """The lowest index of an image with a feature that is not finite."""
+    finite = torch.ones(layer.images, dtype=torch.bool)
+    for chunk in layer.chunks():
+        finite &= chunk.isfinite().all(1)
+    return None if bool(finite.all()) else int(features.indices[~finite].min())
+
+
+def _unmeasured(
+    layer: LayerFeatures, labels: Tensor, protocol: Protocol, manifest: Manifest, nonfinite: int
+) -> ProbeScores:
+    shape = (len(protocol.heads), len(manifest.splits))
+    return ProbeScores(
+        layer=layer.layer,
+        heads=protocol.heads,
+        accuracy=torch.full(shape, torch.nan, dtype=torch.float64),
+        C=torch.full(shape, torch.nan, dtype=torch.float64),
+        converged=torch.ones(shape, dtype=torch.bool),
+        dimensions=layer.dimensions,
+        classes=len(labels.unique()),
+        protocol=protocol,
+        digest=manifest.digest,
+        nonfinite=nonfinite,
+    )
 
 
 def random_twin(model: nn.Module, seed: int = 0) -> nn.Module:

@@ -41,6 +41,7 @@ def tap_features(
     batch_fn: BatchFn | None = None,
     part: tuple[int, int] = (0, 1),
     seed: int = 0,
+    refuses: bool = True,
     progress: Callable[[Iterable[Any]], Iterable[Any]] | None = None,
 ) -> Features:
     """Read the features of all chosen layers in one pass over a data set.
@@ -66,6 +67,7 @@ def tap_features(
         batch_fn: See `read_batch`.
         part: `(rank, ranks)`: read only every ranks-th image, from the rank-th on; see `merge_features`.
         seed: Of the draw and of random transforms.
+        refuses: Whether features that are not finite are refused; else they are kept as they are.
         progress: Wraps the iterable of batches to show progress.
 
     Raises:
@@ -87,7 +89,7 @@ def tap_features(
         raise ValueError(
             f"indices={tuple(indices.shape)}: the loader {type(loader).__name__} has no indices to choose by"
         )
-    tap = FeatureTap(model, _selected(model, layers), pool=pool, rectify=rectify, folder=folder)
+    tap = FeatureTap(model, _selected(model, layers), pool=pool, rectify=rectify, folder=folder, refuses=refuses)
     parameter = next(model.parameters(), torch.empty(0))
     with analysis_mode(model):
         torch.manual_seed(seed)  # for random transforms; analysis_mode restores the state
@@ -121,6 +123,7 @@ class FeatureTap:
         pool: See `tap_features`.
         rectify: See `tap_features`.
         folder: See `tap_features`.
+        refuses: Whether features that are not finite are refused; else they are kept as they are.
 
     Attributes:
         indices_known: Whether the indices that it is given are those of the data set.
@@ -138,10 +141,11 @@ class FeatureTap:
         pool: int | None = DIMENSIONS,
         rectify: bool = True,
         folder: Path | None = None,
+        refuses: bool = True,
     ) -> None:
         self.indices_known = True
         self._reader = MapReader(model, layers, pool=pool, rectify=rectify)
-        self._wanted, self._on_disk, self._folder = wanted, pool is None, folder
+        self._wanted, self._on_disk, self._folder, self._refuses = wanted, pool is None, folder, refuses
         self._keeper: Any = None
         self._merged: Features | None = None
         self._rows: dict[str, list[Tensor]] = {}
@@ -172,7 +176,9 @@ class FeatureTap:
         for maps in self._reader.maps:
             rows = self._reader.values.pop(maps.layer)
             rows = rows if kept is None else rows[kept.to(rows.device)]
-            blocks[maps.layer] = _finite(rows.float().cpu(), maps.layer, numbers)
+            blocks[maps.layer] = rows.float().cpu()
+            if self._refuses:
+                _check_finite(blocks[maps.layer], maps.layer, numbers)
         for layer, rows in blocks.items():
             self._keep(layer, rows)
         self._indices.append(numbers)
@@ -273,7 +279,7 @@ def _selected(model: nn.Module, layers: LayerSpec | Sequence[SelectedLayer]) -> 
     return [SelectedLayer(layer.name, modules[layer.name], layer.literal) for layer in chosen]
 
 
-def _finite(rows: Tensor, layer: str, indices: Tensor) -> Tensor:
+def _check_finite(rows: Tensor, layer: str, indices: Tensor) -> None:
     wrong = ~rows.isfinite().all(1)
     if bool(wrong.any()):
         image = int(indices[int(wrong.nonzero()[0])])
@@ -281,7 +287,6 @@ def _finite(rows: Tensor, layer: str, indices: Tensor) -> Tensor:
             f"layer '{layer}' gives NaN or infinite features for image {image} ({int(wrong.sum())} of {len(rows)} "
             "images of the batch); a probe cannot be fitted on them"
         )
-    return rows
 
 
 def _chosen(indices: Tensor, limit: int | None, part: tuple[int, int]) -> Tensor:

@@ -81,6 +81,7 @@ class RunningLists:
         self.maxima = torch.full((total,), -torch.inf, dtype=dtype)
         self.activity = RunningActivity(len(kept), self.seen)
         self._nonfinite = torch.full((len(traced),), torch.iinfo(torch.int64).max)  # lowest image of each layer
+        self._strange = torch.zeros(total, dtype=torch.uint8)  # feature maps that were not finite on some image
 
     @property
     def layers(self) -> list[str]:
@@ -104,7 +105,9 @@ class RunningLists:
         for number, (layer, span) in enumerate(self._lines.items()):
             reading = readings[layer]
             if reading.nonfinite is not None and bool(reading.nonfinite.any()):
-                self._nonfinite[number] = min(self._nonfinite[number], batch.indices[reading.nonfinite].min())
+                strange = batch.indices[reading.nonfinite.any(1)]
+                self._nonfinite[number] = min(self._nonfinite[number], strange.min())
+                self._strange[span] |= reading.nonfinite.any(0).to(torch.uint8)
             largest = batch.counted(reading.maxima).amax(0).to(self.maxima.dtype)
             self.maxima[span] = torch.maximum(self.maxima[span], largest)
             if len(reading.entering):
@@ -134,10 +137,13 @@ class RunningLists:
         self.activity.merge()
         self.maxima = torch.stack(gathered(self.maxima)).amax(0)
         self._nonfinite = torch.stack(gathered(self._nonfinite)).amin(0)
+        self._strange = torch.stack(gathered(self._strange)).amax(0)
 
     def results(self, rank_by: RankBy) -> tuple[LayerTopPatches, ...]:
         """Return the lists as they are now, layer by layer."""
         patches = iter(self.store.collect(self.top.units))
+        # One that was above zero somewhere is alive, whatever it was elsewhere.
+        maxima = self.maxima.masked_fill((self._strange > 0) & ~(self.maxima > 0), torch.nan)
         results, kept = [], 0
         for (layer, lines), lowest in zip(self._lines.items(), self._nonfinite.tolist(), strict=True):
             units = Units(*(part[lines].clone() for part in self.top.units))
@@ -153,7 +159,7 @@ class RunningLists:
                 rows=units.rows,
                 columns=units.columns,
                 boxes=units.boxes,
-                maxima=self.maxima[lines].clone(),
+                maxima=maxima[lines].clone(),
                 features=features,
                 patches=tuple(next(patches) for _ in features),
                 nonfinite=None if lowest == torch.iinfo(torch.int64).max else lowest,

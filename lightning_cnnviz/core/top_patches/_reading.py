@@ -28,7 +28,7 @@ class Reading:
     """One layer's feature maps `(N, C, H, W)` as far as the lists need them.
 
     Attributes:
-        nonfinite: `(N,)` bool, images with a feature map whose largest activation is NaN or infinite; None for none.
+        nonfinite: `(N, C)` bool, feature maps whose largest activation is NaN or infinite; None for none.
         maxima: `(N, C)`, the largest finite activation of each feature map; -inf where there is none.
         entering: `(E,)` int64, feature maps that may enter the lists: n * C + c.
         scores: `(E, units)`, of the strongest units of these; -inf where a map has fewer.
@@ -56,7 +56,7 @@ def read_at_once(maps: Tensor, rank_by: RankBy, units: int, admit: Admit) -> Rea
     nonfinite = None
     maxima = _wide(maps.amax((2, 3)))
     if not np.isfinite(maxima.numpy()).all():
-        nonfinite = ~torch.isfinite(maxima).all(1)
+        nonfinite = ~torch.isfinite(maxima)
         maps = torch.where(torch.isfinite(maps), maps, -torch.inf)
         maxima = _wide(maps.amax((2, 3)))
     means = None if rank_by == "max" else spatial_means(maps)
@@ -78,7 +78,7 @@ def read_later(maps: Tensor, rank_by: RankBy, units: int) -> Callable[[Admit], R
         rank_by: Likewise.
         units: Likewise.
     """
-    nonfinite = ~torch.isfinite(maps.amax((2, 3))).all(1)
+    nonfinite = ~torch.isfinite(maps.amax((2, 3)))
     finite = torch.where(torch.isfinite(maps), maps, -torch.inf)
     strongest = strongest_units(finite.flatten(0, 1), units)
     means = None if rank_by == "max" else spatial_means(finite)

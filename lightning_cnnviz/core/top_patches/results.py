@@ -68,7 +68,8 @@ class LayerTopPatches:
         columns: `(C, k)` int64.
         boxes: `(C, k, 4)` int64, receptive fields in the image: top, left, bottom, right, half-open, clipped.
         maxima: `(C,)`, the largest activation of each feature map on the whole set, whatever ranks; -inf where there
-            was none.
+            was none. Of a map that is NaN or infinite on some images the largest finite one, and NaN where none of
+            these is above zero: then nobody knows whether the map is dead.
         features: Feature maps whose patches were kept, ascending.
         patches: For each of `features` its patches `(image channels, bottom - top, right - left)`, in the values that
             the network was given, best first (fewer than k where there were fewer units).
@@ -136,8 +137,8 @@ class LayerTopPatches:
 
     @property
     def dead(self) -> Tensor:
-        """`(C,)` bool, which feature maps were never above zero on the whole set."""
-        return ~(self.maxima > 0)
+        """`(C,)` bool, which feature maps were never above zero on the whole set; not those where that is unknown."""
+        return self.maxima <= 0
 
     def narrowed(self, k: int, features: FeatureSpec) -> LayerTopPatches:
         """Return what mining fewer units and feature maps would have found."""

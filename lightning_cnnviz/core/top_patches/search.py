@@ -25,18 +25,20 @@ class Diagnostics:
 
     Attributes:
         layer: The layer's name.
-        dead_features: Number of feature maps that were never above zero on the whole set.
+        dead_features: Number of feature maps that were never above zero on the whole set; NaN where activations are
+            not finite, so that nobody knows.
         dead_fraction: The same as a fraction of the layer, 0 to 1.
         stability: Mean Jaccard overlap, 0 to 1, of each feature map's images with those at the last look: near 1 once
-            the layer has converged. NaN at the first look, and if images are not numbered as in the data set.
+            the layer has converged. NaN at the first look, if images are not numbered as in the data set, and if at
+            either look nobody knows which feature maps are dead.
         label_purity: Mean fraction, 0 to 1, of the top k that has the most frequent label, over the feature maps that
-            are not dead. NaN without labels.
+            are not dead. NaN without labels, and where nobody knows which are dead.
         channel_stability: The overlap of each feature map; NaN where there is none.
         channel_purity: The fraction of each feature map; NaN for a dead one, too.
     """
 
     layer: str
-    dead_features: int
+    dead_features: float
     dead_fraction: float
     stability: float
     label_purity: float
@@ -116,12 +118,14 @@ def without_patches(result: TopPatches) -> TopPatches:
 
 def _diagnosed(layer: LayerTopPatches, before: LayerTopPatches | None) -> Diagnostics:
     overlaps, purities = _overlaps(layer, before), _purities(layer)
+    unknown = bool(layer.maxima.isnan().any())  # nobody knows which are dead
+    incomparable = unknown or (before is not None and bool(before.maxima.isnan().any()))
     return Diagnostics(
         layer=layer.layer,
-        dead_features=int(layer.dead.sum()),
-        dead_fraction=float(layer.dead.float().mean()),
-        stability=float(torch.tensor(overlaps, dtype=torch.float64).nanmean()),
-        label_purity=float(purities.nanmean()),
+        dead_features=math.nan if unknown else int(layer.dead.sum()),
+        dead_fraction=math.nan if unknown else float(layer.dead.float().mean()),
+        stability=math.nan if incomparable else float(torch.tensor(overlaps, dtype=torch.float64).nanmean()),
+        label_purity=math.nan if unknown else float(purities.nanmean()),
         channel_stability=tuple(overlaps),
         channel_purity=tuple(purities.tolist()),
     )

@@ -40,7 +40,7 @@ def scalars(items: list[Scalar]) -> dict[str, float]:
 
 
 def said(report: Report) -> list[str]:
-    return [note for note in report.notes if note.startswith("NOT FINITE")]
+    return [note for note in report.notes if note.startswith("Not finite")]
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

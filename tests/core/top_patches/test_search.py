@@ -487,9 +487,34 @@ def test_a_network_that_gives_nothing_but_nan(at_once: bool) -> None:
     assert found["0"].nonfinite == 0
     assert bool((found["0"].images == -1).all())
     assert found["0"].patches == ((), ())
+    assert found["0"].maxima.isnan().all()
+    assert not found["0"].dead.any()
     (summary,) = diagnose(found, found)
-    assert (summary.dead_features, summary.dead_fraction) == (2, 1.0)
-    assert summary.stability != summary.stability
+    for number in (summary.dead_features, summary.dead_fraction, summary.stability):
+        assert number != number
+
+
+@pytest.mark.fault(
+    "numbers",
+    "feature maps are NaN on some of the images",
+    "one that is above zero on another image is alive, one that is not is neither dead nor alive: the dead fraction is "
+    "NaN",
+)
+@pytest.mark.parametrize("at_once", [True, False])
+def test_what_is_not_finite_is_not_dead(at_once: bool) -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 1, bias=False))
+    model[0].weight.data.copy_(torch.tensor([1.0, -1.0]).view(2, 1, 1, 1))
+    images = torch.rand(3, 1, 4, 4) + 0.1
+    images[1, 0, 0, 0] = torch.nan
+    miner = PatchMiner(model, select_layers(model), k=2, at_once=at_once)
+    with torch.no_grad(), miner.batch(images, torch.arange(3)):
+        model(images)
+    found = miner.compute()["0"]
+    assert found.maxima.isnan().tolist() == [False, True]
+    assert not found.dead.any()
+    (summary,) = diagnose(miner.compute())
+    assert summary.dead_fraction != summary.dead_fraction
+    assert summary.label_purity != summary.label_purity
 
 
 # Memory
