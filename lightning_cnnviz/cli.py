@@ -68,6 +68,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     explore.add_argument(
         "--data", required=True, help="a folder of images (or one for each class), or a data set's name"
     )
+    explore.add_argument(
+        "--backbone",
+        metavar="NAME",
+        help="of a checkpoint of a network of your own: its package.module:factory, which is imported and called",
+    )
     explore.add_argument("--weights", help="a file, or DEFAULT; by default what the network is made with")
     explore.add_argument(
         "--input", type=_positive, nargs=3, default=[3, 224, 224], metavar=("C", "H", "W"), help="default: 3 224 224"
@@ -156,7 +161,7 @@ def _explore(options: argparse.Namespace) -> int:
         images = find_exploration_images(
             options.data, input_size=options.input, mean=options.mean, std=options.std, most=options.images
         )
-        network = load_network(options.model, options.weights, options.input)
+        network = load_network(options.model, options.weights, options.input, backbone=options.backbone)
         made = explore(network, images, options.out, views=options.views, layers=options.layers, wandb=options.wandb)
     except (ImportError, OSError, ValueError) as error:
         raise _UsageError(str(error)) from error

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import logging
-import pickle
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,6 +33,7 @@ from lightning_cnnviz.callbacks import (
 from lightning_cnnviz.core.network.classification import class_logits
 from lightning_cnnviz.core.network.hooks import analysis_mode, model_device
 from lightning_cnnviz.core.network.suggestions import suggestion
+from lightning_cnnviz.finetune.checkpoints import read_checkpoint, stored_settings
 from lightning_cnnviz.finetune.heads import find_classifiers
 from lightning_cnnviz.finetune.images import LabeledImages
 from lightning_cnnviz.finetune.module import FineTuner
@@ -101,7 +102,13 @@ class Exploration:
     reused: tuple[str, ...] = ()
 
 
-def load_network(name: str, weights: str | None = None, input_size: Sequence[int] = (3, 224, 224)) -> nn.Module:
+def load_network(
+    name: str,
+    weights: str | None = None,
+    input_size: Sequence[int] = (3, 224, 224),
+    *,
+    backbone: str | nn.Module | None = None,
+) -> nn.Module:
     """Return a trained network.
 
     Args:
@@ -109,6 +116,8 @@ def load_network(name: str, weights: str | None = None, input_size: Sequence[int
             `package.module:factory`.
         weights: `"DEFAULT"`, another name of weights, or a file; None for the values that the network is made with.
         input_size: Channels, height and width of its input.
+        backbone: Of a checkpoint of a network of your own: the network that it was trained from, or its name. What
+            would have to be imported is taken from here alone: no code is run that a checkpoint names.
 
     Raises:
         ImportError: A package is needed that is not installed.
@@ -118,7 +127,9 @@ def load_network(name: str, weights: str | None = None, input_size: Sequence[int
     if file.is_file():
         if weights is not None:
             raise ValueError(f"weights={weights!r}: '{name}' is a checkpoint, which has its own; leave them out")
-        return _from_checkpoint(file)
+        return _from_checkpoint(file, backbone)
+    if backbone is not None:
+        raise ValueError(f"backbone={backbone!r} is for a checkpoint, and '{name}' is no file")
     network = make_network(name)
     if weights is not None:
         channels, height, width = input_size
@@ -134,19 +145,22 @@ def load_network(name: str, weights: str | None = None, input_size: Sequence[int
     return network
 
 
-def _from_checkpoint(file: Path) -> nn.Module:
-    checkpoint: Any = None
-    try:
-        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError) as error:
-        raise ValueError(f"{file} cannot be read as a checkpoint ({str(error).splitlines()[0]})") from error
-    settings = checkpoint.get("hyper_parameters", {}) if isinstance(checkpoint, dict) else {}
-    if not isinstance(settings.get("backbone"), str):
+def _from_checkpoint(file: Path, backbone: str | nn.Module | None) -> nn.Module:
+    checkpoint = read_checkpoint(file)
+    typed = {} if backbone is None else {"backbone": backbone}
+    known = inspect.signature(FineTuner).parameters
+    settings = stored_settings(checkpoint, file, known, typed=typed, how="backbone=... or --{} NAME") | typed
+    if "backbone" not in settings or "num_classes" not in settings or "state_dict" not in checkpoint:
         raise ValueError(
             f"{file} is no checkpoint of a FineTuner with a network by name; give the network's name, and "
-            f"weights={str(file)!r}"
+            f"weights={str(file)!r}; or backbone=... of a FineTuner with a network of your own"
         )
-    tuner: FineTuner = FineTuner.load_from_checkpoint(file, map_location="cpu")
+    tuner = FineTuner(**settings, sinks=[])
+    tuner.on_load_checkpoint(checkpoint)
+    try:
+        tuner.load_state_dict(checkpoint["state_dict"])
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise ValueError(f"{file} does not fit its network: {str(error).splitlines()[0]}") from error
     network = tuner.network
     for parameter in network.parameters():
         parameter.requires_grad_(True)

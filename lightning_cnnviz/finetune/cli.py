@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import inspect
 import logging
 import sys
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from torch import Tensor
 
+from lightning_cnnviz.finetune.checkpoints import read_checkpoint, stored_settings
 from lightning_cnnviz.finetune.data import ImageFolderDataModule
 from lightning_cnnviz.finetune.module import FineTuner
 from lightning_cnnviz.sinks.outlet import log_folder
@@ -92,6 +94,23 @@ class FineTuneCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse; Lightning's own would warn of arguments that are not the process's."""
         self.config = parser.parse_args(args)
+        self._take_stored_settings()
+
+    def _parse_ckpt_path(self) -> None:
+        """Lightning's own would import what a checkpoint names."""
+
+    def _take_stored_settings(self) -> None:
+        """Take a checkpoint's settings, but none that names code: that, the user alone may do."""
+        settings = self.config[self.config["subcommand"]]
+        file = settings.get("ckpt_path")
+        if not file or not Path(file).is_file():
+            return
+        content, given = read_checkpoint(file), settings["model"]
+        stored = content.get("hyper_parameters")
+        typed = [name for name, value in stored.items() if given.get(name) == value] if stored else []
+        how = "--model.{} ..., with the value that it was trained with"
+        taken = stored_settings(content, file, inspect.signature(FineTuner).parameters, typed=typed, how=how)
+        self.config = self.parser.parse_object({self.config["subcommand"]: {"model": taken}}, self.config)
 
     def before_instantiate_classes(self) -> None:
         """Read no weights that a checkpoint is going to replace."""

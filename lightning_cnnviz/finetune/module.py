@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import inspect
 import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +27,7 @@ from lightning_cnnviz.finetune._arguments import (
     plain_settings,
 )
 from lightning_cnnviz.finetune.caching import CachedBatch, FeatureCache
+from lightning_cnnviz.finetune.checkpoints import read_checkpoint, stored_settings
 from lightning_cnnviz.finetune.features import BackboneFeatures
 from lightning_cnnviz.finetune.freezing import Mode, find_stages, freeze, lowest_trained, settle_modes
 from lightning_cnnviz.finetune.heads import find_classifiers, install_heads, read_logits, sample_images
@@ -368,8 +370,15 @@ class FineTuner(pl.LightningModule):
     def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **options: Any) -> Any:
         """Load a checkpoint as Lightning does; weights that it was trained from are not looked for.
 
-        A network, a head or an optimizer of your own is no setting that is stored: give it again by keyword.
+        A network, a head or an optimizer of your own is no setting that is stored: give it again by keyword. So is what
+        would have to be imported (`backbone="package.module:factory"`): no code is run that a file names.
+
+        Raises:
+            ValueError: The checkpoint names code, or cannot be read.
         """
+        trusted = {name: options[name] for name in ("weights_only",) if options.get(name) is not None}
+        content = read_checkpoint(checkpoint_path, **trusted)
+        stored_settings(content, checkpoint_path, inspect.signature(cls).parameters, typed=options)
         return super().load_from_checkpoint(checkpoint_path, *args, **{"weights": None, **options})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,7 +26,8 @@ def make_network(name: str, *, values: bool = True) -> nn.Module:
     """Make the network that a name means, from scratch.
 
     Args:
-        name: A torchvision classification model, `timm/NAME`, or `package.module:factory`.
+        name: A torchvision classification model, `timm/NAME`, or `package.module:factory`, which is imported and
+            called: from where Python finds packages, else from the current folder. Pass on no name that a file says.
         values: False for a network on the `meta` device, where that can be: shapes without values.
 
     Raises:
@@ -97,10 +99,17 @@ class _Shapes(TorchFunctionMode):
         return func(*args, **options)
 
 
+def _is_there(path: str) -> bool:
+    try:
+        return importlib.util.find_spec(path.partition(".")[0]) is not None
+    except (ImportError, ValueError):
+        return False
+
+
 def _imported(name: str) -> nn.Module:
     path, _, attribute = name.partition(":")
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
+    if not _is_there(path) and str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))  # behind all others: a file that lies here replaces no package
     try:
         imported: Any = importlib.import_module(path)
     except ImportError as error:
