@@ -76,7 +76,9 @@ from .record.store import Record as Record
 from .record.store import RecordedLook as RecordedLook
 from .report import Curve as Curve
 from .report import Gallery as Gallery
+from .report import Histogram as Histogram
 from .report import ImageCrop as ImageCrop
+from .report import LayerFacts as LayerFacts
 from .report import Picture as Picture
 from .report import Report as Report
 from .report import Row as Row

@@ -15,6 +15,7 @@ from torch import Tensor
 __all__ = [
     "Curve",
     "Gallery",
+    "Histogram",
     "ImageCrop",
     "Item",
     "LayerFacts",
@@ -43,6 +44,7 @@ class Step:
         stage: `"fit"`, `"validate"` or `"test"`.
         run: The training or evaluation it belongs to, by a name of its own; "" where that is not known.
         data: Which images were looked at, for people; "" where that is not known.
+        network: The network's class, for people; "" where that is not known.
     """
 
     epoch: int
@@ -50,6 +52,7 @@ class Step:
     stage: str = "fit"
     run: str = field(default="", compare=False)
     data: str = field(default="", compare=False)
+    network: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -233,6 +236,21 @@ class Scalar:
 Item = Picture | Gallery | Curve | Table | Scalar
 
 
+@dataclass(frozen=True, kw_only=True)
+class Histogram:
+    """How often values fall into bins of one width.
+
+    Attributes:
+        low: Where the first bin begins.
+        width: Of a bin.
+        counts: Of each bin.
+    """
+
+    low: float
+    width: float
+    counts: tuple[int, ...]
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class LayerFacts:
     """What is known of a layer and of each of its channels, shown or not: to list, to sort, to search and to draw by.
@@ -244,6 +262,9 @@ class LayerFacts:
         classes: Of each channel, the classes that drive it, as pairs of a class and its part in what was seen, 0 to 1,
             the largest first.
         neighbors: Of each channel, those that are most like it, as pairs of a channel and how alike they are.
+        told: Of each channel, the classes that it tells best from all others over the whole data set, as pairs of a
+            class and its selectivity: the mean of the class less that of the others, in standard deviations.
+        histograms: Of each channel, the largest activations of all images; None where that is not known.
 
     Raises:
         ValueError: Not all of these have one entry a channel.
@@ -254,10 +275,16 @@ class LayerFacts:
     channels: Mapping[str, tuple[Number | None, ...]] = field(default_factory=dict)
     classes: tuple[tuple[tuple[Number, float], ...], ...] = ()
     neighbors: tuple[tuple[tuple[int, float], ...], ...] = ()
+    told: tuple[tuple[tuple[Number, float], ...], ...] = ()
+    histograms: tuple[Histogram | None, ...] = ()
 
     def __post_init__(self) -> None:
-        if len({len(part) for part in (*self.channels.values(), self.classes, self.neighbors) if part}) > 1:
+        if len({len(part) for part in (*self.channels.values(), *self._by_channel) if part}) > 1:
             raise ValueError(f"the facts of layer '{self.layer}' are of different numbers of channels")
+
+    @property
+    def _by_channel(self) -> tuple[tuple[object, ...], ...]:
+        return self.classes, self.neighbors, self.told, self.histograms
 
 
 @dataclass(frozen=True, eq=False)

@@ -45,7 +45,20 @@ ALLOWED = {
     "studies.results": set(),
     "demo": {"callbacks", "studies", "finetune", "sinks", "report", "core", "render"},
     "explore": {"callbacks", "finetune", "sinks", "report", "core", "render", "record"},
-    "cli": {"demo", "explore", "studies", "finetune", "record", "core", "render", "sinks", "callbacks", "report"},
+    "view": {"record", "sinks"},
+    "cli": {
+        "demo",
+        "explore",
+        "view",
+        "studies",
+        "finetune",
+        "record",
+        "core",
+        "render",
+        "sinks",
+        "callbacks",
+        "report",
+    },
 }
 # Libraries that only these rooms may name.
 ONLY_IN = {
@@ -153,7 +166,7 @@ def test_the_rule_can_fail(file: str, source: str) -> None:
 
 
 # Where a user asks for a product by its name: commands, and studies that log their runs to it.
-APPLICATIONS = ("cli.py", "demo.py", "explore.py", "studies/")
+APPLICATIONS = ("cli.py", "demo.py", "explore.py", "studies/", "view.py")
 PRODUCTS = re.compile("wandb|tensorboard|mlflow", re.IGNORECASE)
 
 

@@ -66,23 +66,22 @@ def test_the_run_has_every_epoch(demo: tuple[Path, str]) -> None:
 def test_the_page_in_a_browser(demo: tuple[Path, str], browser_page: Any) -> None:
     out, _ = demo
     browser_page.goto((out / "page" / "index.html").as_uri())
+    assert browser_page.locator("h1").inner_text() == "DemoNet"
     browser_page.get_by_test_id("layer-conv3").click()
-    assert browser_page.get_by_test_id("feature-15").is_visible()
+    browser_page.get_by_test_id("feature-15").scroll_into_view_if_needed()
     browser_page.get_by_test_id("feature-2").click()
-    dialog = browser_page.get_by_test_id("dialog")
-    assert dialog.is_visible()
     for place in range(9):
         image = browser_page.get_by_test_id(f"patch-{place}").locator("img").first
-        assert image.evaluate("image => image.complete && image.naturalWidth > 0")
-    before = dialog.inner_text()
-    slider = browser_page.get_by_test_id("dialog-epoch-slider")
+        assert image.evaluate("async (image) => { await image.decode(); return image.naturalWidth > 0; }")
+    assert browser_page.get_by_test_id("projection-0").is_visible()
+    before = browser_page.locator("#main").inner_text()
+    slider = browser_page.get_by_test_id("epoch-slider")
     slider.focus()
     slider.press("ArrowLeft")
     slider.press("ArrowLeft")
-    assert dialog.inner_text() != before
-    browser_page.keyboard.press("Escape")
-    assert not dialog.is_visible()
-    assert f"epoch {EPOCHS - 2}" in browser_page.locator("body").inner_text()
+    browser_page.get_by_text(f"epoch {EPOCHS - 2} · step").first.wait_for()
+    browser_page.wait_for_timeout(300)
+    assert browser_page.locator("#main").inner_text() != before
 
 
 def test_help_needs_no_torch() -> None:

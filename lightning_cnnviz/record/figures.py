@@ -15,7 +15,16 @@ from lightning_cnnviz.render.figures import kept_figures
 from lightning_cnnviz.render.html import html_page, html_part
 from lightning_cnnviz.render.paper.files import pdf_file, png_file, svg_file
 from lightning_cnnviz.render.paper.items import item_figures
-from lightning_cnnviz.report import Curve, Gallery, Item, Picture, Report, Scalar, Table
+from lightning_cnnviz.report import (
+    Curve,
+    Gallery,
+    Item,
+    LayerFacts,  # noqa: F401 - the type of a field that is inherited
+    Picture,
+    Report,
+    Scalar,
+    Table,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -91,7 +91,12 @@ class LookIdentity:
     def step(self) -> Step:
         """When it was taken, for people."""
         return Step(
-            epoch=self.epoch, global_step=self.global_step, stage=self.stage, run=self.run, data=self.data.sentence
+            epoch=self.epoch,
+            global_step=self.global_step,
+            stage=self.stage,
+            run=self.run,
+            data=self.data.sentence,
+            network=self.network.type,
         )
 
     @property

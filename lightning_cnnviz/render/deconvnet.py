@@ -20,6 +20,7 @@ from lightning_cnnviz.render.patches import (
     numbers_of_row,
     numbers_of_unit,
     place_patch,
+    scale_of,
     to_gray_centered,
 )
 from lightning_cnnviz.report import Gallery, Item, Number, Report, Row, Tile
@@ -141,10 +142,11 @@ def _gallery(layer: LayerTopPatches, projections: Iterator[Tensor], k: int, meth
         for rank in range(len(patches)):
             numbers = numbers_of_unit(layer, feature, rank) | crops.file(layer, feature, rank)
             box = layer.boxes[feature, rank]
-            projected = place_patch(to_gray_centered(next(projections)), box, size)
+            values = next(projections)
+            projected, scale = place_patch(to_gray_centered(values), box, size), scale_of(values)
             seen, source = crops.pixels(layer, feature, rank, size), crops.source(layer, feature, rank, size)
             # Without captions: the room is for the pictures.
-            first = Tile(projected, numbers=numbers, shows="projection", rank=rank)
+            first = Tile(projected, numbers=numbers | {"full contrast": scale}, shows="projection", rank=rank)
             pairs.append((first, Tile(seen, numbers=numbers, source=source, shows="patch", rank=rank)))
         row = Row(f"feature {feature}", _side_by_side(pairs), numbers_of_row(layer, feature), channel=feature)
         rows.append(row)

@@ -20,6 +20,7 @@ __all__ = [
     "numbers_of_row",
     "numbers_of_unit",
     "place_patch",
+    "scale_of",
     "to_gray_centered",
 ]
 
@@ -41,14 +42,23 @@ def to_gray_centered(pixels: Tensor) -> Tensor:
 
     Three channels are shown as colors, any other number by their mean. The scale is a high percentile of the magnitude.
     """
-    values = pixels.float() if len(pixels) == 3 else pixels.float().mean(0, keepdim=True).expand(3, -1, -1)
-    magnitudes = values.abs().flatten()
+    values, scale = _shown(pixels), scale_of(pixels)
+    if not scale > 0:
+        return torch.full(values.shape, 128, dtype=torch.uint8)
+    return (127.5 + 127.5 * (values / scale).nan_to_num(0).clamp(-1, 1)).round().to(torch.uint8).contiguous()
+
+
+def scale_of(pixels: Tensor) -> float:
+    """Return the magnitude that `to_gray_centered` shows in full: all but the largest few lie below it; 0 for none."""
+    magnitudes = _shown(pixels).abs().flatten()
     magnitudes = magnitudes[magnitudes.isfinite() & (magnitudes > 0)]
     if not len(magnitudes):
-        return torch.full(values.shape, 128, dtype=torch.uint8)
-    rank = max(1, round(_CONTRAST * len(magnitudes)))
-    scale = float(magnitudes.kthvalue(rank).values)
-    return (127.5 + 127.5 * (values / scale).nan_to_num(0).clamp(-1, 1)).round().to(torch.uint8).contiguous()
+        return 0.0
+    return float(magnitudes.kthvalue(max(1, round(_CONTRAST * len(magnitudes)))).values)
+
+
+def _shown(pixels: Tensor) -> Tensor:
+    return pixels.float() if len(pixels) == 3 else pixels.float().mean(0, keepdim=True).expand(3, -1, -1)
 
 
 def largest_patch(layer: LayerTopPatches) -> tuple[int, int]:

@@ -17,7 +17,7 @@ from lightning_cnnviz.render.patches import (
     numbers_of_row,
     numbers_of_unit,
 )
-from lightning_cnnviz.report import Gallery, Item, LayerFacts, Number, Report, Row, Scalar, Table, Tile
+from lightning_cnnviz.report import Gallery, Histogram, Item, LayerFacts, Number, Report, Row, Scalar, Table, Tile
 
 __all__ = ["top_patches_report", "top_patches_scalars", "top_patches_table"]
 
@@ -113,7 +113,28 @@ def _facts(layer: LayerTopPatches, summary: Diagnostics, class_names: Sequence[s
     channels: dict[str, Sequence[float]] = {"max activation": layer.maxima.tolist(), "dead": dead}
     channels |= {"stability": summary.channel_stability, "label purity": summary.channel_purity}
     known = {name: tuple(values) for name, values in channels.items() if any(value == value for value in values)}
-    return LayerFacts(layer=layer.layer, channels=known, classes=_classes(layer, class_names))
+    classes, (told, histograms) = _classes(layer, class_names), _activity(layer, class_names)
+    return LayerFacts(layer=layer.layer, channels=known, classes=classes, told=told, histograms=histograms)
+
+
+_Told = tuple[tuple[tuple[Number, float], ...], ...]
+
+
+def _activity(layer: LayerTopPatches, class_names: Sequence[str] | None) -> tuple[_Told, tuple[Histogram | None, ...]]:
+    """What drives each channel over the whole data set: known of those that are shown."""
+    activity, channels = layer.activity, len(layer.maxima)
+    if activity is None:
+        return (), ()
+    histograms: list[Histogram | None] = [None] * channels
+    told: list[tuple[tuple[Number, float], ...]] = [()] * channels
+    for place, channel in enumerate(activity.features):
+        if int(activity.counts[place].sum()):
+            low, width = float(activity.low[place]), float(activity.width[place])
+            histograms[channel] = Histogram(low=low, width=width, counts=tuple(activity.counts[place].tolist()))
+        if activity.classes is not None and activity.selectivity is not None:
+            pairs = zip(activity.classes[place].tolist(), activity.selectivity[place].tolist(), strict=True)
+            told[channel] = tuple((label_name(label, class_names), value) for label, value in pairs if label >= 0)
+    return tuple(told), tuple(histograms)
 
 
 def _classes(layer: LayerTopPatches, class_names: Sequence[str] | None) -> tuple[tuple[tuple[Number, float], ...], ...]:

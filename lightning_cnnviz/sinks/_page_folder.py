@@ -18,7 +18,7 @@ from lightning_cnnviz.sinks._page_series import Head, list_looks, may_leave, ser
 
 __all__ = ["PageFolder"]
 
-_PACK_BYTES = 2_000_000
+_PACK_BYTES = 500_000  # a unit's pictures may lie in as many packs as it has patches
 _LEAST_USE = 0.25
 _NAME = re.compile(r"[0-9a-z-]+\.js")
 _FORGOTTEN = 3600  # seconds after which a file that never became part of the page is taken away
@@ -58,10 +58,10 @@ class PageFolder:
 
     def sweep(self) -> None:
         """Take away what processes that died have left: files half written, and packs that no look came to use."""
-        used = {pack for head in self.heads.values() for pack in head.packs}
-        for place in (self.directory, self.directory / "looks", self.directory / "pictures"):
+        used = {name for head in self.heads.values() for name in (*head.packs, *head.parts)}
+        for place in (self.directory, *(self.directory / part for part in ("looks", "parts", "pictures"))):
             sweep(place)
-        for path in (self.directory / "pictures").glob("*"):
+        for path in (*(self.directory / "pictures").glob("*"), *(self.directory / "parts").glob("*")):
             if path.suffix in (".js", ".gone") and path.stem not in used:
                 with suppress(OSError):
                     if time.time() - path.stat().st_mtime > _FORGOTTEN:
@@ -77,6 +77,11 @@ class PageFolder:
                 places |= self._write_pack(chunk, fresh)
                 fresh = {}
         return places | (self._write_pack(chunk, fresh) if fresh else {})
+
+    def add_parts(self, parts: Mapping[str, str]) -> None:
+        """Write parts of a chunk that is to be added; each is JSON."""
+        for name, text in parts.items():
+            _write(self._part(name), [f'cnnviz.part("{name}",\n', text, ");\n"])
 
     def add(self, head: Head, body: str) -> None:
         """Write a chunk; `body` is JSON."""
@@ -99,10 +104,11 @@ class PageFolder:
             self.write_list()
 
     def take_back(self, chunk: str) -> None:
-        """Delete a chunk that is not in the list, and its new packs."""
+        """Delete a chunk that is not in the list, its parts, and its new packs."""
         self.heads.pop(chunk, None)
         self._stamps.pop(chunk, None)
-        for path in (self._look(chunk), *map(self._pack, self._new)):
+        parts = (self.directory / "parts").glob(f"{chunk}-*.js")
+        for path in (self._look(chunk), *parts, *map(self._pack, self._new)):
             with suppress(OSError):
                 path.unlink(missing_ok=True)
         for pack in self._new:
@@ -124,7 +130,10 @@ class PageFolder:
             if total <= most_bytes:
                 break
         for chunk in gone:
-            self.add(replace(self.heads[chunk], left_out=True, packs=()), "null")
+            parts = self.heads[chunk].parts
+            self.add(replace(self.heads[chunk], left_out=True, packs=(), parts=()), "null")
+            for part in parts:
+                self._part(part).unlink(missing_ok=True)
         self._delete_unused([path for path in users if path.parent.name == "pictures" and users[path] <= gone])
         return bool(gone)
 
@@ -151,7 +160,8 @@ class PageFolder:
         return sizes
 
     def _files(self, chunk: str) -> set[Path]:
-        return {self._look(chunk), *map(self._pack, self.heads[chunk].packs)}
+        head = self.heads[chunk]
+        return {self._look(chunk), *map(self._part, head.parts), *map(self._pack, head.packs)}
 
     def _find(self, pictures: Mapping[str, str]) -> dict[str, str]:
         """Return the pack of each picture that need not be stored again."""
@@ -182,6 +192,9 @@ class PageFolder:
     def _look(self, chunk: str) -> Path:
         return self.directory / "looks" / f"{chunk}.js"
 
+    def _part(self, part: str) -> Path:
+        return self.directory / "parts" / f"{part}.js"
+
     def _pack(self, pack: str) -> Path:
         return self.directory / "pictures" / f"{pack}.js"
 
@@ -204,13 +217,16 @@ def _read_head(path: Path) -> Head | None:
     """Read the first line of a chunk; None where it is none."""
     told = _read_first_line(path, "look")
     try:
-        told["contents"] = tuple((str(kind), str(name)) for kind, name in told["contents"])
+        # Of older pages, whose looks stay: without layers, and in one part.
+        contents = ((kind, name, *layer) if layer else (kind, name, "") for kind, name, *layer in told["contents"])
+        told["contents"] = tuple((str(kind), str(name), str(layer)) for kind, name, layer in contents)
         told["scalars"] = tuple(None if value is None else float(value) for value in told["scalars"])
-        told["packs"] = tuple(pack for pack in told["packs"] if _NAME.fullmatch(f"{pack}.js"))
+        for files in ("packs", "parts"):
+            told[files] = tuple(name for name in told.get(files, ()) if _NAME.fullmatch(f"{name}.js"))
         head = Head(chunk=path.stem, **told)
         ordered = (
             head.time + head.step + head.epoch,
-            "".join((head.writer, head.source, head.title, head.label, head.run, head.stage, head.data)),
+            "".join((head.writer, head.source, head.title, head.label, head.run, head.stage, head.data, head.network)),
         )
     except (KeyError, TypeError, ValueError):
         return None

@@ -6,22 +6,52 @@ import base64
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
-from lightning_cnnviz.render.charts import curve_svg
 from lightning_cnnviz.render.image import LOSSLESS_SIDE, encode_tile
-from lightning_cnnviz.report import Curve, Gallery, ImageCrop, Item, Number, Picture, Row, Scalar, Table, Tile
+from lightning_cnnviz.report import (
+    Curve,
+    Gallery,
+    ImageCrop,
+    Item,
+    LayerFacts,
+    Number,
+    Picture,
+    Row,
+    Scalar,
+    Series,
+    Table,
+    Tile,
+)
 
-__all__ = ["Content", "Pictures", "data_uri", "plain", "to_json"]
+__all__ = ["Content", "EncodedItem", "Pictures", "body_and_parts", "data_uri", "facts_json", "plain", "to_json"]
 
-Content = Tensor | bytes
-"""A picture: pixels `(3, H, W)` uint8, or the text of an SVG."""
+Content = Tensor
+"""A picture: pixels `(3, H, W)` uint8."""
 
 _TABLE_ROWS = 500
+_INLINE = 24_000  # characters of a gallery's rows, above which they stand in files of their own
+_PART = 120_000  # characters of such a file
 _Put = Callable[[Content], str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedItem:
+    """An item as JSON.
+
+    Attributes:
+        text: An object, without a gallery's rows.
+        shows: The pictures that it shows by itself.
+        rows: Of a gallery, each row as an array, and the pictures that it shows; None for other items.
+    """
+
+    text: str
+    shows: tuple[str, ...]
+    rows: tuple[tuple[str, tuple[str, ...]], ...] | None = None
 
 
 class Pictures:
@@ -35,8 +65,8 @@ class Pictures:
         self.contents: dict[str, Content] = {}
         self._names: dict[int, tuple[str, Content]] = {}  # of tensors that were seen, which lets them be shared
 
-    def describe(self, item: Item) -> tuple[dict[str, Any], tuple[str, ...]]:
-        """Describe an item that is no scalar; return the names of its pictures, too."""
+    def describe(self, item: Item) -> EncodedItem:
+        """Describe an item that is no scalar."""
         shows: dict[str, None] = {}
 
         def put(content: Content) -> str:
@@ -47,7 +77,15 @@ class Pictures:
             shows[name] = None
             return name
 
-        return _describe(item, put), tuple(shows)
+        if not isinstance(item, Gallery):
+            return EncodedItem(text=to_json(_describe(item, put)), shows=tuple(shows))
+        keys: dict[tuple[str, ...], int] = {}
+        rows = []
+        for row in item.rows:
+            shows.clear()
+            text = to_json(_describe_row(row, put, keys))
+            rows.append((text, tuple(shows)))
+        return EncodedItem(text=to_json(_describe_gallery(item, keys)), shows=(), rows=tuple(rows))
 
 
 def plain(value: Number | None) -> Number | None:
@@ -64,36 +102,56 @@ def to_json(value: Any) -> str:
 
 def data_uri(content: Content) -> str:
     """Encode a picture as a data URI."""
-    media, data = encode_tile(content) if isinstance(content, Tensor) else ("image/svg+xml", content)
+    media, data = encode_tile(content)
     return f"data:{media};base64,{base64.b64encode(data).decode()}"
 
 
 def _describe(item: Item, put: _Put) -> dict[str, Any]:
-    head: dict[str, Any] = {"kind": type(item).__name__, "name": item.name}
-    if isinstance(item, Scalar):
-        raise TypeError("a scalar stands in the head of its look")
-    head["caption"] = item.caption
-    if isinstance(item, Gallery):
-        size = next((_extent(tile) for row in item.rows for tile in row.tiles), (0, 0))
-        rows = [_describe_row(row, put) for row in item.rows]
-        form = {"enlarge": item.enlarge, "columns": item.columns, "size": size}
-        return head | {"numbers": _numbers(item.numbers), **form, "rows": rows}
+    head = _head(item)
     if isinstance(item, Picture):
         return head | {"picture": put(item.pixels), "size": _extent(item)}
     if isinstance(item, Curve):
-        return head | {"picture": put(curve_svg(item).encode(errors="replace"))}
+        series = [_describe_series(series) for series in item.series]
+        return head | {"x": item.x_label, "y": item.y_label, "series": series}
     if isinstance(item, Table):
         cells = [[_describe_cell(cell, put) for cell in row] for row in item.rows[:_TABLE_ROWS]]
         return head | {"columns": item.columns, "rows": cells, "total": len(item.rows)}
     raise TypeError(f"a page cannot show a {type(item).__name__}")
 
 
-def _describe_row(row: Row, put: _Put) -> dict[str, Any]:
-    return {
-        "caption": row.caption,
-        "numbers": _numbers(row.numbers),
-        "tiles": [[*_tile(tile, put), tile.caption, _numbers(tile.numbers)] for tile in row.tiles],
-    }
+def _head(item: Item) -> dict[str, Any]:
+    head: dict[str, Any] = {"kind": type(item).__name__, "name": item.name}
+    if isinstance(item, Scalar):
+        raise TypeError("a scalar stands in the head of its look")
+    layer = "" if isinstance(item, Table) else item.layer
+    return head | {"layer": layer, "caption": item.caption}
+
+
+def _describe_gallery(item: Gallery, keys: Mapping[tuple[str, ...], int]) -> dict[str, Any]:
+    size = next((_extent(tile) for row in item.rows for tile in row.tiles), (0, 0))
+    form = {"enlarge": item.enlarge, "columns": item.columns, "size": size, "keys": list(keys)}
+    channels = [row.channel for row in item.rows]
+    return _head(item) | {"numbers": _numbers(item.numbers), **form, "channels": channels}
+
+
+def _describe_row(row: Row, put: _Put, keys: dict[tuple[str, ...], int]) -> list[Any]:
+    """Caption, numbers, tiles."""
+    return [row.caption, _numbers(row.numbers), [_describe_tile(tile, put, keys) for tile in row.tiles]]
+
+
+def _describe_tile(tile: Tile, put: _Put, keys: dict[tuple[str, ...], int]) -> list[Any]:
+    """Picture, place in it, caption, numbers without their names, kind, rank, file."""
+    named = keys.setdefault(tuple(tile.numbers), len(keys))
+    numbers = [named, *(_brief(value) for value in tile.numbers.values())]
+    source = tile.source
+    ends = [tile.shows, tile.rank, *([source.file] if source is not None and source.file else [])]
+    return [*_tile(tile, put), tile.caption, numbers, *ends]
+
+
+def _describe_series(series: Series) -> dict[str, Any]:
+    values = {"x": series.x, "y": series.y, "low": series.low, "high": series.high}
+    told = {axis: [_brief(value) for value in line] for axis, line in values.items() if line is not None}
+    return {"name": series.name, **told}
 
 
 def _describe_cell(cell: Number | Tile | None, put: _Put) -> Any:
@@ -117,6 +175,81 @@ def _tile(tile: Tile, put: _Put) -> tuple[str, list[int] | None]:
     return put(source.pixels), [*_extent(source), *source.box, *source.offset]
 
 
+def facts_json(facts: Sequence[LayerFacts]) -> str:
+    """Encode what is known of layers and channels: classes by their numbers in a list."""
+    classes: dict[Number, int] = {}
+    layers = []
+    for each in facts:
+        driven, best = (
+            [
+                [value for name, part in line for value in (classes.setdefault(name, len(classes)), _brief(part))]
+                for line in lines
+            ]
+            for lines in (each.classes, each.told)
+        )
+        told = {
+            "layer": each.layer,
+            "numbers": _numbers(each.numbers),
+            "channels": [(name, [_brief(value) for value in line]) for name, line in each.channels.items()],
+            "classes": driven,
+            "told": best,
+            "histograms": [part and [_brief(part.low), _brief(part.width), *part.counts] for part in each.histograms],
+            "neighbors": [[_brief(value) for pair in line for value in pair] for line in each.neighbors],
+        }
+        layers.append({name: value for name, value in told.items() if value})
+    return to_json({"classes": list(classes), "layers": layers})
+
+
+def body_and_parts(
+    chunk: str, notes: str, facts: str, items: Sequence[EncodedItem], places: Mapping[str, str]
+) -> tuple[str, dict[str, str]]:
+    """Return the JSON of a look, and by name that of the parts that stand in files of their own.
+
+    Args:
+        chunk: The look's name, with which those of its parts begin.
+        notes: As JSON.
+        facts: As JSON.
+        items: All but scalars.
+        places: The pack of each picture.
+    """
+    parts: dict[str, str] = {}
+    texts = []
+    for item in items:
+        shown = item.shows if item.rows is None else [name for _, names in item.rows for name in names]
+        packs = {pack: place for place, pack in enumerate(sorted({places[name] for name in shown}))}
+        ends = f',"packs":{to_json(list(packs))}'
+        if item.rows is not None:
+            rows = [
+                f"{text[:-1]},{to_json(sorted({packs[places[name]] for name in names}))}]" for text, names in item.rows
+            ]
+            ends += _rows_or_parts(chunk, rows, parts)
+        texts.append(f"{item.text[:-1]}{ends}}}")
+    listed = ",\n".join(texts)
+    return f'{{"notes":{notes},"facts":{facts},"items":[{listed}]}}', parts
+
+
+def _rows_or_parts(chunk: str, rows: Sequence[str], parts: dict[str, str]) -> str:
+    """A gallery's rows, or the names of the parts that they go into and how many rows each has."""
+    if sum(map(len, rows)) <= _INLINE:
+        return f',"rows":[{",".join(rows)}]'
+    groups: list[list[str]] = [[]]
+    for row in rows:
+        if groups[-1] and sum(map(len, groups[-1])) + len(row) > _PART:
+            groups.append([])
+        groups[-1].append(row)
+    names = []
+    for group in groups:
+        names.append((f"{chunk}-{len(parts)}", len(group)))
+        parts[names[-1][0]] = f"[{','.join(group)}]"
+    return f',"parts":{to_json(names)}'
+
+
+def _brief(value: Number | None) -> Number | None:
+    """Six figures, which is more than the page shows."""
+    value = plain(value)
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
 def _extent(image: Tile | Picture | ImageCrop) -> tuple[int, int]:
     return image.pixels.shape[2], image.pixels.shape[1]  # width, height
 
@@ -128,6 +261,5 @@ def _numbers(numbers: Mapping[str, Number]) -> list[tuple[str, Number | None]]:
 
 def _name_of(content: Content) -> str:
     """Name a picture by a hash of its content; at 72 bits no two pictures share one by chance."""
-    if isinstance(content, Tensor):
-        content = repr(tuple(content.shape)).encode() + content.cpu().numpy().tobytes()
-    return base64.urlsafe_b64encode(hashlib.blake2b(content, digest_size=9).digest()).decode()
+    text = repr(tuple(content.shape)).encode() + content.cpu().numpy().tobytes()
+    return base64.urlsafe_b64encode(hashlib.blake2b(text, digest_size=9).digest()).decode()

@@ -11,6 +11,7 @@ from typing import Any
 __all__ = ["Head", "Look", "list_looks", "may_leave", "series_of"]
 
 _When = tuple[int, int]  # global step and epoch, in which order looks stand
+_Content = tuple[str, str, str]  # kind, name and layer of an item
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,9 +30,11 @@ class Head:
         data: The images that were looked at, where that is known.
         epoch: The number of training epochs that were complete.
         step: The number of optimizer steps taken.
-        contents: Kind and name of each item.
+        contents: Kind, name and layer of each item.
         scalars: The values of its scalars, in the order in which they stand in `contents`.
+        network: The network that was looked at, where that is known.
         packs: The packs of pictures that its items need.
+        parts: The files that hold what is long of its items.
         left_out: Whether the items were deleted to keep the page small.
     """
 
@@ -46,9 +49,11 @@ class Head:
     data: str
     epoch: int
     step: int
-    contents: tuple[tuple[str, str], ...]
+    contents: tuple[_Content, ...]
     scalars: tuple[float | None, ...]
+    network: str = ""
     packs: tuple[str, ...] = ()
+    parts: tuple[str, ...] = ()
     left_out: bool = False
 
     @property
@@ -86,14 +91,15 @@ def series_of(heads: Iterable[Head]) -> Series:
 def list_looks(heads: Iterable[Head]) -> dict[str, Any]:
     """Describe all looks for the page, in types that JSON has."""
     views: dict[str, dict[str, Any]] = {}
-    contents: dict[tuple[tuple[str, str], ...], int] = {}
+    contents: dict[tuple[_Content, ...], int] = {}
     for (source, stage, data, run), looks in series_of(heads).items():
         view = views.setdefault(source, {"view": source, "series": []})
         newest = max((look.heads[-1] for look in looks), key=lambda head: head.time)
         if newest.time >= view.get("time", 0.0):
             view |= {"time": newest.time, "title": newest.title, "label": newest.label}
         told = [_tell(look, contents) for look in looks]
-        view["series"].append({"stage": stage, "data": data, "run": run, "time": newest.time, "looks": told})
+        about = {"stage": stage, "data": data, "run": run, "network": newest.network, "time": newest.time}
+        view["series"].append({**about, "looks": told})
     return {"views": list(views.values()), "contents": list(contents)}
 
 
@@ -118,12 +124,12 @@ def _is_round(number: int) -> bool:
     return number in (1, 2, 5)
 
 
-def _tell(look: Look, contents: dict[tuple[tuple[str, str], ...], int]) -> dict[str, Any]:
+def _tell(look: Look, contents: dict[tuple[_Content, ...], int]) -> dict[str, Any]:
     """Describe a look; what it contains is mostly the same at every look of a series, and is told once."""
-    values: dict[tuple[str, str], float | None] = {}
+    values: dict[_Content, float | None] = {}
     for head in look.heads:
         measured = iter(head.scalars)
-        values |= {(kind, name): next(measured, None) if kind == "Scalar" else None for kind, name in head.contents}
+        values |= {item: next(measured, None) if item[0] == "Scalar" else None for item in head.contents}
     last = look.heads[-1]
     told = {
         "chunks": [head.chunk for head in look.heads if not head.left_out],
@@ -132,7 +138,7 @@ def _tell(look: Look, contents: dict[tuple[tuple[str, str], ...], int]) -> dict[
         "time": round(last.time),
         "contents": contents.setdefault(tuple(values), len(contents)),
     }
-    scalars = [_brief(value) for (kind, _), value in values.items() if kind == "Scalar"]
+    scalars = [_brief(value) for (kind, _, _), value in values.items() if kind == "Scalar"]
     return told | ({"values": scalars} if scalars else {})
 
 

@@ -8,7 +8,7 @@ import re
 import secrets
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,15 +16,27 @@ from typing import Any, ClassVar
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from lightning_cnnviz.files import write_file
-from lightning_cnnviz.report import Report, Scalar, Step
+from lightning_cnnviz.report import Item, Report, Scalar, Step, Table
 from lightning_cnnviz.sinks._page_folder import PageFolder
-from lightning_cnnviz.sinks._page_items import Pictures, data_uri, plain, to_json
+from lightning_cnnviz.sinks._page_items import (
+    EncodedItem,
+    Pictures,
+    body_and_parts,
+    data_uri,
+    facts_json,
+    plain,
+    to_json,
+)
 from lightning_cnnviz.sinks._page_series import Head
 from lightning_cnnviz.sinks.base import Sink
 
 __all__ = ["PageSink"]
 
-_FORMAT = 1
+_FORMAT = 2
+_SCRIPTS = tuple(
+    f"page{part}.js"
+    for part in ("_data", "_moments", "_dom", "_charts", "_network", "_views", "_unit", "_search", "_compare", "")
+)
 _OURS = re.compile(r'<meta name="generator" content="lightning_cnnviz page (\d+)">')
 _ONE_FILE = '<script type="application/json" id="data-views">'  # of the page that was one file, which ours replaces
 
@@ -36,13 +48,15 @@ class _Encoded:
     Attributes:
         head: What `Head` takes from the report.
         notes: The report's notes, as JSON.
-        items: Each item but scalars as JSON, with the names of its pictures.
+        facts: What is known of layers and channels, as JSON.
+        items: Each item but scalars.
         pictures: These, by name, as data URIs.
     """
 
     head: Mapping[str, Any]
     notes: str
-    items: tuple[tuple[str, tuple[str, ...]], ...]
+    facts: str
+    items: tuple[EncodedItem, ...]
     pictures: Mapping[str, str]
 
 
@@ -138,13 +152,14 @@ class PageSink(Sink):
             "source": report.source,
             "title": report.heading,
             "label": " · ".join(part for part in (report.view.replace("_", " "), report.name) if part),
-            "contents": tuple((type(item).__name__, item.name) for item in report.items),
+            "contents": tuple((type(item).__name__, item.name, _layer_of(item)) for item in report.items),
             "scalars": tuple(None if value is None else float(value) for value in scalars),
         }
         return _Encoded(
             head=head,
             notes=to_json(list(report.notes)),
-            items=tuple((to_json(item), shows) for item, shows in items),
+            facts=facts_json(report.facts),
+            items=tuple(items),
             pictures={name: data_uri(content) for name, content in pictures.contents.items()},
         )
 
@@ -178,10 +193,12 @@ class PageSink(Sink):
         complete = False
         while not complete:
             places = folder.store(chunk, content.pictures)
-            head = self._head(chunk, content, step, tuple(sorted(set(places.values()))))
-            folder.add(head, _body(content, places))
+            body, parts = body_and_parts(chunk, content.notes, content.facts, content.items, places)
+            folder.add_parts(parts)
+            head = self._head(chunk, content, step)
+            folder.add(replace(head, packs=tuple(sorted(set(places.values()))), parts=tuple(parts)), body)
             # Once more where another process, with a limit, has just deleted a pack that looked unused.
-            complete = folder.has_packs(head)
+            complete = folder.has_packs(folder.heads[chunk])
 
     @property
     def _opened(self) -> PageFolder:
@@ -193,7 +210,7 @@ class PageSink(Sink):
         self._written += 1
         return f"{time.time_ns() // 1_000_000:x}-{self._writer}-{self._written}"
 
-    def _head(self, chunk: str, content: _Encoded, step: Step, packs: tuple[str, ...]) -> Head:
+    def _head(self, chunk: str, content: _Encoded, step: Step) -> Head:
         return Head(
             chunk=chunk,
             writer=self._writer,
@@ -203,17 +220,13 @@ class PageSink(Sink):
             data=step.data,
             epoch=step.epoch,
             step=step.global_step,
-            packs=packs,
+            network=step.network,
             **content.head,
         )
 
 
-def _body(content: _Encoded, places: Mapping[str, str]) -> str:
-    """A look's items, each with the packs that its pictures are in."""
-    packs = (to_json(sorted({places[name] for name in shows})) for _, shows in content.items)
-    items = (f'{item.removesuffix("}")},"packs":{own}}}' for (item, _), own in zip(content.items, packs, strict=True))
-    parts = ",\n".join(items)
-    return f'{{"notes":{content.notes},"items":[{parts}]}}'
+def _layer_of(item: Item) -> str:
+    return "" if isinstance(item, Table) else item.layer
 
 
 def _read_page(path: Path) -> str:
@@ -245,6 +258,6 @@ def _page() -> str:
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True
     )
     environment.filters["sha256"] = lambda text: base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-    style, *scripts = (loader.get_source(environment, name)[0] for name in ("page.css", "page_data.js", "page.js"))
+    style, *scripts = (loader.get_source(environment, name)[0] for name in ("page.css", *_SCRIPTS))
     template = environment.get_template("page.html.jinja")
     return template.render(style=style, script="\n".join(scripts), format=_FORMAT)

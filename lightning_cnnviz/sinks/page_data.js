@@ -1,21 +1,23 @@
 "use strict";
-// What the page shows lies in scripts beside it, each of which calls a function of `cnnviz`: the list of looks, then looks
-// and packs of pictures as they are asked for. Nothing else can be loaded: the policy knows the names of these files alone.
+// What the page shows lies in scripts beside it, each of which calls a function of `cnnviz`: the list of looks, then looks,
+// parts of long ones and packs of pictures as they are asked for. Nothing else can be loaded: the policy knows the names of
+// these files alone.
 const trusted = (window.trustedTypes ?? { createPolicy: (_, rules) => rules }).createPolicy("cnnviz", {
   createScriptURL(name) {
-    if (!/^(looks|(looks|pictures)\/[0-9a-z-]+)\.js$/.test(name)) throw new TypeError(`no file of this page: ${name}`);
+    if (!/^(looks|(looks|parts|pictures)\/[0-9a-z-]+)\.js$/.test(name)) throw new TypeError(`no file of this page: ${name}`);
     return name;
   },
 });
-const bodies = new Map(), pictures = new Map(), packs = new Map(); // by name; a pack is the names of its pictures
+const bodies = new Map(), parts = new Map(), pictures = new Map(), packs = new Map(); // by name; a pack is the names of its pictures
 const files = new Map(), ready = new Set();
-const views = [];
-let mostCharacters = 250_000_000; // of pictures in memory
+const allSeries = []; // the looks of one monitor in one stage, run and data set
+let mostCharacters = 120_000_000; // of pictures in memory
 let characters = 0, pending = 0;
 
 Object.defineProperty(window, "cnnviz", { value: Object.freeze({
-  list: (content) => views.splice(0, views.length, ...content.views.map((view) => readView(view, content.contents))),
+  list: (content) => allSeries.splice(0, allSeries.length, ...content.views.flatMap((view) => readView(view, content.contents))),
   look: (name, head, body) => bodies.set(name, body),
+  part: (name, rows) => parts.set(name, rows),
   pictures(pack, sizes, uris) {
     packs.set(pack, Object.keys(sizes));
     packs.get(pack).forEach((name, i) => {
@@ -27,22 +29,16 @@ Object.defineProperty(window, "cnnviz", { value: Object.freeze({
 }) });
 
 // --- the list ---
-const keyOf = (look) => `${look.epoch}-${look.step}-${look.stage}`;
 function readView(view, contents) {
-  const several = view.series.some((series) => series.run > 1), places = new Set(view.series.map((series) => series.data));
-  const series = view.series.map(({ stage, data, run, time, looks }) => {
-    const all = looks.map((look) => readLook(look, stage, contents[look.contents]));
-    const name = [several ? `run ${run}` : "", stage, places.size > 1 ? data : ""].filter(Boolean).join(" · ");
-    const key = stage + (run > 1 ? `~${run}` : "") + (data ? `~${data}` : "");
-    return { key, name, stage, run, time, all, looks: all.filter((look) => look.chunks.length) };
-  }).filter((each) => each.looks.length);
-  const order = ({ stage }) => "fit validate test".indexOf(stage) >>> 0; // others last
-  series.sort((a, b) => a.run - b.run || order(a) - order(b));
-  return { ...view, series };
+  return view.series.map(({ looks, ...series }) => {
+    const all = looks.map((look) => readLook(look, series.stage, contents[look.contents]));
+    return { ...series, source: view.view, title: view.title, label: view.label, all, looks: all.filter((look) => look.chunks.length) };
+  });
 }
-function readLook({ values = [], ...look }, stage, names) {
-  const scalars = new Map(names.filter(([kind]) => kind === "Scalar").map(([, name], i) => [name, values[i]]));
-  return { ...look, stage, scalars, names: names.map(([kind, name]) => ({ kind, name })) };
+function readLook({ values = [], ...look }, stage, contents) {
+  const names = contents.map(([kind, name, layer = ""]) => ({ kind, name, layer }));
+  const scalars = names.filter(({ kind }) => kind === "Scalar").map(({ name, layer }, i) => ({ name, layer, value: values[i] }));
+  return { ...look, stage, names, scalars };
 }
 
 // --- files ---
@@ -63,32 +59,77 @@ function load(file) {
   }
   return files.get(file);
 }
-const chunkFile = (name) => `looks/${name}.js`, packFile = (name) => `pictures/${name}.js`;
+const chunkFile = (name) => `looks/${name}.js`, partFile = (name) => `parts/${name}.js`, packFile = (name) => `pictures/${name}.js`;
+const isRead = (look) => look.chunks.every((name) => ready.has(chunkFile(name)));
+const fetchLook = (look) => Promise.all(look.chunks.map((name) => load(chunkFile(name))));
+
+// --- what a look holds ---
 // What was written twice under one name counts as it was written last.
 function itemsOf(look) {
   if (!isRead(look)) return [];
   if (!look.items) {
     const items = new Map();
     look.notes = new Set();
+    look.facts = [];
     for (const body of look.chunks.map((name) => bodies.get(name))) {
       if (!body) look.notes.add("A file of this look is missing: reload the page.");
-      for (const item of body?.items ?? []) items.set(`${item.kind} ${item.name}`, item);
+      for (const item of body?.items ?? []) items.set(`${item.kind} ${item.name}`, readItem(item));
       for (const note of body?.notes ?? []) look.notes.add(note);
+      look.facts.push(...readFacts(body?.facts));
     }
     look.items = [...items.values()];
   }
   return look.items;
 }
-const isRead = (look) => look.chunks.every((name) => ready.has(chunkFile(name)));
-// The files that must be loaded before the items that `chosen` takes can be shown; those of looks first, since they tell
-// of packs.
-function missing(look, chosen) {
-  if (!isRead(look)) return look.chunks.map(chunkFile).filter((file) => !ready.has(file));
-  return [...new Set(itemsOf(look).filter(chosen).flatMap((item) => item.packs))].map(packFile).filter((file) => !ready.has(file));
+function readItem(item) {
+  if (item.kind !== "Gallery") return item;
+  // Of pages before format 2: rows are objects, and all pictures are loaded with the gallery.
+  const rows = item.rows?.map((row) => (Array.isArray(row) ? row : [row.caption, row.numbers, row.tiles, item.packs.map((_, i) => i)]));
+  const count = rows ? rows.length : item.parts.reduce((sum, [, length]) => sum + length, 0);
+  const channels = item.channels ?? Array(count).fill(null);
+  return { layer: "", ...item, rows, count, channels, places: new Map(channels.map((channel, i) => [channel, i])) };
 }
-async function fetchItems(look, chosen) {
-  for (let wanted; (wanted = missing(look, chosen)).length;) await Promise.all(wanted.map(load));
+function readFacts(facts) {
+  return (facts?.layers ?? []).map((each) => ({
+    layer: each.layer,
+    numbers: new Map(each.numbers),
+    channels: new Map(each.channels),
+    classes: each.classes ? each.classes.map((line) => pairs(line).map(([index, part]) => [String(facts.classes[index]), part])) : null,
+    told: each.told ? each.told.map((line) => pairs(line).map(([index, value]) => [String(facts.classes[index]), value])) : null,
+    histograms: each.histograms,
+    neighbors: each.neighbors?.map(pairs),
+  }));
 }
+const pairs = (line) => Array.from({ length: line.length / 2 }, (_, i) => [line[2 * i], line[2 * i + 1]]);
+
+// --- rows of galleries ---
+function partOf(item, index) {
+  let first = 0;
+  for (const [name, length] of item.parts) {
+    if (index < first + length) return { name, at: index - first };
+    first += length;
+  }
+  return null;
+}
+// A row as it is read: null before its part is there.
+function rowAt(item, index) {
+  const part = item.rows ? null : partOf(item, index);
+  const row = part ? parts.get(part.name)?.[part.at] : item.rows?.[index];
+  return row ? { index, channel: item.channels[index], caption: row[0], numbers: row[1], tiles: row[2].map((tile) => readTile(item, tile)), packs: row[3].map((i) => item.packs[i]) } : null;
+}
+function readTile(item, [picture, crop, caption, numbers, shows = "", rank = null, file = ""]) {
+  const named = item.keys ? item.keys[numbers[0]].map((name, i) => [name, numbers[i + 1]]) : numbers;
+  return { picture, crop, caption, numbers: file ? [...named, ["file", file]] : named, shows, rank, size: item.size };
+}
+async function fetchRow(item, index) {
+  if (!item.rows) await load(partFile(partOf(item, index).name));
+  const row = rowAt(item, index);
+  await Promise.all((row?.packs ?? []).map((pack) => load(packFile(pack))));
+  return row;
+}
+const hasPictures = (row) => row !== null && row.packs.every((pack) => ready.has(packFile(pack)));
+const fetchPictures = (item) => Promise.all((item.packs ?? []).map((pack) => load(packFile(pack))));
+
 // Forget the pictures that were loaded first, except those of these packs.
 function forget(needed) {
   for (const [pack, names] of packs) {

@@ -44,7 +44,8 @@ def test_each_projection_stands_beside_its_patch_with_the_numbers_of_its_unit(ra
         for rank, (projected, seen) in enumerate(zip(left, right, strict=True)):
             image, row_of, column = (int(part[feature, rank]) for part in (layer.images, layer.rows, layer.columns))
             assert torch.equal(projected.pixels, to_gray_centered(next(places)))
-            assert projected.numbers == seen.numbers
+            assert {**seen.numbers, "full contrast": projected.numbers["full contrast"]} == projected.numbers
+            assert (projected.shows, seen.shows, projected.rank, seen.rank) == ("projection", "patch", rank, rank)
             assert projected.numbers["activation"] == pytest.approx(float(MAPS[image, feature].max()))
             assert (projected.numbers["row"], projected.numbers["column"]) == (row_of, column)
             mean = projected.numbers.get("mean activation")

@@ -175,3 +175,6 @@ def test_all_channels_have_facts_also_those_without_patches() -> None:
     assert [name for name, _ in facts.classes[2]] == [name for name, _ in expected]
     assert [part for _, part in facts.classes[2]] == pytest.approx([part for _, part in expected])
     assert facts.classes[1] == ()
+    assert facts.histograms[:2] == (None, None)
+    assert sum(facts.histograms[2].counts) == 6
+    assert {name for name, _ in facts.told[2]} == {"ant", "bee", 2}

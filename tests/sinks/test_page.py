@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -21,13 +22,14 @@ from PIL import Image
 from sinks.harness import Harness, full_disk
 
 import lightning_cnnviz.sinks._page_folder as folder_module
-import lightning_cnnviz.sinks._page_items as items_module
 import lightning_cnnviz.sinks.page as page_module
 from lightning_cnnviz.report import (
     Curve,
     Gallery,
+    Histogram,
     ImageCrop,
     Item,
+    LayerFacts,
     Picture,
     Report,
     Row,
@@ -53,18 +55,40 @@ def gallery(name: str = "features.0", *, features: int = 3, tiles: int = 9, seed
         Row(
             f"channel {feature}",
             tuple(
-                Tile(pixels(seed + feature * 100 + k, side), f"class {k}", {"activation": 9.87654 - k, "image": k})
+                Tile(
+                    pixels(seed + feature * 100 + k, side),
+                    f"tile {k}",
+                    {"activation": 9.87654 - k, "dataset index": seed + k, "label": f"class {k}"},
+                    shows="patch",
+                    rank=k,
+                )
                 for k in range(tiles)
             ),
             {"max": 9.87654 + feature},
+            channel=feature,
         )
         for feature in range(features)
     )
-    return Gallery(name, rows, caption=f"About {name}.", numbers={"channels": 64})
+    return Gallery(name, rows, caption=f"About {name}.", numbers={"channels": 64}, layer=name)
 
 
-def report(*items: Item, view: str = "top_patches", notes: Sequence[str] = ("A note.",)) -> Report:
-    return Report(view, title=f"Title of {view}", items=items, notes=tuple(notes))
+def facts(name: str = "features.0", *, units: int = 3, classes: Sequence[str] = ("cat", "goldfish")) -> LayerFacts:
+    """Of each unit a maximum, and two classes in turn."""
+    driven = tuple(((classes[n % 2], 0.9 - n / (2 * units)), (classes[1 - n % 2], 0.1)) for n in range(units))
+    return LayerFacts(
+        layer=name,
+        channels={"max activation": tuple(float(n) for n in range(units)), "dead": (0,) * (units - 1) + (1,)},
+        classes=driven,
+        neighbors=tuple((((n + 1) % units, 0.75),) for n in range(units)),
+        told=tuple(((classes[n % 2], 3.25),) for n in range(units)),
+        histograms=(*([None] * (units - 1)), Histogram(low=0.0, width=0.5, counts=(7, 0, 1))),
+    )
+
+
+def report(
+    *items: Item, view: str = "top_patches", notes: Sequence[str] = ("A note.",), known: Sequence[LayerFacts] = ()
+) -> Report:
+    return Report(view, title=f"Title of {view}", items=items, notes=tuple(notes), facts=tuple(known))
 
 
 def called(file: Path) -> list[Any]:
@@ -87,7 +111,10 @@ def listed(folder: Path) -> dict[str, dict[str, list[dict[str, Any]]]]:
                 + f"~{series['run']}" * (series["run"] > 1)
                 + f"~{series['data']}" * bool(series["data"])
             )
-            looks = [look | {"names": content["contents"][look["contents"]]} for look in series["looks"]]
+            looks = [
+                look | {"names": [pair[:2] for pair in content["contents"][look["contents"]]]}
+                for look in series["looks"]
+            ]
             found.setdefault(view["view"], {})[key] = looks
     return found
 
@@ -104,8 +131,17 @@ def stored(folder: Path) -> dict[str, list[str]]:
 
 
 def items_of(folder: Path, look: dict[str, Any]) -> list[dict[str, Any]]:
-    """What the chunks of a look say."""
-    return [item for chunk in look["chunks"] for item in called(folder / "looks" / f"{chunk}.js")[2]["items"]]
+    """What the chunks of a look, and their parts, say."""
+    items = [item for chunk in look["chunks"] for item in called(folder / "looks" / f"{chunk}.js")[2]["items"]]
+    for item in items:
+        if "parts" in item:
+            item["rows"] = [row for part, _ in item["parts"] for row in called(folder / "parts" / f"{part}.js")[1]]
+    return items
+
+
+def tiles_of(item: dict[str, Any]) -> list[list[Any]]:
+    """The tiles of all rows of a gallery: picture, place in it, caption, numbers, ..."""
+    return [tile for row in item["rows"] for tile in row[2]]
 
 
 def keys(sink: Sink, loggers: Sequence[Any]) -> list[str]:
@@ -282,8 +318,8 @@ def test_a_page_of_ours_is_replaced(text: str, tmp_path: Path) -> None:
 
 
 def test_a_page_of_a_newer_version_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "index.html").write_text('<meta name="generator" content="lightning_cnnviz page 2">')
-    with pytest.raises(ValueError, match=r"page of format 2, of a newer lightning_cnnviz.*knows formats up to 1"):
+    (tmp_path / "index.html").write_text('<meta name="generator" content="lightning_cnnviz page 3">')
+    with pytest.raises(ValueError, match=r"page of format 3, of a newer lightning_cnnviz.*knows formats up to 2"):
         PageSink(tmp_path).open([], tmp_path)
 
 
@@ -291,7 +327,7 @@ def test_the_page_has_nothing_inline_that_its_policy_forbids(tmp_path: Path) -> 
     sink = PageSink(tmp_path)
     sink.write(report(gallery(), Picture("p", pixels(1), caption=HOSTILE)), Step(epoch=1, global_step=10))
     html = sink.path.read_text(encoding="utf-8")
-    assert len(html) < 60_000
+    assert len(html) < 110_000
     policy, hosts = re.findall(r'Content-Security-Policy" content="([^"]*)"', html)
     assert policy.startswith("default-src 'none';")
     assert policy.endswith("require-trusted-types-for 'script'; trusted-types cnnviz")
@@ -314,7 +350,7 @@ def test_a_picture_is_stored_once(tmp_path: Path) -> None:
     assert [len(uris) for uris in pictures.values()] == [1] * 10
     for look in listed(tmp_path)["other"]["fit"]:
         (item,) = items_of(tmp_path, look)
-        assert {tile[0] for row in item["rows"] for tile in row["tiles"]} == pictures.keys()
+        assert {tile[0] for tile in tiles_of(item)} == pictures.keys()
         assert item["packs"] == [path.stem for path in (tmp_path / "pictures").iterdir()]
 
 
@@ -455,7 +491,7 @@ def test_what_processes_said_they_had_written_is_there(how: str, tmp_path: Path)
     assert [key for key in said if key not in looks] == []
     for (_, step), look in looks.items():
         (item,) = items_of(tmp_path, look)
-        assert [tile[0] for row in item["rows"] for tile in row["tiles"] if tile[0] not in names] == []
+        assert [tile[0] for tile in tiles_of(item) if tile[0] not in names] == []
         assert look["values"] == [step]
 
 
@@ -556,7 +592,7 @@ def test_a_pack_that_another_process_deletes_meanwhile_is_written_again(
     names = stored(tmp_path).keys()
     for look in listed(tmp_path)["top_patches"]["fit"]:
         for item in items_of(tmp_path, look):
-            assert {tile[0] for row in item["rows"] for tile in row["tiles"]} <= names
+            assert {tile[0] for tile in tiles_of(item)} <= names
             assert all((tmp_path / "pictures" / f"{pack}.js").exists() for pack in item["packs"])
 
 
@@ -567,7 +603,7 @@ def test_a_picture_that_is_still_shown_stays(tmp_path: Path) -> None:
     names = stored(tmp_path).keys()
     for look in listed(tmp_path)["top_patches"]["fit"]:
         for item in items_of(tmp_path, look):
-            assert {tile[0] for row in item["rows"] for tile in row["tiles"]} <= names
+            assert {tile[0] for tile in tiles_of(item)} <= names
             assert all((tmp_path / "pictures" / f"{pack}.js").exists() for pack in item["packs"])
 
 
@@ -577,12 +613,12 @@ def test_an_item_that_fails_changes_nothing(tmp_path: Path, monkeypatch: pytest.
     before = files(tmp_path)
     with monkeypatch.context() as patch:
 
-        def broken(curve: Curve) -> str:
-            raise ArithmeticError("no chart")
+        def broken(content: torch.Tensor) -> str:
+            raise ArithmeticError("no picture")
 
-        patch.setattr(items_module, "curve_svg", broken)
+        patch.setattr(page_module, "data_uri", broken)
         bad = report(gallery(seed=77), Curve("c", (), x_label="x", y_label="y"))
-        with pytest.raises(ArithmeticError, match="no chart"):
+        with pytest.raises(ArithmeticError, match="no picture"):
             sink.write(bad, Step(epoch=2, global_step=20))
     assert differing(before, files(tmp_path)) == []
 
@@ -595,14 +631,9 @@ def test_numbers_that_json_lacks_become_null(tmp_path: Path) -> None:
     sink.write(report(*items), Step(epoch=0, global_step=0))
     (look,) = listed(tmp_path)["top_patches"]["fit"]
     shown = items_of(tmp_path, look)
-    assert shown[0]["rows"][0]["tiles"][0][3] == [
-        ["nan", None],
-        ["inf", None],
-        ["numpy", 0.5],
-        ["int", 7],
-        ["text", "NaN"],
-    ]
-    assert shown[0]["rows"][0]["numbers"] == [["7", 1], ["3", 2]]
+    assert shown[0]["keys"] == [["nan", "inf", "numpy", "int", "text"]]
+    assert tiles_of(shown[0])[0][3] == [0, None, None, 0.5, 7, "NaN"]
+    assert shown[0]["rows"][0][1] == [["7", 1], ["3", 2]]
     assert shown[1]["rows"] == [[None, None]]
     assert look["values"] == [None]
 
@@ -645,7 +676,7 @@ def test_patches_of_one_image_are_stored_as_that_image(tmp_path: Path) -> None:
     ((name, uris),) = stored(tmp_path).items()
     assert len(uris) == 1
     items = [item for look in listed(tmp_path)["top_patches"]["fit"] for item in items_of(tmp_path, look)]
-    assert items[0]["rows"][2]["tiles"][0][:2] == [name, [100, 100, 2, 3, 42, 43, 0, 0]]
+    assert items[0]["rows"][2][2][0][:2] == [name, [100, 100, 2, 3, 42, 43, 0, 0]]
     assert items[1]["rows"][0][0]["crop"] == [100, 100, 0, 0, 50, 60, 0, 0]
 
 
@@ -655,8 +686,93 @@ def test_a_tiny_patch_is_kept_without_loss_and_one_of_a_tiny_image_is_cut_from_i
     tiles = [cut(image, (n, 0, n + 20, 20)) for image in (large, tiny) for n in range(4)]
     sink.write(report(Gallery("conv", (Row("channel 0", tuple(tiles)),))), Step(epoch=1, global_step=10))
     (item,) = items_of(tmp_path, listed(tmp_path)["top_patches"]["fit"][0])
-    assert [crop is None for _, crop, *_ in item["rows"][0]["tiles"]] == [True] * 4 + [False] * 4
+    assert [crop is None for _, crop, *_ in tiles_of(item)] == [True] * 4 + [False] * 4
     assert [uris[0].partition(";")[0] for uris in stored(tmp_path).values()] == ["data:image/png"] * 5
+
+
+# --- what is long, and what is known of all units ---
+
+
+def test_a_long_gallery_is_written_in_parts_that_go_with_their_look(tmp_path: Path) -> None:
+    sink = PageSink(tmp_path)
+    long = gallery(features=1500, tiles=1, side=2)
+    sink.write(report(long, gallery("short")), Step(epoch=1, global_step=10))
+    chunk = called(next((tmp_path / "looks").iterdir()))
+    items = chunk[2]["items"]
+    assert ["rows" in item for item in items] == [False, True]
+    assert sum(length for _, length in items[0]["parts"]) == 1500
+    assert items[0]["channels"] == list(range(1500))
+    assert sorted(path.stem for path in (tmp_path / "parts").iterdir()) == sorted(name for name, _ in items[0]["parts"])
+    assert max(path.stat().st_size for path in (tmp_path / "parts").iterdir()) < 130_000
+    for row in items_of(tmp_path, listed(tmp_path)["top_patches"]["fit"][0])[0]["rows"]:
+        packs = [items[0]["packs"][place] for place in row[3]]
+        assert {row[2][0][0]} <= {name for pack in packs for name in called(tmp_path / "pictures" / f"{pack}.js")[1]}
+
+
+def test_parts_of_a_look_that_cannot_be_written_are_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sink = PageSink(tmp_path)
+    sink.write(report(gallery()), Step(epoch=1, global_step=10))
+    before = files(tmp_path)
+
+    def fail(source: Path, target: Path) -> None:
+        if Path(target).parent.name == "looks":
+            full_disk()
+        real(source, target)
+
+    real = os.replace
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", fail)
+        with pytest.raises(OSError, match="No space left"):
+            sink.write(report(gallery(features=400, tiles=1, side=2)), Step(epoch=2, global_step=20))
+    assert differing(before, files(tmp_path)) == []
+
+
+def test_parts_of_a_look_that_is_left_out_are_deleted(tmp_path: Path) -> None:
+    sink = PageSink(tmp_path, max_megabytes=0.001)
+    for number in range(4):
+        look = gallery(features=400, tiles=1, side=2, seed=number * 1000)
+        sink.write(report(look), Step(epoch=number, global_step=number))
+    chunks = {chunk for look in listed(tmp_path)["top_patches"]["fit"] for chunk in look["chunks"]}
+    assert steps(sink) == [0, 3]
+    assert {path.stem.rpartition("-")[0] for path in (tmp_path / "parts").iterdir()} == chunks
+
+
+def test_facts_of_all_units_stand_in_the_look_as_numbers(tmp_path: Path) -> None:
+    sink = PageSink(tmp_path)
+    sink.write(report(gallery(), known=[facts(units=3)]), Step(epoch=1, global_step=10))
+    told = called(next((tmp_path / "looks").iterdir()))[2]["facts"]
+    assert told == {
+        "classes": ["cat", "goldfish"],
+        "layers": [
+            {
+                "layer": "features.0",
+                "channels": [["max activation", [0.0, 1.0, 2.0]], ["dead", [0, 0, 1]]],
+                "classes": [[0, 0.9, 1, 0.1], [1, 0.733333, 0, 0.1], [0, 0.566667, 1, 0.1]],
+                "neighbors": [[1, 0.75], [2, 0.75], [0, 0.75]],
+                "told": [[0, 3.25], [1, 3.25], [0, 3.25]],
+                "histograms": [None, None, [0.0, 0.5, 7, 0, 1]],
+            }
+        ],
+    }
+
+
+def test_looks_of_a_page_before_this_format_stay_on_it(tmp_path: Path) -> None:
+    sink = PageSink(tmp_path)
+    sink.write(report(gallery(features=1, tiles=1)), Step(epoch=1, global_step=10))
+    (file,) = (tmp_path / "looks").iterdir()
+    name, head, body = called(file)
+    for new in ("network", "parts"):
+        del head[new]
+    head["contents"] = [pair[:2] for pair in head["contents"]]
+    (item,) = body["items"]
+    ((caption, numbers, ((picture, crop, about, _, _, _),), _),) = item.pop("rows")
+    old = {"caption": caption, "numbers": numbers, "tiles": [[picture, crop, about, [["activation", 1.0]]]]}
+    old_item = {key: item[key] for key in ("kind", "name", "caption", "numbers", "enlarge", "columns", "size", "packs")}
+    content = json.dumps({"notes": [], "items": [old_item | {"rows": [old]}]})
+    file.write_text(f'cnnviz.look("{name}",{json.dumps(head)},\n{content});\n')
+    other = PageSink(tmp_path)
+    other.write(report(gallery()), Step(epoch=2, global_step=20))
+    assert steps(other) == [10, 20]
 
 
 # --- in a browser ---
@@ -665,12 +781,25 @@ def test_a_tiny_patch_is_kept_without_loss_and_one_of_a_tiny_image_is_cut_from_i
 def settled(page: Any) -> Any:
     """The page, once everything that it asked for is there and shown."""
     frame = "new Promise((done) => requestAnimationFrame(() => setTimeout(done, 5)))"
+    quiet = 0
     for _ in range(1000):  # wait_for_function would need `eval`, which the page forbids
         page.evaluate(frame)
-        if page.evaluate("drawing > 0 && !waiting && pending === 0"):
+        there = page.evaluate("drawing > 0 && !waiting && pending === 0 && typed === 0 && arriving === 0")
+        quiet = quiet + 1 if there else 0
+        if quiet == 4:  # blocks are filled as they are seen
             break
-    page.evaluate(frame)
     return page
+
+
+def at(page: Any, sink: PageSink, place: str = "") -> Any:
+    """The page at a place, as from a link."""
+    page.goto("about:blank")
+    page.goto(f"{sink.path.as_uri()}{place}")
+    return settled(page)
+
+
+def words(text: str) -> str:
+    return re.sub(r"\s+", " ", text).strip()
 
 
 def sources(page: Any, selector: str) -> list[str]:
@@ -678,7 +807,11 @@ def sources(page: Any, selector: str) -> list[str]:
 
 
 def feature_list(page: Any) -> list[str]:
-    return page.locator(".feature:visible strong").all_inner_texts()
+    return page.locator(".feature strong").all_inner_texts()
+
+
+def where(page: Any) -> str:
+    return page.locator("#looks output").inner_text()
 
 
 @pytest.fixture
@@ -690,170 +823,239 @@ def written(tmp_path: Path) -> PageSink:
         items = (
             gallery("features.0", seed=seed),
             gallery("features.3", seed=seed + 5_000, side=40),
-            Scalar("features.0/dead_features", [math.nan, 7.0, 0.123456][look]),
+            Scalar("features.0/dead_features", [math.nan, 7.0, 0.123456][look], layer="features.0"),
         )
-        sink.write(report(*items, notes=["Normalization undone."]), Step(epoch=look, global_step=look * 10))
+        known = [facts("features.0"), facts("features.3")]
+        step = Step(epoch=look, global_step=look * 10, network="TinyNet", data="9 images")
+        sink.write(report(*items, notes=["Normalization undone."], known=known), step)
     return sink
 
 
 @pytest.mark.browser
 def test_opens_from_the_disk_at_the_newest_look(written: PageSink, browser_page: Any) -> None:
-    page = browser_page
-    page.goto(written.path.as_uri())
+    page = at(browser_page, written)
+    assert page.locator("h1").inner_text() == "TinyNet"
+    assert page.locator("#about").inner_text().startswith("9 images · fit · epoch 2 · step 20 · ")
+    assert where(page) == "epoch 2 · step 20"
+    assert page.locator("#network svg a").count() == 2
+    assert len(sources(page, ".glance")) == 6
+    page.get_by_test_id("layer-features.0").click()
     settled(page)
-    assert page.locator("h1").inner_text() == "Title of top_patches"
+    assert page.locator("main h2").inner_text() == "features.0"
+    assert feature_list(page) == ["unit 0", "unit 1", "unit 2"]
     assert page.locator("#notes").inner_text() == "Normalization undone."
-    assert page.locator("#looks output").inner_text() == "epoch 2 · step 20"
-    assert feature_list(page) == ["channel 0", "channel 1", "channel 2"]
-    layer = page.get_by_test_id("layer-features.0")
-    assert layer.get_attribute("aria-current") == "true"
-    assert re.sub(r"\s+", " ", layer.inner_text()) == "features.0 channels 64 dead features 0.1235"
+    assert words(page.locator(".stat").inner_text()) == "dead features 0.1235"
+    assert page.get_by_test_id("layer-features.0").get_attribute("aria-current") == "page"
     widths = page.locator(".feature img").evaluate_all("images => images.map((image) => image.naturalWidth)")
     assert widths == [12] * 27
 
 
 @pytest.mark.browser
-def test_a_feature_opens_with_its_nine_patches(written: PageSink, browser_page: Any) -> None:
-    page = browser_page
-    page.goto(written.path.as_uri())
-    settled(page)
-    page.get_by_test_id("layer-features.3").click()
-    settled(page)
+def test_a_unit_has_a_page_of_its_own_and_back_leads_away(written: PageSink, browser_page: Any) -> None:
+    page = at(browser_page, written, "#/features.3")
     page.get_by_test_id("feature-1").click()
     settled(page)
-    dialog = page.get_by_test_id("dialog")
-    assert dialog.locator("h2").inner_text() == "features.3 · channel 1"
+    assert page.locator("#unit-title").inner_text() == "features.3 · unit 1"
     for k in range(9):
-        patch = dialog.get_by_test_id(f"patch-{k}")
-        image = patch.locator("img").evaluate("i => [i.naturalWidth, i.width, getComputedStyle(i).imageRendering]")
-        assert image == [40, 160, "pixelated"]
-        text = re.sub(r"\s+", " ", patch.inner_text())
-        assert text == f"class {k} activation {float(f'{9.87654 - k:.4g}'):g} image {k}"
-    page.get_by_test_id("next-feature").click()
+        image = page.get_by_test_id(f"patch-{k}").locator("img")
+        form = image.evaluate("i => [i.naturalWidth, i.width, getComputedStyle(i).imageRendering]")
+        assert form == [40, 160, "pixelated"]
+    ranks = page.locator(".rank").all_inner_texts()
+    assert [words(text) for text in ranks][1] == "2 · class 1 activation 8.877 · image 25001 patch"
+    assert page.url.endswith("#/features.3/1")
+    page.get_by_test_id("next-unit").click()
     settled(page)
-    assert dialog.locator("h2").inner_text() == "features.3 · channel 2"
-    assert page.get_by_test_id("next-feature").is_disabled()
-    page.keyboard.press("ArrowUp")
-    settled(page)
-    page.keyboard.press("ArrowUp")
-    settled(page)
-    assert dialog.locator("h2").inner_text() == "features.3 · channel 0"
-    page.keyboard.press("Escape")
-    settled(page)
-    assert not dialog.is_visible()
-    page.wait_for_selector("[data-testid=feature-0]:focus")
-    page.keyboard.press("Enter")
-    settled(page)
-    assert dialog.is_visible()
-    page.get_by_test_id("close").click()
-    settled(page)
-    assert not dialog.is_visible()
+    assert page.locator("#unit-title").inner_text() == "features.3 · unit 2"
+    for title in ("features.3 · unit 1", "features.3"):
+        page.go_back()
+        settled(page)
+        assert page.locator("main h2").inner_text() == title
 
 
 @pytest.mark.browser
-def test_tiles_stand_in_the_columns_that_the_report_says(tmp_path: Path, browser_page: Any) -> None:
-    sink = PageSink(tmp_path)
-    sink.open([], tmp_path)
-    beside = Gallery("beside", gallery(tiles=18).rows, caption="Projections beside patches.", columns=6)
-    sink.write(report(beside, gallery("square", tiles=18)), Step(epoch=1, global_step=10))
-    browser_page.goto(sink.path.as_uri())
-    settled(browser_page)
-
-    def columns(images: str) -> int:
-        lefts = browser_page.eval_on_selector_all(
-            images, "is => is.map(i => Math.round(i.getBoundingClientRect().left))"
-        )
-        return len(set(lefts))
-
-    assert columns("[data-testid=feature-0] img") == 6
-    browser_page.get_by_test_id("feature-0").click()
-    settled(browser_page)
-    assert columns("#patches img") == 6
-    browser_page.keyboard.press("Escape")
-    settled(browser_page)
-    browser_page.get_by_test_id("layer-square").click()
-    settled(browser_page)
-    assert columns("[data-testid=feature-0] img") == 5
+def test_what_two_views_know_of_a_unit_stands_together(tmp_path: Path, browser_page: Any) -> None:
+    sink, image = PageSink(tmp_path), smooth(100)
+    patch = cut(image, (0, 30, 40, 70))
+    numbers = {"activation": 3.5, "dataset index": 7, "label": "n01443537_goldfish"}
+    patch = Tile(patch.pixels, "", numbers, source=patch.source, shows="patch", rank=0)
+    mined = Gallery("conv", (Row("feature 5", (patch,), channel=5),), layer="conv")
+    sink.write(report(mined, known=[facts("conv", units=9)]), Step(epoch=1, global_step=10))
+    gray = torch.full((3, 40, 40), 128, dtype=torch.uint8)
+    gray[:, 10:20, 10:20] = 255
+    # Under other captions and another name, and in another order.
+    projected = Tile(gray, "", {"full contrast": 0.0123456}, shows="projection", rank=0)
+    optimum = Tile(pixels(9, 24), "12", {"activation": 12.0}, shows="optimum", rank=0)
+    others = {
+        "deconvnet": Gallery("c", (Row("x", (Tile(gray, shows="empty"), projected, patch), channel=5),), layer="conv"),
+        "maximization": Gallery("made", (Row("channel five", (optimum,), channel=5),), layer="conv"),
+        "filters": Gallery("kernels", (Row("f", (Tile(pixels(3, 5), shows="filter"),), channel=5),), layer="conv"),
+    }
+    for view, item in others.items():
+        sink.write(report(item, view=view), Step(epoch=1, global_step=10))
+    page = at(browser_page, sink, "#/conv/5")
+    assert words(page.locator(".rank h3").inner_text()) == "1 · goldfish"
+    assert page.locator(".rank .four figcaption").all_inner_texts() == [
+        "on its image",
+        "patch",
+        "projection, to ±0.012",
+        "patch \u00d7 projection",
+    ]
+    box = page.locator(".whole .box").evaluate("b => ['x', 'y', 'width', 'height'].map((name) => b.getAttribute(name))")
+    assert box == ["30", "0", "40", "40"]
+    data = "c.getContext('2d').getImageData(0, 0, 40, 40).data"
+    alpha = f"c => {{ const data = {data}; return [data[4 * (15 * 40 + 15) + 3], data[3]] }}"
+    assert page.get_by_test_id("masked-0").locator("canvas").evaluate(alpha) == [255, pytest.approx(0, abs=8)]
+    assert len(sources(page, "[data-testid=unit-optimum]")) == 1
+    assert len(sources(page, "[data-testid=unit-filter]")) == 1
+    assert words(page.get_by_test_id("unit-neighbors").inner_text()) == "Nearest units, by correlation 6 0.75"
+    assert words(page.get_by_test_id("unit-activity").inner_text()).endswith("Tells best: goldfish (3.3 sd)")
+    assert words(page.get_by_test_id("unit-classes").inner_text()).startswith("Which classes drive it goldfish 62 %")
 
 
 @pytest.mark.browser
 def test_the_slider_moves_through_the_looks(written: PageSink, browser_page: Any) -> None:
-    page = browser_page
-    page.goto(written.path.as_uri())
-    settled(page)
-    label = page.locator("#looks output")
+    page = at(browser_page, written, "#/features.0")
     newest = sources(page, "[data-testid=feature-0]")
     page.get_by_test_id("epoch-slider").fill("0")
     settled(page)
-    assert label.inner_text() == "epoch 0 · step 0"
+    assert where(page) == "epoch 0 · step 0"
     assert set(sources(page, "[data-testid=feature-0]")).isdisjoint(newest)
-    assert page.get_by_test_id("layer-features.0").locator(".stat b").inner_text() == NOT_MEASURED
-    page.get_by_test_id("epoch-slider").press("ArrowRight")
-    settled(page)
-    assert label.inner_text() == "epoch 1 · step 10"
-    page.locator("h1").click()
-    settled(page)
-    page.keyboard.press("ArrowRight")
-    settled(page)
+    assert page.locator(".stat b").inner_text() == NOT_MEASURED
+    page.get_by_test_id("epoch-slider").evaluate("slider => slider.blur()")
+    for _ in range(2):
+        page.keyboard.press("ArrowRight")
+        settled(page)
+    assert where(page) == "epoch 2 · step 20"
     assert sources(page, "[data-testid=feature-0]") == newest
 
-    page.get_by_test_id("feature-0").click()
+
+@pytest.mark.browser
+def test_the_strip_of_a_unit_marks_where_its_image_changes(tmp_path: Path, browser_page: Any) -> None:
+    sink = PageSink(tmp_path)
+    for look, seed in enumerate((0, 0, 5_000)):
+        sink.write(report(gallery(seed=seed)), Step(epoch=look, global_step=look * 10))
+    page = at(browser_page, sink, "#/features.0/0?epoch=1")
+    assert where(page) == "epoch 1 · step 10"
+    page.locator(".evolution").scroll_into_view_if_needed()
     settled(page)
-    assert sources(page, "#patches") == newest
-    page.get_by_test_id("dialog-epoch-slider").fill("1")
-    settled(page)
-    assert set(sources(page, "#patches")).isdisjoint(newest)
-    assert label.inner_text() == "epoch 1 · step 10"
+    marks = page.locator(".look").evaluate_all("looks => looks.map((look) => look.classList.contains('changed'))")
+    assert marks == [False, False, True]
     page.get_by_test_id("strip-2").click()
     settled(page)
-    assert sources(page, "#patches") == newest
+    assert where(page) == "epoch 2 · step 20"
+    page.go_back()
+    settled(page)
+    assert where(page) == "epoch 1 · step 10"
 
 
 @pytest.mark.browser
 def test_a_reload_keeps_the_place_and_the_newest_moves_on(written: PageSink, browser_page: Any) -> None:
-    page = browser_page
-    page.goto(written.path.as_uri())
-    settled(page)
-    page.get_by_test_id("layer-features.3").click()
-    settled(page)
+    page = at(browser_page, written, "#/features.3")
     written.write(report(gallery("features.3", seed=1)), Step(epoch=3, global_step=30))
     page.reload()
     settled(page)
-    assert page.locator("#looks output").inner_text() == "epoch 3 · step 30"
+    assert where(page) == "epoch 3 · step 30"
     assert page.locator("main h2").inner_text() == "features.3"
-    page.get_by_test_id("epoch-slider").fill("1")
-    settled(page)
-    page.get_by_test_id("feature-2").click()
-    settled(page)
+    at(page, written, "#/features.3/2?epoch=1")
     written.write(report(gallery("features.3", seed=2)), Step(epoch=4, global_step=40))
     page.reload()
     settled(page)
-    assert page.locator("#dialog-looks output").inner_text() == "epoch 1 · step 10"
-    assert page.locator("#dialog-title").inner_text() == "features.3 · channel 2"
-    page.goto(f"{written.path.as_uri()}#view=none&layer=gone&look=9-9-fit")
-    settled(page)
-    page.reload()
-    settled(page)
-    assert page.locator("#looks output").inner_text() == "epoch 4 · step 40"
+    assert where(page) == "epoch 1 · step 10"
+    assert page.locator("#unit-title").inner_text() == "features.3 · unit 2"
+    at(page, written, "#/gone/3?view=none&stage=strange&run=9&epoch=x")
+    assert "There is no such layer here." in page.locator("main").inner_text()
 
 
 @pytest.mark.browser
-def test_features_can_be_filtered(tmp_path: Path, browser_page: Any) -> None:
+def test_a_view_that_did_not_look_then_shows_what_it_saw_last(tmp_path: Path, browser_page: Any) -> None:
     sink = PageSink(tmp_path)
-    sink.write(
-        report(gallery(features=30, tiles=2), gallery("few", features=24, tiles=1)), Step(epoch=1, global_step=10)
+    for look in range(4):
+        sink.write(report(gallery(seed=look * 10_000)), Step(epoch=look, global_step=look * 10))
+    kernels = Gallery("k", (Row("r", (Tile(pixels(3)),), channel=0),), layer="features.0")
+    sink.write(report(kernels, view="filters"), Step(epoch=1, global_step=10))
+    page = at(browser_page, sink, "#/features.0?view=filters&epoch=2")
+    assert page.locator("#notes").inner_text() == "A note. Seen at epoch 1 · step 10."
+    assert page.locator(".tabs a").all_inner_texts() == ["top patches", "filters"]
+
+
+@pytest.mark.browser
+def test_stages_never_share_a_line_and_the_page_opens_at_fits(tmp_path: Path, browser_page: Any) -> None:
+    sink = PageSink(tmp_path)
+    for stage, looks in (("fit", 3), ("test", 1), ("validate", 2)):
+        for look in range(looks):
+            items = (gallery(seed=look * 10_000), Scalar("features.0/purity", float(look), layer="features.0"))
+            sink.write(report(*items), Step(epoch=look, global_step=look * 10, stage=stage))
+    page = at(browser_page, sink, "#/features.0")
+    assert page.locator("#series a").all_inner_texts() == ["fit", "validate", "test"]
+    assert where(page) == "epoch 2 · step 20"
+    assert len(page.locator(".spark polyline").get_attribute("points").split()) == 3
+    page.get_by_test_id("series-validate").click()
+    settled(page)
+    assert where(page) == "epoch 1 · step 10"
+    assert len(page.locator(".spark polyline").get_attribute("points").split()) == 2
+    assert page.url.endswith("#/features.0?stage=validate&run=1")
+    at(page, sink, "#/features.0/1?epoch=0&stage=validate")
+    assert where(page) == "epoch 0 · step 0"
+    assert page.get_by_test_id("series-validate").get_attribute("aria-current") == "true"
+
+
+@pytest.mark.browser
+def test_two_runs_stand_beside_each_other_and_what_changed_is_found(tmp_path: Path, browser_page: Any) -> None:
+    for run, seed in (("one", 0), ("two", 5_000)):
+        same, other = gallery("same", features=2), gallery("other", features=8, seed=seed)
+        PageSink(tmp_path).write(report(same, other), Step(epoch=1, global_step=10, run=run))
+    sink = PageSink(tmp_path)
+    page = at(browser_page, sink)
+    assert page.locator("#series a").all_inner_texts() == ["run 2 · fit", "run 1 · fit"]
+    page.get_by_test_id("pin-a").click()
+    settled(page)
+    assert "Pin a look as A" in page.locator("main").inner_text()
+    page.get_by_test_id("series-fit").click()
+    settled(page)
+    page.get_by_test_id("pin-b").click()
+    settled(page)
+    page.locator(".pair").first.wait_for()
+    settled(page)
+    assert page.locator("main h3").all_inner_texts() == ["same · mean overlap 1.00", "other · mean overlap 0.00"]
+    assert page.locator(".pair").count() == 2 + 6
+    assert len(sources(page, ".pairs:first-of-type .pair:first-child")) == 2 * 18
+
+
+@pytest.mark.browser
+def test_a_class_finds_the_units_that_it_drives(tmp_path: Path, browser_page: Any) -> None:
+    sink = PageSink(tmp_path)
+    known = [facts("conv1", units=4), facts("conv2", units=40, classes=("white wolf, Arctic wolf", "goldfish"))]
+    sink.write(report(gallery("conv1"), known=known), Step(epoch=1, global_step=10))
+    page = at(browser_page, sink)
+    page.keyboard.press("/")
+    page.keyboard.type("Goldfish")
+    page.wait_for_timeout(80)
+    settled(page)
+    assert page.get_by_test_id("count").inner_text() == "44 units"
+    rows = page.locator("tbody tr").all_inner_texts()
+    assert words(rows[0]) == "conv2 · 1 goldfish 0.8875 1" + 2 * f" {NOT_MEASURED}"
+    shares = [float(words(row).split(" goldfish ")[1].split()[0]) for row in rows]
+    assert shares == sorted(shares, reverse=True)
+    page.get_by_test_id("search").fill("arctic")
+    page.wait_for_timeout(80)
+    settled(page)
+    assert page.get_by_test_id("count").inner_text() == "40 units"
+    page.get_by_test_id("sort").select_option("maximum")
+    settled(page)
+    assert page.locator("tbody th").first.inner_text() == "conv2 · 39"
+    page.get_by_test_id("only").select_option("dead")
+    settled(page)
+    assert (
+        words(page.locator("tbody").inner_text())
+        == f"conv2 · 39 white wolf, Arctic wolf 0.1 39 {NOT_MEASURED} {NOT_MEASURED} dead"
     )
-    page = browser_page
-    page.goto(sink.path.as_uri())
-    settled(page)
-    page.get_by_test_id("filter").fill("CHANNEL 2")
-    settled(page)
-    assert feature_list(page) == ["channel 2", *(f"channel {n}" for n in range(20, 30))]
-    assert page.get_by_test_id("count").inner_text() == "11 of 30 features"
-    page.get_by_test_id("layer-few").click()
-    settled(page)
-    assert page.get_by_test_id("filter").count() == 0
-    assert len(feature_list(page)) == 24
+    at(page, sink, "#/?q=conv1 2")
+    assert page.locator("tbody th").all_inner_texts() == ["conv1 · 2"]
+    with page.expect_download() as saved:
+        page.get_by_test_id("save-units.csv").click()
+    lines = Path(saved.value.path()).read_text().splitlines()
+    assert lines[0].startswith("layer,unit,class,selectivity")
+    assert lines[1].startswith("conv1,2,cat,0.65,2")
 
 
 @pytest.mark.browser
@@ -861,29 +1063,37 @@ def test_other_items_have_their_own_place(tmp_path: Path, browser_page: Any) -> 
     sink = PageSink(tmp_path)
     curve = Curve(
         "rotation",
-        (Series("conv", x=(0.0, 90.0), y=(0.0, 1.0), low=(0.0, 0.9), high=(0.1, 1.0)),),
+        (
+            Series("conv", x=(0.0, 90.0), y=(0.0, 1.0), low=(0.0, 0.9), high=(0.1, 1.0)),
+            Series("gap", x=(0.0, 90.0), y=(math.nan, 0.5)),
+        ),
         x_label="degrees",
         y_label="distance",
     )
-    table = Table("layers", ("layer_name", "tile", "share"), (("a", Tile(pixels(3)), 0.123456), ("b", None, math.nan)))
-    sink.write(report(gallery()), Step(epoch=1, global_step=10))
-    sink.write(
-        report(Picture("map", pixels(1, 20), caption="A map."), curve, table, Scalar("mean", 2.0), view="other"),
-        Step(epoch=1, global_step=10),
-    )
-    page = browser_page
-    page.goto(sink.path.as_uri())
+    table = Table("layers", ("layer", "tile", "share"), (("conv", Tile(pixels(3)), 0.123456), ("b", None, math.nan)))
+    sink.write(report(gallery("conv")), Step(epoch=1, global_step=10))
+    items = (Picture("map", pixels(1, 20), caption="A map."), curve, table, Scalar("mean", 2.0))
+    sink.write(report(*items, view="other"), Step(epoch=1, global_step=10))
+    page = at(browser_page, sink, "#/?view=other")
+    assert page.locator("main .figure > img").get_attribute("alt") == "map: A map."
+    assert page.locator(".chart circle").count() == 3
+    assert page.locator(".chart circle title").first.text_content() == "conv\ndegrees 0: 0"
+    assert page.locator("thead th").all_inner_texts() == ["layer", "tile", "share"]
+    rows = [words(text) for text in page.locator("tbody tr").all_inner_texts()]
+    assert rows == ["conv 0.1235", f"b {NOT_MEASURED} {NOT_MEASURED}"]
+    assert words(page.locator(".stats").inner_text()) == "mean 2"
+    with page.expect_download() as saved:
+        page.get_by_test_id("save-rotation.csv").click()
+    assert Path(saved.value.path()).read_text().splitlines()[:2] == [
+        "series,degrees,distance,low,high",
+        "conv,0,0,0,0.1",
+    ]
+    with page.expect_download() as saved:
+        page.get_by_test_id("save-rotation.svg").click()
+    assert "<polyline" in Path(saved.value.path()).read_text()
+    page.locator("tbody a").click()
     settled(page)
-    page.get_by_test_id("view-other").click()
-    settled(page)
-    assert not page.locator("#layers").is_visible()
-    sizes = page.locator("main img").evaluate_all(
-        "images => images.map((image) => [image.naturalWidth > 0, image.alt])"
-    )
-    assert sizes == [[True, "map: A map."], [True, "rotation: "], [True, ""]]
-    assert page.locator("th").all_inner_texts() == ["layer name", "tile", "share"]
-    assert page.locator("td").all_inner_texts() == ["a", "", "0.1235", "b", NOT_MEASURED, NOT_MEASURED]
-    assert re.sub(r"\s+", " ", page.locator(".stats").inner_text()) == "mean 2"
+    assert page.locator("main h2").inner_text() == "conv"
 
 
 @pytest.mark.browser
@@ -905,15 +1115,12 @@ def test_a_crop_shows_the_pixels_of_the_patch(
     tmp_path: Path,
     browser_page: Any,
 ) -> None:
-    sink, tile = PageSink(tmp_path), cut(smooth(image), box, offset, side)
-    sink.write(report(Gallery("conv", (Row("channel 0", (tile,)),))), Step(epoch=1, global_step=10))
-    page = browser_page
-    page.goto(sink.path.as_uri())
-    settled(page)
-    page.get_by_test_id("feature-0").click()
-    settled(page)
-    window = {key: round(value) for key, value in page.locator("#patches .crop").bounding_box().items()}
-    scale = round(320 / tile.pixels.shape[1])
+    sink, plain = PageSink(tmp_path), cut(smooth(image), box, offset, side)
+    tile = Tile(plain.pixels, source=plain.source, shows="patch", rank=0)
+    sink.write(report(Gallery("conv", (Row("", (tile,), channel=0),), layer="conv")), Step(epoch=1, global_step=10))
+    page = at(browser_page, sink, "#/conv/0")
+    window = {key: round(value) for key, value in page.locator("[data-testid=patch-0] .crop").bounding_box().items()}
+    scale = round(160 / tile.pixels.shape[1])
     assert (window["height"], window["width"]) == tuple(scale * length for length in tile.pixels.shape[1:])
     shot = np.asarray(Image.open(io.BytesIO(page.screenshot(clip=window))).convert("RGB"))
     shown = torch.from_numpy(shot[scale // 2 :: scale, scale // 2 :: scale].copy()).permute(2, 0, 1)
@@ -922,102 +1129,14 @@ def test_a_crop_shows_the_pixels_of_the_patch(
 
 
 @pytest.mark.browser
-def test_stages_have_sliders_of_their_own_and_the_page_opens_at_fits(tmp_path: Path, browser_page: Any) -> None:
-    sink, page = PageSink(tmp_path), browser_page
-    for stage, looks in (("fit", 3), ("test", 1), ("validate", 2)):
-        for look in range(looks):
-            items = (gallery(seed=look * 10_000), Scalar("features.0/purity", float(look)))
-            sink.write(report(*items), Step(epoch=look, global_step=look * 10, stage=stage))
-    sink.write(report(Scalar("accuracy", 0.5), view="other"), Step(epoch=2, global_step=20, stage="test"))
-    page.goto(sink.path.as_uri())
-    settled(page)
-    label = page.locator("#looks output")
-    assert page.locator("#series button").all_inner_texts() == ["fit", "validate", "test"]
-    assert label.inner_text() == "epoch 2 · step 20"
-    assert len(page.locator("#layers polyline").get_attribute("points").split()) == 3
-    page.get_by_test_id("series-validate").click()
-    settled(page)
-    assert label.inner_text() == "epoch 1 · step 10 · validate"
-    assert len(page.locator("#layers polyline").get_attribute("points").split()) == 2
-    page.keyboard.press("ArrowLeft")
-    settled(page)
-    page.get_by_test_id("view-other").click()
-    settled(page)
-    assert label.inner_text() == "epoch 2 · step 20 · test"
-    assert not page.locator("#series").is_visible()
-    page.get_by_test_id("view-top_patches").click()
-    settled(page)
-    assert label.inner_text() == "epoch 0 · step 0 · validate"
-    page.goto(f"{sink.path.as_uri()}#look=0-0-test")  # as links were before there were series
-    page.reload()
-    settled(page)
-    assert label.inner_text() == "epoch 0 · step 0 · test"
-
-
-@pytest.mark.browser
-def test_two_runs_stand_beside_each_other(tmp_path: Path, browser_page: Any) -> None:
-    page = browser_page
-    for seed in (0, 5_000):
-        sink = PageSink(tmp_path)
-        for look in (1, 2):
-            sink.write(report(gallery(seed=seed + look)), Step(epoch=look, global_step=look * 10))
-    page.goto(sink.path.as_uri())
-    settled(page)
-    newest = sources(page, "[data-testid=feature-0]")
-    assert page.locator("#series button").all_inner_texts() == ["run 1 · fit", "run 2 · fit"]
-    assert page.get_by_test_id("series-fit~2").get_attribute("aria-pressed") == "true"
-    page.get_by_test_id("series-fit").click()
-    settled(page)
-    assert set(sources(page, "[data-testid=feature-0]")).isdisjoint(newest)
-
-
-@pytest.mark.browser
-def test_left_out_looks_are_counted_and_their_scalars_stay(tmp_path: Path, browser_page: Any) -> None:
-    thinned(tmp_path, 6, 0.001)
-    page = browser_page
-    page.goto((tmp_path / "index.html").as_uri())
-    settled(page)
-    said = page.locator("#looks .soft").inner_text()
-    assert said == "look 2 of 2 · 4 looks left out to keep this page small"
-    page.get_by_test_id("layer-overview").click()
-    settled(page)
-    assert len(page.locator(".stats polyline").get_attribute("points").split()) == 6
-
-
-@pytest.mark.browser
-def test_a_look_is_loaded_when_it_is_asked_for(tmp_path: Path, browser_page: Any) -> None:
-    sink, page, asked = PageSink(tmp_path), browser_page, []
-    for look in range(30):
-        sink.write(report(gallery(seed=look * 10_000)), Step(epoch=look, global_step=look * 10))
-    page.on("request", lambda request: asked.append(request.url))
-    page.goto(sink.path.as_uri())
-    settled(page)
-    page.wait_for_timeout(300)
-    settled(page)
-    assert len(asked) == 2 + 2 * 2  # the page, the list; and of two looks the look and its pictures
-    page.get_by_test_id("epoch-slider").fill("3")
-    settled(page)
-    assert page.locator("#looks output").inner_text() == "epoch 3 · step 30"
-    assert len(sources(page, "[data-testid=feature-0]")) == 9
-    page.get_by_test_id("feature-0").click()
-    settled(page)
-    page.get_by_test_id("strip-0").locator("img").first.wait_for()
-    assert len(asked) < 2 + 2 * 30
-
-
-@pytest.mark.browser
-def test_a_file_that_is_missing_is_said(tmp_path: Path, browser_page: Any, page_problems: list[str]) -> None:
+def test_missing_files_are_said(tmp_path: Path, browser_page: Any, page_problems: list[str]) -> None:
     sink, page = PageSink(tmp_path), browser_page
     for look in range(3):
         sink.write(report(gallery(seed=look * 10_000)), Step(epoch=look, global_step=look * 10))
     min((tmp_path / "looks").iterdir()).unlink()
-    page.goto(sink.path.as_uri())
-    settled(page)
-    page.get_by_test_id("epoch-slider").fill("0")
-    settled(page)
-    assert "A file of this look is missing: reload the page." in page.locator("#notes").inner_text()
-    page.get_by_test_id("epoch-slider").fill("1")
-    settled(page)
+    at(page, sink, "#/features.0?epoch=0")
+    assert "A file of this look is missing: reload the page." in page.locator("main").inner_text()
+    at(page, sink, "#/features.0?epoch=1")
     assert len(sources(page, "[data-testid=feature-0]")) == 9
     (tmp_path / "looks.js").unlink()
     page.reload()
@@ -1029,132 +1148,102 @@ def test_a_file_that_is_missing_is_said(tmp_path: Path, browser_page: Any, page_
 
 @pytest.mark.browser
 def test_pictures_are_forgotten_when_there_are_too_many(tmp_path: Path, browser_page: Any) -> None:
-    sink, page = PageSink(tmp_path), browser_page
+    sink = PageSink(tmp_path)
     for look in range(12):
-        sink.write(report(gallery(seed=look * 10_000), gallery("same")), Step(epoch=look, global_step=look * 10))
-    page.goto(sink.path.as_uri())
-    settled(page)
+        sink.write(report(gallery(seed=look * 10_000)), Step(epoch=look, global_step=look * 10))
+    page = at(browser_page, sink, "#/features.0/1")
     page.evaluate("mostCharacters = 50_000")
     for look in [*range(12), 0, 5, 11]:
         page.get_by_test_id("epoch-slider").fill(str(look))
         settled(page)
         page.wait_for_timeout(150)
         settled(page)
-        assert all(sources(page, "[data-testid=feature-0]"))
+        assert all(sources(page, ".rank"))
         held = page.evaluate("[characters, [...pictures.values()].reduce((sum, each) => sum + each.uri.length, 0)]")
-        assert held[0] == held[1] <= 110_000
-
-
-@pytest.mark.browser
-def test_one_feature_seen_by_two_views_is_shown_side_by_side(tmp_path: Path, browser_page: Any) -> None:
-    sink = PageSink(tmp_path)
-    sink.write(report(gallery()), Step(epoch=1, global_step=10))
-    sink.write(report(gallery(seed=500, tiles=4), view="deconvnet"), Step(epoch=1, global_step=10))
-    page = browser_page
-    page.goto(sink.path.as_uri())
-    settled(page)
-    page.get_by_test_id("feature-1").click()
-    settled(page)
-    assert len(sources(page, "[data-testid=same-deconvnet]")) == 4
-
-
-@pytest.mark.browser
-def test_features_of_one_caption_stay_apart(tmp_path: Path, browser_page: Any) -> None:
-    rows = tuple(Row("", (Tile(pixels(n), f"tile {n}"),)) for n in range(3))
-    sink = PageSink(tmp_path)
-    sink.write(report(Gallery("kernels", rows)), Step(epoch=1, global_step=10))
-    page = browser_page
-    page.goto(sink.path.as_uri())
-    settled(page)
-    page.get_by_test_id("feature-1").click()
-    settled(page)
-    assert page.locator("#dialog-title").inner_text() == "kernels · #2"
-    assert page.get_by_test_id("patch-0").inner_text() == "tile 1"
+        assert held[0] == held[1] <= 140_000
 
 
 @pytest.mark.browser
 @pytest.mark.parametrize(
     ("items", "text"),
     [
-        ((), "This look has nothing to show."),
+        ((), "Choose a layer."),
         ((Gallery("g", ()),), "This gallery has no rows at this look."),
         ((Table("t", ("a",), ()),), "This table has no rows."),
         ((Gallery("g", (Row("dead", ()),)),), "dead"),
+        ((Curve("c", (Series("s", x=(1.0,), y=(math.nan,)),), x_label="x", y_label="y"),), "Nothing was measured."),
     ],
 )
 def test_nothing_to_show_is_said(items: tuple[Item, ...], text: str, tmp_path: Path, browser_page: Any) -> None:
     sink = PageSink(tmp_path)
     sink.write(report(*items), Step(epoch=0, global_step=0))
-    browser_page.goto(sink.path.as_uri())
-    settled(browser_page)
-    assert text in browser_page.locator("main").inner_text()
+    page = at(browser_page, sink)
+    assert text in page.locator("main").inner_text()
+
+
+@pytest.mark.browser
+def test_left_out_looks_are_counted_and_their_scalars_stay(tmp_path: Path, browser_page: Any) -> None:
+    sink = PageSink(tmp_path, max_megabytes=0.001)
+    for look in range(6):
+        items = (gallery(seed=look * 10_000), Scalar("accuracy", float(look)))
+        sink.write(report(*items), Step(epoch=look, global_step=look))
+    page = at(browser_page, sink, "#/?view=top_patches")
+    said = page.locator("#looks .soft").inner_text()
+    assert said == "look 2 of 2 · 4 looks left out to keep this page small"
+    assert len(page.locator(".stats polyline").get_attribute("points").split()) == 6
 
 
 @pytest.mark.browser
 def test_two_monitors_of_one_view_are_two_views(tmp_path: Path, browser_page: Any) -> None:
-    sink, page = PageSink(tmp_path), browser_page
-    for name, caption in (("", "of nobody"), ("teacher", "of the teacher"), ("student", "of the student")):
-        items = (Gallery("conv", (Row(caption, (Tile(pixels(1)),)),)),)
+    sink = PageSink(tmp_path)
+    for name in ("", "teacher", "student"):
+        items = (Gallery("conv", (Row("", (Tile(pixels(1)),), {f"of {name}": 1}, channel=0),), layer="conv"),)
         sink.write(Report("top_patches", title="Top-9", items=items, name=name), Step(epoch=1, global_step=10))
-    page.goto(sink.path.as_uri())
-    settled(page)
-    labels = page.locator("#views button").all_inner_texts()
-    assert labels == ["top patches", "top patches · teacher", "top patches · student"]
+    page = at(browser_page, sink, "#/conv")
+    labels = ["top patches", "top patches · teacher", "top patches · student"]
+    assert page.locator(".tabs a").all_inner_texts() == labels
     page.get_by_test_id("view-top_patches/teacher").click()
     settled(page)
     for _ in range(2):
-        assert page.locator("h1").inner_text() == "Top-9 · teacher"
-        assert page.get_by_test_id("feature-0").inner_text() == "of the teacher"
+        assert words(page.get_by_test_id("feature-0").inner_text()) == "unit 0 of teacher 1"
         page.reload()
         settled(page)
 
 
 @pytest.mark.browser
 def test_hostile_text_is_only_text(tmp_path: Path, browser_page: Any) -> None:
-    evil = Gallery(
-        HOSTILE, (Row(HOSTILE, (Tile(pixels(0), HOSTILE, {HOSTILE: HOSTILE}),), {HOSTILE: 1.5}),), caption=HOSTILE
+    evil = HOSTILE + "\u202eright to left\u202c" + "long" * 80
+    tile = Tile(pixels(0), evil, {evil: evil, "label": evil, "file": evil}, shows="patch", rank=0)
+    shown = Gallery(evil, (Row(evil, (tile,), {evil: 1.5}, channel=3),), caption=evil, layer=evil)
+    curve = Curve(evil, (Series(evil, x=(0.0, 1.0), y=(0.0, 1.0)),), x_label=evil, y_label=evil, caption=evil)
+    table = Table(evil, (evil,), ((evil,), ("\ud800",)))
+    known = LayerFacts(
+        layer=evil, numbers={"type": evil, "kind": "conv"}, channels={evil: (evil,) * 4}, classes=(((evil, 0.5),),) * 4
     )
-    curve = Curve(
-        HOSTILE, (Series(HOSTILE, x=(0.0, 1.0), y=(0.0, 1.0)),), x_label=HOSTILE, y_label=HOSTILE, caption=HOSTILE
-    )
-    table = Table(HOSTILE, (HOSTILE,), ((HOSTILE,), ("\ud800",)))
+    items = (shown, Picture(evil, pixels(1), caption=evil), curve, table, Scalar(f"{evil}/{evil}", 1.0, layer=evil))
     sink = PageSink(tmp_path)
-    items = (evil, Picture(HOSTILE, pixels(1), caption=HOSTILE), curve, table, Scalar(f"{HOSTILE}/{HOSTILE}", 1.0))
     for number in range(2):
-        sink.write(
-            Report(HOSTILE, title=HOSTILE, items=items, notes=(HOSTILE,)),
-            Step(epoch=1, global_step=number, stage=HOSTILE),
-        )
-        sink.write(report(gallery()), Step(epoch=1, global_step=number))
+        step = Step(epoch=1, global_step=number, stage=evil, network=evil, data=evil)
+        sink.write(Report(evil, title=evil, items=items, notes=(evil,), facts=(known,)), step)
     page = browser_page
-    page.goto(sink.path.as_uri())
-    settled(page)
-    assert page.locator("h1").text_content() == "Title of top_patches"
-    page.get_by_test_id(f"view-{HOSTILE}").click()
-    settled(page)
-    assert page.locator("h1").text_content() == HOSTILE
-    assert page.locator("main h2").text_content() == HOSTILE
-    page.get_by_test_id("feature-0").click()
-    settled(page)
-    assert page.get_by_test_id("patch-0").locator("strong").text_content() == HOSTILE
-    page.get_by_test_id("dialog-epoch-slider").fill("0")
-    settled(page)
-    page.reload()
-    settled(page)
-    assert page.locator("#dialog-title").text_content() == f"{HOSTILE} · {HOSTILE}"
-    assert page.locator("#looks output").text_content() == f"epoch 1 · step 0 · {HOSTILE}"
-    assert page.evaluate("window.hacked") is None
-    assert page.locator("script").count() == 1
-    assert page.locator("[onerror]").count() == 0
+    for width in (375, 1280):
+        page.set_viewport_size({"width": width, "height": 800})
+        for place in ("", f"#/{quote(evil, safe='')}", f"#/{quote(evil, safe='')}/3", "#/?q=right", "#/?view=none&q="):
+            at(page, sink, place)
+            assert page.locator("h1").text_content() == evil
+            assert page.evaluate("document.documentElement.scrollWidth") <= width, place
+            assert page.evaluate("window.hacked") is None
+            assert page.locator("script:not([src])").count() == 1
+            assert page.locator("[onerror]").count() == 0
+    at(page, sink, f"#/{quote(evil, safe='')}/3")
+    assert page.locator("#unit-title").text_content() == f"{evil} · unit 3"
 
 
 @pytest.mark.browser
 def test_the_policy_holds_and_the_watch_can_fail(
     written: PageSink, browser_page: Any, page_problems: list[str]
 ) -> None:
-    page = browser_page
-    page.goto(written.path.as_uri())
-    settled(page)
+    page = at(browser_page, written)
     assert page_problems == []
     page.evaluate("""() => {
       document.body.setAttribute("style", "color: red");
@@ -1195,13 +1284,100 @@ def test_the_policy_holds_and_the_watch_can_fail(
 
 
 @pytest.mark.browser
-@pytest.mark.parametrize("width", [360, 1280])
+@pytest.mark.parametrize("width", [375, 768, 1600])
 def test_nothing_sticks_out_of_the_window(written: PageSink, width: int, browser_page: Any) -> None:
     page = browser_page
     page.set_viewport_size({"width": width, "height": 800})
-    page.goto(written.path.as_uri())
+    for place in ("", "#/features.0", "#/features.3/1", "#/?q=cat"):
+        at(page, written, place)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, place
+
+
+@pytest.mark.browser
+def test_the_keyboard_alone_is_enough(written: PageSink, browser_page: Any) -> None:
+    page = at(browser_page, written)
+    focused = "document.activeElement.dataset.testid ?? document.activeElement.id"
+    page.keyboard.press("Tab")
+    assert page.evaluate(focused) == "skip"
+    page.keyboard.press("Enter")
+    assert page.evaluate(focused) == "main"
+    page.keyboard.press("?")
+    assert page.locator("#keys").is_visible()
+    page.keyboard.press("Escape")
+    page.get_by_test_id("layer-features.0").focus()
+    page.keyboard.press("ArrowDown")
+    assert page.evaluate(focused) == "layer-features.3"
+    page.keyboard.press("Enter")
     settled(page)
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
-    page.get_by_test_id("feature-0").click()
+    assert page.locator("main h2").inner_text() == "features.3"
+    page.get_by_test_id("feature-0").focus()
+    page.keyboard.press("Enter")
     settled(page)
-    assert page.evaluate("document.getElementById('dialog').scrollWidth") <= width
+    page.locator("#main").focus()
+    page.keyboard.press("ArrowDown")
+    settled(page)
+    assert page.locator("#unit-title").inner_text() == "features.3 · unit 1"
+    page.keyboard.press("ArrowLeft")
+    settled(page)
+    assert where(page) == "epoch 1 · step 10"
+    page.keyboard.press("Escape")
+    settled(page)
+    assert page.locator("main h2").inner_text() == "features.3"
+
+
+# What axe-core calls a violation most often, without a dependency: names, labels, contrast.
+CHECK = Path(__file__).with_name("page_check.js").read_text()
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_everything_has_a_name_and_contrast(written: PageSink, scheme: str, browser_page: Any) -> None:
+    page = browser_page
+    page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
+    for place in ("", "#/features.0", "#/features.3/1?epoch=1", "#/?q=cat"):
+        at(page, written, place)
+        assert page.evaluate(CHECK) == [], place
+    page.evaluate("document.querySelector('h1').style.color = getComputedStyle(document.body).backgroundColor")
+    assert "contrast: <h1" in page.evaluate(CHECK)[0]
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+def test_three_thousand_units_in_one_layer_are_quick(tmp_path: Path, browser_page: Any) -> None:
+    sink, images = PageSink(tmp_path), [smooth(64).roll(shift, 2) for shift in range(60)]
+
+    def tile(unit: int, rank: int) -> Tile:
+        at = (unit * 9 + rank * 7) % 60
+        plain = cut(images[at], (0, unit % 20, 40, unit % 20 + 40))
+        numbers = {"activation": 9.0 - rank, "dataset index": at, "label": f"class {at}", "row": 1, "column": 2}
+        return Tile(plain.pixels, "9", numbers, source=plain.source, shows="patch", rank=rank)
+
+    rows = tuple(Row(f"feature {n}", tuple(tile(n, rank) for rank in range(9)), channel=n) for n in range(3000))
+    known = facts("conv", units=3000, classes=("class 1", "class 2"))
+    sink.write(report(Gallery("conv", rows, layer="conv"), known=[known]), Step(epoch=1, global_step=10))
+    page = browser_page
+    page.goto(sink.path.as_uri())
+    settled(page)
+    page.reload()
+    painted = page.evaluate(
+        "new Promise((done) => new PerformanceObserver((list) => done(list.getEntries()[0].startTime))"
+        ".observe({ type: 'paint', buffered: true }))"
+    )
+    assert painted < 1000
+    at(page, sink, "#/conv")
+    assert page.locator(".feature").count() == 3000
+    assert page.locator(".feature img").count() < 1500
+    at(page, sink, "#/conv/0")
+    # As the page itself counts: from the key to the pictures in the document.
+    timed = """async (unit) => {
+      const began = performance.now(), title = () => document.getElementById("unit-title")?.textContent ?? "";
+      go({ unit });
+      while (waiting || pending || !title().endsWith(`unit ${unit}`)) await new Promise((done) => setTimeout(done));
+      return performance.now() - began;
+    }"""
+    times = sorted(page.evaluate(timed, unit) for unit in range(100, 3000, 290))
+    assert times[len(times) // 2] < 100, times
+    search = "() => { const began = performance.now(); state.q = 'class 1'; draw(); return performance.now() - began; }"
+    assert min(page.evaluate(search) for _ in range(3)) < 200
+    used = page.evaluate("performance.memory?.usedJSHeapSize ?? 0")
+    assert used < 400e6

@@ -136,7 +136,6 @@ def test_leaves_no_trace(photos: Path, tmp_path: Path) -> None:
         "index.html",
         "looks.js",
         "looks",
-        "pictures",
         "record",
     }
 

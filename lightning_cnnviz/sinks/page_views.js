@@ -1,0 +1,155 @@
+// --- the views of one layer, or of the whole network ---
+const HELP = {
+  top_patches: ["The image regions that drive each feature map most.", "For every channel, the images with its strongest activation over the whole data set, each cut to the receptive field of the unit that was strongest.", "What the channel does on images that are not there, or why: look at the projection for that. Few images a class bound the purity.", "Zeiler & Fergus 2013, section 4, Fig. 2"],
+  deconvnet: ["What in a patch the unit answers to.", "The unit's activation is passed back to pixels through the transposed filters, with the switches of the max pooling that were recorded on the way up.", "It is no gradient and no heat map of importance: it shows structure that this unit's path would pass on. Each picture has a scale of its own.", "Zeiler & Fergus 2013, section 2.1 and Fig. 2"],
+  filters: ["The weights themselves.", "Each kernel on one scale a layer, mid-gray is zero; kernels of three channels in color.", "In deeper layers, what a weight means depends on the channel that it reads.", "Zeiler & Fergus 2013, section 4.1 and Fig. 6"],
+  activation_maps: ["Where on an image each channel is active.", "The feature maps of a few fixed images, the strongest first, on one scale a row.", "Nothing about other images.", "Zeiler & Fergus 2013, section 3"],
+  layer_probe: ["How well a simple classifier does on the features of each layer.", "A linear SVM or softmax is trained on the features, and tested on images it has not seen.", "That the network uses what the probe finds.", "Zeiler & Fergus 2013, section 5.3, Table 7"],
+  online_probe: ["How well a linear classifier does on each layer while the network learns.", "It is trained beside the network, without touching it.", "Its accuracy lags behind that of a probe that is trained to the end.", "Alain & Bengio 2016"],
+  invariance: ["How features and scores change as images are shifted, scaled and rotated.", "The distance of the features from those of the untouched image, and the probability of the class.", "Invariance to other changes.", "Zeiler & Fergus 2013, section 4.1 and Fig. 5"],
+  occlusion: ["Which parts of an image the score depends on.", "A gray square is moved over the image; the maps show the score at each of its places.", "Parts that stand in for each other: covering one alone changes little.", "Zeiler & Fergus 2013, section 4.2 and Fig. 7"],
+  attribution: ["Which pixels speak for the class.", "Gradients of the score at the pixels, or a method that builds on them.", "They depend on the method, and noise looks like structure.", "Selvaraju et al. 2017; Sundararajan et al. 2017"],
+  maximization: ["What the network itself would draw for a unit or a class.", "An image is climbed by gradient ascent, under small transforms that keep it stable.", "It is one of many optima, and far from real images.", "Erhan et al. 2009; Olah et al. 2017"],
+  correlation: ["Which channels of a layer say the same.", "Pearson's correlation of the channels' means over the images, clustered.", "Channels that agree on the mean may differ in place.", ""],
+  layer_table: ["What the network is made of.", "Measured from one pass: sizes, parameters, multiply-adds and receptive fields that no border cuts off.", "How much of a receptive field matters: mostly its middle.", ""],
+  comparison: ["What has become of each unit.", "Correlation and CKA of the activations of two networks on the same images, with one-to-one matching.", "Whether they compute it alike.", "Kornblith et al. 2019"],
+};
+function helpFor(source) {
+  const help = HELP[source.split("/")[0]];
+  if (!help) return null;
+  const [what, made, not, paper] = help;
+  return h("details", { class: "help" }, h("summary", {}, "How to read this"), h("dl", {}, h("dt", {}, "What"), h("dd", {}, what), h("dt", {}, "How it is made"), h("dd", {}, made), h("dt", {}, "What it cannot tell"), h("dd", {}, not), paper ? h("dt", {}, "Paper") : null, paper ? h("dd", {}, paper) : null));
+}
+const isAbout = (item, layer) => item.layer === (layer ?? "");
+const tabsOf = (place, layer) => place.views.filter(({ look }) => itemsOf(look).some((item) => isAbout(item, layer)) || look.scalars.some((scalar) => isAbout(scalar, layer)));
+const tabNow = (tabs) => tabs.find((view) => view.key === state.view) ?? tabs.find((view) => itemsOf(view.look).some((item) => isAbout(item, state.layer))) ?? tabs[0];
+function drawTabs(tabs, current, glances = current === "glance") {
+  const all = [...(glances ? [{ key: "glance", label: "at a glance" }] : []), ...tabs];
+  return h("nav", { class: "tabs", "aria-label": "Views" }, all.map(({ key, label }) => h("a", { href: linkTo({ view: key, unit: null }), "data-testid": `view-${key}`, "aria-current": key === current ? "page" : null }, label)));
+}
+// Each layer in a line, by the strongest patches of the units that one class drives most.
+const AT_A_GLANCE = 12;
+function drawGlance(place, { layers }) {
+  const galleries = patchesOf(place).filter((item) => item.count && item.places.size);
+  if (!galleries.length) return null;
+  const lines = galleries.map((item) => {
+    const { classes, numbers, units } = layers.get(item.layer), share = (unit) => classes?.[unit]?.[0]?.[1] ?? 0;
+    const chosen = [...item.places.keys()].filter((unit) => unit !== null).sort((one, other) => share(other) - share(one) || one - other).slice(0, AT_A_GLANCE);
+    const thumbs = chosen.map((unit) => h("a", { href: linkTo({ layer: item.layer, unit, view: null }), "data-unit": unit, class: "glance", "aria-label": `${item.layer}, unit ${unit}` }, h("span", { class: "thumb" }), h("span", {}, share(unit) ? className(classes[unit][0][0]) : `${unit}`)));
+    const line = h("section", { class: "line-of-units" }, h("h3", {}, h("a", { href: linkTo({ layer: item.layer, unit: null, view: null }) }, item.layer)), h("p", { class: "soft" }, [numbers.get("type"), numbers.get("output"), numbers.get("receptive field") && `sees ${numbers.get("receptive field")} px`, units && `${units} units`].filter(Boolean).join(" · ")), h("div", { class: "glances" }, thumbs));
+    return { line, thumbs, layer: item.layer };
+  });
+  whenSeen(lines.map(({ line }) => line), (node) => {
+    const { thumbs, layer } = lines.find(({ line }) => line === node);
+    return Promise.all(thumbs.map((thumb) => fillThumb(thumb.firstChild, place, layer, Number(thumb.dataset.unit), phone.matches ? 64 : 84)));
+  });
+  return h("div", { class: "glance-lines" }, lines.map(({ line }) => line));
+}
+function drawViews(place, knowledge) {
+  const { layer } = state, tabs = tabsOf(place, layer);
+  const missing = place.views.flatMap(({ look }) => (look.chunks.every((name) => bodies.has(name)) ? [] : [...(look.notes ?? [])]));
+  if (layer !== null && !knowledge.layers.has(layer)) return [h("h2", {}, layer), empty(missing[0] ?? "There is no such layer here.")];
+  const glance = layer === null ? drawGlance(place, knowledge) : null;
+  if (glance && (state.view === null || state.view === "glance")) return [h("div", { class: "head" }, h("h2", {}, "At a glance")), drawTabs(tabs, "glance"), glance];
+  if (!tabs.length) return layer === null ? [empty(missing[0] ?? "Choose a layer.")] : [h("h2", {}, layer), empty(missing[0] ?? "Nothing was seen of this layer here.")];
+  const current = tabNow(tabs), { look, series } = current;
+  const items = itemsOf(look).filter((item) => isAbout(item, layer));
+  const late = isAt(look, place.moment) ? "" : ` Seen at ${nameOf(look, place.line)}.`;
+  return [
+    h("div", { class: "head" }, h("h2", {}, layer ?? series.title), layer === null ? null : drawLayerFacts(knowledge.layers.get(layer)),
+      layer === null ? null : h("a", { href: linkTo({ q: layer, layer: null, unit: null }), class: "button", "data-testid": "list-units" }, "List its units")),
+    drawTabs(tabs, current.key, Boolean(glance)),
+    h("p", { class: "soft", id: "notes" }, [...(look.notes ?? [])].join(" ") + late),
+    drawStats(place, current, layer),
+    items.map((item) => (item.kind === "Gallery" ? drawGallery(item, knowledge) : null)),
+    h("div", { class: "figures" }, items.filter((item) => item.kind !== "Gallery").map(drawFigure)),
+    helpFor(series.source),
+  ];
+}
+function drawLayerFacts({ numbers, units }) {
+  const told = ["type", "output", "receptive field", "parameters"].filter((name) => numbers.get(name)).map((name) => [name, numbers.get(name)]);
+  return facts([...told, ...(units ? [["units", units]] : [])]);
+}
+// The numbers to follow over time, with what they were before.
+function drawStats({ line, moment }, { series, look }, layer) {
+  const own = look.scalars.filter((scalar) => isAbout(scalar, layer));
+  if (!own.length || !line) return null;
+  return h("div", { class: "stats" }, own.map(({ name, value }) => {
+    const trend = series.all.map((each) => each.scalars.find((scalar) => scalar.name === name)?.value ?? null);
+    const short = words(layer && name.startsWith(`${layer}/`) ? name.slice(layer.length + 1) : name);
+    return h("span", { class: "stat" }, h("span", {}, short), series.all.length > 1 ? sparkline(trend, series.all.indexOf(look)) : null, h("b", {}, show(value)));
+  }));
+}
+
+// --- galleries ---
+// As the report says, where places mean something (projections beside patches); else as nearly a square as possible.
+const columnsFor = (gallery, tiles) => Math.min(gallery.columns ?? Math.ceil(Math.sqrt(Math.max(tiles, 1))), gallery.columns ? 12 : 8);
+const tileText = (tile) => [tile.rank === null || !tile.shows ? "" : `${tile.shows} ${tile.rank + 1}`, tile.caption, ...tile.numbers.map(([name, value]) => `${words(name)} ${name === "label" ? className(value) : show(value)}`)].filter(Boolean).join("\n");
+function tight(gallery, tiles, scale, columns = columnsFor(gallery, tiles.length)) {
+  const hard = gallery.enlarge && scale >= 2 ? "pixels" : null;
+  const block = h("span", { class: "tiles" }, tiles.map((tile) => (tile.shows === "empty" ? h("span", {}) : h("span", { class: "tile", title: tileText(tile) }, picture(tile, scale, { class: hard })))));
+  return styled(block, { "--columns": columns });
+}
+// Only the blocks near the window have pictures in them: a layer may have thousands of units.
+function drawGallery(gallery, knowledge) {
+  if (!gallery.count) return empty("This gallery has no rows at this look.");
+  const first = rowAt(gallery, 0), columns = columnsFor(gallery, first ? first.tiles.length : 9);
+  const side = phone.matches ? 44 : 64, goal = [112, 80, side, ...(gallery.columns ? [side, side, side] : [])][columns - 1] ?? 40;
+  const scale = scaleTo(goal, gallery.size, false);
+  const wide = Math.max(columns * (gallery.size[0] * scale + 2) - 2, 110), lines = Math.ceil((first ? first.tiles.length : 9) / columns);
+  const blocks = gallery.channels.map((channel, index) => {
+    const block = h(channel === null ? "div" : "a", { class: "feature", "data-testid": `feature-${index}`, "data-index": index, href: channel === null ? null : linkTo({ layer: gallery.layer, unit: channel }) });
+    if (channel !== null) block.append(h("strong", {}, `unit ${channel}`));
+    return block;
+  });
+  const grid = styled(h("div", { class: "features" }, blocks), { "--columns": columns, "--block": `${wide + (phone.matches ? 14 : 18)}px`, "--tall": `${lines * (gallery.size[1] * scale + 2) + 58}px` });
+  whenSeen(blocks, async (block) => {
+    const row = await fetchRow(gallery, Number(block.dataset.index));
+    if (block.isConnected && row) fillBlock(block, gallery, row, scale, knowledge);
+  });
+  return [h("p", { class: "soft" }, gallery.caption, gallery.numbers.length ? facts(gallery.numbers) : null), grid];
+}
+function fillBlock(block, gallery, row, scale, knowledge) {
+  const classes = row.channel === null ? null : knowledge?.layers.get(gallery.layer)?.classes?.[row.channel];
+  block.setAttribute("aria-label", [row.channel === null ? row.caption : `unit ${row.channel}`, ...row.numbers.map(([name, value]) => `${words(name)} ${show(value)}`)].join(", "));
+  block.replaceChildren(tight(gallery, row.tiles, scale), ...[row.channel === null ? row.caption && h("strong", {}, row.caption) : h("strong", {}, `unit ${row.channel}`),
+    facts(row.numbers), classes?.length ? h("span", { class: "soft" }, `driven by ${className(classes[0][0])}, ${percent(classes[0][1])}`) : null].filter(Boolean));
+}
+
+// --- other items ---
+function drawTable(item) {
+  const number = (column) => item.rows.some((row) => typeof row[column] === "number") && item.rows.every((row) => row[column] === null || typeof row[column] === "number");
+  const numeric = item.columns.map((_, i) => number(i)), layerAt = item.columns.indexOf("layer");
+  const cell = (value, column) => {
+    if (value !== null && typeof value === "object") return h("td", {}, picture(value, Math.min(scaleTo(64, value.size, true), 4), { class: "pixels", alt: value.caption, title: value.caption }));
+    const text = column === layerAt && linkable(value) ? h("a", { href: linkTo({ layer: value, unit: null, view: null }) }, value) : show(value);
+    return h(column === 0 ? "th" : "td", { class: numeric[column] ? "number" : null, scope: column === 0 ? "row" : null }, text);
+  };
+  const text = () => csv([item.columns, ...item.rows.map((row) => row.map((value) => (value !== null && typeof value === "object" ? value.caption : value)))]);
+  return h("figure", { class: "figure table" },
+    h("figcaption", {}, h("strong", {}, words(item.name)), " ", h("span", { class: "soft" }, item.caption)),
+    item.rows.length ? h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": words(item.name) }, h("table", {},
+      h("thead", {}, h("tr", {}, item.columns.map((name, i) => h("th", { scope: "col", class: numeric[i] ? "number" : null }, words(name))))),
+      h("tbody", {}, item.rows.map((row) => h("tr", {}, row.map(cell)))))) : empty("This table has no rows."),
+    item.total > item.rows.length ? h("p", { class: "soft" }, `The first ${item.rows.length} of ${item.total} rows.`) : null,
+    item.rows.length ? h("p", { class: "save" }, saving(`${item.name}.csv`, text, "CSV")) : null);
+}
+const linkable = (layer) => Boolean(layer) && allSeries.some((series) => series.looks.some((look) => look.names.some((item) => item.layer === layer)));
+function drawFigure(item) {
+  if (item.kind === "Curve" && item.series) return drawCurve(item);
+  const holder = h("figure", { class: `figure ${item.kind === "Curve" ? "paper" : ""}` });
+  const arrive = () => {
+    if (item.kind === "Table") return holder.replaceWith(drawTable(item));
+    const title = h("figcaption", {}, h("strong", {}, item.name), " ", h("span", { class: "soft" }, item.caption)), alt = `${item.name}: ${item.caption}`;
+    const size = item.size ?? [640, 420], scale = Math.max(scaleTo(320, size, true), 1);
+    const image = picture({ picture: item.picture, crop: null, size }, scale, { class: scale > 1 ? "pixels" : null, alt });
+    const uri = pictures.get(item.picture)?.uri ?? "";
+    return holder.replaceChildren(title, image, h("p", { class: "save" }, h("button", { class: "quiet", onclick: () => saveAs(`${item.name}.${/^data:image\/(\w+)/.exec(uri)?.[1] ?? "png"}`, uri) }, "Save picture")));
+  };
+  if ((item.packs ?? []).every((pack) => ready.has(packFile(pack)))) {
+    queueMicrotask(arrive);
+    return holder;
+  }
+  underWay(fetchPictures(item).then(arrive));
+  return holder;
+}

@@ -1,0 +1,68 @@
+"""A page made of records: all looks, runs side by side, and again only what is new."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from sinks.harness import page_text
+from torch import nn
+
+from lightning_cnnviz.core.layer_table.table import layer_table
+from lightning_cnnviz.record.identity import LookIdentity, NetworkIdentity
+from lightning_cnnviz.record.store import Record
+from lightning_cnnviz.render.views import Seen
+from lightning_cnnviz.report import Report, Scalar
+from lightning_cnnviz.view import view_main
+
+
+def add(record: Record, *, run: str, epoch: int) -> None:
+    table = layer_table(nn.Sequential(nn.Conv2d(1, 2, 3)), (1, 8, 8))
+    identity = LookIdentity(
+        view="layer_table", epoch=epoch, global_step=epoch, run=run, network=NetworkIdentity(type="Sequential")
+    )
+    record.add(identity, Seen(result=table))
+
+
+def test_records_become_one_page_and_later_only_what_is_new_is_drawn(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, two = Record(tmp_path / "one" / "record"), Record(tmp_path / "two")
+    add(one, run="a", epoch=1)
+    add(two, run="b", epoch=1)
+    two.add(LookIdentity(view="study", run="b"), Report("study", title="A study", items=(Scalar("best", 0.5),)))
+    out = tmp_path / "page"
+    command = [str(tmp_path / "one"), str(tmp_path / "two"), "--out", str(out)]
+    assert view_main(command) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[:-1] == ["layer_table, fit, epoch 1"] * 2 + ["study, fit, epoch 0"]
+    assert printed[-1] == f"Page, to open in a browser: {(out / 'index.html').resolve()}"
+    text = page_text(out / "index.html")
+    assert text.count('"run":2') == 2  # the second record's, in the list
+    assert '"network":"Sequential"' in text
+    add(one, run="a", epoch=2)
+    assert view_main(command) == 0
+    assert capsys.readouterr().out.splitlines()[:-1] == ["layer_table, fit, epoch 2"]
+    assert len(list((out / "looks").iterdir())) == 4
+
+
+def test_a_damaged_look_is_said_and_the_others_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record = Record(tmp_path / "record")
+    weights = torch.zeros(2, 1, 3, 3)
+    record.add(LookIdentity(view="filters", global_step=1), Seen(result=[weights]))
+    for pack in (tmp_path / "record" / "packs").iterdir():
+        pack.unlink()
+    add(record, run="a", epoch=1)
+    assert view_main([str(tmp_path), "--out", str(tmp_path / "page")]) == 1
+    first, second, _ = capsys.readouterr().out.splitlines()
+    assert first.startswith("filters, fit, epoch 0: look ")
+    assert "is damaged" in first
+    assert second == "layer_table, fit, epoch 1"
+
+
+def test_a_folder_without_a_record_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "looks").mkdir()  # as a page has one, too
+    with pytest.raises(SystemExit):
+        view_main([str(tmp_path)])
+    assert f"there is no record in {tmp_path}" in capsys.readouterr().err
