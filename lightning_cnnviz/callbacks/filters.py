@@ -6,9 +6,9 @@ from typing import Any
 
 import lightning.pytorch as pl
 import pytorch_lightning
+import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info  # type: ignore[attr-defined]
 from torch import nn
-from torch.nn.utils.parametrize import is_parametrized
 from typing_extensions import Unpack
 
 from lightning_cnnviz.callbacks._base.experiment import ExperimentMonitor, Progress
@@ -16,6 +16,8 @@ from lightning_cnnviz.callbacks._base.monitor import MonitorOptions
 from lightning_cnnviz.callbacks._base.trainer import find_network
 from lightning_cnnviz.core.images.filters import LayerFilters, convolutions, layer_filters, renormalize_
 from lightning_cnnviz.core.network.layers import resolve_features
+from lightning_cnnviz.core.network.twins import copy_network
+from lightning_cnnviz.core.network.weights import scale_filters_
 
 __all__ = ["FilterMonitor", "RenormalizeFilters"]
 
@@ -77,7 +79,8 @@ class RenormalizeFilters(pl.Callback, pytorch_lightning.Callback):  # type: igno
         model: Name of the submodule that is the network; see `Monitor`.
 
     Raises:
-        ValueError: The radius is not positive; at set-up: no such convolution, or a weight is parametrized.
+        ValueError: The radius is not positive; at set-up: no such convolution, or what computes its weights
+            would undo it (spectral_norm).
     """
 
     def __init__(self, radius: float = 0.1, layers: str | list[str] | None = None, *, model: str | None = None) -> None:
@@ -94,12 +97,8 @@ class RenormalizeFilters(pl.Callback, pytorch_lightning.Callback):  # type: igno
             return
         who = type(self).__name__
         found = convolutions(find_network(who, pl_module, self.model), self.layers)
-        parametrized = [name for name, module in found if is_parametrized(module, "weight")]
-        if parametrized:
-            raise ValueError(
-                f"{who}: the weight of '{parametrized[0]}' is parametrized, so scaling it in place would have no "
-                "effect: choose other layers, or remove the parametrization"
-            )
+        for name, module in found:
+            _check_scalable(who, name, module)
         self._modules = [module for _, module in found]
         names = ", ".join(name for name, _ in found[:4]) + (f" and {len(found) - 4} more" if len(found) > 4 else "")
         rank_zero_info(f"{who} changes training: filters of {names} are kept within an RMS of {self.radius:g}")
@@ -113,3 +112,10 @@ class RenormalizeFilters(pl.Callback, pytorch_lightning.Callback):  # type: igno
         if trainer.global_step != self._steps:
             self._steps = trainer.global_step
             renormalize_(self._modules, self.radius)
+
+
+def _check_scalable(who: str, name: str, module: nn.Conv2d) -> None:
+    try:
+        scale_filters_(copy_network(module), torch.full((module.out_channels,), 0.5))
+    except ValueError as error:
+        raise ValueError(f"{who}: layer '{name}': {error}") from error

@@ -16,7 +16,7 @@ from lightning_cnnviz.core.data.batches import BatchFn
 from lightning_cnnviz.core.data.distributed import rank, ranks
 from lightning_cnnviz.core.network.layers import SelectedLayer, evenly, select_layers
 from lightning_cnnviz.core.probing.plan import FeatureSets, ProbePlan
-from lightning_cnnviz.core.probing.probe import LayerProbe, random_twin
+from lightning_cnnviz.core.probing.probe import LayerProbe
 from lightning_cnnviz.core.probing.protocols import Protocol, find_protocol
 from lightning_cnnviz.record.identity import DataIdentity
 
@@ -134,7 +134,7 @@ class LayerProbeMonitor(ExperimentMonitor):
         part = (rank(), ranks())
         sets = [self.plan.read(network, given=self._along.features_of(network), part=part, progress=progress)]
         if self.control is not None and self._looks == 0:
-            sets.append(self.plan.read(random_twin(network, self.seed), part=part, progress=progress))
+            sets.append(self.plan.read_control(network, sets[0], seed=self.seed, part=part, progress=progress))
         return sets
 
     def data_of(self, result: LayerProbe) -> DataIdentity:

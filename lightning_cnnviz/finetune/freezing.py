@@ -8,6 +8,7 @@ from math import prod
 from typing import Any, Literal
 
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from lightning_cnnviz.core.network.hooks import Site, analysis_mode, hooked
 from lightning_cnnviz.finetune.heads import ClassifyingLayers, sample_images
@@ -16,6 +17,7 @@ __all__ = ["Mode", "Stages", "find_stages", "freeze", "is_norm", "lowest_trained
 
 Mode = Literal["head", "full", "staged"]
 
+_PARAMETRIZATIONS = "parametrizations"
 _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm)
 
 
@@ -60,7 +62,12 @@ def find_stages(model: nn.Module, classifiers: ClassifyingLayers, size: tuple[in
     """
     head = classifiers.main.name
     modules = {name: module for name, module in model.named_modules() if name}
-    own = {name: module for name, module in model.named_modules() if _has_own(module) or not list(module.children())}
+    parts = {name: owner for name in modules if (owner := _owner_of(name)) is not None}
+    own = {
+        name: module
+        for name, module in model.named_modules()
+        if name not in parts and (_has_own(module) or not list(module.children()))
+    }
     ran = _run(model, own, size)
     body = [(name, extent) for name, extent in ran if not _inside(name, head)]
     numbers = _numbers([item for item in body if _is_layer(own[item[0]])], own)
@@ -76,6 +83,8 @@ def find_stages(model: nn.Module, classifiers: ClassifyingLayers, size: tuple[in
             enclosing = (_highest(stage, outer, modules) for outer in around)
             near = next((number for number in enclosing if number is not None), 0)
             stage[name] = min(near, max(0, top - 1)) if top else 0
+    # What computes a layer's weights is part of the layer.
+    stage |= {name: stage[owner] for name, owner in parts.items() if owner in stage}
     return Stages(_grouped(model, stage, top + 1), stage, head)
 
 
@@ -200,11 +209,18 @@ def _grouped(model: nn.Module, stage: dict[str, int], count: int) -> tuple[tuple
 
 
 def _has_own(module: nn.Module) -> bool:
-    return any(value is not None for value in module._parameters.values())
+    return is_parametrized(module) or any(value is not None for value in module._parameters.values())
 
 
 def _is_layer(module: nn.Module) -> bool:
-    return _has_own(module) and (not list(module.children()) or isinstance(module, nn.MultiheadAttention))
+    children = [name for name, _ in module.named_children() if name != _PARAMETRIZATIONS]
+    return _has_own(module) and (not children or isinstance(module, nn.MultiheadAttention))
+
+
+def _owner_of(name: str) -> str | None:
+    """The layer whose weights a module computes, as `torch.nn.utils.parametrize` names it."""
+    parts = name.split(".")
+    return ".".join(parts[: parts.index(_PARAMETRIZATIONS)]) if _PARAMETRIZATIONS in parts else None
 
 
 def _inside(name: str, outer: str) -> bool:

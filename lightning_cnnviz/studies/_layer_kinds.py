@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import _SpectralNorm, _WeightNorm
+from torch.nn.utils.parametrize import remove_parametrizations, type_before_parametrizations
+
+from lightning_cnnviz.core.network.weights import parametrizations_of, weight_source
 
 __all__ = [
     "Conv",
@@ -13,6 +21,7 @@ __all__ = [
     "given_width",
     "inputs_of",
     "is_depthwise",
+    "is_rebuildable",
     "outputs_of",
     "rebuild",
 ]
@@ -64,8 +73,19 @@ def is_depthwise(module: nn.Module) -> bool:
     return isinstance(module, Conv) and module.groups == module.in_channels and module.groups > 1
 
 
+def is_rebuildable(module: nn.Module, name: str) -> bool:
+    """Whether a tensor is a layer's own, or computed in a way that can be put on again."""
+    source = weight_source(module, name)
+    if source.kind == "parametrized":
+        parts = parametrizations_of(module, name)
+        return len(parts) == 1 and isinstance(parts[0], (_SpectralNorm, _WeightNorm))
+    return source.kind in ("weight_norm", "spectral_norm") or name in module._parameters
+
+
 def rebuild(module: nn.Module, inputs: int, outputs: int, seed: int) -> None:
-    """Give a layer other numbers of inputs and outputs, and fresh parameters."""
+    """Give a layer other numbers of inputs and outputs, and fresh parameters; norms of its weights are put on again."""
+    with torch.enable_grad():  # or torch makes buffers of what is to learn
+        norms = [_take_off(module, name) for name in ("weight", "bias") if name not in module._parameters]
     if isinstance(module, Conv):
         if is_depthwise(module):
             module.groups = inputs
@@ -100,11 +120,41 @@ def rebuild(module: nn.Module, inputs: int, outputs: int, seed: int) -> None:
         fresh = getattr(module, name)
         moved = fresh.detach().to(device)
         setattr(module, name, nn.Parameter(moved) if isinstance(fresh, nn.Parameter) else moved)
+    with torch.enable_grad():
+        for put_on in norms:
+            put_on()
+
+
+def _take_off(module: nn.Module, name: str) -> Callable[[], Any]:
+    """Make a tensor that a norm computes a parameter; returns what puts the norm on again."""
+    source, utils = weight_source(module, name), nn.utils
+    if source.kind == "parametrized":
+        norm: Any = parametrizations_of(module, name)[0]
+        # Taking it off changes the class, which a copy has in common with the network that it was made of.
+        kind = type(module)
+        module.__class__ = type(kind.__name__, kind.__bases__, dict(vars(kind)))
+        remove_parametrizations(module, name)
+        if isinstance(norm, _SpectralNorm):
+            options = (getattr(norm, "n_power_iterations", 1), norm.eps, norm.dim)
+            return lambda: utils.parametrizations.spectral_norm(module, name, *options)
+        return lambda: utils.parametrizations.weight_norm(module, name, norm.dim)
+    hook = source.hook
+    if source.kind == "spectral_norm":
+        utils.remove_spectral_norm(module, name)
+        return lambda: utils.spectral_norm(module, name, hook.n_power_iterations, hook.eps, hook.dim)
+    utils.remove_weight_norm(module, name)
+
+    def put_on() -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of whoever chose the hook
+            utils.weight_norm(module, name, hook.dim)
+
+    return put_on
 
 
 def describe(module: nn.Module) -> str:
     """A layer in a few words."""
-    kind = type(module).__name__
+    kind = type_before_parametrizations(module).__name__
     if isinstance(module, Conv):
         kernel = "x".join(map(str, module.kernel_size))
         groups = f", {module.groups} groups" if module.groups > 1 else ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from lightning_cnnviz.core.network.hooks import analysis_mode, model_device
 from lightning_cnnviz.core.network.layers import LayerNotFoundError, select_layers
+from lightning_cnnviz.core.network.twins import copy_network
 from lightning_cnnviz.studies._forward_record import ForwardRecord, operation_in_words, shapes_of
 from lightning_cnnviz.studies._layer_kinds import (
     Conv,
@@ -22,6 +22,7 @@ from lightning_cnnviz.studies._layer_kinds import (
     given_width,
     inputs_of,
     is_depthwise,
+    is_rebuildable,
     outputs_of,
     rebuild,
 )
@@ -123,7 +124,7 @@ def ablate(
     asked = ", ".join(
         [f"remove={list(remove)}"] * bool(remove) + [f"resize={widths}"] * bool(widths or not remove),
     )
-    changed = copy.deepcopy(getattr(model, "_orig_mod", model))
+    changed = copy_network(getattr(model, "_orig_mod", model))
     surgery = _Surgery(changed, image[:1].detach(), seed)
     with analysis_mode(changed):
         surgery.examine()
@@ -326,11 +327,11 @@ class _Surgery:
         ]
         if shared:
             raise _MisfitError(f"{self._named(name)} cannot be rebuilt: '{shared[0]}' shares its weights")
-        computed = [tensor for tensor in ("weight", "bias") if tensor not in module._parameters]
+        computed = [tensor for tensor in ("weight", "bias") if not is_rebuildable(module, tensor)]
         if computed:
             raise _MisfitError(
-                f"{self._named(name)} cannot be rebuilt: its {computed[0]} is no parameter of its own but computed, as "
-                "by weight_norm or another parametrization"
+                f"{self._named(name)} cannot be rebuilt: its {computed[0]} is no parameter of its own but computed, "
+                "and neither by torch's weight_norm nor by its spectral_norm"
             )
         self._old.setdefault(name, (describe(module), count_parameters(module)))
         rebuild(module, inputs, outputs, _number(f"{self.seed}/{name}"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import math
 import random
@@ -17,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from lightning_cnnviz.core.probing.probe import random_twin
+from lightning_cnnviz.core.network.twins import copy_network, random_twin
 from lightning_cnnviz.finetune.data import ImageFolderDataModule
 from lightning_cnnviz.finetune.module import FineTuner
 from lightning_cnnviz.studies.fingerprints import data_fingerprint, plain_description, weights_description
@@ -157,7 +156,7 @@ def build(training: Training) -> tuple[ImageFolderDataModule, FineTuner, Ablated
         )
     backbone: str | nn.Module = training.backbone
     if isinstance(backbone, nn.Module):
-        backbone = random_twin(backbone, training.seed) if training.scratch else copy.deepcopy(backbone)
+        backbone = random_twin(backbone, training.seed) if training.scratch else copy_network(backbone)
 
     def tuner(network: str | nn.Module, weights: str | None) -> FineTuner:
         return FineTuner(

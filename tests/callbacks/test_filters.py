@@ -120,12 +120,19 @@ def test_what_cannot_be_renormalized_is_refused() -> None:
     with pytest.raises(ValueError, match="radius=-1: give a positive number"):
         RenormalizeFilters(-1)
 
-    class Normed(LittleNet):
-        def __init__(self) -> None:
-            super().__init__()
-            conv = self.features[0]
-            assert isinstance(conv, nn.Module)
-            nn.utils.parametrizations.weight_norm(conv)
+    with pytest.raises(
+        ValueError, match=r"layer 'features\.0': the weights that ParametrizedConv2d uses are computed by"
+    ):
+        fitted_with(nn.utils.parametrizations.spectral_norm)
 
-    with pytest.raises(ValueError, match=r"the weight of 'features\.0' is parametrized"):
-        quiet_trainer(callbacks=[RenormalizeFilters()]).fit(Normed(), train_loader(), val_loader())
+
+def test_filters_are_kept_within_the_radius_whatever_computes_them() -> None:
+    model = fitted_with(nn.utils.parametrizations.weight_norm)
+    assert float(rms(model.features[0].weight).max()) <= 0.05 + 1e-6  # type: ignore[arg-type,union-attr]
+
+
+def fitted_with(norm: Any) -> LittleNet:
+    model = LittleNet()
+    norm(model.features[0])
+    quiet_trainer(callbacks=[RenormalizeFilters(0.05)]).fit(model, train_loader(), val_loader())
+    return model

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from core.network.normed import NORMS, conv
 from torch import Tensor, nn
 
 from lightning_cnnviz.finetune.freezing import Stages, find_stages, freeze, lowest_trained, settle_modes
@@ -33,6 +34,24 @@ def test_each_downsampling_begins_a_stage_and_each_fully_connected_layer_is_one(
         *(f"layer{n}.0.conv1" for n in (2, 3, 4)),
         "fc",
     ]
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_what_computes_a_layers_weights_is_of_the_layers_stage(norm: str) -> None:
+    put_on = NORMS[norm]
+    body = [put_on(conv()), nn.ReLU(), nn.MaxPool2d(2), put_on(conv(8)), nn.BatchNorm2d(8), nn.MaxPool2d(2)]
+    model = nn.Sequential(*body, nn.Flatten(), nn.Linear(32, 5))
+    found = stages_of(model, (3, 14, 14))
+    places = [{name.partition(".")[0] for name in names} for names in found.parameters]
+    assert places == [{"0"}, {"3", "4"}, {"7"}]
+    freeze(model, found, 1)
+    model.train()
+    settle_modes(model, found, 1)
+    first, second = model[0], model[3]
+    assert not any(value.requires_grad for value in first.parameters())
+    assert all(value.requires_grad for value in second.parameters())
+    assert not any(module.training for module in first.modules())
+    assert all(module.training for module in second.modules())
 
 
 def test_squeeze_and_excitation_begins_no_stage() -> None:

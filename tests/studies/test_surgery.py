@@ -7,12 +7,14 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from core.network.normed import NORMS, conv, trained
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torchvision import models
 
 from lightning_cnnviz.core.network.layers import LayerNotFoundError
+from lightning_cnnviz.core.network.weights import used_weight, weight_source
 from lightning_cnnviz.studies.surgery import AblatedNetwork, ablate
 
 IMAGE = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -404,9 +406,29 @@ def test_refuses_blocks_around_the_classifier_idle_layers_and_shared_weights() -
     tied[1].weight = tied[0].weight
     with pytest.raises(ValueError, match="Conv2d '0' cannot be rebuilt: '1' shares its weights"):
         ablate(tied, IMAGE, resize={"0": 5})
-    computed = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 3, 1)), nn.Flatten(), nn.Linear(768, 2))
-    with pytest.raises(ValueError, match="ParametrizedConv2d '0' cannot be rebuilt: its weight is no parameter"):
-        ablate(computed, IMAGE, resize={"0": 5})
+    pruned = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Flatten(), nn.Linear(768, 2))
+    nn.utils.prune.l1_unstructured(pruned[0], "weight", 0.5)
+    with pytest.raises(ValueError, match="Conv2d '0' cannot be rebuilt: its weight is no parameter"):
+        ablate(pruned, IMAGE, resize={"0": 5})
+
+
+@pytest.mark.parametrize("norm", [name for name in NORMS if "norm" in name])
+def test_norms_of_weights_are_kept_and_put_on_again(norm: str) -> None:
+    torch.manual_seed(2)
+    layers = [NORMS[norm](conv()), nn.ReLU(), NORMS[norm](conv(8)), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 144, 2)]
+    model = trained(nn.Sequential(*layers), IMAGE, steps=2)
+    model.train()(IMAGE)
+    same = ablate(model, IMAGE).model
+    assert torch.equal(same.eval()(IMAGE), model.eval()(IMAGE))
+    assert not same.training or torch.is_tensor(same(IMAGE))
+    ablated = ablate(model, IMAGE, resize={"0": 5}).model
+    first, second = used_weight(ablated[0]), used_weight(ablated[2])  # type: ignore[index]
+    assert (first.shape[0], second.shape[1]) == (5, 5)
+    assert weight_source(ablated[0]).kind == weight_source(model[0]).kind  # type: ignore[index,arg-type]
+    trained(ablated, IMAGE, steps=1)
+    assert not torch.equal(used_weight(ablated[0]), first)  # type: ignore[index]
+    twice = [ablate(model, IMAGE, resize={"0": 5}).model.state_dict() for _ in range(2)]
+    assert all(torch.equal(value, twice[1][name]) for name, value in twice[0].items())
 
 
 # --- no trace, and the same every time ---

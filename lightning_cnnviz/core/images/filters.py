@@ -11,9 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import is_parametrized
 
-from lightning_cnnviz.core.network.hooks import analysis_mode
 from lightning_cnnviz.core.network.layers import (
     FeatureSpec,
     LayerNotFoundError,
@@ -21,6 +19,7 @@ from lightning_cnnviz.core.network.layers import (
     resolve_features,
     select_layers,
 )
+from lightning_cnnviz.core.network.weights import scale_filters_, used_weight
 
 __all__ = ["DOMINANT", "NEAR_ZERO", "LayerFilters", "convolutions", "layer_filters", "renormalize_"]
 
@@ -81,11 +80,10 @@ def convolutions(model: nn.Module, layers: LayerSpec | None = None) -> list[tupl
     return chosen_convolutions[:1] if layers is None else chosen_convolutions
 
 
-@torch.no_grad()
 def layer_filters(
     model: nn.Module, layers: LayerSpec | None = None, features: FeatureSpec = None
 ) -> tuple[LayerFilters, ...]:
-    """Return the filters of convolutions, as copies on the CPU.
+    """Return the filters of convolutions as their next pass in eval mode uses them, as copies on the CPU.
 
     Args:
         model: The network.
@@ -94,7 +92,7 @@ def layer_filters(
 
     Raises:
         LayerNotFoundError: See `convolutions`.
-        ValueError: A filter is asked for that is not there.
+        ValueError: A filter is asked for that is not there, or a layer's weights are not known; see `used_weight`.
 
     Example:
         >>> (first,) = layer_filters(nn.Sequential(nn.Conv2d(3, 8, 5), nn.ReLU(), nn.Conv2d(8, 4, 3)))
@@ -102,13 +100,10 @@ def layer_filters(
         ('0', (8, 3, 5, 5), (8,))
     """
     results = []
-    with analysis_mode(model):  # a parametrized weight is computed, possibly by chance or by mode
-        for name, module in convolutions(model, layers):
-            weight = module.weight.detach().float().cpu()
-            chosen = resolve_features(name, len(weight), features)
-            results.append(
-                LayerFilters(layer=name, features=chosen, kernels=weight[list(chosen)].clone(), rms=_rms(weight))
-            )
+    for name, module in convolutions(model, layers):
+        weight = used_weight(module).float().cpu()
+        chosen = resolve_features(name, len(weight), features)
+        results.append(LayerFilters(layer=name, features=chosen, kernels=weight[list(chosen)], rms=_rms(weight)))
     return tuple(results)
 
 
@@ -116,13 +111,16 @@ def layer_filters(
 def renormalize_(modules: Sequence[nn.Conv2d], radius: float) -> int:
     """Scale back, in place, each filter whose RMS exceeds `radius`, and return how many there were.
 
+    The weights are those that a layer uses: where weight_norm, pruning or a parametrization computes them, what they
+    are computed from is changed.
+
     Args:
         modules: Convolutions; their biases stay as they are.
         radius: The largest RMS that a filter keeps.
 
     Raises:
-        ValueError: The radius is not positive, or a weight is parametrized (weight norm, spectral norm): such a weight
-            is computed anew at each pass.
+        ValueError: The radius is not positive, or what computes a layer's weights undoes it (spectral_norm); such a
+            layer has not changed.
 
     Example:
         >>> conv = nn.Conv2d(3, 8, 5)
@@ -134,14 +132,12 @@ def renormalize_(modules: Sequence[nn.Conv2d], radius: float) -> int:
         raise ValueError(f"radius={radius}: give a positive number; the paper's is 0.1")
     scaled = 0
     for module in modules:
-        if is_parametrized(module, "weight"):
-            raise ValueError("a parametrized weight cannot be renormalized in place: remove the parametrization first")
-        rms = _rms(module.weight)
+        rms = _rms(used_weight(module))
         over = rms > radius
-        # Where a filter is within the radius, the factor is exactly one.
-        factor = torch.where(over, radius / rms, torch.ones_like(rms))
-        module.weight.mul_(factor.to(module.weight.dtype).view(-1, 1, 1, 1))
-        scaled += int(over.sum())
+        if bool(over.any()):
+            # Where a filter is within the radius, the factor is exactly one.
+            scale_filters_(module, torch.where(over, radius / rms, torch.ones_like(rms)))
+            scaled += int(over.sum())
     return scaled
 
 

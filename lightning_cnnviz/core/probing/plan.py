@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lightning_cnnviz.core.data.batches import BatchFn, has_indices
 from lightning_cnnviz.core.network.layers import SelectedLayer
+from lightning_cnnviz.core.network.twins import random_twin
 from lightning_cnnviz.core.probing.dataset import dataset_labels, drawn_images
 from lightning_cnnviz.core.probing.features import Features, merge_features
 from lightning_cnnviz.core.probing.probe import LayerProbe, probe_layers
@@ -118,6 +119,39 @@ class ProbePlan:
             for loader, wanted in zip(self._loaders, self._wanted, strict=False)
         ]
         return sets[0], sets[1] if len(sets) > 1 else None
+
+    def read_control(
+        self,
+        network: nn.Module,
+        features: FeatureSets,
+        *,
+        seed: int = 0,
+        part: tuple[int, int] = (0, 1),
+        progress: Callable[[Iterable[Any]], Iterable[Any]] | None = None,
+    ) -> FeatureSets:
+        """Return the features of a copy of a network with random weights, see `random_twin`.
+
+        Args:
+            network: The network.
+            features: Its own features, of the same part.
+            seed: Of the weights.
+            part: `(rank, ranks)`.
+            progress: Wraps the iterable of batches to show progress.
+
+        Raises:
+            ValueError: No weights can be made anew, or a layer with weights has the features that it had: part of what
+                it computes with is beyond reach, and it would be no control.
+        """
+        control = self.read(random_twin(network, seed), part=part, progress=progress)
+        weighted = [layer for layer in self._layers if next(layer.module.parameters(), None) is not None]
+        for layer in weighted or self._layers:
+            own, other = features[0][layer.name], control[0][layer.name]
+            if own.images and all(torch.equal(a, b) for a, b in zip(own.chunks(), other.chunks(), strict=True)):
+                raise ValueError(
+                    f"layer '{layer.name}' of {type(network).__name__} computes the same with weights made anew: what "
+                    "it works with is no parameter that can be reached, so that there is no random control of it"
+                )
+        return control
 
     def fit(self, parts: Sequence[FeatureSets]) -> LayerProbe:
         """Fit probes on the features that the ranks have read.

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lightning_cnnviz.core.network.hooks import keep_random_state
 from lightning_cnnviz.core.probing.features import Features, LayerFeatures
 from lightning_cnnviz.core.probing.protocols import Manifest, Protocol, Split, check_classes, draw_splits, find_protocol
 from lightning_cnnviz.core.probing.solvers import Head, fit_features, fit_gram, fit_path
 
-__all__ = ["LayerProbe", "ProbeScores", "gram_matrix", "probe", "probe_layers", "random_twin"]
+__all__ = ["LayerProbe", "ProbeScores", "gram_matrix", "probe", "probe_layers"]
 
 _CHOICE_TOLERANCE = 1e-5  # while C is chosen, accuracies matter alone
 _ROWS = 1024  # of a block of the Gram matrix
@@ -164,6 +162,7 @@ def probe_layers(
     """Probe all layers on the same splits; see `probe`. A layer whose features are not finite has scores of NaN.
 
     Example:
+        >>> from torch import nn
         >>> from lightning_cnnviz.core.probing.tap import tap_features
         >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 8, 3))
         >>> features = tap_features(model, [(torch.rand(20, 1, 12, 12), torch.arange(20) % 2)], pool=100)
@@ -214,25 +213,6 @@ def _unmeasured(
         digest=manifest.digest,
         nonfinite=nonfinite,
     )
-
-
-def random_twin(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Return a copy of a network with all layers initialized anew: what a probe owes to the architecture alone.
-
-    Parameters of modules without `reset_parameters` stay as they are. No random number generator notices.
-
-    Raises:
-        ValueError: No module of the network can be initialized anew.
-    """
-    twin = copy.deepcopy(model)
-    modules = [module for module in twin.modules() if callable(getattr(module, "reset_parameters", None))]
-    if not modules:
-        raise ValueError(f"{type(model).__name__} has no module with reset_parameters(): there is no random control")
-    with keep_random_state(), torch.no_grad():
-        torch.manual_seed(seed)
-        for module in modules:
-            module.reset_parameters()  # type: ignore[operator]
-    return twin
 
 
 def gram_matrix(chunks: Iterable[Tensor], device: torch.device | str | None = None) -> Tensor:

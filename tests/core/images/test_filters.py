@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from core.network.normed import NORMS, SPECTRAL, conv, trained
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -46,6 +47,23 @@ def test_a_parametrized_weight_is_what_a_pass_uses() -> None:
         conv.parametrizations.weight.original0.mul_(3)
     (only,) = layer_filters(nn.Sequential(conv))
     assert torch.allclose(only.kernels, conv.weight)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_filters_are_those_of_the_next_pass_and_so_is_their_strength(norm: str) -> None:
+    images = torch.rand(2, 3, 9, 9, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(1)
+    net = trained(nn.Sequential(NORMS[norm](conv()), nn.ReLU()), images)
+    (found,) = layer_filters(net)
+    with torch.no_grad():
+        wanted = net.eval()[0](images)  # type: ignore[index]
+    assert torch.allclose(nn.functional.conv2d(images, found.kernels, net[0].bias), wanted, atol=1e-5)  # type: ignore
+    if norm in SPECTRAL:
+        return
+    radius = float(found.rms.median())
+    assert renormalize_([net[0]], radius) == int((found.rms > radius).sum()) > 0  # type: ignore[index,list-item]
+    (after,) = layer_filters(net)
+    torch.testing.assert_close(after.rms, found.rms.clamp(max=radius))
 
 
 def of_strengths(*strengths: float) -> LayerFilters:
@@ -108,8 +126,8 @@ def test_what_cannot_be_had() -> None:
         layer_filters(network(), features=[8])
     with pytest.raises(ValueError, match="radius=0: give a positive number"):
         renormalize_([], 0)
-    with pytest.raises(ValueError, match="a parametrized weight cannot be renormalized in place"):
-        renormalize_([nn.utils.parametrizations.weight_norm(nn.Conv2d(1, 1, 1))], 0.1)
+    with pytest.raises(ValueError, match=r"computed by SpectralNorm .*cannot be scaled: choose other layers"):
+        renormalize_([nn.utils.parametrizations.spectral_norm(nn.Conv2d(2, 4, 3))], 0.01)
     with pytest.raises(ValueError, match=r"need kernels \(n, C, H, W\)"):
         LayerFilters(layer="layer", features=(0, 1), kernels=torch.ones(1, 1, 1, 1), rms=torch.ones(2))
 

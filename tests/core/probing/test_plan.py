@@ -104,3 +104,31 @@ def test_where_other_passes_cannot_serve() -> None:
 def test_too_few_images_are_refused_before_any_is_read() -> None:
     with pytest.raises(ValueError, match="only class 0: 3"):
         plan(net(), loader(11))
+
+
+class Fixed(nn.Module):
+    """Works with weights that are no parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernel = torch.rand(4, 1, 3, 3)
+        self.conv = nn.Conv2d(4, 4, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        out: Tensor = self.conv(nn.functional.conv2d(images, self.kernel))
+        return out
+
+
+def test_a_control_with_the_features_of_the_network_is_refused() -> None:
+    loader = DataLoader(TensorDataset(torch.rand(12, 1, 8, 8), torch.arange(12) % 2), batch_size=4)
+    protocol = Protocol(per_class=3, splits=1, heads=("knn",))
+
+    def control(net: nn.Module) -> Any:
+        plan = ProbePlan(net, select_layers(net, "conv"), protocol, loader, pool=50)
+        return plan.read_control(net, plan.read(net), seed=1)
+
+    net = Fixed()
+    assert control(net)[0]["conv"].images == 12
+    net.conv.forward = lambda maps: maps  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match="layer 'conv' of Fixed computes the same with weights made anew"):
+        control(net)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_cnnviz.core.probing.features import Features, LayerFeatures
-from lightning_cnnviz.core.probing.probe import ProbeScores, _Data, gram_matrix, probe, probe_layers, random_twin
+from lightning_cnnviz.core.probing.probe import ProbeScores, _Data, gram_matrix, probe, probe_layers
 from lightning_cnnviz.core.probing.protocols import Protocol, Split, draw_splits
 from lightning_cnnviz.core.probing.solvers import fit_features, fit_gram
 from lightning_cnnviz.core.probing.tap import tap_features
@@ -300,28 +300,6 @@ def test_whole_maps_on_disk_agree_with_memory() -> None:
     for one, other in zip(memory, disk, strict=True):
         assert torch.equal(one.accuracy, other.accuracy)
         assert one.digest == other.digest
-
-
-def test_a_random_twin_is_new_reproducible_and_unnoticed() -> None:
-    torch.manual_seed(5)  # not the twin's
-    net = Net().eval()
-    with torch.no_grad():
-        net.body[1].running_mean.add_(3)
-        net.own.fill_(2)
-    weights = {name: value.clone() for name, value in net.state_dict().items()}
-    state = torch.get_rng_state()
-    first, again, other = random_twin(net), random_twin(net), random_twin(net, seed=1)
-    assert torch.equal(torch.get_rng_state(), state)
-    assert all(torch.equal(value, weights[name]) for name, value in net.state_dict().items())
-    one = first.state_dict()
-    for name in ("body.0.weight", "body.3.weight", "body.3.bias"):
-        assert torch.equal(one[name], again.state_dict()[name])
-        assert not torch.equal(one[name], other.state_dict()[name])
-        assert not torch.equal(one[name], weights[name])
-    assert float(one["body.1.running_mean"].abs().max()) == 0
-    assert float(one["own"]) == 2  # nothing says how to initialize it
-    with pytest.raises(ValueError, match="ReLU has no module with reset_parameters"):
-        random_twin(nn.ReLU())
 
 
 def bad(features: Any = None, labels: Any = None, **options: Any) -> ProbeScores:
