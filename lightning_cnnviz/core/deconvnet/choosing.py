@@ -6,12 +6,14 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from lightning_cnnviz.core.deconvnet._places import Place
 from lightning_cnnviz.core.deconvnet.rules import (
     INPUT,
     Autograd,
@@ -21,6 +23,7 @@ from lightning_cnnviz.core.deconvnet.rules import (
     Method,
     Nonlinearity,
     Padding,
+    ProjectionError,
     Reshape,
     Rule,
     Same,
@@ -30,13 +33,9 @@ from lightning_cnnviz.core.deconvnet.rules import (
 from lightning_cnnviz.core.tracing import calls
 from lightning_cnnviz.core.tracing.calls import Call
 
-__all__ = ["RULES", "ProjectionError", "RunningCall", "choose_rule"]
+__all__ = ["RULES", "RunningCall", "choose_rule"]
 
 log = logging.getLogger(__name__)
-
-
-class ProjectionError(ValueError):
-    """The network computes something that cannot be followed back to the pixels."""
 
 
 @dataclass(eq=False)
@@ -49,7 +48,12 @@ class RunningCall(Call):
     @property
     def is_map(self) -> bool:
         """Whether the first argument is the one that depends on the image, and made of feature maps."""
-        return self.only_first and self.dependent[0].ndim == 4 and len(self.dependent[0]) == self.batch
+        return self.only_first and self.dependent[0].ndim == 4 and self.by_image
+
+    @property
+    def by_image(self) -> bool:
+        """Whether what depends on the image has an entry for each: windows may be stacked where images are."""
+        return all(tensor.shape[:1] == (self.batch,) for tensor in self.dependent)
 
 
 def choose_rule(call: RunningCall) -> Rule:
@@ -206,8 +210,8 @@ def _rectifier(call: RunningCall) -> Rule | None:
         return Nonlinearity(call.method, None)
     maps = call.args[0]
     if call.name == "relu" or (call.name in ("clamp", "clamp_min") and call.argument("max") is None):
-        return Nonlinearity(call.method, maps.detach() > 0)
-    return Nonlinearity(call.method, _autograd(call))
+        return Nonlinearity(call.method, maps.detach() > 0, call.by_image)
+    return Nonlinearity(call.method, _autograd(call), call.by_image)
 
 
 def _clamp(call: RunningCall) -> Rule | None:
@@ -230,13 +234,25 @@ def _maximum(call: RunningCall) -> Rule | None:
     maps = call.dependent[0]
     if torch.broadcast_shapes(maps.shape, other.shape) != maps.shape:
         return None
-    return Nonlinearity(call.method, None if call.method == "deconvnet" else maps.detach() > 0)
+    return Nonlinearity(call.method, None if call.method == "deconvnet" else maps.detach() > 0, call.by_image)
+
+
+def _random_rectifier(call: RunningCall) -> Rule | None:
+    """RReLU, which in eval mode is a LeakyReLU of the mean slope."""
+    if not call.only_first or call.argument("training"):
+        return None
+    if call.method == "deconvnet":
+        return Nonlinearity(call.method, None)
+    mean = (float(call.argument("lower")) + float(call.argument("upper"))) / 2
+    maps = call.dependent[0].detach()
+    slope = torch.where(maps > 0, torch.ones((), dtype=maps.dtype, device=maps.device), mean)
+    return Nonlinearity(call.method, slope, call.by_image)
 
 
 def _concatenation(call: RunningCall) -> Rule | None:
     tensors = call.args[0]
     first = tensors[0]
-    dim = int(call.argument("dim", 0)) % first.ndim
+    dim = int(call.argument("dim", 0)) % max(first.ndim, 1)
     if dim != 1 or any(len(tensor) != call.batch for tensor in tensors):
         return None
     ends, end = [], 0
@@ -252,7 +268,7 @@ def _split(call: RunningCall) -> Rule | None:
         return None
     maps = call.args[0]
     dim = int(call.argument("dim", 0)) % maps.ndim
-    if dim != 1 or len(maps) != call.batch:
+    if dim != 1 or not call.by_image:
         return None
     sizes = call.args[1]
     if isinstance(sizes, int):
@@ -270,7 +286,7 @@ def _slice(call: RunningCall) -> Rule | None:
     maps = call.args[0]
     dim = int(call.argument("dim", 0)) % maps.ndim
     start, stop, step = call.argument("start"), call.argument("end"), int(call.argument("step", 1))
-    if len(maps) != call.batch:
+    if not call.by_image:
         return None
     chosen = slice(*slice(start, stop, step).indices(maps.shape[dim]))
     if chosen == slice(0, maps.shape[dim], 1):
@@ -293,11 +309,35 @@ def _padding(call: RunningCall) -> Rule | None:
 
 def _reshaped(call: RunningCall) -> Rule | None:
     maps = call.args[0]
-    if not call.only_first or len(maps) != call.batch or any(isinstance(a, torch.dtype) for a in call.args):
+    if not call.only_first or not call.by_image or any(isinstance(a, torch.dtype) for a in call.args):
         return None
     shape = [int(size) for size in call.args[1]]
     # An entry for each image must remain one.
     return Reshape(None) if shape and shape[0] in (call.batch, -1) and _keeps_images(maps, shape) else None
+
+
+def _squeezed(call: RunningCall) -> Rule | None:
+    """Dimensions of size one come or go."""
+    shape = tuple(call.functional(*call.args, **call.kwargs).shape)
+    return Reshape(None) if call.only_first and call.by_image and shape[:1] == (call.batch,) else None
+
+
+def _strided(call: RunningCall) -> Rule | None:
+    """Elements of memory in an order of its own: pooling leaves its results in the order of its maps so."""
+    maps = call.args[0]
+    if not call.only_first:
+        return None
+    place, wanted = Place.of(maps), Place.of(call.functional(*call.args, **call.kwargs))
+    if place.same_elements(wanted):
+        return Same((1.0,))
+    source = place.elements_at(wanted.indices())
+    if bool((source < 0).any()):
+        raise ProjectionError("the network reads memory by as_strided beyond the feature maps that it gives to it")
+    return Autograd(partial(_picked, source.to(maps.device)), [INPUT], {}, (maps.detach().clone(),), call.batch)
+
+
+def _picked(source: Tensor, maps: Tensor) -> Tensor:
+    return maps.flatten()[source]
 
 
 def _keeps_images(maps: Tensor, shape: Sequence[int]) -> bool:
@@ -307,7 +347,7 @@ def _keeps_images(maps: Tensor, shape: Sequence[int]) -> bool:
 
 def _permuted(call: RunningCall) -> Rule | None:
     maps = call.args[0]
-    if not call.only_first or len(maps) != call.batch:
+    if not call.only_first or not call.by_image:
         return None
     order = list(range(maps.ndim))
     if call.name == "permute":
@@ -328,12 +368,15 @@ RULES: dict[str, Build] = {
     "max_pool2d_with_indices": _max_pool,
     **dict.fromkeys(calls.AVERAGE_POOLS, _average_pool),
     **dict.fromkeys(calls.RECTIFIERS, _rectifier),
+    "rrelu_with_noise": _random_rectifier,
     **dict.fromkeys(calls.CLAMPS, _clamp),
     "threshold": _threshold,
     "maximum": _maximum,
     **dict.fromkeys(calls.SPLITS, _split),
     **dict.fromkeys(calls.SLICES, _slice),
     **dict.fromkeys(calls.RESHAPES, _reshaped),
+    **dict.fromkeys(("squeeze", "unsqueeze"), _squeezed),
+    "as_strided": _strided,
     **dict.fromkeys(calls.PERMUTATIONS, _permuted),
     **dict.fromkeys(calls.CONSTANT_PADS, _padding),
     "cat": _concatenation,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -33,6 +35,7 @@ __all__ = [
     "Node",
     "Nonlinearity",
     "Padding",
+    "ProjectionError",
     "Reshape",
     "Rule",
     "Same",
@@ -42,6 +45,10 @@ __all__ = [
 
 Method = Literal["deconvnet", "guided", "gradient"]
 """What happens at a nonlinearity, see `core.deconvnet.projection.project`."""
+
+
+class ProjectionError(ValueError):
+    """The network computes something that cannot be followed back to the pixels."""
 
 
 class Rule:
@@ -227,6 +234,9 @@ class Nonlinearity(Rule):
 
     method: Method
     slope: Tensor | Autograd | None  # (N, ...), bool where it is 0 or 1; or how to find it
+    # Whether there is an entry for each image. Else there is one image, and its windows, say, are stacked in the first
+    # dimension: a signal has them all.
+    by_image: bool = True
     rectifies = True
 
     def __post_init__(self) -> None:
@@ -242,7 +252,7 @@ class Nonlinearity(Rule):
             inputs, outputs = self.slope.run()
             (self.slope,) = torch.autograd.grad(outputs[0], inputs, torch.ones_like(outputs[0]))
         if self.slope is not None:
-            values = values * gathered_at(self.slope, signal, seed)
+            values = values * (gathered_at(self.slope, signal, seed) if self.by_image else self.slope)
         return [Signal(values, signal.window)]
 
 
@@ -345,34 +355,62 @@ class Autograd(Rule):
         ]
         gathered = [tensor.new_zeros(len(seed), *_own(tensor.shape, self.batch)) for tensor in inputs]
         # Units of one image take turns: in each round an image has one.
-        for members in _rounds(seed.slots) if chosen else []:
+        for members in self._rounds(seed, inputs, chosen) if chosen else []:
             slots = seed.slots[members]
             coming = []
             for output, signal in chosen:
                 cotangent = torch.zeros_like(output)
-                cotangent[slots if len(output) == self.batch else ...] = signal[members].to(output.dtype)
+                cotangent[slots if self._by_image(output) else ...] = signal[members].to(output.dtype)
                 coming.append(cotangent)
             made = [output for output, _ in chosen]
-            gradients = torch.autograd.grad(made, inputs, coming, retain_graph=True, allow_unused=True)
-            for values, gradient in zip(gathered, gradients, strict=True):
+            leaves = [tensor for tensor in inputs if tensor.requires_grad]
+            with _no_derivative(self.call):
+                found = iter(torch.autograd.grad(made, leaves, coming, retain_graph=True, allow_unused=True))
+            for values, tensor in zip(gathered, inputs, strict=True):
+                gradient = next(found) if tensor.requires_grad else None
                 if gradient is not None:
-                    values[members] = (gradient[slots] if len(gradient) == self.batch else gradient).to(values.dtype)
+                    values[members] = (gradient[slots] if self._by_image(tensor) else gradient).to(values.dtype)
         return [Signal(values, None) for values in gathered]
+
+    def _by_image(self, tensor: Tensor) -> bool:
+        """Whether a tensor has an entry for each image."""
+        return tensor.shape[:1] == (self.batch,)
+
+    def _rounds(self, seed: Seed, inputs: list[Tensor], chosen: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
+        """Units that can go back together: those of different images, where all values have an entry for each."""
+        if all(map(self._by_image, [*inputs, *(output for output, _ in chosen)])):
+            return _rounds(seed.slots)
+        return [torch.tensor([unit]) for unit in range(len(seed))]
 
     def run(self) -> tuple[list[Tensor], list[Tensor]]:
         """Run the operation once more, on what it was given, with gradients."""
-        inputs = [saved.detach().requires_grad_() for saved in self.saved]
+        # What is counted or compared, as a mask is, has no slope.
+        inputs = [
+            saved.detach().requires_grad_(saved.is_floating_point() or saved.is_complex()) for saved in self.saved
+        ]
         place = iter(inputs)
 
         def fill(leaf: Any) -> Any:
             return next(place) if leaf is INPUT else leaf
 
-        with torch.enable_grad():
+        with torch.enable_grad(), _no_derivative(self.call):
             made = self.call(*tree_map(fill, self.args), **tree_map(fill, self.kwargs))
         return inputs, [leaf for leaf in tree_leaves(made) if isinstance(leaf, Tensor)]
 
 
 INPUT = object()
+
+
+@contextmanager
+def _no_derivative(call: Any) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        if not re.search(r"derivative for .* is not implemented", str(error)):
+            raise
+        raise ProjectionError(
+            f"the network runs {call}, of which torch has no derivative: it cannot be followed back to the pixels"
+        ) from error
 
 
 def _own(shape: Sequence[int], batch: int) -> tuple[int, ...]:

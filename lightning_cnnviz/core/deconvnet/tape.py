@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_cnnviz.core.deconvnet.recording import FarEnough, ProjectionError, Recorder
-from lightning_cnnviz.core.deconvnet.rules import Convolution, Method, Node
+from lightning_cnnviz.core.deconvnet.recording import FarEnough, Recorder
+from lightning_cnnviz.core.deconvnet.rules import Convolution, Method, Node, ProjectionError
 from lightning_cnnviz.core.deconvnet.windowed_signal import Seed, Signal, Window, add
 
 __all__ = ["FarEnough", "Method", "ProjectionError", "Seed", "Tape"]

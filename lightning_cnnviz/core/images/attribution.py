@@ -18,6 +18,7 @@ from lightning_cnnviz.core.network.classification import (
     fill_values,
     interleave,
 )
+from lightning_cnnviz.core.network.gradients import OrderedGradients
 from lightning_cnnviz.core.network.hooks import Site, analysis_mode, model_device
 from lightning_cnnviz.core.network.layers import LayerSpec
 from lightning_cnnviz.core.network.memory import images_at_once
@@ -170,7 +171,7 @@ class _Explanation:
         """Return the maps `(N, C, H, W)` of a batch."""
         # A copy, since captum asks for gradients of what it is given; it warns where it has to do so itself.
         own = images.clone().requires_grad_()
-        with torch.enable_grad():
+        with torch.enable_grad(), OrderedGradients():
             if self._method == "saliency":
                 return self._saliency(own, targets)
             if self._method == "integrated_gradients":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ from lightning_cnnviz.core.maximization.objectives import (
 from lightning_cnnviz.core.maximization.parametrization import Parametrization
 from lightning_cnnviz.core.maximization.rectifiers import Rectifiers, redirected
 from lightning_cnnviz.core.maximization.regularization import RandomTransform, check_transforms, robust
+from lightning_cnnviz.core.network.gradients import OrderedGradients, gradient_within
 from lightning_cnnviz.core.network.hooks import analysis_mode
 
 __all__ = ["Maximization", "Strongest", "maximize", "strongest_images", "unit_input_size"]
@@ -320,20 +322,22 @@ class _Climb:
         """Go one step up."""
         with torch.enable_grad():
             images = self._images(self._settings.transforms)
-            if number < _RESCUE_STEPS:
-                with Rectifiers(redirected):
-                    activations, penalties = self._values(images)
-            else:
-                activations, penalties = self._values(images)
-            loss = (penalties * activations.detach().abs() - activations).sum()
+            # Checkpointed parts of a network run again on the way back: as they ran before, so inside the same block.
+            with Rectifiers(redirected) if number < _RESCUE_STEPS else nullcontext(), OrderedGradients():
+                activations, gradient = self._climbed(images)
+        self.history.append(activations.detach().float().cpu())
+        # A network that has diverged gives NaN: the image stays, and its activation tells.
+        self._numbers.grad = gradient.nan_to_num(0, 0, 0)
+        self._optimizer.step()
+
+    def _climbed(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The objective of each image, and the gradient of what is to be lowered."""
+        activations, penalties = self._values(images)
+        loss = (penalties * activations.detach().abs() - activations).sum()
         if not loss.requires_grad:
             names = ", ".join(map(str, self._objectives[:3]))
             raise ValueError(f"no gradient reaches the image from {names}: the network detaches it, or rounds it")
-        (gradient,) = torch.autograd.grad(loss, self._numbers, allow_unused=True)
-        self.history.append(activations.detach().float().cpu())
-        # A network that has diverged gives NaN: the image stays, and its activation tells.
-        self._numbers.grad = torch.zeros_like(self._numbers) if gradient is None else gradient.nan_to_num(0, 0, 0)
-        self._optimizer.step()
+        return activations, gradient_within(loss, self._numbers)
 
     def finish(self) -> tuple[Tensor, Tensor]:
         """Return the images and the objective of each, as it is."""

@@ -15,6 +15,7 @@ from lightning_cnnviz.core.maximization.maximize import home_of, objective_box
 from lightning_cnnviz.core.maximization.objectives import Objective, Reader, checked_objectives
 from lightning_cnnviz.core.maximization.parametrization import Basis, Pixels, by_channel
 from lightning_cnnviz.core.maximization.rectifiers import Rectifiers, softened
+from lightning_cnnviz.core.network.gradients import OrderedGradients, gradient_within
 from lightning_cnnviz.core.network.hooks import analysis_mode
 
 __all__ = ["OptimumInvariance", "lanczos", "optimum_invariance"]
@@ -146,21 +147,22 @@ def optimum_invariance(
         iterations = min(iterations, sphere.point.numel() - 1)
         steps = range(settle + iterations)
         ticks = iter(steps if progress is None else progress(steps))
-        # All that the Hessian says is of one function: where it is smooth, the optimum is that of the smooth unit.
-        with Rectifiers(softened(smoothing)) if smoothing else nullcontext():
-            sphere.settle(settle, lambda: next(ticks, None))
-            slope, gradient_norm = sphere.slope()
-            product = sphere.hessian()
-        if slope == 0 and gradient_norm == 0:
-            raise ValueError(f"{objective} does not change with the image at the optimum: it has no directions")
 
         def ticking(vector: Tensor) -> Tensor:
             next(ticks, None)
             return product(vector)
 
-        curvatures, vectors, residuals = lanczos(
-            ticking, lambda: sphere.random(1, generator).flatten(), iterations, product.unit[None]
-        )
+        # All that the Hessian says is of one function: where it is smooth, the optimum is that of the smooth unit. Also
+        # where checkpointed parts of the network run again on the way back.
+        with Rectifiers(softened(smoothing)) if smoothing else nullcontext(), OrderedGradients():
+            sphere.settle(settle, lambda: next(ticks, None))
+            slope, gradient_norm = sphere.slope()
+            product = sphere.hessian()
+            if slope == 0 and gradient_norm == 0:
+                raise ValueError(f"{objective} does not change with the image at the optimum: it has no directions")
+            curvatures, vectors, residuals = lanczos(
+                ticking, lambda: sphere.random(1, generator).flatten(), iterations, product.unit[None]
+            )
         for _ in ticks:  # what ended early is done, too
             pass
         kept = min(directions, (len(curvatures) + 1) // 2)
@@ -261,12 +263,10 @@ class _Tangent:
 
     def __call__(self, vector: Tensor) -> Tensor:
         vector = self._project(vector)
-        curved: Tensor | None = None
-        if self._gradient.requires_grad:  # else the function is linear
-            outer = vector.view_as(self._gradient)
-            (curved,) = torch.autograd.grad(self._gradient, self._where, outer, retain_graph=True, allow_unused=True)
-        if curved is None:
+        if not self._gradient.requires_grad:  # the function is linear
             return -self._slope * vector
+        outer = vector.view_as(self._gradient)
+        curved = gradient_within(self._gradient, self._where, outer, retain_graph=True)
         return self._radius.square() * self._project(curved.flatten()) - self._slope * vector
 
 
@@ -286,7 +286,7 @@ class _Sphere:
             value = self.value(where).sum()
             if not value.requires_grad:
                 raise ValueError("no gradient reaches the image: the network detaches it, or rounds it")
-            (gradient,) = torch.autograd.grad(value, where)
+            gradient = gradient_within(value, where)
         return float(value.detach()), gradient
 
     def settle(self, steps: int, tick: Callable[[], object]) -> None:
@@ -317,7 +317,7 @@ class _Sphere:
         """The second derivative by the angle; to be made inside the block that smooths the rectifiers."""
         with torch.enable_grad():
             where = self.point.detach().requires_grad_()
-            (gradient,) = torch.autograd.grad(self.value(where).sum(), where, create_graph=True)
+            gradient = gradient_within(self.value(where).sum(), where, create_graph=True)
         return _Tangent(self.point, gradient, where)
 
     def random(self, count: int, generator: torch.Generator) -> Tensor:

@@ -58,13 +58,15 @@ def analysis_mode(model: nn.Module) -> Iterator[None]:
     On leaving, also through an exception, the training flag of *every* submodule and the state of every random number
     generator are as before. Open it before touching a data loader: iterating one draws from the global generator.
 
-    Inference mode is switched off inside, so that tensors made here can be kept and written to later.
+    Inference mode is switched off inside, so that tensors made here can be kept and written to later; and attention
+    runs in its single steps, not as one fused operation that has no derivative and passes by the hooks of its layers.
     """
     # What torch.jit has frozen has no such flag, and is in eval mode for good.
     flags = [(module, module.training) for module in model.modules() if hasattr(module, "training")]
     token = _ANALYSIS.set(object())
     with (
         keep_random_state(),
+        _single_steps_of_attention(),
         torch.inference_mode(False),
         torch.no_grad(),
         torch.compiler.set_stance("force_eager"),
@@ -78,6 +80,16 @@ def analysis_mode(model: nn.Module) -> Iterator[None]:
             for module, flag in flags:
                 module.training = flag
             _ANALYSIS.reset(token)
+
+
+@contextmanager
+def _single_steps_of_attention() -> Iterator[None]:
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lightning_cnnviz.core.deconvnet.projection import Projection, ProjectionError, Projector, Unit, project
+from lightning_cnnviz.core.deconvnet.projection import Projection, Projector, Unit, project
 from lightning_cnnviz.core.network import memory
 from lightning_cnnviz.core.network.layers import LayerNotFoundError, select_layers
 from lightning_cnnviz.core.top_patches.search import mine_top_patches
@@ -76,21 +76,6 @@ def test_a_deconvnet_without_nonlinearity_is_no_deconvnet() -> None:
         project(linear, images, [Unit(0, "1", 0, 0, 0)])
     # One convolution has none before it, and needs none.
     assert project(linear, images, [Unit(0, "0", 0, 0, 0)]).pixels[0].shape == (1, 3, 3)
-
-
-def test_writing_into_a_part_of_a_feature_map_is_refused() -> None:
-    class Writes(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.b = nn.Conv2d(1, 2, 3), nn.Conv2d(2, 2, 3)
-
-        def forward(self, images: Tensor) -> Tensor:
-            maps = self.a(images)
-            maps[:, :1].relu_()
-            return self.b(maps)  # type: ignore[no-any-return]
-
-    with pytest.raises(ProjectionError, match="writes in place into memory"):
-        project(Writes().eval(), torch.rand(1, 1, 9, 9), [Unit(0, "b", 0, 0, 0)])
 
 
 def test_the_strongest_unit_is_found_where_none_is_named(model: nn.Module) -> None:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from callbacks.littlenet import LittleNet
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from lightning_cnnviz.core.deconvnet.projection import Unit
 from lightning_cnnviz.core.images.transforms import Transform
@@ -449,3 +450,23 @@ def test_what_is_of_another_view_is_refused_by_name() -> None:
             maximize(model, UnitActivation("4", 0), (3, 16, 16), transforms=transforms)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"penalty=0\.25: give an objective, for example 0\.5 \* TotalVariation"):
         maximize(model, UnitActivation("4", 0), (3, 16, 16), penalty=0.25)  # type: ignore[arg-type]
+
+
+class Checkpointed(nn.Module):
+    """Runs again on the way back, and keeps nothing."""
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+
+    def forward(self, images: Tensor) -> Tensor:
+        found: Tensor = checkpoint(self.body, images, use_reentrant=False)
+        return found
+
+
+@pytest.mark.parametrize("layer", ["0", "1"])
+def test_a_checkpointed_network_is_climbed_as_any_other(layer: str) -> None:
+    body, last = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 6, 3), nn.ReLU(True)), nn.Conv2d(6, 4, 3)
+    plain, checkpointed = nn.Sequential(body, last), nn.Sequential(Checkpointed(body), last)
+    first, second = (maximize(net, UnitActivation(layer, 1), (3, 9, 9), steps=4) for net in (plain, checkpointed))
+    assert torch.equal(first.images, second.images)
