@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import logging
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -202,7 +203,13 @@ def find_exploration_images(
         (height, width), crop=crop, mean=list(mean or by_default[0]), std=list(std or by_default[1])
     )
     return LabeledImages(
-        images, places, [images.labels[place] for place in places], classes, transform, channels=channels
+        images,
+        places,
+        [images.labels[place] for place in places],
+        classes,
+        transform,
+        channels=channels,
+        enough=math.ceil(max(height, width) / crop),
     )
 
 
@@ -341,7 +348,7 @@ class _Explored(pl.LightningModule):
 def _images_of(data: str | Path) -> tuple[ImageList, tuple[str, ...], float]:
     """The images, their classes' names, and how much of them the crop covers."""
     folder = Path(data).expanduser()
-    if folder.is_dir() and not any(place.is_dir() for place in folder.iterdir()):
+    if folder.is_dir() and not any(place.is_dir() and not place.name.startswith(".") for place in folder.iterdir()):
         return images_of_files(list_images(folder)), (), 224 / 256
     source = find_images(data)
     part = next(part for part in ("test", "val", "all", "train") if part in source.parts)

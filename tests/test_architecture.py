@@ -68,7 +68,7 @@ ONLY_IN = {
     "matplotlib": {"render", "record/figures.py"},  # there for a type
     "fontTools": {"render/paper/files.py"},
     "jinja2": {"sinks/page.py"},
-    "PIL": {"render", "sinks/wandb.py", "finetune/sources.py"},
+    "PIL": {"render", "sinks/wandb.py", "finetune/sources.py", "finetune/decoding.py"},
     "joblib": {"studies/jobs.py"},
     "scipy": {"core/comparison/units.py", "core/images/correlation.py"},
     "sklearn": {"demo.py", "finetune/sources.py"},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import inspect
+import io
 import logging
 import sys
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from torch import Tensor
 
+from lightning_cnnviz.files import write_file
 from lightning_cnnviz.finetune.checkpoints import read_checkpoint, stored_settings
 from lightning_cnnviz.finetune.data import ImageFolderDataModule
 from lightning_cnnviz.finetune.module import FineTuner
@@ -206,8 +208,10 @@ class _PredictionWriter(BasePredictionWriter):
 
 def _write(path: Path, columns: Sequence[str], rows: dict[int, list[Any]]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file)
-        table.writerow(columns)
-        table.writerows(rows[index] for index in sorted(rows))
+    # A name that is no text is written as what it has instead: one such name is not to cost the others.
+    text = io.StringIO(newline="")
+    table = csv.writer(text)
+    table.writerow(columns)
+    table.writerows(rows[index] for index in sorted(rows))
+    write_file(path, text.getvalue().encode(errors="backslashreplace"))
     return path

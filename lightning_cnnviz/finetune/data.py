@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -14,12 +15,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_cnnviz.core.network.suggestions import suggestion
+from lightning_cnnviz.finetune.decoding import broken_files
 from lightning_cnnviz.finetune.images import EpochOrder, LabeledImages
 from lightning_cnnviz.finetune.presets import Augmentation, image_transform
 from lightning_cnnviz.finetune.sources import (
     ImageList,
     ImageSource,
-    broken_files,
     find_images,
     images_of_files,
     list_images,
@@ -59,6 +60,11 @@ class ImageFolderDataModule(pl.LightningDataModule):
     what augmentation does to an image in it, depend on the seed and the epoch alone, not on torch's random state nor on
     the number of workers: a resumed run sees what an uninterrupted one would have seen. (In a loop of your own, call
     `loader.sampler.set_epoch(epoch)`.) A last batch of one image is left out, since BatchNorm cannot normalize it.
+
+    Images in files are shown upright, as their EXIF orientation says, gray ones of 16 bits with their whole range.
+    Hidden files and folders are left out, and a file that several links lead to is there once in each part. Of a JPEG
+    of more than 12 megapixels only so many are decoded as the network's input can show.
+    (torchvision's data sets read their own files.)
 
     With `on_corrupt="raise"`, `setup` decodes the images that the run is about to use, and raises if there is one that
     cannot be read. With `"skip"` it decodes all images of the data set, leaves such files out and warns of their
@@ -263,7 +269,8 @@ class ImageFolderDataModule(pl.LightningDataModule):
             raise ValueError(f"std={self.std}: give values above 0")
         options: dict[str, Any] = {"crop": crop, "mean": self.mean, "std": self.std}
         options["flip"] = source.mirror if flip is None else flip
-        options["least"] = 0.5 if source.small else 0.08  # a corner of what fills the frame does not show what it is
+        self._crop, self._least = crop, 0.5 if source.small else 0.08
+        options["least"] = self._least  # a corner of what fills the frame does not show what it is
         self._train_transform = image_transform((height, width), self.augment, **options)
         self._plain_transform = image_transform((height, width), **options)
 
@@ -278,7 +285,15 @@ class ImageFolderDataModule(pl.LightningDataModule):
             channels=self.image_shape[0],
             augmented=training and self.augment != "none",
             seed=self.seed,
+            enough=self._enough(training),
         )
+
+    def _enough(self, training: bool) -> int:
+        """How many pixels along the shorter side the transform can make use of."""
+        side = max(self.image_shape[1:])
+        if training and self.augment in ("standard", "strong"):
+            return math.ceil(side / math.sqrt(self._least * 3 / 4))  # the smallest part, of the longest form
+        return math.ceil(side / self._crop)
 
     # Which image is where
 

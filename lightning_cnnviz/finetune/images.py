@@ -28,6 +28,9 @@ class LabeledImages(Dataset[tuple[Tensor, int]]):
         classes: Names of the classes.
         transform: From a PIL image, or a tensor, to the network's input.
         augmented: Whether the transform is random: then an image changes from epoch to epoch.
+
+    With `enough`, so many pixels along an image's shorter side are enough for the transform; large files are then
+    decoded in part.
     """
 
     def __init__(
@@ -41,10 +44,11 @@ class LabeledImages(Dataset[tuple[Tensor, int]]):
         channels: int = 3,
         augmented: bool = False,
         seed: int = 0,
+        enough: int | None = None,
     ) -> None:
         self.indices, self.targets, self.classes = list(indices), list(targets), list(classes)
         self.transform, self.augmented = transform, augmented
-        self._images, self._channels, self._seed = images, channels, seed
+        self._images, self._channels, self._seed, self._enough = images, channels, seed, enough
         # Shared, so that workers which outlive an epoch see the next one.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
@@ -61,8 +65,8 @@ class LabeledImages(Dataset[tuple[Tensor, int]]):
         digest = hashlib.blake2b(digest_size=8)
         for place, file in enumerate(self.files or ()):
             status = Path(file).stat()
-            digest.update(f"{place} {file} {status.st_size} {status.st_mtime_ns}\n".encode(errors="surrogateescape"))
-        digest.update(repr((self.indices, self.targets, list(self.classes))).encode(errors="surrogateescape"))
+            digest.update(f"{place} {file} {status.st_size} {status.st_mtime_ns}\n".encode(errors="surrogatepass"))
+        digest.update(repr((self.indices, self.targets, list(self.classes))).encode(errors="surrogatepass"))
         for place in sorted({number * (len(self) - 1) // 7 for number in range(8)} if len(self) else ()):
             image = self[place][0].contiguous()
             digest.update(f"{image.dtype} {tuple(image.shape)}".encode())
@@ -80,6 +84,7 @@ class LabeledImages(Dataset[tuple[Tensor, int]]):
             channels=self._channels,
             augmented=self.augmented,
             seed=self._seed,
+            enough=self._enough,
         )
 
     def set_epoch(self, epoch: int) -> None:
@@ -90,11 +95,21 @@ class LabeledImages(Dataset[tuple[Tensor, int]]):
         return len(self.indices)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        image = _in_channels(self._images.read(self.indices[index]), self._channels)
+        number = self.indices[index]
+        image = self._images.read(number, self._enough)
+        try:
+            return self._transformed(_in_channels(image, self._channels), number), self.targets[index]
+        except Exception as error:
+            # Of hundreds of images that workers read, which one?
+            which = f"image {number}" if self._images.files is None else self._images.files[number]
+            kind = MemoryError if isinstance(error, MemoryError) else ValueError
+            raise kind(f"{which} cannot be transformed ({type(error).__name__}: {error})") from error
+
+    def _transformed(self, image: Any, number: int) -> Tensor:
         if not self.augmented:
-            return self.transform(image), self.targets[index]
-        with _drawing(f"{self._seed}/{int(self._epoch)}/{self.indices[index]}"):
-            return self.transform(image), self.targets[index]
+            return self.transform(image)
+        with _drawing(f"{self._seed}/{int(self._epoch)}/{number}"):
+            return self.transform(image)
 
 
 class EpochOrder(DistributedSampler[tuple[Tensor, int]]):

@@ -82,7 +82,10 @@ def split_images(
 
 def seed_of(key: str) -> int:
     """Return a seed of 63 bits; keys that differ little have seeds that differ much."""
-    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big", signed=False) >> 1
+    return (
+        int.from_bytes(hashlib.blake2b(key.encode(errors="surrogatepass"), digest_size=8).digest(), "big", signed=False)
+        >> 1
+    )
 
 
 def listed_names(names: Sequence[str], *, quote: bool = True) -> str:

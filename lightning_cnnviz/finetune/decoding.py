@@ -1,0 +1,132 @@
+"""Image files, decoded: upright, in the range of their pixels, no larger than needed; and which of them are broken."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import numpy as np
+from PIL import Image, ImageOps
+from tqdm.auto import tqdm
+
+__all__ = ["broken_files", "read_image_file"]
+
+_THREADS = 8
+_SLOW = 2.0  # seconds after which a check shows its progress
+_AT_ONCE = 1024  # files that threads are given at a time
+_LARGE = 12_000_000  # pixels: what has no more is decoded whole, and then resized, as torchvision does it
+_MOST_PIXELS = 32_000_000  # that are decoded at a time while files are checked; a larger image is decoded alone
+_SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
+_SCALED_TO_16 = ("PNG", "PPM")  # their 16-bit images may come as whole numbers of 32 bits
+
+
+def read_image_file(file: str, enough: int | None = None) -> Image.Image:
+    """Read an image file, upright as its EXIF orientation says, with 8 bits a channel.
+
+    Gray values of 16 bits are divided by 257: all of the range becomes all of the range.
+
+    Args:
+        file: The file.
+        enough: So many pixels along the shorter side are enough: of a JPEG of more than 12 megapixels, only a half, a
+            quarter or an eighth of the rows and columns is decoded, never fewer than twice `enough`.
+
+    Raises:
+        ValueError: It cannot be read; names it.
+        MemoryError: It is too large; names it.
+    """
+    try:
+        with Image.open(file) as opened:
+            if enough is not None and opened.width * opened.height > _LARGE:
+                opened.draft(None, (2 * enough, 2 * enough))
+            opened.load()
+            image = _upright(opened)
+            return _in_eight_bits(image, opened.format)
+    except MemoryError as error:
+        raise MemoryError(f"{file}: there is not enough memory to decode it") from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{file} cannot be read as an image ({error})") from error
+
+
+def broken_files(files: Sequence[str]) -> dict[str, str]:
+    """Return which image files cannot be read, and why, in their order.
+
+    Files are decoded, in threads: a header says nothing of a file that ends too early. Of a JPEG all data is read, but
+    only an eighth of the pixels is made from it, which takes two thirds of the time. At most 32 megapixels are decoded
+    at a time, or one larger image alone.
+
+    Raises:
+        MemoryError: There is not enough memory for one of them, which is named.
+    """
+    room, broken = _Room(_MOST_PIXELS), {}
+    with (
+        ThreadPoolExecutor(max(1, min(_THREADS, os.cpu_count() or 1))) as threads,
+        tqdm(desc="checking images", total=len(files), delay=_SLOW, leave=False) as bar,
+    ):
+        for begin in range(0, len(files), _AT_ONCE):
+            part = files[begin : begin + _AT_ONCE]
+            for file, reason in zip(part, threads.map(lambda file: _reason(file, room), part), strict=True):
+                if reason is not None:
+                    broken[file] = reason
+                bar.update()
+    return broken
+
+
+class _Room:
+    """So many pixels at a time, whoever needs them; more than all of them are had alone."""
+
+    def __init__(self, pixels: int) -> None:
+        self._all, self._used, self._changed = pixels, 0, threading.Condition()
+
+    @contextmanager
+    def of(self, pixels: int) -> Iterator[None]:
+        pixels = min(pixels, self._all)
+        with self._changed:
+            self._changed.wait_for(lambda: self._used + pixels <= self._all)
+            self._used += pixels
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._used -= pixels
+                self._changed.notify_all()
+
+
+def _reason(file: str, room: _Room) -> str | None:
+    try:
+        with Image.open(file) as image:
+            image.draft("L", (1, 1))
+            with room.of(image.width * image.height):
+                image.load()
+                _check_range(image, image.format)
+    except MemoryError as error:
+        raise MemoryError(f"{file}: there is not enough memory to decode it") from error
+    except Exception as error:  # decoders raise whatever they please
+        return str(error).replace(repr(file), "it") or type(error).__name__
+    return None
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        turned: Image.Image | None = ImageOps.exif_transpose(image)
+    except Exception:  # EXIF data may be damaged where pixels are not
+        return image
+    return image if turned is None else turned
+
+
+def _in_eight_bits(image: Image.Image, kind: str | None) -> Image.Image:
+    _check_range(image, kind)
+    if image.mode in _SIXTEEN_BITS or image.mode == "I":
+        values = np.asarray(image).astype(np.uint32)
+        return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    return image
+
+
+def _check_range(image: Image.Image, kind: str | None) -> None:
+    if image.mode == "F" or (image.mode == "I" and kind not in _SCALED_TO_16):
+        numbers = "fractions" if image.mode == "F" else "whole numbers of 32 bits"
+        raise ValueError(
+            f"its pixels are {numbers}, and it does not say which of them is white; save it with 8 or 16 bits a channel"
+        )

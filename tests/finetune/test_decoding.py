@@ -1,0 +1,234 @@
+"""Image files are upright, keep their range, and cost no more memory than they need."""
+
+from __future__ import annotations
+
+import os
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from lightning_cnnviz.explore import find_exploration_images
+from lightning_cnnviz.finetune import decoding
+from lightning_cnnviz.finetune.cli import _write
+from lightning_cnnviz.finetune.data import ImageFolderDataModule
+from lightning_cnnviz.finetune.decoding import broken_files, read_image_file
+from lightning_cnnviz.finetune.sources import find_images, list_images
+
+NOT_UTF8 = os.fsdecode(b"caf\xe9")
+
+
+def ramp(dtype: Any = np.uint16) -> np.ndarray:
+    return np.arange(65536).reshape(256, 256).astype(dtype)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "pgm"])
+def test_gray_of_sixteen_bits_keeps_its_range(tmp_path: Path, suffix: str) -> None:
+    file = tmp_path / f"ramp.{suffix}"
+    if suffix == "pgm":
+        file.write_bytes(b"P5 256 256 65535\n" + ramp(">u2").tobytes())
+    else:
+        Image.fromarray(ramp()).save(file)
+    found = np.asarray(read_image_file(str(file)).convert("L")).astype(float)
+    assert abs(found.mean() - 127.5) < 0.01
+    assert abs(found - ramp() / 257).max() <= 0.5
+    assert broken_files([str(file)]) == {}
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int32])
+def test_pixels_without_a_range_are_refused_and_not_cut_off(tmp_path: Path, dtype: Any) -> None:
+    file = str(tmp_path / "a.tif")
+    Image.fromarray(ramp(dtype)).save(file)
+    with pytest.raises(ValueError, match=r"a\.tif cannot be read as an image \(its pixels are .* save it with 8 or 16"):
+        read_image_file(file)
+    assert "save it with 8 or 16 bits" in broken_files([file])[file]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_photographs_are_upright(tmp_path: Path, orientation: int) -> None:
+    upright = np.zeros((32, 48, 3), np.uint8)
+    upright[:16, :24] = 255  # white at the top left
+    ways = [None, 0, 3, 1, 5, 4, 6, 2]  # PIL's transpositions that EXIF's orientations undo
+    stored = Image.fromarray(upright)
+    back = {4: 2, 2: 4}  # of quarter turns
+    if ways[orientation - 1] is not None:
+        stored = stored.transpose(Image.Transpose(back.get(ways[orientation - 1], ways[orientation - 1])))  # type: ignore[arg-type]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored.save(tmp_path / "a.jpg", exif=exif, quality=100, subsampling=0)
+    found = np.asarray(read_image_file(str(tmp_path / "a.jpg"))).astype(int)
+    assert found.shape == upright.shape
+    assert abs(found - upright).mean() < 2
+
+
+def test_of_fifty_megapixels_only_what_is_needed_is_decoded(tmp_path: Path) -> None:
+    file = str(tmp_path / "large.jpg")
+    rows, columns = np.mgrid[0:600, 0:900]
+    small = Image.fromarray(np.stack([rows * 255 // 599, columns * 255 // 899, rows * 0], -1).astype(np.uint8))
+    small.resize((9000, 5600)).save(file)
+    assert read_image_file(file, enough=256).size == (1125, 700)
+    assert min(read_image_file(file, enough=1000).size) >= 2000
+    (tmp_path / "one").mkdir()
+    os.rename(file, tmp_path / "one" / "large.jpg")
+    found = find_exploration_images(tmp_path / "one")[0][0]
+    small.save(tmp_path / "one" / "large.jpg", quality=95)
+    expected = find_exploration_images(tmp_path / "one")[0][0]
+    assert float((found - expected).abs().max()) < 0.15  # of a range of four
+
+
+def test_checking_decodes_no_more_at_a_time_than_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = [str(tmp_path / f"{number}.png") for number in range(12)]
+    for file in files:
+        Image.new("RGB", (100, 100)).save(file)
+    Image.new("RGB", (300, 300)).save(files[5])
+    now, most, alone = [0], [0], [0]
+    load = Image.Image.load
+    monkeypatch.setattr(decoding, "_MOST_PIXELS", 25_000)
+    monkeypatch.setattr(decoding, "_AT_ONCE", 5)
+    monkeypatch.setattr(decoding.os, "cpu_count", lambda: 8)
+    real = decoding._check_range
+
+    def counted(image: Image.Image, kind: str | None) -> None:
+        now[0] += 1
+        most[0] = max(most[0], now[0])
+        if image.width == 300:
+            alone[0] = now[0]
+        real(image, kind)
+        load(image)
+        now[0] -= 1
+
+    monkeypatch.setattr(decoding, "_check_range", counted)
+    assert broken_files(files) == {}
+    assert most[0] <= 2
+    assert alone[0] == 1
+
+
+def test_too_little_memory_is_not_called_a_broken_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = str(tmp_path / "a.png")
+    Image.new("RGB", (4, 4)).save(file)
+
+    def fails(*_: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(decoding, "_check_range", fails)
+    for read in (read_image_file, lambda name: broken_files([name])):
+        with pytest.raises(MemoryError, match=r"a\.png: there is not enough memory"):
+            read(file)
+
+
+def refuse_wide(image: Any) -> Tensor:
+    if image.width > 4:
+        raise RuntimeError("too wide")
+    return torch.zeros(1)
+
+
+def test_an_error_in_a_worker_names_the_file(tmp_path: Path) -> None:
+    for name, size in (("a", (4, 4)), ("b", (5, 4))):
+        Image.new("RGB", size).save(tmp_path / f"{name}.png")
+    images = find_exploration_images(tmp_path)
+    images.transform = refuse_wide
+    with pytest.raises(ValueError, match=r"b\.png cannot be transformed \(RuntimeError: too wide\)"):
+        list(DataLoader(images, num_workers=1))
+    (tmp_path / "b.png").write_bytes(b"nothing")
+    images = find_exploration_images(tmp_path)
+    with pytest.raises(ValueError, match=r"b\.png cannot be read as an image") as caught:
+        images[1]
+    assert "on_corrupt" not in str(caught.value)  # which this has not
+
+
+# Listing
+
+
+def write(place: Path, count: int = 4, color: int = 0) -> None:
+    place.mkdir(parents=True, exist_ok=True)
+    for number in range(count):
+        Image.new("RGB", (8, 8), (color, number, 0)).save(place / f"{number}.png")
+
+
+def listed(folder: Path) -> dict[str, dict[str, int]]:
+    source = find_images(folder)
+    return {
+        part: {name: images.labels.count(label) for label, name in enumerate(source.classes)}
+        for part, images in source.parts.items()
+    }
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links")
+def test_links_in_cycles_and_to_parents_show_each_image_once_and_in_its_own_class(tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        for color, name in enumerate(("cat", "dog")):
+            write(tmp_path / part / name, 4, color)
+    cat, dog = tmp_path / "train" / "cat", tmp_path / "train" / "dog"
+    for place, link, target in (
+        (cat, "self", cat),
+        (cat, "root", tmp_path),
+        (cat, "part", tmp_path / "train"),
+        (cat, "other", dog),
+        (dog, "other", cat),
+        (dog, "again.png", dog / "0.png"),
+        (dog, "gone", tmp_path / "nowhere"),
+    ):
+        (place / link).symlink_to(target)
+    assert listed(tmp_path) == {part: {"cat": 4, "dog": 4} for part in ("test", "train")}
+    assert find_images(tmp_path).ignored["links to images that are there already"] == 10
+    assert len(list_images(tmp_path)) == 16
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links")
+def test_images_that_lie_elsewhere_are_there_by_their_links(tmp_path: Path) -> None:
+    write(tmp_path / "store" / "deep", 3)
+    write(tmp_path / "store2", 3)
+    data = tmp_path / "data"
+    (data / "one").mkdir(parents=True)
+    for number in range(3):
+        (data / "one" / f"{number}.png").symlink_to(tmp_path / "store" / "deep" / f"{number}.png")
+    (data / "two").symlink_to(tmp_path / "store2")
+    assert listed(data) == {"all": {"one": 3, "two": 3}}
+
+
+def test_hidden_files_and_folders_are_no_images(tmp_path: Path) -> None:
+    write(tmp_path / "cat")
+    write(tmp_path / "dog")
+    write(tmp_path / ".ipynb_checkpoints")
+    write(tmp_path / "cat" / ".ipynb_checkpoints")
+    (tmp_path / "cat" / "._0.png").write_bytes(b"resource fork")
+    assert listed(tmp_path) == {"all": {"cat": 4, "dog": 4}}
+    write(tmp_path / "dog" / ".cache")
+    assert len(find_exploration_images(tmp_path / "dog")) == 4
+
+
+def test_listing_takes_little_memory(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        for number in range(1000):
+            (tmp_path / name / f"image-{number:06d}.png").touch()
+    tracemalloc.start()
+    source = find_images(tmp_path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(source.parts["all"].labels) == 2000
+    assert peak < 2000 * 1000 + 200_000
+
+
+@pytest.mark.skipif(os.name != "posix", reason="names that are bytes")
+def test_names_that_are_not_utf8_can_be_trained_on_and_cost_no_prediction(tmp_path: Path) -> None:
+    try:
+        for name in (NOT_UTF8, "dog"):
+            write(tmp_path / "data" / name, 6)
+            os.rename(tmp_path / "data" / name / "0.png", tmp_path / "data" / name / f"{NOT_UTF8}.png")
+    except OSError:
+        pytest.skip("this file system has no such names")
+    data = ImageFolderDataModule(tmp_path / "data", image_size=8)
+    data.setup("fit")
+    assert data.num_classes == 2
+    assert len(next(iter(data.train_dataloader()))[0])
+    assert data.train_set.checksum()
+    rows = {0: [NOT_UTF8, "a"], 1: ["\ud800", "b"], 2: ["c", "c"]}
+    text = _write(tmp_path / "out" / "predictions.csv", ["file", "class"], rows).read_text(encoding="utf-8")
+    assert text.splitlines() == ["file,class", r"caf\udce9,a", r"\ud800,b", "c,c"]
