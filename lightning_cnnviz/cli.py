@@ -24,6 +24,7 @@ _RECORD = {
     "record": "list what is in a record of looks, and check it",
     "export": "write a look of a record as a figure (.pdf, .svg, .png), a page (.html) or numbers (.csv)",
     "view": "make or refresh a page of the looks of one record, or of several side by side",
+    "bundle": "write some looks of a record as a page that is one file, to send",
 }
 _STUDY = "many trainings and one table: images a class, or layers removed"
 _NEEDED = ("jsonargparse", "docstring_parser", "typeshed_client")
@@ -96,10 +97,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from lightning_cnnviz.studies.cli import study_main
 
         return study_main(arguments[1:])
-    if arguments and arguments[0] == "view":
-        from lightning_cnnviz.view import view_main
+    if arguments and arguments[0] in ("view", "bundle"):
+        from lightning_cnnviz.view import bundle_main, view_main
 
-        return view_main(arguments[1:])
+        return (view_main if arguments[0] == "view" else bundle_main)(arguments[1:])
     if arguments and arguments[0] in _RECORD:
         from lightning_cnnviz.record.cli import export_main, record_main
 

@@ -45,7 +45,7 @@ ALLOWED = {
     "studies.results": set(),
     "demo": {"callbacks", "studies", "finetune", "sinks", "report", "core", "render"},
     "explore": {"callbacks", "finetune", "sinks", "report", "core", "render", "record"},
-    "view": {"record", "sinks"},
+    "view": {"files", "record", "report", "sinks"},
     "cli": {
         "demo",
         "explore",

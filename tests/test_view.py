@@ -13,8 +13,8 @@ from lightning_cnnviz.core.layer_table.table import layer_table
 from lightning_cnnviz.record.identity import LookIdentity, NetworkIdentity
 from lightning_cnnviz.record.store import Record
 from lightning_cnnviz.render.views import Seen
-from lightning_cnnviz.report import Report, Scalar
-from lightning_cnnviz.view import view_main
+from lightning_cnnviz.report import Gallery, Report, Row, Scalar, Tile
+from lightning_cnnviz.view import bundle_main, view_main
 
 
 def add(record: Record, *, run: str, epoch: int) -> None:
@@ -66,3 +66,24 @@ def test_a_folder_without_a_record_is_refused(tmp_path: Path, capsys: pytest.Cap
     with pytest.raises(SystemExit):
         view_main([str(tmp_path)])
     assert f"there is no record in {tmp_path}" in capsys.readouterr().err
+
+
+def test_one_file_holds_the_looks_that_are_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record, file = Record(tmp_path / "record"), tmp_path / "sent" / "one.html"
+    for epoch in (1, 2):
+        add(record, run="a", epoch=epoch)
+    tile = Tile(torch.zeros(3, 4, 4, dtype=torch.uint8))
+    galleries = tuple(Gallery(name, (Row("", (tile,), channel=0),), layer=name) for name in ("conv1", "conv2"))
+    record.add(LookIdentity(view="study", run="a"), Report("study", title="A study", items=galleries))
+    assert bundle_main([str(tmp_path), "--out", str(file), "--layer", "conv2"]) == 0
+    assert capsys.readouterr().out.splitlines()[:-1] == ["layer_table, fit, epoch 2", "study, fit, epoch 0"]
+    text = file.read_text(encoding="utf-8")
+    assert '"name":"conv2"' in text
+    assert '"name":"conv1"' not in text
+    assert "strict-dynamic" not in text
+    assert "'self'" not in text
+    assert bundle_main([str(tmp_path), "--out", str(file), "--view", "layer_table", "--epoch", "1", "2"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 3
+    with pytest.raises(SystemExit):
+        bundle_main([str(tmp_path), "--view", "nothing"])
+    assert "no look is of {'view': ['nothing']}; there are {'view': ['layer_table', 'study']" in capsys.readouterr().err

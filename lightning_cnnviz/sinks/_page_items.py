@@ -6,9 +6,9 @@ import base64
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -36,7 +36,12 @@ Content = Tensor
 _TABLE_ROWS = 500
 _INLINE = 24_000  # characters of a gallery's rows, above which they stand in files of their own
 _PART = 120_000  # characters of such a file
-_Put = Callable[[Content], str]
+
+
+class _Put(Protocol):
+    """Takes a picture, and returns its name."""
+
+    def __call__(self, content: Content, *, whole: bool = False) -> str: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,12 +51,13 @@ class EncodedItem:
     Attributes:
         text: An object, without a gallery's rows.
         shows: The pictures that it shows by itself.
-        rows: Of a gallery, each row as an array, and the pictures that it shows; None for other items.
+        rows: Of a gallery, each row as an array, the pictures that it shows, and the whole images of those of them that
+            are patches with pictures of their own; None for other items.
     """
 
     text: str
     shows: tuple[str, ...]
-    rows: tuple[tuple[str, tuple[str, ...]], ...] | None = None
+    rows: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] | None = None
 
 
 class Pictures:
@@ -68,13 +74,14 @@ class Pictures:
     def describe(self, item: Item) -> EncodedItem:
         """Describe an item that is no scalar."""
         shows: dict[str, None] = {}
+        wholes: dict[str, None] = {}
 
-        def put(content: Content) -> str:
+        def put(content: Content, *, whole: bool = False) -> str:
             if id(content) not in self._names:
                 self._names[id(content)] = (_name_of(content), content)
             name, _ = self._names[id(content)]
             self.contents.setdefault(name, content)
-            shows[name] = None
+            (wholes if whole else shows)[name] = None
             return name
 
         if not isinstance(item, Gallery):
@@ -83,8 +90,9 @@ class Pictures:
         rows = []
         for row in item.rows:
             shows.clear()
+            wholes.clear()
             text = to_json(_describe_row(row, put, keys))
-            rows.append((text, tuple(shows)))
+            rows.append((text, tuple(shows), tuple(wholes)))
         return EncodedItem(text=to_json(_describe_gallery(item, keys)), shows=(), rows=tuple(rows))
 
 
@@ -140,12 +148,17 @@ def _describe_row(row: Row, put: _Put, keys: dict[tuple[str, ...], int]) -> list
 
 
 def _describe_tile(tile: Tile, put: _Put, keys: dict[tuple[str, ...], int]) -> list[Any]:
-    """Picture, place in it, caption, numbers without their names, kind, rank, file."""
+    """Picture, place in it, caption, numbers without their names, kind, rank, file, whole image and place in that."""
     named = keys.setdefault(tuple(tile.numbers), len(keys))
     numbers = [named, *(_brief(value) for value in tile.numbers.values())]
     source = tile.source
-    ends = [tile.shows, tile.rank, *([source.file] if source is not None and source.file else [])]
-    return [*_tile(tile, put), tile.caption, numbers, *ends]
+    name, crop = _tile(tile, put)
+    ends: list[Any] = [tile.shows, tile.rank]
+    if source is not None and (source.file or crop is None):
+        ends.append(source.file)
+    if source is not None and crop is None:
+        ends.append([put(source.pixels, whole=True), _crop(source)])
+    return [name, crop, tile.caption, numbers, *ends]
 
 
 def _describe_series(series: Series) -> dict[str, Any]:
@@ -172,7 +185,11 @@ def _tile(tile: Tile, put: _Put) -> tuple[str, list[int] | None]:
         return put(tile.pixels), None
     if max(_extent(tile)) <= LOSSLESS_SIDE < max(_extent(source)):
         return put(tile.pixels), None
-    return put(source.pixels), [*_extent(source), *source.box, *source.offset]
+    return put(source.pixels), _crop(source)
+
+
+def _crop(source: ImageCrop) -> list[int]:
+    return [*_extent(source), *source.box, *source.offset]
 
 
 def facts_json(facts: Sequence[LayerFacts]) -> str:
@@ -215,13 +232,16 @@ def body_and_parts(
     parts: dict[str, str] = {}
     texts = []
     for item in items:
-        shown = item.shows if item.rows is None else [name for _, names in item.rows for name in names]
+        shown = (
+            item.shows if item.rows is None else [name for _, *names in item.rows for name in (*names[0], *names[1])]
+        )
         packs = {pack: place for place, pack in enumerate(sorted({places[name] for name in shown}))}
         ends = f',"packs":{to_json(list(packs))}'
         if item.rows is not None:
-            rows = [
-                f"{text[:-1]},{to_json(sorted({packs[places[name]] for name in names}))}]" for text, names in item.rows
-            ]
+            rows = []
+            for text, *names in item.rows:
+                own, wholes = (sorted({packs[places[name]] for name in part}) for part in names)
+                rows.append(f"{text[:-1]},{to_json(own)}{f',{to_json(wholes)}' if wholes else ''}]")
             ends += _rows_or_parts(chunk, rows, parts)
         texts.append(f"{item.text[:-1]}{ends}}}")
     listed = ",\n".join(texts)

@@ -9,7 +9,7 @@ function draw() {
   if (waiting) return void fetchPlace(place).then(() => turn === drawing && draw());
   if (!current || current.line !== place.line || current.now !== place.now) current = { ...place, knowledge: knowledgeOf(place) };
   const { knowledge } = current, { layer, unit } = state;
-  const found = layer !== null && unit !== null ? rowsOf(place, layer, unit) : [];
+  const found = layer !== null && unit !== null && !state.q && !state.a && !state.b ? rowsOf(place, layer, unit) : [];
   waiting = !rowsThere(found);
   document.body.toggleAttribute("data-waiting", waiting);
   if (waiting) return void fetchRows(found).then(() => turn === drawing && draw());
@@ -35,7 +35,9 @@ function drawFrame(place, knowledge) {
 const networkName = () => allSeries.find((series) => series.network)?.network ?? "";
 function aboutLine({ line, moment, views }) {
   const newest = Math.max(...views.map(({ look }) => look.time)), data = [...new Set(views.map(({ series }) => series.data).filter(Boolean))];
-  return [data.slice(0, 3).join(", "), line.stage, nameOf(moment, line), new Date(1000 * newest).toLocaleString([], { dateStyle: "medium", timeStyle: "short" })].filter(Boolean).join(" · ");
+  const count = (text) => Number(/^[\d,]+/.exec(text)?.[0].replaceAll(",", "") ?? 0);
+  const main = data.toSorted((one, other) => other.includes(" of ") - one.includes(" of ") || count(other) - count(one))[0] ?? "";
+  return [main, line.stage, nameOf(moment, line), new Date(1000 * newest).toLocaleString([], { dateStyle: "medium", timeStyle: "short" })].filter(Boolean).join(" · ");
 }
 function drawMoments({ line, now }) {
   const node = byId("looks");
@@ -71,7 +73,7 @@ const moveLook = (by) => toLook(placeOf().now + by);
 async function prepare({ line, now }, found) {
   const beside = [now - 1, now + 1].filter((index) => line.moments[index]).map((index) => placeOf({ ...state, stage: line.stage, run: String(line.run), ...momentLink(line.moments[index]) }));
   const next = [1, -1].flatMap((by) => found.map(({ item, index }) => [item, index + by]).filter(([item, index]) => index >= 0 && index < item.count));
-  await Promise.all([...beside.map(fetchPlace), ...next.map(([item, index]) => fetchRow(item, index))]);
+  await Promise.all([...beside.map(fetchPlace), ...next.map(([item, index]) => fetchRow(item, index, true))]);
   forget(new Set([...byId("main").querySelectorAll("img")].length ? found.flatMap(({ item }) => item.packs) : []));
 }
 
@@ -121,5 +123,9 @@ function recall() {
   draw();
 }
 addEventListener("hashchange", recall);
+// Where there is no room beside the pictures, the network opens when it is asked for.
+const narrow = matchMedia("(max-width: 900px)"), foldNetwork = () => { byId("sidebar").open = !narrow.matches; };
+narrow.addEventListener("change", foldNetwork);
+foldNetwork();
 phone.addEventListener("change", draw);
 load("looks.js").then(recall);

@@ -30,7 +30,7 @@ from lightning_cnnviz.sinks._page_items import (
 from lightning_cnnviz.sinks._page_series import Head
 from lightning_cnnviz.sinks.base import Sink
 
-__all__ = ["PageSink"]
+__all__ = ["PageSink", "bundled_page"]
 
 _FORMAT = 2
 _SCRIPTS = tuple(
@@ -250,9 +250,24 @@ def _read_page(path: Path) -> str:
     return text
 
 
+def bundled_page(folder: Path) -> str:
+    """Return a page as one self-contained file, with everything in it that lies beside the page in its folder.
+
+    Args:
+        folder: That of a page.
+
+    Raises:
+        OSError: There is none, or a file cannot be read.
+    """
+    parts = ("looks", "parts", "pictures")
+    paths = [folder / "looks.js", *(path for part in parts for path in sorted((folder / part).glob("*.js")))]
+    names = [path.relative_to(folder).as_posix() for path in paths]
+    return _page(f"{''.join(path.read_text(encoding='utf-8') for path in paths)}embedded({to_json(names)});\n")
+
+
 @cache
-def _page() -> str:
-    """The page itself, which is the same whatever it shows."""
+def _page(content: str = "") -> str:
+    """The page itself, which is the same whatever it shows; or with looks in it."""
     loader = PackageLoader("lightning_cnnviz", "sinks")
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True
@@ -260,4 +275,5 @@ def _page() -> str:
     environment.filters["sha256"] = lambda text: base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
     style, *scripts = (loader.get_source(environment, name)[0] for name in ("page.css", *_SCRIPTS))
     template = environment.get_template("page.html.jinja")
-    return template.render(style=style, script="\n".join(scripts), format=_FORMAT)
+    scripts.insert(1, content)  # after what takes it, before what shows it
+    return template.render(style=style, script="\n".join(scripts), format=_FORMAT, loads=not content)

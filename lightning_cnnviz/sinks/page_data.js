@@ -59,6 +59,14 @@ function load(file) {
   }
   return files.get(file);
 }
+// Of a page that is one file, which has these in it.
+function embedded(names) {
+  mostCharacters = Infinity;
+  for (const name of names) {
+    files.set(name, Promise.resolve());
+    ready.add(name);
+  }
+}
 const chunkFile = (name) => `looks/${name}.js`, partFile = (name) => `parts/${name}.js`, packFile = (name) => `pictures/${name}.js`;
 const isRead = (look) => look.chunks.every((name) => ready.has(chunkFile(name)));
 const fetchLook = (look) => Promise.all(look.chunks.map((name) => load(chunkFile(name))));
@@ -115,19 +123,20 @@ function partOf(item, index) {
 function rowAt(item, index) {
   const part = item.rows ? null : partOf(item, index);
   const row = part ? parts.get(part.name)?.[part.at] : item.rows?.[index];
-  return row ? { index, channel: item.channels[index], caption: row[0], numbers: row[1], tiles: row[2].map((tile) => readTile(item, tile)), packs: row[3].map((i) => item.packs[i]) } : null;
+  return row ? { index, channel: item.channels[index], caption: row[0], numbers: row[1], tiles: row[2].map((tile) => readTile(item, tile)), packs: row[3].map((i) => item.packs[i]), wholes: (row[4] ?? []).map((i) => item.packs[i]) } : null;
 }
-function readTile(item, [picture, crop, caption, numbers, shows = "", rank = null, file = ""]) {
+function readTile(item, [picture, crop, caption, numbers, shows = "", rank = null, file = "", whole = null]) {
   const named = item.keys ? item.keys[numbers[0]].map((name, i) => [name, numbers[i + 1]]) : numbers;
-  return { picture, crop, caption, numbers: file ? [...named, ["file", file]] : named, shows, rank, size: item.size };
+  return { picture, crop, caption, numbers: file ? [...named, ["file", file]] : named, shows, rank, size: item.size, whole: whole ? { picture: whole[0], crop: whole[1] } : crop ? { picture, crop } : null };
 }
-async function fetchRow(item, index) {
+// `wholly`: with the whole images of patches that have pictures of their own.
+async function fetchRow(item, index, wholly = false) {
   if (!item.rows) await load(partFile(partOf(item, index).name));
   const row = rowAt(item, index);
-  await Promise.all((row?.packs ?? []).map((pack) => load(packFile(pack))));
+  await Promise.all([...(row?.packs ?? []), ...(wholly ? row?.wholes ?? [] : [])].map((pack) => load(packFile(pack))));
   return row;
 }
-const hasPictures = (row) => row !== null && row.packs.every((pack) => ready.has(packFile(pack)));
+const hasPictures = (row) => row !== null && [...row.packs, ...row.wholes].every((pack) => ready.has(packFile(pack)));
 const fetchPictures = (item) => Promise.all((item.packs ?? []).map((pack) => load(packFile(pack))));
 
 // Forget the pictures that were loaded first, except those of these packs.

@@ -5,7 +5,7 @@ function rowsOf(place, layer, unit) {
   return place.views.flatMap((view) => itemsOf(view.look).filter((item) => item.kind === "Gallery" && item.layer === layer && item.places.has(unit))
     .map((item) => ({ view, item, index: item.places.get(unit) })));
 }
-const fetchRows = (found) => Promise.all(found.map(({ item, index }) => fetchRow(item, index)));
+const fetchRows = (found) => Promise.all(found.map(({ item, index }) => fetchRow(item, index, true)));
 const rowsThere = (found) => found.every(({ item, index }) => hasPictures(rowAt(item, index)));
 const isEvolution = ({ item }) => item.name === `${item.layer}/evolution`;
 
@@ -46,13 +46,16 @@ function strip({ item, row }, side) {
   return h("div", { class: "strip" }, row.tiles.map((tile) => h("figure", {}, picture(tile, scale, { class: scale > 1 && item.enlarge ? "pixels" : null, alt: tileText(tile) || row.caption }), tile.caption ? h("figcaption", {}, tile.caption) : null)));
 }
 // One patch: where it is on its image, itself, what it projects to, and both together.
-function drawRank(patch, projection, rank) {
+function drawRank(patch, projected, rank) {
+  // Both are drawn in a tile of one size; what lies outside the image is no picture.
+  const lies = patch?.whole?.crop, within = lies && [...patch.size, lies[6], lies[7], lies[6] + lies[4] - lies[2], lies[7] + lies[5] - lies[3], lies[6], lies[7]];
+  const projection = projected && within && !projected.crop ? { ...projected, crop: within } : projected;
   const tile = patch ?? projection, scale = scaleTo(SIDE, tile.size, true), hard = scale > 1 ? "pixels" : null;
   const value = (name) => tile.numbers.find(([key]) => key === name)?.[1];
   const label = value("label"), file = value("file"), index = value("dataset index");
   const about = `patch ${rank + 1}${label === undefined ? "" : `, ${className(label)}`}`;
   const parts = [
-    patch?.crop ? h("figure", {}, wholeImage(patch, SIDE, `${about}, on its whole image`), h("figcaption", {}, "on its image")) : null,
+    patch?.whole ? h("figure", {}, wholeImage(patch.whole, SIDE, `${about}, on its whole image`), h("figcaption", {}, "on its image")) : null,
     patch ? h("figure", { "data-testid": `patch-${rank}` }, picture(patch, scale, { class: hard, alt: about }), h("figcaption", {}, "patch")) : null,
     projection ? h("figure", { "data-testid": `projection-${rank}` }, picture(projection, scale, { class: hard, alt: `projection of ${about}` }), h("figcaption", {}, scaleOf(projection))) : null,
     patch && projection ? h("figure", { "data-testid": `masked-${rank}` }, masked(patch, projection, scale, about), h("figcaption", {}, "patch × projection")) : null,
@@ -87,7 +90,7 @@ function masked(patch, projection, scale, about) {
 }
 function softened(pixels, width, height) {
   const strength = new Float32Array(width * height), sums = new Float32Array(width * height), radius = Math.max(1, Math.round(Math.max(width, height) / 40));
-  for (let i = 0; i < strength.length; i += 1) strength[i] = Math.max(...[0, 1, 2].map((c) => Math.abs(pixels[4 * i + c] - 127.5)));
+  for (let i = 0; i < strength.length; i += 1) strength[i] = pixels[4 * i + 3] ? Math.max(...[0, 1, 2].map((c) => Math.abs(pixels[4 * i + c] - 127.5))) : 0;
   const pass = (from, to, length, step, other, across) => {
     for (let line = 0; line < other; line += 1) {
       let sum = 0;

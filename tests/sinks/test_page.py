@@ -40,7 +40,7 @@ from lightning_cnnviz.report import (
     Tile,
 )
 from lightning_cnnviz.sinks.base import Sink
-from lightning_cnnviz.sinks.page import PageSink
+from lightning_cnnviz.sinks.page import PageSink, bundled_page
 
 NOT_MEASURED = "\u2013"
 HOSTILE = "</script><script>window.hacked=1</script><img src=x onerror='window.hacked=1'>\"'&\u2028\u2029"
@@ -687,7 +687,12 @@ def test_a_tiny_patch_is_kept_without_loss_and_one_of_a_tiny_image_is_cut_from_i
     sink.write(report(Gallery("conv", (Row("channel 0", tuple(tiles)),))), Step(epoch=1, global_step=10))
     (item,) = items_of(tmp_path, listed(tmp_path)["top_patches"]["fit"][0])
     assert [crop is None for _, crop, *_ in tiles_of(item)] == [True] * 4 + [False] * 4
-    assert [uris[0].partition(";")[0] for uris in stored(tmp_path).values()] == ["data:image/png"] * 5
+    # The large image is there, too: to show where on it the patches lie.
+    media = [uris[0].partition(";")[0] for uris in stored(tmp_path).values()]
+    assert sorted(media) == ["data:image/jpeg", *["data:image/png"] * 5]
+    wholes = [tile[7] for tile in tiles_of(item)[:4]]
+    assert len({name for name, _ in wholes}) == 1
+    assert [crop for _, crop in wholes] == [[100, 100, n, 0, n + 20, 20, 0, 0] for n in range(4)]
 
 
 # --- what is long, and what is known of all units ---
@@ -910,6 +915,35 @@ def test_what_two_views_know_of_a_unit_stands_together(tmp_path: Path, browser_p
     assert words(page.get_by_test_id("unit-neighbors").inner_text()) == "Nearest units, by correlation 6 0.75"
     assert words(page.get_by_test_id("unit-activity").inner_text()).endswith("Tells best: goldfish (3.3 sd)")
     assert words(page.get_by_test_id("unit-classes").inner_text()).startswith("Which classes drive it goldfish 62 %")
+
+
+@pytest.mark.browser
+def test_a_tiny_patch_is_marked_on_its_whole_image(tmp_path: Path, browser_page: Any) -> None:
+    sink, plain = PageSink(tmp_path), cut(smooth(100), (10, 20, 17, 27))
+    tile = Tile(plain.pixels, source=plain.source, shows="patch", rank=0)
+    sink.write(report(Gallery("conv", (Row("", (tile,), channel=0),), layer="conv")), Step(epoch=1, global_step=10))
+    page = at(browser_page, sink, "#/conv/0")
+    box = page.locator(".whole .box").evaluate("b => ['x', 'y', 'width', 'height'].map((name) => b.getAttribute(name))")
+    assert box == ["20", "10", "7", "7"]
+    assert page.locator(".whole image").get_attribute("href").startswith("data:image/jpeg")
+
+
+@pytest.mark.browser
+def test_a_page_in_one_file_needs_no_other(written: PageSink, tmp_path: Path, browser_page: Any) -> None:
+    alone = tmp_path / "alone" / "looks.html"
+    alone.parent.mkdir()
+    alone.write_text(bundled_page(written.path.parent), encoding="utf-8")
+    page = browser_page
+    requests = []
+    page.on("request", lambda request: requests.append(request.url))
+    page.goto(alone.as_uri() + "#/features.3/1?epoch=1")
+    settled(page)
+    assert page.locator("#unit-title").inner_text() == "features.3 · unit 1"
+    assert all(source.startswith("data:") for source in sources(page, ".rank"))
+    page.get_by_test_id("next-look").click()
+    settled(page)
+    assert where(page) == "epoch 2 · step 20"
+    assert [url for url in requests if not url.startswith("data:")] == [requests[0]]
 
 
 @pytest.mark.browser
