@@ -34,6 +34,7 @@ from lightning_cnnviz.finetune.heads import find_classifiers, install_heads, rea
 from lightning_cnnviz.finetune.metrics import ConfusionMatrix, make_metrics
 from lightning_cnnviz.finetune.networks import make_network
 from lightning_cnnviz.finetune.optimization import check_scheduler, make_optimizer, make_scheduler, parameter_groups
+from lightning_cnnviz.finetune.resuming import resume_epoch, resume_run, run_state
 from lightning_cnnviz.finetune.run_length import RunLength
 from lightning_cnnviz.finetune.weights import load_weights, read_weights
 from lightning_cnnviz.render.confusion import confusion_report
@@ -57,7 +58,8 @@ class FineTuner(pl.LightningModule):
     The layer that classifies is found by running the network, and a new head takes its place. What is frozen is said by
     mode and epoch alone: frozen layers have no gradients, their BatchNorms keep their statistics and their dropout is
     off; the optimizer has all groups of parameters from the start, and skips those that are frozen. So a run that is
-    resumed in any stage gives the weights of one that was not interrupted. Parameters that were frozen before stay so.
+    resumed at the end of an epoch, in any stage, gives the weights of one that was not interrupted: random states are
+    in the checkpoint. Parameters that were frozen before stay so.
 
     Batches are `(images, labels)`. Logged are `train/loss`, and `loss` (plain cross-entropy), `accuracy`,
     `accuracy_top5` (of more than five classes) and `mean_class_accuracy` under `val/` and `test/`. When training ends,
@@ -162,6 +164,8 @@ class FineTuner(pl.LightningModule):
         self.val_confusion = ConfusionMatrix(num_classes)
         self._matrix: Tensor | None = None
         self._cache: FeatureCache | None = None
+        self._resumed: dict[str, Any] | None = None
+        self._plateau_epoch = -1
         self._lowest = -1
         self._settle(0)
         self.train()
@@ -235,10 +239,18 @@ class FineTuner(pl.LightningModule):
         if self.cache_features:
             self._cache = FeatureCache(self.network, self.classifiers.main.name)
             self._cache.install(self.trainer, sample_images(self.network, self.image_size, 2))
+        # One that was loaded to be trained anew begins its own run.
+        self._resumed = self._resumed if self.trainer.ckpt_path is not None else None
+        self._plateau_epoch = -1
+        if self._resumed is not None:
+            resume_run(self.trainer, self._resumed)
 
     def on_train_epoch_start(self) -> None:
         """Unfreeze what is due."""
         self._settle_for_epoch()
+        if self._resumed is not None:
+            resume_epoch(self.trainer, self._resumed)
+        self._resumed = None
 
     def _settle_for_epoch(self) -> None:
         changed = self._settle(self.trainer.current_epoch)
@@ -344,6 +356,12 @@ class FineTuner(pl.LightningModule):
         schedule = make_scheduler(self.scheduler, made, self.scheduler_options, length, self.warmup_epochs)
         return {"optimizer": made, "lr_scheduler": schedule}
 
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """Step a scheduler, and remember in which epoch one that needs a metric did."""
+        super().lr_scheduler_step(scheduler, metric)
+        if metric is not None:
+            self._plateau_epoch = self.trainer.current_epoch
+
     # The confusion matrix.
 
     def on_validation_epoch_end(self) -> None:
@@ -382,11 +400,15 @@ class FineTuner(pl.LightningModule):
         return super().load_from_checkpoint(checkpoint_path, *args, **{"weights": None, **options})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what is no weight, but changes what a network computes."""
+        """Add what is no weight, but changes what a network computes, and how a run goes on."""
         checkpoint["transform_input"] = bool(getattr(self.network, "transform_input", False))
+        trainer = self._trainer
+        if trainer is not None and trainer.state.fn == "fit":
+            checkpoint["run"] = run_state(trainer, self._plateau_epoch)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Set it again."""
+        """Set it again, and keep the rest until training starts."""
+        self._resumed = checkpoint.get("run")
         if hasattr(self.network, "transform_input"):
             self.network.transform_input = checkpoint.get("transform_input", False)
 

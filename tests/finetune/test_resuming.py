@@ -1,0 +1,125 @@
+"""A run that is resumed at the end of an epoch gives the weights of the one that was not interrupted, bit by bit."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+from finetune.tuning import differing, images, little_net, train_loader, trainer, tuner, val_loader, weights
+from torch.utils.data import DataLoader, Dataset
+
+from lightning_cnnviz.finetune import FineTuner
+
+
+class Saved(pl.Callback):
+    """Writes a checkpoint in the second epoch, where ModelCheckpoint does it, and keeps learning rates."""
+
+    def __init__(self, path: Path, hook: str) -> None:
+        self.path, self.hook = path, hook
+        self.rates: list[float] = []
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        self._save(trainer, "on_validation_end")
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        self._save(trainer, "on_train_epoch_end")
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    def _save(self, trainer: Any, hook: str) -> None:
+        if hook == self.hook and trainer.current_epoch == 1 and not trainer.sanity_checking:
+            trainer.save_checkpoint(self.path)
+
+
+class Augmented(Dataset[Any]):
+    """Each reading draws from all of the generators."""
+
+    def __len__(self) -> int:
+        return len(images())
+
+    def __getitem__(self, index: int) -> Any:
+        pixels, label = images()[index]
+        return pixels + random.random() * 0.1 + float(np.random.rand()) * 0.1 + torch.rand(()) * 0.1, label
+
+
+def both(path: Path, hook: str, make: Any, loader: Any = train_loader) -> tuple[FineTuner, FineTuner, Saved, Saved]:
+    """A run of four epochs, and one that goes on from its second."""
+    runs = []
+    for ckpt_path in (None, path):
+        pl.seed_everything(9 if ckpt_path is None else 77, verbose=False)
+        module, saved = make(), Saved(path, hook if ckpt_path is None else "never")
+        trainer(callbacks=[saved]).fit(module, loader(), val_loader(), ckpt_path=ckpt_path)
+        runs.append((module, saved))
+    (whole, first), (resumed, second) = runs
+    return whole, resumed, first, second
+
+
+@pytest.mark.parametrize("hook", ["on_validation_end", "on_train_epoch_end"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},  # dropout in the backbone, and the order of images
+        {"head": "mlp", "mode": "head"},
+        {"mixup": 0.4},
+        {"mode": "head", "cache_features": True, "head": "mlp"},
+    ],
+)
+def test_dropout_mixup_and_the_order_of_images_go_on(options: dict[str, Any], hook: str, tmp_path: Path) -> None:
+    whole, resumed, _, _ = both(tmp_path / "second.ckpt", hook, lambda: tuner(little_net(), **options))
+    assert differing(weights(whole.network), weights(resumed.network)) == []
+
+
+def test_augmentation_and_a_loaders_own_generator_go_on(tmp_path: Path) -> None:
+    def loader() -> DataLoader[Any]:
+        generator = torch.Generator().manual_seed(4)
+        return DataLoader(Augmented(), batch_size=8, shuffle=True, generator=generator)
+
+    whole, resumed, _, _ = both(tmp_path / "second.ckpt", "on_train_epoch_end", tuner, loader)
+    assert differing(weights(whole.network), weights(resumed.network)) == []
+
+
+@pytest.mark.parametrize("hook", ["on_validation_end", "on_train_epoch_end"])
+def test_a_plateau_loses_no_step(hook: str, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"patience": 0, "threshold": 10.0, "threshold_mode": "abs"}
+    make = lambda: tuner(scheduler="ReduceLROnPlateau", scheduler_options=options)  # noqa: E731
+    whole, resumed, first, second = both(tmp_path / "second.ckpt", hook, make)
+    assert first.rates[2:] == second.rates[-2:]
+    assert len(set(first.rates)) > 2  # they do fall
+    assert differing(weights(whole.network), weights(resumed.network)) == []
+
+
+def test_a_checkpoint_after_the_end_steps_no_plateau_twice(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"patience": 0, "threshold": 10.0, "threshold_mode": "abs"}
+    make = lambda: tuner(scheduler="ReduceLROnPlateau", scheduler_options=options)  # noqa: E731
+    rates = []
+    for epochs in ((4,), (2, 4)):
+        pl.seed_everything(9, verbose=False)
+        path = None
+        for end in epochs:
+            module, saved = make(), Saved(tmp_path / "never.ckpt", "never")
+            run = trainer(max_epochs=end, callbacks=[saved])
+            run.fit(module, train_loader(), val_loader(), ckpt_path=path)
+            path = tmp_path / "end.ckpt"
+            run.save_checkpoint(path)
+        rates.append((saved.rates[-2:], weights(module.network)))
+    assert rates[0][0] == rates[1][0]
+    assert differing(rates[0][1], rates[1][1]) == []
+
+
+def test_a_checkpoint_that_is_loaded_to_be_trained_anew_begins_a_run_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "second.ckpt"
+    both(path, "on_train_epoch_end", tuner)
+    found = []
+    for seed in (1, 1, 2):
+        module = FineTuner.load_from_checkpoint(path, backbone=little_net(), sinks=[])
+        pl.seed_everything(seed, verbose=False)
+        trainer(max_epochs=1).fit(module, train_loader(), val_loader())
+        found.append(weights(module.network))
+    assert differing(found[0], found[1]) == []
+    assert differing(found[0], found[2]) != []
