@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -203,16 +204,19 @@ class _Explanation:
         return maps
 
     def _gradcam(self, images: Tensor, targets: Tensor) -> Tensor:
-        from captum.attr import LayerAttribution, LayerGradCam
+        from captum.attr import LayerAttribution
 
         assert self._site is not None
-        module, side = self._site
-        coarse = LayerGradCam(self._logits, module).attribute(
-            images, target=targets, attribute_to_layer_input=side == "input", relu_attributions=True
-        )
+        with _kept(self._site) as maps:
+            logits = self._logits(images)
+        (gradient,) = torch.autograd.grad(logits.gather(1, targets[:, None]).sum(), maps[0])
+        found, slope = maps[0], gradient
+        if self._site.channels_last:
+            found, slope = found.permute(0, 3, 1, 2), slope.permute(0, 3, 1, 2)
+        coarse = (found * slope.mean((2, 3), keepdim=True)).sum(1, keepdim=True).relu()
         size = (images.shape[-2], images.shape[-1])
-        maps: Tensor = LayerAttribution.interpolate(coarse, size, interpolate_mode="bilinear")
-        return maps
+        fine: Tensor = LayerAttribution.interpolate(coarse, size, interpolate_mode="bilinear")
+        return fine
 
     def _guided(self, images: Tensor, targets: Tensor) -> Tensor:
         """Guided backpropagation from the logits: the projection of a unit of strength one."""
@@ -220,6 +224,29 @@ class _Explanation:
         with torch.autocast(images.device.type, enabled=False):
             projection = project(_WithLogits(self._model), images, units, method="guided")
         return torch.stack([projection.on_image(number) for number in range(len(units))]).to(images.device)
+
+
+@contextmanager
+def _kept(site: Site) -> Iterator[list[Tensor]]:
+    """Keep the value at a site, as part of the pass; the network goes on with a copy, which it may write into."""
+    maps: list[Tensor] = []
+
+    def after(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+        maps.append(output)
+        return output.clone()
+
+    def before(_module: nn.Module, inputs: Any) -> Any:
+        maps.append(inputs[0])
+        return inputs[0].clone(), *inputs[1:]
+
+    if site.side == "output":
+        handle = site.module.register_forward_hook(after)
+    else:
+        handle = site.module.register_forward_pre_hook(before)
+    try:
+        yield maps
+    finally:
+        handle.remove()
 
 
 class _WithLogits(nn.Module):

@@ -35,10 +35,17 @@ _AROUND: ContextVar[Callable[[], AbstractContextManager[Any]]] = ContextVar("aro
 
 
 class Site(NamedTuple):
-    """Where feature maps are read: what a module returns, or the first argument it is given."""
+    """Where feature maps are read: what a module returns, or the first argument it is given.
+
+    Attributes:
+        module: The module.
+        side: Which of the two.
+        channels_last: Whether the maps are `(N, H, W, C)`; readers are handed them as `(N, C, H, W)`, a view.
+    """
 
     module: nn.Module
     side: Literal["input", "output"] = "output"
+    channels_last: bool = False
 
 
 def model_device(model: nn.Module) -> torch.device:
@@ -128,7 +135,7 @@ def hooked(sites: Mapping[str, Site], on_value: Callable[[str, Any], None]) -> I
     Raises:
         LayerNotFoundError: A site is inside of what `torch.jit` has traced, scripted or frozen, where no hook runs.
     """
-    for name, (module, _) in sites.items():
+    for name, (module, *_) in sites.items():
         if not takes_hooks(module):
             raise LayerNotFoundError(
                 f"layer '{name}' is part of a network that torch.jit has traced, scripted or frozen, which runs as one "
@@ -140,7 +147,7 @@ def hooked(sites: Mapping[str, Site], on_value: Callable[[str, Any], None]) -> I
     def tell(name: str, value: Any) -> None:
         if _ANALYSIS.get() is analysis:
             with around():
-                on_value(name, value)
+                on_value(name, _by_channel(value) if sites[name].channels_last else value)
 
     def after(name: str) -> Callable[[nn.Module, Any, Any], None]:
         return lambda _module, _inputs, output: tell(name, output)
@@ -149,7 +156,7 @@ def hooked(sites: Mapping[str, Site], on_value: Callable[[str, Any], None]) -> I
         return lambda _module, inputs: tell(name, inputs[0] if inputs else None)
 
     try:
-        for name, (module, side) in sites.items():
+        for name, (module, side, _) in sites.items():
             if side == "output":
                 handles.append(module.register_forward_hook(after(name)))
             else:
@@ -158,6 +165,10 @@ def hooked(sites: Mapping[str, Site], on_value: Callable[[str, Any], None]) -> I
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _by_channel(maps: Any) -> Any:
+    return maps.permute(0, 3, 1, 2) if isinstance(maps, torch.Tensor) and maps.ndim == 4 else maps
 
 
 @contextmanager

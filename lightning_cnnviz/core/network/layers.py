@@ -50,11 +50,13 @@ class SelectedLayer:
         module: The module itself.
         literal: Whether the user wrote its name (or a glob). A convolution that was chosen by kind is read after the
             BatchNorm that directly follows it; one that was named is read as it is.
+        channels_last: Whether its maps are `(N, H, W, C)`, as transformers have them.
     """
 
     name: str
     module: nn.Module
     literal: bool
+    channels_last: bool = False
 
 
 def select_layers(model: nn.Module, layers: LayerSpec = "conv") -> list[SelectedLayer]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,14 +13,12 @@ from lightning_cnnviz.core.network.hooks import Site, analysis_mode, hooked, tak
 from lightning_cnnviz.core.network.layers import LayerNotFoundError, LayerSpec, SelectedLayer, select_layers
 from lightning_cnnviz.core.tracing.feature_maps import trace_feature_maps
 
-__all__ = ["DefaultLayers", "find_default_layers", "layer_site"]
+__all__ = ["DefaultLayers", "find_default_layers", "is_channels_last", "layer_site"]
 
 _WEIGHTED = (nn.Linear, nn.modules.conv._ConvNd)
 # They pass on what another layer has computed; feature maps are read before them.
-_PASSING = (
-    *(nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d),
-    *(nn.Dropout, nn.Dropout2d, nn.AlphaDropout, nn.Identity),
-)
+_POOLING = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
+_PASSING = (nn.Dropout, nn.Dropout2d, nn.AlphaDropout, nn.Identity)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,8 +27,8 @@ class DefaultLayers:
 
     Attributes:
         first: The first convolution that runs, as if chosen by kind: read behind a BatchNorm that directly follows it.
-        deep: The last layer before the classifier that returns feature maps of more than one position; pooling and
-            dropout do not count. None where there is none.
+        deep: The last layer before the classifier that returns feature maps of more than one position, `(N, C, H, W)`
+            or `(N, H, W, C)`: those that the head pools. Pooling and dropout do not count. None where there is none.
         classifier: The last layer with weights that runs: a linear layer or a convolution. None where there is none.
     """
 
@@ -49,7 +49,7 @@ def find_default_layers(model: nn.Module, image: Tensor) -> DefaultLayers:
         ('0', '1', '4')
     """
     modules = {name: module for name, module in model.named_modules() if name}
-    walk = _Walk(modules)
+    walk = _Walk(modules, image)
     sites = {name: Site(module) for name, module in modules.items() if takes_hooks(module)}
     with analysis_mode(model), hooked(sites, walk.on_output):
         model(image)
@@ -64,36 +64,66 @@ def find_default_layers(model: nn.Module, image: Tensor) -> DefaultLayers:
     deep = before[-1] if before else None
 
     def chosen(name: str | None, literal: bool) -> SelectedLayer | None:
-        return None if name is None else SelectedLayer(name, modules[name], literal)
+        return None if name is None else SelectedLayer(name, modules[name], literal, name in walk.channels_last)
 
     return DefaultLayers(first=chosen(first, False), deep=chosen(deep, True), classifier=chosen(classifier, True))
+
+
+def is_channels_last(shape: Sequence[int], image: Sequence[int]) -> bool:
+    """Return whether maps of a shape are `(N, H, W, C)`, as transformers have them, and not `(N, C, H, W)`.
+
+    Rows and columns are told from channels by their proportion, which is the image's.
+
+    Example:
+        >>> is_channels_last((1, 7, 7, 768), (224, 224)), is_channels_last((1, 768, 7, 7), (224, 224))
+        (True, False)
+    """
+    _, first, second, third = (max(size, 1) for size in shape)
+    wanted = math.log(image[0] / image[1])
+    return abs(math.log(first / second) - wanted) < abs(math.log(second / third) - wanted)
 
 
 class _Walk:
     """What runs, in the order in which it ends."""
 
-    def __init__(self, modules: dict[str, nn.Module]) -> None:
+    def __init__(self, modules: dict[str, nn.Module], image: Tensor) -> None:
         self.ran: list[str] = []
         # Each feature maps' names, the narrowest first.
         self.spatial: list[list[str]] = []
-        self._modules = modules
+        self.channels_last: set[str] = set()
+        self._modules, self._size = modules, tuple(image.shape[-2:])
         self._last: Any = None
-        self._passed_on: Any = None
+        self._pooled: Any = None
+        self._pool = ""
 
     def on_output(self, name: str, output: Any) -> None:
         self.ran.append(name)
-        if not isinstance(output, Tensor) or output.ndim != 4 or output.shape[-2] * output.shape[-1] <= 1:
+        if not isinstance(output, Tensor) or output.ndim != 4:
             return
-        if isinstance(self._modules[name], _PASSING):
-            self._passed_on = output
+        channels_last = is_channels_last(output.shape, self._size)
+        rows, columns = output.shape[1:3] if channels_last else output.shape[2:]
+        if rows * columns <= 1 or isinstance(self._modules[name], _PASSING):
+            return
+        # With its version: what was written into it since is another thing under the same name.
+        state = (output, output._version)
+        if isinstance(self._modules[name], _POOLING):
+            self._pooled, self._pool = state, name
             return
         # A container that returns what its last part has returned is the same layer under a wider name. (An in-place
         # ReLU returns its convolution's very tensor, too, but is no container of it.)
-        if self._last is output and self.spatial[-1][-1].startswith(f"{name}."):
+        if _same(self._last, state) and self.spatial[-1][-1].startswith(f"{name}."):
             self.spatial[-1].append(name)
-        elif self._passed_on is not output:
+        elif not (_same(self._pooled, state) and self._pool.startswith(f"{name}.")):
             self.spatial.append([name])
-            self._last = output
+            self._last = state
+        else:
+            return
+        if channels_last:
+            self.channels_last.add(name)
+
+
+def _same(one: Any, other: Any) -> bool:
+    return one is not None and one[0] is other[0] and one[1] == other[1]
 
 
 def layer_site(model: nn.Module, image: Tensor, layer: LayerSpec | None) -> tuple[str, Site, SelectedLayer]:
@@ -106,7 +136,7 @@ def layer_site(model: nn.Module, image: Tensor, layer: LayerSpec | None) -> tupl
 
     Raises:
         LayerNotFoundError: There is no such layer, or it does not run exactly once.
-        ValueError: Several layers are meant, or the layer has no feature maps `(N, C, H, W)`.
+        ValueError: Several layers are meant, or the layer has no feature maps `(N, C, H, W)` or `(N, H, W, C)`.
         TypeError: The layer does not return a tensor.
     """
     if layer is None:
@@ -122,6 +152,8 @@ def layer_site(model: nn.Module, image: Tensor, layer: LayerSpec | None) -> tupl
     if len(chosen) != 1:
         names = ", ".join([f"'{one.name}'" for one in chosen[:6]] + ["..."] * (len(chosen) > 6))
         raise ValueError(f"layer={layer!r} means {len(chosen)} layers ({names}); give the name of one")
+    if layer is not None and chosen[0].literal:
+        chosen = [_in_its_layout(model, image, chosen[0])]
     (maps,) = trace_feature_maps(model, image, chosen)
     if maps.shape[1] * maps.shape[2] <= 1:
         raise ValueError(
@@ -129,3 +161,19 @@ def layer_site(model: nn.Module, image: Tensor, layer: LayerSpec | None) -> tupl
             "maps of more than one position, is needed"
         )
     return maps.layer, maps.site, chosen[0]
+
+
+def _in_its_layout(model: nn.Module, image: Tensor, layer: SelectedLayer) -> SelectedLayer:
+    """A layer that was named, with whether its maps are `(N, H, W, C)`."""
+    if not takes_hooks(layer.module):
+        return layer
+    shapes: list[tuple[int, ...]] = []
+
+    def note(_name: str, output: Any) -> None:
+        if isinstance(output, Tensor):
+            shapes.append(tuple(output.shape))
+
+    with analysis_mode(model), hooked({layer.name: Site(layer.module)}, note):
+        model(image)
+    spatial = len(shapes) == 1 and len(shapes[0]) == 4
+    return replace(layer, channels_last=spatial and is_channels_last(shapes[0], image.shape[-2:]))

@@ -53,7 +53,7 @@ def trace_feature_maps(model: nn.Module, image: Tensor, layers: Sequence[Selecte
         TypeError: A layer chosen by name does not return a tensor `(N, C, H, W)` or `(N, C)`.
     """
     trace = _Trace(BoundsMode(), [])
-    outputs = {layer.name: Site(layer.module) for layer in layers}
+    outputs = {layer.name: Site(layer.module, channels_last=layer.channels_last) for layer in layers}
     norms = _norm_sites(model)
     with analysis_mode(model):
         # The copy is ours, so that following it leaves the caller's tensor out of it.

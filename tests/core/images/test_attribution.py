@@ -221,3 +221,28 @@ def test_it_leaves_no_trace(method: AttributionMethod, fails: bool) -> None:
     assert model[7].weight.grad is None
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     assert not any(getattr(module, kind) for module in model.modules() for kind in hooks)
+
+
+class Turned(nn.Module):
+    """One network, whose last maps are (N, C, H, W) or (N, H, W, C)."""
+
+    def __init__(self, *, channels_last: bool) -> None:
+        super().__init__()
+        self.conv, self.maps, self.head = nn.Conv2d(1, 6, 3), nn.Identity(), nn.Linear(6, 3)
+        self.deep, self.channels_last = nn.Tanh(), channels_last
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.conv(images)
+        maps = self.deep(maps.permute(0, 2, 3, 1) if self.channels_last else maps)
+        logits: Tensor = self.head(maps.square().mean((1, 2) if self.channels_last else (2, 3)))
+        return logits
+
+
+@pytest.mark.parametrize("method", ["gradcam", "guided_gradcam"])
+def test_maps_whose_channels_come_last_say_the_same(method: AttributionMethod) -> None:
+    plain, turned = Turned(channels_last=False), Turned(channels_last=True)
+    turned.load_state_dict(plain.state_dict())
+    images = torch.randn(2, 1, 12, 12)
+    first, second = (attribute(net, images, method=method, layer="deep") for net in (plain, turned))
+    torch.testing.assert_close(first.maps, second.maps)
+    assert attribute(turned, images).layer == "deep"

@@ -130,3 +130,61 @@ def test_looking_for_default_layers_leaves_no_trace() -> None:
 def test_where_a_network_is() -> None:
     assert model_device(nn.Conv2d(1, 1, 1, device="meta")) == torch.device("meta")
     assert model_device(nn.Flatten()) == torch.device("cpu")
+
+
+class Block2(nn.Module):
+    """A sum that is made in place on what a module has returned, then rectified in place behind an Identity."""
+
+    def __init__(self, *, inplace: bool) -> None:
+        super().__init__()
+        self.conv, self.drop, self.attention = nn.Conv2d(4, 4, 3, padding=1), nn.Dropout(), nn.Identity()
+        self.act = nn.ReLU(inplace=inplace)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        found = self.drop(self.conv(maps))
+        found += maps
+        found = self.act(self.attention(found))
+        return found
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_an_activation_behind_an_identity_is_the_layer_that_the_head_pools(inplace: bool) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), Block2(inplace=inplace), nn.Flatten(), nn.LazyLinear(3))
+    assert found_in(model)[1] == "1.act"
+
+
+def test_a_sum_written_into_what_a_layer_returned_is_another_thing() -> None:
+    class Sum(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(4, 4, 3, padding=1)
+
+        def forward(self, maps: Tensor) -> Tensor:
+            found: Tensor = self.conv(maps)
+            found += maps
+            return found
+
+    assert found_in(nn.Sequential(nn.Conv2d(3, 4, 3), Sum(), nn.Flatten(), nn.LazyLinear(3)))[1] == "1"
+
+
+class LastChannels(nn.Module):
+    """Maps (N, H, W, C), then some of one position."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm, self.head = nn.Conv2d(3, 8, 4, 4), nn.LayerNorm(8), nn.Linear(8, 3)
+        self.pooled = nn.Identity()
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.norm(self.stem(images).permute(0, 2, 3, 1)) * 2
+        logits: Tensor = self.head(self.pooled(maps.tanh().mean((1, 2), keepdim=True)).flatten(1))
+        return logits
+
+
+def test_maps_whose_channels_come_last_are_read_as_such() -> None:
+    model, image = LastChannels(), torch.randn(1, 3, 24, 32)
+    assert find_default_layers(model, image).deep.name == "norm"  # type: ignore[union-attr]
+    for layer in (None, "norm"):
+        name, site, chosen = layer_site(model, image, layer)
+        assert (name, site.channels_last, chosen.channels_last) == ("norm", True, True)
+    assert not layer_site(model, image, "stem")[1].channels_last
