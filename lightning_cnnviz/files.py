@@ -8,12 +8,13 @@ import os
 import re
 import secrets
 import stat
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["sweep", "whole_file", "write_file"]
+__all__ = ["check_writable", "sweep", "whole_file", "write_file"]
 
 _SCRATCH = re.compile(r"\.cnnviz-[0-9a-f]{16}\.tmp")
 _FORGOTTEN = 3600  # seconds after which a file that never became whole is taken away
@@ -28,6 +29,17 @@ def write_file(path: Path, content: bytes, *, lasting: bool = True) -> None:
     """
     with whole_file(path, lasting=lasting) as file:
         file.write(content)
+
+
+def check_writable(folder: Path) -> None:
+    """Try whether files can be written in a folder, which need not be there; nothing is left behind.
+
+    Raises:
+        OSError: They cannot.
+    """
+    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(place))
+    with tempfile.TemporaryFile(dir=there) as file:
+        file.write(b"\0" * 4096)
 
 
 @contextlib.contextmanager

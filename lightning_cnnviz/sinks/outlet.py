@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import logging
 import pkgutil
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -18,6 +17,7 @@ from lightning_cnnviz.record.keeper import Keeper, new_run
 from lightning_cnnviz.record.store import Carried, Record, RecordedLook
 from lightning_cnnviz.render.views import Seen, draw_last, draw_view
 from lightning_cnnviz.report import Report, Step
+from lightning_cnnviz.sinks._destination import Destination
 from lightning_cnnviz.sinks.base import Sink
 
 __all__ = ["Outlet", "log_folder", "show_once"]
@@ -26,7 +26,6 @@ log = logging.getLogger("lightning_cnnviz")
 # Python prints no information unless it is told to; Lightning tells it to for its own logger.
 printed_log = logging.getLogger("lightning.pytorch")
 _FOLDER = str(Path(__file__).parent)
-_MOST_WAITING = 16  # reports that wait for a sink's disk
 
 
 @dataclass
@@ -37,6 +36,7 @@ class _Shared:
         run: The run that looks belong to.
         defaults: The default sinks.
         keepers: Of each record that is written, what keeps looks in it.
+        destinations: Of each sink, what writes to it.
         drawer: What draws.
         users: How many outlets are open.
         announced: What people have been told.
@@ -45,6 +45,7 @@ class _Shared:
     run: str = field(default_factory=new_run)
     defaults: dict[type[Sink], Sink] = field(default_factory=dict)
     keepers: dict[Path | None, Keeper] = field(default_factory=dict)
+    destinations: dict[Sink, Destination] = field(default_factory=dict)
     drawer: Drawer | None = None
     users: int = 0
     announced: set[str] = field(default_factory=set)
@@ -53,9 +54,9 @@ class _Shared:
 class Outlet:
     """Shows the looks and reports of one monitor, or of whoever else has some, in sinks; and keeps them in the record.
 
-    A sink that cannot be opened raises, since nothing is lost yet. A full disk is announced once, and what could not be
-    written is written later, when it can be. A sink that fails in another way is reported once, with its traceback, and
-    given up; the other sinks and the run go on. A holder keeps its outlet as an attribute, so that the outlets of one
+    A sink that cannot be opened raises, since nothing is lost yet. One that fails later is announced once, however many
+    show there, and what could not be written is written later, when it can be; the other sinks and the run go on. A
+    holder keeps its outlet as an attribute, so that the outlets of one
     trainer find each other: its callbacks and its LightningModule write to one page and one record.
 
     Args:
@@ -77,11 +78,7 @@ class Outlet:
     def __init__(self, who: str, sinks: list[Sink] | None, *, raises: bool = False) -> None:
         self.who, self.sinks, self.raises = who, sinks, raises
         self._opened: list[Sink] = []
-        self._writable: list[Sink] = []  # of those, the ones that are not given up
-        self._waiting: dict[Sink, deque[tuple[Any, Step]]] = {}  # what could not be written yet
         self._loggers: Sequence[Any] = ()
-        self._lost: dict[Sink, int] = {}  # how many reports each sink misses for good
-        self._failing: set[Sink] = set()
         self._beside = self._has_shown = self._is_user = False
         self._keeper: Keeper | None = None
         self._last: Callable[[bool], None] | None = None
@@ -89,8 +86,8 @@ class Outlet:
 
     @property
     def is_open(self) -> bool:
-        """Whether a report would be shown anywhere; False off rank zero, and once all sinks are given up."""
-        return bool(self._writable)
+        """Whether a report would be shown anywhere; False off rank zero."""
+        return bool(self._opened)
 
     @property
     def run(self) -> str:
@@ -117,7 +114,7 @@ class Outlet:
         if fits and trainer.global_step == 0 and self._shared.users == 0:
             self._shared.run = new_run()  # a checkpoint, if there is one, says so after set-up
         if not trainer.is_global_zero or (self.sinks is None and trainer.fast_dev_run):
-            self._opened, self._writable = [], []
+            self._opened = []
             return
         self._beside = fits and not trainer.fast_dev_run
         self.open_for(trainer.loggers, folder)
@@ -143,9 +140,13 @@ class Outlet:
                 f"{' and '.join(kind.__name__ for kind in _default_kinds(loggers))}, or give some of {choices}"
             )
         self._has_shown, self._last, self._loggers = False, None, loggers
-        self._opened, self._writable, self._waiting = list(sinks), list(sinks), {}
+        for sink in self._opened:
+            self._shared.destinations[sink].users -= 1
+        self._opened = []
         for sink in sinks:
             sink.open(loggers, folder)
+            self._shared.destinations.setdefault(sink, Destination(sink)).users += 1
+            self._opened.append(sink)
         place = next((sink.record_folder for sink in sinks if sink.record_folder is not None), None)
         if place not in self._shared.keepers:
             self._shared.keepers[place] = Keeper(place)
@@ -228,16 +229,15 @@ class Outlet:
         """
         if self._shared.drawer is not None and waits:
             self._shared.drawer.drain(shows_progress=shows_progress)
-        for sink in list(self._writable):
-            self._write_waiting(sink)
-            lost = self._lost.pop(sink, 0) + len(self._waiting.pop(sink, ()))
-            if lost:
-                log.error("%s: %d reports are lost to %s", self.who, lost, type(sink).__name__)
-        opened, writable = self._opened, self._writable
-        self._opened, self._writable = [], []
+        opened, self._opened = self._opened, []
         for sink in opened:
+            destination = self._shared.destinations[sink]
+            destination.users -= 1
+            if destination.users == 0:
+                del self._shared.destinations[sink]
+                destination.close(self.who, raises=self.raises)
             closed = self._closed(sink)
-            if closed and self._has_shown and sink in writable and sink.address not in {"", *self._shared.announced}:
+            if closed and self._has_shown and sink.address not in {"", *self._shared.announced}:
                 self._shared.announced.add(sink.address)
                 printed_log.info("%s: %s", self.who, sink.address)
         if self._is_user:
@@ -248,12 +248,13 @@ class Outlet:
 
     def _closed(self, sink: Sink) -> bool:
         try:
-            return self._tried(sink, sink.close)
-        except OSError as error:
+            sink.close()
+        except Exception as error:
             if self.raises:
                 raise
             log.error("%s: %s could not be closed: %s", self.who, type(sink).__name__, error)
             return False
+        return True
 
     def _release(self) -> None:
         """Let go what the outlets of a trainer share, when the last of them closes."""
@@ -272,18 +273,19 @@ class Outlet:
 
     def _submit(self, job: DrawingJob, last: bool) -> None:
         """Let a look be drawn and encoded in another process."""
-        sinks = list(self._writable)
+        sinks = list(self._opened)
         # Only what that process can import; other sinks encode here.
         encoders = tuple(sink.encode if _is_ours(sink.encode) else Sink.encode for sink in sinks)
 
         def publish(contents: list[Any]) -> None:
             for sink, encode, content in zip(sinks, encoders, contents, strict=True):
-                if sink not in self._writable:
+                destination = self._shared.destinations.get(sink)
+                if destination is None:
                     continue
                 if sink.encode is encode:
-                    self._put(sink, content, job.step)
+                    destination.put(self.who, content, job.step)
                 else:
-                    self._tried(sink, partial(self._encode_and_put, sink, content, job.step))
+                    destination.encode_and_put(self.who, content, job.step)
 
         self._drawer.submit(replace(job, encoders=encoders, last=last), publish)
         self._has_shown = True
@@ -295,73 +297,15 @@ class Outlet:
             self._write(replace(report, name=identity.name), step)
 
     def _write(self, report: Report, step: Step) -> None:
-        for sink in list(self._writable):
-            self._tried(sink, partial(self._encode_and_put, sink, report, step))
+        for sink in self._opened:
+            self._shared.destinations[sink].encode_and_put(self.who, report, step, raises=self.raises)
         self._has_shown |= self.is_open
-
-    def _encode_and_put(self, sink: Sink, report: Report, step: Step) -> None:
-        try:
-            content = sink.encode(report, step)
-        except OSError as error:  # no disk that may have room later
-            raise RuntimeError(f"it could not be encoded: {error}") from error
-        self._put(sink, content, step)
-
-    def _put(self, sink: Sink, content: Any, step: Step) -> None:
-        """Write to one sink, after what it could not write before."""
-        waiting = self._waiting.setdefault(sink, deque())
-        waiting.append((content, step))
-        self._write_waiting(sink)
-        while len(waiting) > _MOST_WAITING:
-            waiting.popleft()
-            self._lost[sink] = self._lost.get(sink, 0) + 1
-
-    def _write_waiting(self, sink: Sink) -> None:
-        waiting = self._waiting.get(sink)
-        while waiting and sink in self._writable:
-            first = waiting[0]
-            try:
-                written = self._tried(sink, partial(sink.write_encoded, *first))
-            except OSError as error:
-                if self.raises:
-                    raise
-                if sink not in self._failing:
-                    self._failing.add(sink)
-                    log.error(
-                        "%s: %s cannot be written to, the run goes on: %s. What it misses is written when that is "
-                        "possible again",
-                        self.who,
-                        type(sink).__name__,
-                        error,
-                    )
-                return
-            self._failing.discard(sink)
-            if written:
-                waiting.popleft()
-
-    def _tried(self, sink: Sink, action: Callable[[], None]) -> bool:
-        """Say whether a sink could do something; one that cannot is given up, but for a disk that may have room later.
-
-        Raises:
-            OSError: The disk, or the network, did not take it.
-        """
-        try:
-            action()
-        except OSError:
-            raise
-        except Exception as error:
-            if self.raises:
-                raise
-            name = type(sink).__name__
-            log.error("%s: %s is given up, the run goes on: %s", self.who, name, error, exc_info=True)
-            self._writable = [each for each in self._writable if each is not sink]
-            return False
-        return True
 
 
 def show_once(
     who: str, report: Report, step: Step, sinks: list[Sink], *, loggers: Sequence[Any] = (), folder: Path
 ) -> None:
-    """Show one report, without a trainer; a sink that cannot be written to is reported and given up.
+    """Show one report, without a trainer; a sink that cannot be written to is reported.
 
     It belongs to the step's run, or to one of its own.
 

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from lightning_cnnviz.files import write_file
+from lightning_cnnviz.files import check_writable, write_file
 from lightning_cnnviz.report import Item, Report, Scalar, Step, Table
 from lightning_cnnviz.sinks._page_folder import PageFolder
 from lightning_cnnviz.sinks._page_items import (
@@ -118,12 +118,19 @@ class PageSink(Sink):
         """Decide where the page goes.
 
         Raises:
-            ValueError: There is an `index.html` that is none of ours, or of a newer version.
+            ValueError: There is an `index.html` that is none of ours, or of a newer version; or the folder cannot be
+                written to.
         """
         directory = self._given or Path(folder) / "cnnviz"
         if self._folder is None or self._folder.directory != directory:
             self._folder = PageFolder(directory)
-        _read_page(self.path)
+        try:
+            _read_page(self.path)
+            check_writable(directory)
+        except OSError as error:
+            raise ValueError(
+                f"PageSink cannot write to {directory}: {error}. Give it another folder: sinks=[PageSink(<folder>)]"
+            ) from error
 
     def shows(self, source: str, step: Step) -> bool:
         """Whether a look of this source (see `Report.source`) is on the page already, with all its items."""
@@ -233,11 +240,12 @@ def _read_page(path: Path) -> str:
     """Return the text of the page that is there; "" where there is none.
 
     Raises:
+        OSError: There is one, and it cannot be read.
         ValueError: It is not ours, or that of a newer version.
     """
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
-    except OSError:  # there is none, or writing will say what is wrong
+    except FileNotFoundError:
         return ""
     ours = _OURS.search(text)
     if ours is None and text.strip() and _ONE_FILE not in text:

@@ -43,21 +43,55 @@ class Broken(MemorySink):
         raise TypeError("a picture is no number")
 
 
-def given_up(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [record.message for record in caplog.records if "given up" in record.message]
+def said(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.message for record in caplog.records if record.levelno >= logging.ERROR]
 
 
-def test_a_sink_that_fails_is_given_up_closed_and_named_once(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.fault(
+    "disk",
+    "a sink fails with every report, by a fault of its own",
+    "one line when it begins and one at the end, whoever shows there; other sinks get everything, and the run goes on",
+)
+def test_a_sink_that_fails_costs_nobody_else_anything(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
     broken, good = Broken(), MemorySink()
-    outlet = Outlet("Who", [broken, good])
+    fitted(tmp_path, *(FilterMonitor(name=str(each), sinks=[broken, good]) for each in range(3)))
+    assert len(good.reports) == 3 * 2
+    first, last = said(caplog)
+    assert first.startswith('FilterMonitor "0": Broken cannot be written to, the run goes on: a picture is no number.')
+    assert last == 'FilterMonitor "2": 6 reports are lost to Broken: a picture is no number'
+    assert not any(record.exc_info for record in caplog.records if record.levelno >= logging.ERROR)
+
+
+@pytest.mark.fault(
+    "services",
+    "a sink fails once, with an error of its own, in the middle of a run",
+    "the report is tried again with the next one: nothing is lost, and one line says so",
+)
+def test_one_error_that_passes_costs_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    class Hiccups(MemorySink):
+        calls = 0
+
+        def write(self, report: Report, step: Step) -> None:
+            self.calls += 1
+            if self.calls == 2:
+                raise RuntimeError("the service answered nonsense")
+            super().write(report, step)
+
+    sink = Hiccups()
+    outlet = Outlet("Who", [sink])
     outlet.open_for([], Path("unused"))
-    for _ in range(3):
-        outlet.show(REPORT, STEP)
+    for epoch in (1, 2, 3):
+        outlet.show(REPORT, Step(epoch=epoch, global_step=epoch))
     outlet.close()
-    assert (len(broken.reports), len(good.reports)) == (1, 3)
-    assert given_up(caplog) == ["Who: Broken is given up, the run goes on: a picture is no number"]
+    assert [step.epoch for step, _ in sink.reports] == [1, 2, 3]
+    assert len(said(caplog)) == 1
 
 
+@pytest.mark.fault(
+    "disk",
+    "the disk is full for some epochs",
+    "one line; what was not taken is written, in order, when there is room",
+)
 def test_what_a_full_disk_did_not_take_is_written_when_there_is_room(caplog: pytest.LogCaptureFixture) -> None:
     full, good = Faulty(), MemorySink()
     outlet = Outlet("Who", [full, good])
@@ -68,9 +102,8 @@ def test_what_a_full_disk_did_not_take_is_written_when_there_is_room(caplog: pyt
     outlet.show(REPORT, Step(epoch=4, global_step=4))
     outlet.close()
     assert [step.epoch for step, _ in full.reports] == [step.epoch for step, _ in good.reports] == [1, 2, 3, 4]
-    said = [record.message for record in caplog.records]
-    assert len([message for message in said if "Faulty cannot be written to" in message]) == 1
-    assert not given_up(caplog)
+    assert len([message for message in said(caplog) if "Faulty cannot be written to" in message]) == 1
+    assert not [message for message in said(caplog) if "lost" in message]
 
 
 def test_what_is_never_written_is_said_to_be_lost(caplog: pytest.LogCaptureFixture) -> None:
@@ -81,7 +114,7 @@ def test_what_is_never_written_is_said_to_be_lost(caplog: pytest.LogCaptureFixtu
         outlet.show(REPORT, Step(epoch=epoch, global_step=epoch))
     outlet.close()
     assert full.closed == 1
-    assert "Who: 30 reports are lost to Faulty" in caplog.text
+    assert "Who: 30 reports are lost to Faulty: No space left on device" in caplog.text
 
 
 def test_a_sink_that_cannot_be_closed_stops_nobody(caplog: pytest.LogCaptureFixture) -> None:
@@ -111,16 +144,6 @@ def test_nobody_is_written_to_before_open_and_after_close() -> None:
     outlet.close()
     assert memory.reports == []
     assert not outlet.is_open
-
-
-def test_a_sink_that_was_given_up_is_tried_again_in_the_next_stage() -> None:
-    full = Broken()
-    outlet = Outlet("Who", [full])
-    for _ in range(2):
-        outlet.open_for([], Path("unused"))
-        outlet.show(REPORT, STEP)
-        outlet.close()
-    assert len(full.reports) == 2
 
 
 def test_nowhere_to_show_names_every_kind_of_sink() -> None:
@@ -162,11 +185,12 @@ class Unencodable(MemorySink):
         raise OSError("no such codec")
 
 
-def test_a_sink_that_cannot_encode_is_given_up(caplog: pytest.LogCaptureFixture) -> None:
+def test_what_cannot_be_encoded_is_lost_to_that_sink(caplog: pytest.LogCaptureFixture) -> None:
     good = MemorySink()
     show_once("Who", REPORT, STEP, [Unencodable(), good], folder=Path("unused"))
     assert len(good.reports) == 1
-    assert given_up(caplog) == ["Who: Unencodable is given up, the run goes on: it could not be encoded: no such codec"]
+    assert "Unencodable cannot be written to, the run goes on: a report could not be encoded" in said(caplog)[0]
+    assert said(caplog)[1] == "Who: 1 report is lost to Unencodable: a report could not be encoded: no such codec"
 
 
 def test_a_run_draws_beside_training_also_for_sinks_of_ones_own(
@@ -178,10 +202,46 @@ def test_a_run_draws_beside_training_also_for_sinks_of_ones_own(
     monkeypatch.setenv("CNNVIZ_DRAWING", "beside")
     own, bad = Faulty(writes=True), Unencodable()
     fitted(tmp_path / "beside", ActivationMapMonitor(images=2, sinks=[own, bad, PageSink(tmp_path / "page")]))
-    assert given_up(caplog) == [
-        "ActivationMapMonitor: Unencodable is given up, the run goes on: it could not be encoded: no such codec"
-    ]
+    assert len([message for message in said(caplog) if "Unencodable" in message]) == 2
     assert [step for step, _ in own.reports] == [step for step, _ in expected.reports]
     assert [len(report.items) for _, report in own.reports] == [len(report.items) for _, report in expected.reports]
     assert (tmp_path / "page" / "index.html").is_file()
     assert (tmp_path / "page" / "record" / "record.json").is_file()
+
+
+@pytest.mark.fault(
+    "disk",
+    "the page's folder cannot be written to, and looks are due when training has ended",
+    "set-up refuses it, before the first step",
+)
+def test_a_folder_that_cannot_be_written_to_is_refused_at_set_up(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    monitor = FilterMonitor(epochs="last", sinks=[PageSink(tmp_path / "file" / "page")])
+    model = LittleNet()
+    with pytest.raises(ValueError, match=r"PageSink cannot write to .*page: .*Give it another folder"):
+        quiet_trainer(callbacks=[monitor]).fit(model, train_loader(), val_loader())
+    assert model.trainer.global_step == 0
+
+
+@pytest.mark.fault(
+    "disk",
+    "the page's folder holds an `index.html` of somebody else, readable or not",
+    "set-up refuses the folder, and the file stays as it was",
+)
+@pytest.mark.parametrize("what", ["page", "folder", "link"])
+def test_what_stands_in_the_pages_place_stays(tmp_path: Path, what: str) -> None:
+    path = tmp_path / "index.html"
+    if what == "folder":
+        path.mkdir()
+    elif what == "link":
+        (tmp_path / "mine.html").write_text("<h1>mine</h1>")
+        path.symlink_to(tmp_path / "mine.html")
+    else:
+        path.write_bytes(b"\xff\xfe<h1>mine</h1>")
+    before = path.stat()
+    with pytest.raises(ValueError, match=r"not written by lightning_cnnviz|cannot write to"):
+        PageSink(tmp_path).open([], tmp_path)
+    with pytest.raises((ValueError, OSError), match=r"not written by lightning_cnnviz|Is a directory"):
+        PageSink(tmp_path).write(REPORT, STEP)
+    assert path.stat() == before
+    assert path.is_symlink() == (what == "link")
