@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lightning_cnnviz.core.deconvnet.tape import FarEnough, Method, ProjectionError, Seed, Tape
 from lightning_cnnviz.core.network.hooks import analysis_mode, hooked, model_device
 from lightning_cnnviz.core.network.layers import LayerSpec, SelectedLayer, select_layers
-from lightning_cnnviz.core.network.memory import numbers_at_once
+from lightning_cnnviz.core.network.memory import in_chunks, is_out_of_memory, numbers_at_once
 from lightning_cnnviz.core.tracing.feature_maps import FeatureMaps, trace_feature_maps
 
 __all__ = ["Method", "Projection", "ProjectionError", "Projector", "Unit", "project"]
@@ -239,7 +239,11 @@ class Projector:
         step = _IMAGES if way.batched else 1
         for at in range(0, len(queue), step):
             chosen = queue[at : at + step]
-            yield partial(self._forth_and_back, tape, images, chosen, units, maps, way.together, device)
+            yield partial(self._in_parts, tape, images, chosen, units, maps, way.together, device)
+
+    def _in_parts(self, first: Tape, images: Any, chosen: Sequence[Any], *how: Any) -> None:
+        """Project the units on some images; on fewer at a time where memory does not suffice."""
+        in_chunks(lambda part: self._forth_and_back(first, images, chosen[part], *how), len(chosen))
 
     def _forth_and_back(
         self,
@@ -310,14 +314,23 @@ class Projector:
             )
             boxes = maps[name].field.box(seed.channels, seed.rows, seed.columns).to(torch.int64)
             results.boxes[members] = boxes
-            for at in range(0, len(members), together[name]):
-                part = slice(at, at + together[name])
+
+            def project(
+                part: slice,
+                name: str = name,
+                members: list[int] = members,
+                units: list[Unit] = units,
+                seed: Seed = seed,
+                boxes: Tensor = boxes,
+            ) -> None:
                 pixels, (tops, lefts) = tape.project(name, seed.part(part))
                 strengths = torch.tensor([unit.activation for unit in units[part]], dtype=pixels.dtype)
                 pixels = (pixels.cpu() if pixels.device.type != "cpu" else pixels) * strengths.view(-1, 1, 1, 1)
                 places = zip(members[part], boxes[part].tolist(), tops.tolist(), lefts.tolist(), strict=True)
                 for values, (number, box, top, left) in zip(pixels, places, strict=True):
                     results.pixels[number] = _cut(values, box, top, left)
+
+            in_chunks(project, len(members), together[name], "unit")
 
     def _record(
         self, images: Tensor, maps: Mapping[str, FeatureMaps], enough: int | None = None
@@ -343,7 +356,7 @@ class Projector:
             try:
                 traced = trace_feature_maps(self._model, image, self._layers)
             except (RuntimeError, TypeError) as error:
-                if isinstance(error, TypeError) and "returns no feature maps" in str(error):
+                if is_out_of_memory(error) or "returns no feature maps" in str(error):
                     raise
                 raise ValueError(
                     f"{type(self._model).__name__} does not take images of shape {shape}: {error}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -22,7 +23,7 @@ from lightning_cnnviz.core.network.classification import (
 from lightning_cnnviz.core.network.gradients import OrderedGradients
 from lightning_cnnviz.core.network.hooks import Site, analysis_mode, model_device
 from lightning_cnnviz.core.network.layers import LayerSpec
-from lightning_cnnviz.core.network.memory import images_at_once
+from lightning_cnnviz.core.network.memory import images_at_once, in_chunks, with_less
 from lightning_cnnviz.core.tracing.default_layers import layer_site
 
 __all__ = ["AttributionMaps", "AttributionMethod", "attribute", "check_attribution", "check_method"]
@@ -120,7 +121,7 @@ def attribute(
         classes = untouched.targets.clamp(min=0).to(images.device)
         pairs = list(zip(images.split(together), classes.split(together), strict=True))
         for batch, targets in progress(pairs) if progress is not None else pairs:
-            parts.append(explain(batch, targets).detach().float().cpu())
+            parts += in_chunks(partial(explain.part, batch, targets), len(batch))
     # Rules that rectify, or pool, make finite numbers of NaN.
     maps = torch.cat(parts).masked_fill(~untouched.scored[:, None, None, None], torch.nan)
     return AttributionMaps(method=method, layer=name, untouched=untouched, maps=maps)
@@ -182,6 +183,10 @@ class _Explanation:
             return maps
         return maps * self._guided(images, targets)
 
+    def part(self, images: Tensor, targets: Tensor, part: slice) -> Tensor:
+        """Return the maps of some images of a batch, on the CPU."""
+        return self(images[part], targets[part]).detach().float().cpu()
+
     def _logits(self, images: Tensor) -> Tensor:
         return class_logits(self._model, images)
 
@@ -194,13 +199,17 @@ class _Explanation:
     def _integrated(self, image: Tensor, target: Tensor) -> Tensor:
         from captum.attr import IntegratedGradients
 
-        maps: Tensor = IntegratedGradients(self._logits).attribute(
-            image,
-            baselines=self._start.expand_as(image),
-            target=target,
-            n_steps=self._steps,
-            internal_batch_size=self._together,
-        )
+        def integrated(together: int) -> Tensor:
+            maps: Tensor = IntegratedGradients(self._logits).attribute(
+                image,
+                baselines=self._start.expand_as(image),
+                target=target,
+                n_steps=self._steps,
+                internal_batch_size=together,
+            )
+            return maps
+
+        maps, self._together = with_less(integrated, self._together, "step")
         return maps
 
     def _gradcam(self, images: Tensor, targets: Tensor) -> Tensor:

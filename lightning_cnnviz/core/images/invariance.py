@@ -21,7 +21,7 @@ from lightning_cnnviz.core.network.classification import (
 )
 from lightning_cnnviz.core.network.hooks import Site, analysis_mode, hooked, model_device
 from lightning_cnnviz.core.network.layers import LayerNotFoundError, LayerSpec, select_layers
-from lightning_cnnviz.core.network.memory import images_at_once
+from lightning_cnnviz.core.network.memory import images_at_once, in_chunks
 from lightning_cnnviz.core.tracing.default_layers import find_default_layers
 from lightning_cnnviz.core.tracing.feature_maps import trace_feature_maps
 
@@ -182,7 +182,7 @@ def measure_invariance(
         sites = _sites(model, images[:1], layers)
         measuring = _Measuring(model, images, sites, chosen, scale, untouched)
         for piece in progress(measuring.plan(together)) if progress is not None else measuring.plan(together):
-            measuring.run(*piece)
+            measuring.run_in_parts(*piece)
     return measuring.result()
 
 
@@ -311,6 +311,15 @@ class _Measuring:
             for at in range(0, len(queue), values)
         ]
 
+    def run_in_parts(self, chosen: slice, places: Sequence[tuple[int, int]]) -> None:
+        """Run one batch; in parts where memory does not suffice: of fewer values first, then of fewer images."""
+
+        def images(part: slice) -> None:
+            own = slice(chosen.start + part.start, chosen.start + part.stop)
+            in_chunks(lambda some: self.run(own, places[some]), len(places))
+
+        in_chunks(images, chosen.stop - chosen.start)
+
     def run(self, chosen: slice, places: Sequence[tuple[int, int]]) -> None:
         """Run one batch of transformed copies, after the originals where these are new."""
         if self._own_slice != chosen:
@@ -365,7 +374,7 @@ class _Measuring:
         return InvarianceCurves(layers=tuple(self._sites), untouched=self._untouched, sweeps=tuple(sweeps))
 
     def _run_originals(self, chosen: slice) -> None:
-        originals, self._own = self._images[chosen], {}
+        originals, self._own, self._own_slice = self._images[chosen], {}, None
 
         def keep(name: str, value: Any) -> None:
             # A copy: what follows may write into it.

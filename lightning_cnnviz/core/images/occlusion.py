@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from lightning_cnnviz.core.network.classification import (
 )
 from lightning_cnnviz.core.network.hooks import Site, analysis_mode, hooked, model_device
 from lightning_cnnviz.core.network.layers import LayerSpec, SelectedLayer
-from lightning_cnnviz.core.network.memory import images_at_once
+from lightning_cnnviz.core.network.memory import images_at_once, with_less
 from lightning_cnnviz.core.tracing.default_layers import layer_site
 
 __all__ = ["OcclusionMaps", "check_occlusion", "occlude", "occluder_boxes"]
@@ -149,7 +150,7 @@ def occlude(
         sweep = _Sweep(model, site, filled, size, stride, boxes, together, untouched)
         numbers: Iterable[Any] = range(len(images))
         for number in progress(numbers) if progress is not None else numbers:
-            sweep.run(images[number], number)
+            _, sweep.together = with_less(partial(sweep.run, images[number], number), sweep.together, "position")
     projections, why = _projections(model, images, chosen, sweep.channels)
     height, width = images.shape[-2:]
     return OcclusionMaps(
@@ -225,7 +226,7 @@ class _Sweep:
         from captum.attr import Occlusion  # when it is needed: it brings matplotlib along
 
         self._model, self._site, self._fill, self._boxes = model, site, fill, boxes
-        self._size, self._stride, self._together = size, stride, together
+        self._size, self._stride, self.together = size, stride, together
         self._sweep = Occlusion(self._pass)
         self._classified, self._target = untouched, 0
         self._sums: list[Tensor] = []
@@ -236,8 +237,8 @@ class _Sweep:
         self.probabilities: list[Tensor] = []
         self.predictions: list[Tensor] = []
 
-    def run(self, image: Tensor, number: int) -> None:
-        """Occlude one image `(C, H, W)`, the n-th."""
+    def run(self, image: Tensor, number: int, together: int) -> None:
+        """Occlude one image `(C, H, W)`, the n-th, at so many positions at a time."""
         number_of_class = int(self._classified.targets[number])
         target = max(0, number_of_class)  # without a class, captum is given any
         self._target, self._sums, self._probabilities = target, [], []
@@ -248,7 +249,7 @@ class _Sweep:
                 sliding_window_shapes=(channels, *self._size),
                 strides=(channels, *self._stride),
                 baselines=self._fill.view(1, -1, 1, 1),
-                perturbations_per_eval=self._together,
+                perturbations_per_eval=together,
             )
         # captum first runs the untouched image, and then goes down each column of positions.
         rows, columns = self._boxes.shape[:2]

@@ -23,6 +23,7 @@ from lightning_cnnviz.core.maximization.rectifiers import Rectifiers, redirected
 from lightning_cnnviz.core.maximization.regularization import RandomTransform, check_transforms, robust
 from lightning_cnnviz.core.network.gradients import OrderedGradients, gradient_within
 from lightning_cnnviz.core.network.hooks import analysis_mode
+from lightning_cnnviz.core.network.memory import in_chunks
 
 __all__ = ["Maximization", "Strongest", "maximize", "strongest_images", "unit_input_size"]
 
@@ -175,16 +176,22 @@ def maximize(
         pixels = _PIXELS_ON_CPU if device.type == "cpu" else _PIXELS_ON_GPU
         batch_size = min(_MOST_TOGETHER, pixels // (size[1] * size[2]))
     together = max(1, batch_size // starts)
-    chunks = [asked[first : first + together] for first in range(0, len(asked), together)]
-    work = [(chunk, step) for chunk in chunks for step in range(steps)]
-    done: list[_Climb] = []
+    rounds = range(-(-len(asked) // together) * steps)
+    shown = iter(progress(rounds) if progress is not None else rounds)
     with analysis_mode(model):
         reader = Reader(model, asked, torch.zeros(1, *size, device=device, dtype=dtype))
-        for chunk, step in progress(work) if progress is not None else work:
-            if step == 0:
-                done.append(_Climb(reader, chunk, settings, device, dtype))
-            done[-1].step(step)
-        finished = [climb.finish() for climb in done]
+
+        def climbed(part: slice) -> tuple[_Climb, tuple[Tensor, Tensor]]:
+            climb = _Climb(reader, asked[part], settings, device, dtype)
+            for step in range(steps):
+                climb.step(step)
+                next(shown, None)
+            return climb, climb.finish()
+
+        what = f"objective with its {starts} starts" if starts > 1 else "objective"
+        climbs = in_chunks(climbed, len(asked), together, what)
+        next(shown, None)
+    done, finished = [climb for climb, _ in climbs], [end for _, end in climbs]
     return Maximization(
         objectives=tuple(map(str, asked)),
         starts=starts,
@@ -217,11 +224,12 @@ def strongest_images(
     with analysis_mode(model):
         device, dtype = home_of(model)
         reader = Reader(model, objectives, images[:1].to(device, dtype))
-        parts = [
-            torch.stack([objective.anywhere(reading).float().cpu() for objective in objectives])
-            for batch in images.split(batch_size)
-            for reading in [reader(batch.to(device, dtype))]
-        ]
+
+        def activations_of(part: slice) -> Tensor:
+            reading = reader(images[part].to(device, dtype))
+            return torch.stack([objective.anywhere(reading).float().cpu() for objective in objectives])
+
+        parts = in_chunks(activations_of, len(images), batch_size)
         activations, numbers = torch.cat(parts, 1).max(1)
         boxes = [
             _strongest_box(reader, objective, images[number][None].to(device, dtype))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lightning_cnnviz.core.network.hooks import Site, hooked
 from lightning_cnnviz.core.network.layers import SelectedLayer, select_layers
+from lightning_cnnviz.core.network.memory import is_out_of_memory
 from lightning_cnnviz.core.tracing.feature_maps import FeatureMaps, trace_feature_maps
 from lightning_cnnviz.core.tracing.receptive_field import BoundsMode, ReceptiveField
 
@@ -393,7 +394,9 @@ def _sites(model: nn.Module, layers: Sequence[Layer], image: Tensor) -> dict[str
         sites[name] = Site(chosen[0].module)
         try:
             trace_feature_maps(model, image, chosen)  # refuses what runs twice, or never
-        except _REFUSALS:
+        except _REFUSALS as error:
+            if is_out_of_memory(error):
+                raise
             continue  # perhaps only what comes behind the layer refuses images of this size
     return sites
 
@@ -404,6 +407,8 @@ def _refusals(model: nn.Module, image: Tensor) -> Iterator[None]:
     try:
         yield
     except _REFUSALS as error:
+        if is_out_of_memory(error):
+            raise
         shape = " x ".join(map(str, image.shape[1:]))
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_cnnviz.core.network.memory import in_chunks, is_out_of_memory
+
 __all__ = [
     "Classified",
     "check_images",
@@ -86,7 +88,7 @@ def classify(model: nn.Module, images: Tensor, labels: Tensor | None = None, *, 
         ValueError: The network does not take the images, or returns no logits; labels do not fit the images or are no
             class of the network's.
     """
-    logits = torch.cat([class_logits(model, batch) for batch in images.split(batch_size)])
+    logits = torch.cat(in_chunks(lambda part: class_logits(model, images[part]), len(images), batch_size))
     # Settled here, once: the single row of another pass may look like probabilities by chance.
     known = logits[~logits.isnan().any(1)]
     sums = known.sum(1)
@@ -125,7 +127,7 @@ def class_logits(model: nn.Module, images: Tensor) -> Tensor:
     try:
         returned: Any = model(images)
     except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
+        if is_out_of_memory(error):
             raise
         raise ValueError(
             f"{type(model).__name__} does not take images of shape {tuple(images.shape[1:])}: {error}"

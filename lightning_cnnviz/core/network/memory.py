@@ -1,18 +1,22 @@
-"""How many images, or numbers, fit into memory at once."""
+"""How many images, or numbers, fit into memory at once; and going on with fewer where they did not."""
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from lightning_cnnviz.core.network.classification import class_logits
 from lightning_cnnviz.core.network.hooks import Site, analysis_mode, hooked
 
-__all__ = ["images_at_once", "numbers_at_once"]
+__all__ = ["images_at_once", "in_chunks", "is_out_of_memory", "numbers_at_once", "with_less"]
+
+log = logging.getLogger(__name__)
+Result = TypeVar("Result")
 
 # Of the free memory, a look may take this fraction: training needs the rest.
 _FRACTION = 0.25
@@ -21,6 +25,7 @@ _MOST, _MOST_ON_CPU = 256, 16
 # Copies of the image that a sweep holds beside the network's own values, and of the largest value inside a layer.
 _IMAGES, _VALUES = 16, 4
 _UNKNOWN = 2**30
+_SIGNS = ("can't allocate memory", "out of memory", "not enough memory", "Cannot allocate memory")
 # So many tensors as large as the largest exist at a time on the way back through a network.
 _TENSORS = 8
 
@@ -36,6 +41,8 @@ def images_at_once(model: nn.Module, image: Tensor, *, gradients: bool = False) 
     Raises:
         ValueError: The network does not take such an image, or returns no logits.
     """
+    from lightning_cnnviz.core.network.classification import class_logits  # which asks whether memory has run out
+
     sizes: list[int] = []
 
     def see(_name: str, value: Any) -> None:
@@ -54,6 +61,86 @@ def images_at_once(model: nn.Module, image: Tensor, *, gradients: bool = False) 
 def numbers_at_once(device: torch.device, bytes_each: int = 4) -> int:
     """Return how many numbers a computation's largest tensor may have, for all its tensors to fit into free memory."""
     return max(1, int(_FRACTION * _free_bytes(device) / (_TENSORS * bytes_each)))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Say whether memory has run out: of a GPU, or of the machine, which torch reports as an error like any other."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and any(sign in text for sign in _SIGNS)
+
+
+def with_less(work: Callable[[int], Result], together: int, what: str = "image") -> tuple[Result, int]:
+    """Do work on so many pieces at a time; where memory runs out, again on half as many, down to one.
+
+    Args:
+        work: Is given how many; leaves nothing behind when memory runs out in it.
+        together: How many at first.
+        what: What a piece is, for messages.
+
+    Returns:
+        What it returned, and how many it was.
+
+    Raises:
+        torch.OutOfMemoryError: Memory does not suffice for one.
+    """
+    while True:
+        try:
+            return work(together), together
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if together <= 1:
+                raise _too_little(error, what) from error
+        # Here, and not above: what the error holds on to is free now.
+        together = max(1, together // 2)
+        log.debug("memory ran out: %d at a time", together)
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+
+
+def in_chunks(
+    work: Callable[[slice], Result], count: int, together: int | None = None, what: str = "image"
+) -> list[Result]:
+    """Do work on so many of some pieces at a time; where memory runs out, on half as many from there on, down to one.
+
+    Args:
+        work: Is given which pieces; leaves nothing behind when memory runs out in it.
+        count: How many pieces there are.
+        together: How many at a time, at first; by default all.
+        what: What a piece is, for messages.
+
+    Raises:
+        torch.OutOfMemoryError: Memory does not suffice for one.
+
+    Example:
+        >>> def work(part):
+        ...     if part.stop - part.start > 2:
+        ...         raise torch.OutOfMemoryError("CUDA out of memory")
+        ...     return part.start, part.stop
+        >>> in_chunks(work, 5)
+        [(0, 2), (2, 4), (4, 5)]
+    """
+    results: list[Result] = []
+    at, together = 0, max(1, min(count, together or count))
+    while at < count:
+        start = at
+
+        def chunk(size: int, start: int = start) -> tuple[Result, int]:
+            stop = min(start + size, count)
+            return work(slice(start, stop)), stop
+
+        (result, at), together = with_less(chunk, min(together, count - at), what)
+        results.append(result)
+    return results
+
+
+def _too_little(error: BaseException, what: str) -> BaseException:
+    if "not enough memory for one" in str(error):
+        return error
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return torch.OutOfMemoryError(f"there is not enough memory for one {what} at a time: {reason}")
 
 
 def _free_bytes(device: torch.device) -> int:

@@ -18,6 +18,7 @@ from lightning_cnnviz.core.data.batches import BatchFn, has_indices, numbered_ba
 from lightning_cnnviz.core.data.distributed import gathered, ranks
 from lightning_cnnviz.core.network.hooks import analysis_mode
 from lightning_cnnviz.core.network.layers import LayerNotFoundError, LayerSpec, SelectedLayer, select_layers
+from lightning_cnnviz.core.network.memory import in_chunks
 from lightning_cnnviz.core.probing.dataset import NO_LABELS, drawn_images, why_no_labels
 from lightning_cnnviz.core.probing.features import Features, LayerFeatures, merge_features
 from lightning_cnnviz.core.probing.map_reader import MapReader
@@ -105,8 +106,13 @@ def tap_features(
                     images = images.to(parameter.dtype)  # as the trainer does with half and double precision
                 labels = batch.labels[places.to(batch.labels.device)]
                 tap.indices_known &= batch.indices_known
-                with tap.batch(images, batch.indices[places], labels):
-                    model(images)
+                own = batch.indices[places]
+
+                def read(part: slice, images: Tensor = images, own: Tensor = own, labels: Tensor = labels) -> None:
+                    with tap.batch(images[part], own[part], labels[part]):
+                        model(images[part])
+
+                in_chunks(read, len(images))
         return tap.compute()
 
 

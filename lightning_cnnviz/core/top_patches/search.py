@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lightning_cnnviz.core.data.batches import BatchFn, numbered_batches
 from lightning_cnnviz.core.network.hooks import analysis_mode, model_device
 from lightning_cnnviz.core.network.layers import FeatureSpec, LayerSpec, select_layers
+from lightning_cnnviz.core.network.memory import in_chunks
 from lightning_cnnviz.core.top_patches.mining import PatchMiner
 from lightning_cnnviz.core.top_patches.results import LayerTopPatches, RankBy, TopPatches
 
@@ -97,8 +98,14 @@ def mine_top_patches(
         for images, labels, indices, known, _ in numbered_batches(loader, batch_fn, progress):
             miner.indices_known &= known
             images = images.to(device)
-            with miner.batch(images, indices, labels):
-                model(images)
+
+            def mine(
+                part: slice, images: Tensor = images, indices: Tensor = indices, labels: Tensor | None = labels
+            ) -> None:
+                with miner.batch(images[part], indices[part], None if labels is None else labels[part]):
+                    model(images[part])
+
+            in_chunks(mine, len(images))
         miner.merge()
         return miner.compute()
 
