@@ -47,6 +47,7 @@ from .core.maximization.regularization import RandomTransform as RandomTransform
 from .core.network.classification import Classified as Classified
 from .core.network.hooks import Site as Site
 from .core.network.layers import SelectedLayer as SelectedLayer
+from .core.network.task import Task as Task
 from .core.probing.features import Features as Features
 from .core.probing.features import LayerFeatures as LayerFeatures
 from .core.probing.probe import LayerProbe as LayerProbe

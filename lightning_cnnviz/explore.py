@@ -31,7 +31,7 @@ from lightning_cnnviz.callbacks import (
     OcclusionMonitor,
     TopPatchesMonitor,
 )
-from lightning_cnnviz.core.network.classification import class_logits
+from lightning_cnnviz.core.network.classification import classify
 from lightning_cnnviz.core.network.hooks import analysis_mode, model_device
 from lightning_cnnviz.core.network.suggestions import suggestion
 from lightning_cnnviz.finetune.checkpoints import read_checkpoint, stored_settings
@@ -387,11 +387,12 @@ def _outputs(network: nn.Module, images: LabeledImages) -> int | None:
     image = images[0][0][None].to(model_device(network))
     with analysis_mode(network):
         try:
-            return int(class_logits(network, image).shape[1])
+            found = classify(network, image)
         except ValueError as error:
             if "does not take images" in str(error):
                 raise
             return None
+    return found.classes if found.task.kind not in ("regression", "segmentation") else None
 
 
 def _images_alone(batch: tuple[Tensor, Tensor]) -> Tensor:

@@ -137,7 +137,9 @@ def find_tail(model: nn.Module, classifier: str, images: Tensor) -> Tail:
             handle.remove()
         for tail in _TAILS:
             logits = tail(probe[0])
-            if logits.shape == output.shape and torch.allclose(logits, output, rtol=1e-4, atol=1e-6):
+            # A softmax or a sigmoid at the end is left out: the loss is that of logits.
+            makings = (logits, logits.softmax(1), logits.sigmoid()) if logits.shape == output.shape else ()
+            if any(torch.allclose(made, output, rtol=1e-4, atol=1e-6) for made in makings):
                 return tail
     raise ValueError(
         f"cache_features=True: {type(model).__name__} goes on behind its classifier '{classifier}' in a way that "

@@ -13,6 +13,7 @@ from torch.nn.parameter import is_lazy
 
 from lightning_cnnviz.core.network.hooks import Site, analysis_mode, hooked, model_device
 from lightning_cnnviz.core.network.suggestions import suggestion
+from lightning_cnnviz.core.network.task import Ending, EndingMode, sums_to_one
 from lightning_cnnviz.core.tracing.default_layers import find_default_layers
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "ClassifyingLayers",
     "HeadKind",
     "find_classifiers",
+    "find_endings",
     "install_heads",
     "read_logits",
     "sample_images",
@@ -167,6 +169,26 @@ def read_logits(output: Any, classifiers: ClassifyingLayers, *, training: bool) 
     if key not in parts:
         raise ValueError(f"the network returns {type(output).__name__}, in which there are no logits")
     return parts[key], []
+
+
+def find_endings(
+    model: nn.Module, classifiers: ClassifyingLayers, size: tuple[int, int, int]
+) -> dict[bool, tuple[Ending, ...]]:
+    """Return which functions make probabilities of a network's logits, and of its auxiliary classifiers'.
+
+    Many networks end in a softmax in eval mode alone.
+
+    Returns:
+        By training mode, the endings in the order of `read_logits`.
+    """
+    endings: dict[bool, tuple[Ending, ...]] = {}
+    for training in (False, True):
+        mode = EndingMode()
+        with mode:
+            logits, others = read_logits(_run(model, size, training=training), classifiers, training=training)
+        # Also one that is spelled out, which no operation tells.
+        endings[training] = tuple("softmax" if sums_to_one(made) else mode.of(made) for made in (logits, *others))
+    return endings
 
 
 class _CannotRunError(Exception):

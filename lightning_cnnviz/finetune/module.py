@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
 from lightning_cnnviz.core.network.layers import LayerSpec
+from lightning_cnnviz.core.network.task import undone
 from lightning_cnnviz.finetune._arguments import (
     check_class_options,
     check_mode,
@@ -30,7 +31,7 @@ from lightning_cnnviz.finetune.caching import CachedBatch, FeatureCache
 from lightning_cnnviz.finetune.checkpoints import read_checkpoint, stored_settings
 from lightning_cnnviz.finetune.features import BackboneFeatures
 from lightning_cnnviz.finetune.freezing import Mode, find_stages, freeze, lowest_trained, settle_modes
-from lightning_cnnviz.finetune.heads import find_classifiers, install_heads, read_logits, sample_images
+from lightning_cnnviz.finetune.heads import find_classifiers, find_endings, install_heads, read_logits, sample_images
 from lightning_cnnviz.finetune.metrics import ConfusionMatrix, make_metrics
 from lightning_cnnviz.finetune.networks import make_network
 from lightning_cnnviz.finetune.optimization import check_scheduler, make_optimizer, make_scheduler, parameter_groups
@@ -154,6 +155,7 @@ class FineTuner(pl.LightningModule):
         frozen = {id(value) for value in self.network.parameters() if not value.requires_grad}
         install_heads(self.network, self.classifiers, num_classes, head, self.image_size)
         self._always_frozen = frozenset(name for name, value in self.network.named_parameters() if id(value) in frozen)
+        self._endings = find_endings(self.network, self.classifiers, self.image_size)
         self.stages = find_stages(self.network, self.classifiers, self.image_size)
         if len(self.unfreeze_at) > self.stages.top:
             raise ValueError(
@@ -173,8 +175,8 @@ class FineTuner(pl.LightningModule):
     # The network.
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the logits `(N, num_classes)`."""
-        return read_logits(self.network(images), self.classifiers, training=self.network.training)[0]
+        """Return the logits `(N, num_classes)`; of a network that ends in a softmax, their logarithms."""
+        return self._read(self.network(images))[0]
 
     def backbone_features(self, layers: LayerSpec | Mapping[str, str]) -> BackboneFeatures:
         """Return the feature layers as a module that trains: images to `{name: feature maps}`.
@@ -292,8 +294,7 @@ class FineTuner(pl.LightningModule):
         else:
             if self.mixup:
                 images, labels = self._mixed(images, labels)
-            output = self.network(images)
-            logits, others = read_logits(output, self.classifiers, training=self.network.training)
+            logits, others = self._read(self.network(images))
         loss = self._loss(logits, labels)
         weight = _ONE_AUXILIARY if len(others) == 1 else _MORE_AUXILIARIES
         for auxiliary in others:
@@ -323,6 +324,13 @@ class FineTuner(pl.LightningModule):
         self.log(f"{stage}/loss", loss, prog_bar=True, batch_size=size, sync_dist=True, **names)
         self.log_dict(metrics, batch_size=size, **names)
         return logits, labels
+
+    def _read(self, output: Any) -> tuple[Tensor, list[Tensor]]:
+        """The logits in an output, and those of auxiliary classifiers: probabilities are taken back to logits."""
+        training = self.network.training
+        logits, others = read_logits(output, self.classifiers, training=training)
+        made = [undone(one, how) for one, how in zip((logits, *others), self._endings[training], strict=True)]
+        return made[0], made[1:]
 
     def _logits(self, batch: Any) -> Tensor:
         if not isinstance(batch, CachedBatch):

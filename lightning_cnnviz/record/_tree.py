@@ -24,7 +24,7 @@ from lightning_cnnviz.record._tensors import restored_tensor, stored_tensor, ten
 
 __all__ = ["SCHEMA", "from_tree", "to_tree"]
 
-SCHEMA = 1
+SCHEMA = 2
 """The version of the form in which values are written. A reader of this version reads all older ones."""
 
 _DEEPEST = 64  # values within values; results have about ten

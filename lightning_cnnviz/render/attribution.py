@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_cnnviz.core.images.attribution import AttributionMaps
-from lightning_cnnviz.render.figures import class_label, overlaid, scores_note
+from lightning_cnnviz.render.figures import class_label, overlaid, scores_note, target_label, task_notes
 from lightning_cnnviz.report import Gallery, Item, Number, Report, Row, Tile
 
 __all__ = ["attribution_report"]
@@ -43,14 +43,13 @@ def attribution_report(
     untouched = result.untouched
     rows = []
     for number, (image, index) in enumerate(zip(pixels, indices, strict=True)):
-        target, predicted = int(untouched.targets[number]), int(untouched.predictions[number])
-        figures: dict[str, Number] = {
-            f"p({untouched.target_name})": float(untouched.probabilities[number]),
-            "most probable": class_label(class_names, predicted),
-            "dataset index": index,
-        }
+        figures: dict[str, Number] = {untouched.quantity: float(untouched.probabilities[number])}
+        if untouched.task.has_classes:
+            figures["most probable"] = class_label(class_names, int(untouched.predictions[number]))
+        figures["dataset index"] = index
         if not bool(result.maps[number].isfinite().all()):
-            rows.append(Row(class_label(class_names, target), (Tile(image, "not finite", figures),), figures))
+            target = target_label(untouched, number, class_names)
+            rows.append(Row(target, (Tile(image, "not finite", figures),), figures))
             continue
         values, scale = _scaled(result, number)
         signed = bool((values < 0).any())
@@ -60,7 +59,7 @@ def attribution_report(
             Tile(overlaid(image, values, signed=signed), _TITLES[result.method], {**figures, "full color": scale}),
             Tile(overlaid(blank, values, signed=signed), "by itself", {**figures, "full color": scale}),
         )
-        rows.append(Row(class_label(class_names, target), tiles, figures))
+        rows.append(Row(target_label(untouched, number, class_names), tiles, figures))
     of_layer = f" of {result.layer}" if result.layer else ""
     caption = f"{_TITLES[result.method]}{of_layer}: what speaks for the {untouched.target_name} of each image"
     items: tuple[Item, ...] = (Gallery(result.method, tuple(rows), caption=caption, enlarge=False, columns=3),)
@@ -69,7 +68,8 @@ def attribution_report(
     )
     scaled = f"{explained}, each image scaled by itself: its strongest 0.5 % of pixels have the full color."
     strange = (*scores_note(untouched), *_gradients_note(result))
-    return Report("attribution", title="Attribution", items=items, notes=(*strange, scaled, *notes))
+    explanations = (*strange, scaled, *task_notes(untouched, class_names))
+    return Report("attribution", title="Attribution", items=items, notes=(*explanations, *notes))
 
 
 def _gradients_note(result: AttributionMaps) -> tuple[str, ...]:

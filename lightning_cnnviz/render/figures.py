@@ -34,6 +34,8 @@ __all__ = [
     "scores_note",
     "shorten",
     "show_pixels",
+    "target_label",
+    "task_notes",
 ]
 
 # Okabe and Ito's colors, told apart with any color vision, without their yellow, which vanishes on white.
@@ -44,6 +46,8 @@ _DPI = 110
 _MARGIN = 0.12  # inches
 # Above and below zero: bright enough to be seen on a dark image.
 _FOR, _AGAINST = (230, 40, 30), (40, 110, 240)
+
+_ROWS = 8  # images whose labels are listed
 
 
 _STYLE = {
@@ -161,6 +165,37 @@ def class_label(names: Sequence[str] | None, number: int, length: int = 28) -> s
         return "no class"
     named = names is not None and 0 <= number < len(names)
     return shorten(str(names[number]), length) if named and names is not None else f"class {number}"
+
+
+def target_label(classified: Classified, number: int, names: Sequence[str] | None, length: int = 28) -> str:
+    """Return the name of what is followed of an image: its class, or that it is a value."""
+    if not classified.task.has_classes:
+        return classified.target_name
+    return class_label(names, int(classified.targets[number]), length)
+
+
+def task_notes(classified: Classified, names: Sequence[str] | None = None) -> tuple[str, ...]:
+    """Return what a report says of the network's task, and of images with several labels, or without any."""
+    said = [classified.task.sentence()]
+    present, probabilities = classified.present, classified.all_probabilities
+    if present is not None and probabilities is not None:
+        of_maps = classified.task.kind == "segmentation"
+        said.append(
+            "Of the classes in an image the one of the most pixels is followed, class 0 (mostly the background) only "
+            "where it is alone; scores and probabilities are means over its pixels."
+            if of_maps
+            else "Of an image's labels the most probable one is followed."
+        )
+        rows = [
+            ", ".join(f"{class_label(names, place)} {float(row[place]):.2f}" for place in there.nonzero().flatten())
+            for there, row in zip(present[:_ROWS], probabilities, strict=False)
+        ]
+        if not of_maps:
+            said.append("p of each label, image by image: " + "; ".join(row or "no label" for row in rows) + ".")
+    if classified.unlabeled is not None:
+        many = f"{int(classified.unlabeled.sum())} of {len(classified)}"
+        said.append(f"{many} images have no label: the predicted class is followed.")
+    return tuple(said)
 
 
 def scores_note(classified: Classified) -> tuple[str, ...]:

@@ -14,12 +14,13 @@ from lightning_cnnviz.core.images.transforms import PixelScale, TransformSpec, r
 from lightning_cnnviz.core.network.hooks import keep_random_state
 from lightning_cnnviz.render.display import Display
 from lightning_cnnviz.render.figures import (
-    class_label,
     figure_pixels,
     line_style,
     new_figure,
     scores_note,
     show_pixels,
+    target_label,
+    task_notes,
 )
 from lightning_cnnviz.report import Item, Picture, Report, Scalar
 
@@ -108,13 +109,14 @@ def invariance_report(
             pixels = _draw(curves, sweep, layers, examples.get(sweep.transform, ()), class_names)
             items.append(Picture(name, pixels, caption=_caption(curves, sweep)))
         items += _sweep_scalars(curves, sweep)
-    explained = (
+    explained: tuple[str, ...] = (
         "f are the features of the image as it is, g those of its transformed copy; distances are Euclidean, as they "
         "are (the paper's), relative to the length of f, and between f and g scaled to length one (0 to 2).",
         "Areas are divided by the width of the sweep (mean heights); half width is how far a transform may go about "
         "its identity before the probability is half of its own, at most the sweep.",
     )
     strange = (*scores_note(curves.untouched), *_features_note(curves))
+    explained += task_notes(curves.untouched, class_names)
     return Report("invariance", title="Invariance", items=tuple(items), notes=(*strange, *explained, *notes))
 
 
@@ -137,12 +139,14 @@ def _features_note(curves: InvarianceCurves) -> tuple[str, ...]:
 
 def _caption(curves: InvarianceCurves, sweep: Sweep) -> str:
     untouched = curves.untouched
-    right = int((untouched.predictions == untouched.targets).sum())
+    right = int((untouched.predictions == untouched.targets)[untouched.has_label].sum())
     lost = int((~untouched.scored).sum())
-    right_ones = f", {right} of {len(untouched)} images classified correctly as they are" if untouched.labeled else ""
+    many = int(untouched.has_label.sum())
+    right_ones = f", {right} of {many} images classified correctly as they are" if untouched.labeled else ""
     if lost:
         right_ones = f"; the scores of {lost} of {len(untouched)} images are not finite"
-    return f"{sweep.label}: distance of features by layer, and probability of the {untouched.target_name}{right_ones}"
+    followed = f"probability of the {untouched.target_name}" if untouched.task.has_classes else untouched.target_name
+    return f"{sweep.label}: distance of features by layer, and {followed}{right_ones}"
 
 
 def invariance_scalars(curves: InvarianceCurves) -> list[Scalar]:
@@ -158,7 +162,10 @@ def _sweep_scalars(curves: InvarianceCurves, sweep: Sweep) -> list[Scalar]:
             # An image without features at a layer has no relative distances there; one that is NaN makes the mean so.
             mean = float(areas.nanmean()) if bool(sweep.finite[number].all()) else math.nan
             items.append(Scalar(f"{sweep.transform}/{layer}/area_{kind}", mean, layer=layer))
-    target = "p_true" if curves.untouched.labeled else "p_predicted"
+    target = curves.untouched.key
+    if not curves.untouched.task.has_classes:
+        change = (sweep.probabilities - curves.untouched.probabilities[:, None]).abs()
+        return [*items, Scalar(f"{sweep.transform}/{target}/change", float(area(change, sweep.values).mean()))]
     items.append(Scalar(f"{sweep.transform}/{target}/area", float(area(sweep.probabilities, sweep.values).mean())))
     widths = half_width(sweep.probabilities, sweep.values, sweep.identity, curves.untouched.probabilities)
     items.append(Scalar(f"{sweep.transform}/{target}/half_width", float(widths.mean())))
@@ -172,7 +179,7 @@ def _draw(
     examples: Sequence[Sequence[Tensor]],
     class_names: Sequence[str] | None,
 ) -> Tensor:
-    labels = [class_label(class_names, int(target)) for target in curves.untouched.targets]
+    labels = [target_label(curves.untouched, number, class_names) for number in range(len(curves.untouched))]
     width = _PANEL_WIDTH * (len(layers) + 1)
     with new_figure(_EXAMPLES_WIDTH + width, _HEIGHT) as figure:
         halves: Any = figure.subfigures(1, 2, width_ratios=(_EXAMPLES_WIDTH, width))
@@ -206,21 +213,28 @@ def _draw_lines(axes: Axes, values: Tensor, lines: Tensor) -> None:
 
 def _draw_probability(axes: Axes, curves: InvarianceCurves, sweep: Sweep) -> None:
     _draw_lines(axes, sweep.values, sweep.probabilities)
-    axes.set_ylim(0, 1.02)
-    axes.set_ylabel("probability", fontsize=9)
+    if curves.untouched.task.has_classes:
+        axes.set_ylim(0, 1.02)
+    else:
+        axes.relim()
+        axes.autoscale(axis="y")
+    axes.set_ylabel("probability" if curves.untouched.task.has_classes else "value", fontsize=9)
     axes.set_xlabel(sweep.label, fontsize=9)
-    axes.set_title(f"p({curves.untouched.target_name})", loc="left", fontsize=11, fontweight="bold")
+    axes.set_title(curves.untouched.quantity, loc="left", fontsize=11, fontweight="bold")
 
 
 def _draw_legend(axes: Axes, curves: InvarianceCurves, sweep: Sweep, labels: Sequence[str]) -> None:
     """Name each line, with what is to be read from it as a number."""
-    widths = half_width(sweep.probabilities, sweep.values, sweep.identity, curves.untouched.probabilities)
+    untouched, sign = curves.untouched, "p " if curves.untouched.task.has_classes else ""
+    widths = half_width(sweep.probabilities, sweep.values, sweep.identity, untouched.probabilities)
+    if not untouched.task.has_classes:
+        widths = torch.full_like(widths, math.nan)  # half of a value says nothing
     axes.set_axis_off()
     lines = [axes.plot([], [], linewidth=2.2, **line_style(number))[0] for number in range(len(labels))]
     texts = []
     for label, p, width in zip(labels, curves.untouched.probabilities.tolist(), widths.tolist(), strict=True):
         half = "" if width != width else f", half width {width:.3g}"
-        texts.append(f"{label}\np {p:.2f}{half}" if math.isfinite(p) else f"{label}\nscores not finite")
+        texts.append(f"{label}\n{sign}{p:.3g}{half}" if math.isfinite(p) else f"{label}\nscores not finite")
     shown = 2 * EXAMPLE_IMAGES if len(texts) > EXAMPLE_IMAGES else EXAMPLE_IMAGES
     if len(texts) > EXAMPLE_IMAGES:
         texts = [text.partition("\n")[0] for text in texts]

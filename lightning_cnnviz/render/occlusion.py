@@ -19,6 +19,8 @@ from lightning_cnnviz.render.figures import (
     scores_note,
     shorten,
     show_pixels,
+    target_label,
+    task_notes,
 )
 from lightning_cnnviz.render.patches import brief, to_gray_centered
 from lightning_cnnviz.report import Item, Picture, Report, Scalar
@@ -54,7 +56,7 @@ def occlusion_report(
     """
     items: list[Item] = []
     for number, (image, index) in enumerate(zip(pixels, indices, strict=True)):
-        target = class_label(class_names, int(result.untouched.targets[number]))
+        target = target_label(result.untouched, number, class_names)
         caption = (
             f"image {index}, {result.untouched.target_name} {target}: what an occluder of "
             f"{result.size[0]} x {result.size[1]} pixels does, by the position of its center"
@@ -71,6 +73,7 @@ def occlusion_report(
             "Projection: that feature map's strongest unit, back to pixels by a deconvnet; gray is no contribution."
         )
     strange = (*scores_note(result.untouched), *_occluded_note(result))
+    explained += task_notes(result.untouched, class_names)
     return Report("occlusion", title="Occlusion", items=tuple(items), notes=(*strange, *explained, *notes))
 
 
@@ -80,17 +83,21 @@ def occlusion_scalars(result: OcclusionMaps) -> list[Scalar]:
     NaN where the network's scores, or its activations, are not finite.
     """
     untouched = result.untouched.probabilities
-    drop = untouched - result.probabilities.flatten(1).amin(1)
     start = result.untouched_activations
     # A map without any activation has none to lose.
     relative = (1 - result.activations.flatten(1).amin(1) / start)[~(start <= 0)]
+    key = result.untouched.key
+    activation = Scalar(f"{result.layer}/largest_drop", float(relative.mean()), layer=result.layer)
+    if not result.untouched.task.has_classes:
+        change = (result.probabilities - untouched[:, None, None]).abs().flatten(1).amax(1)
+        return [Scalar(f"{key}/largest_change", float(change.mean())), activation]
+    drop = untouched - result.probabilities.flatten(1).amin(1)
     same = (result.predictions == result.untouched.targets[:, None, None]).float()
     kept = same.masked_fill(result.predictions < 0, torch.nan).flatten(1).mean(1)
-    target = "p_true" if result.untouched.labeled else "p_predicted"
     return [
-        Scalar(f"{target}/largest_drop", float(drop.mean())),
-        Scalar(f"{target}/most_probable_share", float(kept.mean())),
-        Scalar(f"{result.layer}/largest_drop", float(relative.mean()), layer=result.layer),
+        Scalar(f"{key}/largest_drop", float(drop.mean())),
+        Scalar(f"{key}/most_probable_share", float(kept.mean())),
+        activation,
     ]
 
 
@@ -117,7 +124,7 @@ def _draw(
 ) -> Tensor:
     height, width = image.shape[-2:]
     untouched = result.untouched
-    target = class_label(class_names, int(untouched.targets[number]))
+    target = target_label(untouched, number, class_names)
     gray = image.float().mean(0, keepdim=True).expand(3, -1, -1).mul(0.6).add(95).to(torch.uint8)
     with new_figure(3.1 * _PANELS + 2.0, 2.8 * height / width + 0.7) as figure:
         panels: Sequence[Any] = figure.subplots(1, _PANELS, gridspec_kw={"wspace": 0.06})
@@ -129,9 +136,13 @@ def _draw(
         _heat(panels[1], gray, result, result.activations[number], title, start)
         _draw_projection(panels[2], result, number, channel)
         p = float(untouched.probabilities[number])
-        title = f"p({untouched.target_name})\n{_untouched(p)}"
-        _heat(panels[3], gray, result, result.probabilities[number], title, p, low=0)
-        _classes(panels[4], gray, result, number, class_names)
+        title = f"{untouched.quantity}\n{_untouched(p)}"
+        low = 0 if untouched.task.has_classes else None
+        _heat(panels[3], gray, result, result.probabilities[number], title, p, low=low)
+        if untouched.task.has_classes:
+            _classes(panels[4], gray, result, number, class_names)
+        else:
+            panels[4].set_axis_off()
         return figure_pixels(figure)
 
 

@@ -109,7 +109,7 @@ def test_other_precisions(precision: Any) -> None:
         ({"layer": "conv"}, "layer='conv' means 2 layers"),
         ({"images": (torch.rand(2, 1, 14, 14), torch.tensor([9, 0]))}, r"labels \[9\] are out of range"),
         ({"images": torch.rand(2, 1, 2, 2)}, "LittleNet does not take images"),
-        ({"model": "features"}, "Sequential returns a tensor of shape"),
+        ({"model": "features"}, "Sequential returns, for .* images, a tensor of shape"),
     ],
 )
 def test_wrong_arguments_raise_before_training(options: dict[str, Any], match: str) -> None:

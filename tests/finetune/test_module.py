@@ -523,6 +523,83 @@ def test_a_network_that_goes_on_behind_its_classifier_cannot_be_cached() -> None
         fit(tuner(network, mode="head", cache_features=True))
 
 
+# Networks that end in probabilities
+
+
+class InEvalAlone(nn.Module):
+    """A softmax that training does without, as some detectors and classifiers have it."""
+
+    def forward(self, values: Tensor) -> Tensor:
+        return values if self.training else values.softmax(1)
+
+
+class SpelledOut(nn.Module):
+    def forward(self, values: Tensor) -> Tensor:
+        powers = values.exp()
+        return powers / powers.sum(1, keepdim=True)
+
+
+ENDS: dict[str, nn.Module] = {
+    "softmax": nn.Softmax(1),
+    "sigmoid": nn.Sigmoid(),
+    "log_softmax": nn.LogSoftmax(1),
+    "in eval alone": InEvalAlone(),
+    "spelled out": SpelledOut(),
+}
+
+
+def test_a_certain_and_right_softmax_has_no_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(196, 3), nn.Softmax(1))
+    module = tuner(network).eval()
+    monkeypatch.setattr(module, "log", lambda *_, **__: None)  # it is in no trainer
+    with torch.no_grad():
+        network[1].weight.zero_()  # type: ignore[union-attr,operator]
+        network[1].bias.copy_(torch.tensor([60.0, 0.0, -60.0]))  # type: ignore[union-attr,operator]
+    pixels, labels = torch.rand(4, *SIZE), torch.zeros(4, dtype=torch.int64)
+    as_logits = float(F.cross_entropy(network(pixels), labels).detach())
+    assert as_logits == pytest.approx(0.5514, abs=1e-4)
+    assert float(module.training_step((pixels, labels), 0).detach()) == pytest.approx(0, abs=1e-6)
+    assert float(F.cross_entropy(module(pixels), labels + 1).detach()) == pytest.approx(60, rel=1e-4)
+
+
+@pytest.mark.parametrize("end", list(ENDS))
+def test_probabilities_at_the_end_do_not_change_what_is_learned(end: str) -> None:
+    found = []
+    options: dict[str, Any] = {"label_smoothing": 0.1, "class_weights": [1.0, 2.0, 0.5], "lr": 0.05, "optimizer": "SGD"}
+    for tail in ([], [ENDS[end]]):
+        network = nn.Sequential(*little_net(norms=False), *tail)
+        measured: list[float] = []
+
+        class Measures(pl.Callback):
+            def on_validation_end(self, trainer: Any, pl_module: Any, measured: Any = measured) -> None:
+                measured.append(float(trainer.callback_metrics["val/loss"]))
+
+        seen = fit(tuner(network, **options), callbacks=[Measures()])
+        found.append((seen.weights[-1], measured))
+    (plain, losses), (kept, own_losses) = found
+    assert all(torch.allclose(value, kept[key], rtol=0, atol=1e-4) for key, value in plain.items())
+    assert own_losses == pytest.approx(losses, abs=1e-4)
+
+
+@pytest.mark.parametrize("end", ["softmax", "sigmoid", "in eval alone"])
+def test_features_of_a_network_that_ends_in_probabilities_are_cached(end: str) -> None:
+    found = []
+    for cached in (False, True):
+        network = nn.Sequential(*little_net(), ENDS[end])
+        found.append(fit(tuner(network, mode="head", lr=0.1, cache_features=cached)).weights[-1])
+    assert all(torch.allclose(value, found[1][key], rtol=0, atol=1e-4) for key, value in found[0].items())
+
+
+def test_a_mixed_batch_counts_alike_with_and_without_a_softmax(monkeypatch: pytest.MonkeyPatch) -> None:
+    losses = []
+    for tail in ([], [nn.Softmax(1)]):
+        module = tuner(nn.Sequential(*little_net(norms=False), *tail), mixup=0.4).train()
+        monkeypatch.setattr(module, "log", lambda *_, **__: None)
+        torch.manual_seed(3)
+        losses.append(float(module.training_step(next(iter(val_loader())), 0).detach()))
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+
+
 # What is refused before training
 
 

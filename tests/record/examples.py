@@ -23,6 +23,7 @@ from lightning_cnnviz.core.maximization import objectives, parametrization, regu
 from lightning_cnnviz.core.maximization.maximize import strongest_images
 from lightning_cnnviz.core.maximization.optimum import optimum_invariance
 from lightning_cnnviz.core.maximization.plan import MaximizationPlan, MaximizedLayer
+from lightning_cnnviz.core.network.task import Task
 from lightning_cnnviz.core.probing.lbfgs import Vector
 from lightning_cnnviz.core.probing.online import OnlineScores
 from lightning_cnnviz.core.probing.protocols import draw_splits, find_protocol
@@ -85,6 +86,7 @@ def measured() -> list[Any]:
         draw_splits(features.labels, protocol),
         fit_features(features["3"].dense(), features.labels, CLASSES, head="softmax"),
         diagnose(found),
+        Task().read(torch.rand(2, 3)),
     ]
 
 

@@ -258,7 +258,7 @@ def patches() -> cnnviz.TopPatches:
 
 def written(path: Path, tree: Any, tensors: dict[str, Tensor] | None = None, **changes: Any) -> Path:
     """A file as `save` writes it, of whatever tree."""
-    content = {"schema": 1, "version": "0.1.0", "value": tree} | changes
+    content = {"schema": data.SCHEMA, "version": "0.1.0", "value": tree} | changes
     return raw(path, json.dumps(content), tensors)
 
 
@@ -440,16 +440,17 @@ def test_whatever_is_changed_is_refused_or_read(draw: st.DataObject, tmp_path_fa
 
 
 def test_a_newer_version_is_refused_with_what_it_needs(tmp_path: Path) -> None:
-    path = written(tmp_path / "x.safetensors", {"new": 1}, schema=2, version="0.7.1")
-    refused(path, r"it needs lightning_cnnviz 0\.7\.1 or newer \(schema 2\); this is .* \(schema 1\)")
+    path = written(tmp_path / "x.safetensors", {"new": 1}, schema=99, version="0.7.1")
+    refused(path, rf"it needs lightning_cnnviz 0\.7\.1 or newer \(schema 99\); this is .* \(schema {data.SCHEMA}\)")
 
 
 def test_an_older_version_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fields = {"epoch": 1, "global_step": 2, "minutes": {"a kind that is no more": 3}}
     path = written(tmp_path / "x.safetensors", {"type": "Step", "fields": fields})
     refused(path, "no field 'minutes'")
+    newer = data.SCHEMA + 1
     for module in (data, _tree):
-        monkeypatch.setattr(module, "SCHEMA", 2)
+        monkeypatch.setattr(module, "SCHEMA", newer)
     assert load(path) == report.Step(epoch=1, global_step=2, stage="fit")
 
 

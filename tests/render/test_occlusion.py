@@ -11,6 +11,7 @@ import torch
 from render.classified import classified, has_color, pictures, scalars, shown
 
 from lightning_cnnviz.core.images.occlusion import OcclusionMaps, occluder_boxes
+from lightning_cnnviz.core.network.task import Task
 from lightning_cnnviz.render.occlusion import occlusion_report
 
 
@@ -85,3 +86,28 @@ def test_more_classes_than_colors_and_a_single_position_can_be_drawn() -> None:
         1, boxes=boxes, size=(12, 16), activations=one, probabilities=one / 2, predictions=torch.ones_like(one).long()
     )
     assert pictures(occlusion_report(single, shown(1), [0]))["image 0"].pixels.shape[0] == 3
+
+
+@pytest.mark.parametrize(
+    ("task", "changes", "said"),
+    [
+        (Task(), {}, "one class an image (multiclass, as found"),
+        (Task(kind="regression"), {"labeled": False, "classes": 1}, "a value (regression, as found"),
+        (
+            Task(kind="multilabel", told=True),
+            {
+                "present": torch.tensor([[True, True, False, False], [False] * 4]),
+                "all_probabilities": torch.tensor([[0.95, 0.25, 0.5, 0.5], [0.1] * 4]),
+            },
+            "p of each label, image by image: hen 0.95, cock 0.25; no label.",
+        ),
+    ],
+)
+def test_the_report_says_what_it_took_outputs_and_labels_for(task: Task, changes: dict[str, Any], said: str) -> None:
+    found = occlusions()
+    found = replace(found, untouched=replace(found.untouched, task=task, **changes))
+    report = occlusion_report(found, shown(), [7, 3], class_names=["hen", "cock", "jay", "kite"])
+    assert any(said in note for note in report.notes)
+    names = [name for name in scalars(report) if not name.startswith("features")]
+    shares = ["p_true/largest_drop", "p_true/most_probable_share"]
+    assert names == (["value/largest_change"] if task.kind == "regression" else shares)

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from lightning_cnnviz.core.deconvnet.projection import Unit, project
 from lightning_cnnviz.core.network.classification import (
     Classified,
+    Scorer,
     check_images,
-    class_logits,
     classify,
     fill_values,
     interleave,
@@ -24,6 +24,7 @@ from lightning_cnnviz.core.network.gradients import OrderedGradients
 from lightning_cnnviz.core.network.hooks import Site, analysis_mode, model_device
 from lightning_cnnviz.core.network.layers import LayerSpec
 from lightning_cnnviz.core.network.memory import images_at_once, in_chunks, with_less
+from lightning_cnnviz.core.network.task import OutputFn, Task, TaskKind
 from lightning_cnnviz.core.tracing.default_layers import layer_site
 
 __all__ = ["AttributionMaps", "AttributionMethod", "attribute", "check_attribution", "check_method"]
@@ -76,6 +77,8 @@ def attribute(
     layer: LayerSpec | None = None,
     baseline: float | Sequence[float] | Tensor | None = None,
     steps: int = _STEPS,
+    task: TaskKind | Task | None = None,
+    output_fn: OutputFn | None = None,
     batch_size: int | None = None,
     progress: Callable[[Iterable[Any]], Iterable[Any]] | None = None,
 ) -> AttributionMaps:
@@ -84,20 +87,24 @@ def attribute(
     Guided Grad-CAM rectifies gradients at every ReLU, however it is spelled; captum's own sees modules alone.
 
     Args:
-        model: Any classifier that takes images `(N, C, H, W)` and returns logits `(N, classes)`.
+        model: Any network that takes images `(N, C, H, W)` and returns scores, see `find_task`.
         images: `(N, C, H, W)` float, in the values that the network is given.
-        labels: `(N,)`, the true classes; without them, the class that is most probable by the network.
+        labels: `(N,)`, the true classes, or as the task has them (see `read_labels`); without them, the class that is
+            most probable by the network.
         method: See `AttributionMethod`.
         layer: Whose feature maps Grad-CAM weighs; by default the last before the classifier.
         baseline: Where integrated gradients start, in the network's values: one value, or one a channel; by default the
             mean of `images`.
         steps: Of the integral.
+        task: What outputs and labels mean, for example `"multilabel"` (see `TaskKind`); by default it is found.
+        output_fn: Takes what the network returns, and returns the tensor of scores, for example
+            `lambda output: output["species"]`.
         batch_size: Images that are run together; by default as many as fit well into the free memory.
         progress: Wraps the iterable of batches to show progress, for example `tqdm.tqdm`.
 
     Raises:
         LayerNotFoundError: There is no such layer, or it does not run exactly once in a pass.
-        ValueError: There is no such method; the network does not take the images or returns no logits, labels are no
+        ValueError: There is no such method; the network does not take the images or returns no scores, labels are no
             classes of it, or the layer has no feature maps.
 
     Example:
@@ -115,13 +122,14 @@ def attribute(
     parts: list[Tensor] = []
     with analysis_mode(model):
         together = batch_size or images_at_once(model, images[:1], gradients=True)
-        untouched = classify(model, images, labels, batch_size=together)
+        untouched = classify(model, images, labels, task=task, output_fn=output_fn, batch_size=together)
         name, site = _site(model, images[:1], method, layer)
-        explain = _Explanation(model, method, site, start, steps, together)
-        classes = untouched.targets.clamp(min=0).to(images.device)
+        explain = _Explanation(Scorer(model, untouched.task, output_fn), method, site, start, steps, together)
+        classes, regions = untouched.targets.clamp(min=0).to(images.device), untouched.regions
         pairs = list(zip(images.split(together), classes.split(together), strict=True))
-        for batch, targets in progress(pairs) if progress is not None else pairs:
-            parts += in_chunks(partial(explain.part, batch, targets), len(batch))
+        for number, (batch, targets) in enumerate(progress(pairs) if progress is not None else pairs):
+            own = None if regions is None else regions[number * together :][: len(batch)]
+            parts += in_chunks(partial(explain.part, batch, targets, own), len(batch))
     # Rules that rectify, or pool, make finite numbers of NaN.
     maps = torch.cat(parts).masked_fill(~untouched.scored[:, None, None, None], torch.nan)
     return AttributionMaps(method=method, layer=name, untouched=untouched, maps=maps)
@@ -134,8 +142,13 @@ def check_attribution(
     method: AttributionMethod = "gradcam",
     *,
     layer: LayerSpec | None = None,
-) -> None:
+    task: TaskKind | Task | None = None,
+    output_fn: OutputFn | None = None,
+) -> Task:
     """Try everything that `attribute` needs, with the first of some images; labels are checked for all.
+
+    Returns:
+        What outputs and labels mean, to be given to the look itself.
 
     Raises:
         ValueError: See `attribute`.
@@ -144,10 +157,14 @@ def check_attribution(
     check_images(images)
     images = images.detach().to(model_device(model))
     with analysis_mode(model):
-        targets = classify(model, images, labels).targets.clamp(min=0).to(images.device)
+        untouched = classify(model, images, labels, task=task, output_fn=output_fn)
+        targets = untouched.targets.clamp(min=0).to(images.device)
         _, site = _site(model, images[:1], method, layer)
         start = fill_values(images, None).view(1, -1, 1, 1)
-        _Explanation(model, method, site, start, 2, 2)(images[:1], targets[:1])
+        scorer = Scorer(model, untouched.task, output_fn)
+        regions = None if untouched.regions is None else untouched.regions[:1]
+        _Explanation(scorer, method, site, start, 2, 2)(images[:1], targets[:1], regions)
+    return untouched.task
 
 
 def check_method(method: str) -> None:
@@ -164,13 +181,18 @@ class _Explanation:
     """Attributes a batch by captum."""
 
     def __init__(
-        self, model: nn.Module, method: AttributionMethod, site: Site | None, start: Tensor, steps: int, together: int
+        self, scorer: Scorer, method: AttributionMethod, site: Site | None, start: Tensor, steps: int, together: int
     ) -> None:
-        self._model, self._method, self._site = model, method, site
+        self._scorer, self._method, self._site = scorer, method, site
         self._start, self._steps, self._together = start, steps, together
+        self._regions: Tensor | None = None
 
-    def __call__(self, images: Tensor, targets: Tensor) -> Tensor:
-        """Return the maps `(N, C, H, W)` of a batch."""
+    def __call__(self, images: Tensor, targets: Tensor, regions: Tensor | None = None) -> Tensor:
+        """Return the maps `(N, C, H, W)` of a batch; of segmentation one image at a time, each with its own region."""
+        if regions is not None and len(images) > 1:
+            rows = zip(images.split(1), targets.split(1), regions.split(1), strict=True)
+            return torch.cat([self(*row) for row in rows])
+        self._regions = regions
         # A copy, since captum asks for gradients of what it is given; it warns where it has to do so itself.
         own = images.clone().requires_grad_()
         with torch.enable_grad(), OrderedGradients():
@@ -183,12 +205,14 @@ class _Explanation:
             return maps
         return maps * self._guided(images, targets)
 
-    def part(self, images: Tensor, targets: Tensor, part: slice) -> Tensor:
+    def part(self, images: Tensor, targets: Tensor, regions: Tensor | None, part: slice) -> Tensor:
         """Return the maps of some images of a batch, on the CPU."""
-        return self(images[part], targets[part]).detach().float().cpu()
+        own = None if regions is None else regions[part]
+        return self(images[part], targets[part], own).detach().float().cpu()
 
     def _logits(self, images: Tensor) -> Tensor:
-        return class_logits(self._model, images)
+        regions = None if self._regions is None else self._regions.expand(len(images), -1, -1)
+        return self._scorer(images, regions).scores
 
     def _saliency(self, images: Tensor, targets: Tensor) -> Tensor:
         from captum.attr import Saliency  # when it is needed: it brings matplotlib along
@@ -231,7 +255,7 @@ class _Explanation:
         """Guided backpropagation from the logits: the projection of a unit of strength one."""
         units = [Unit(number, "logits", target, 0, 0, 1.0) for number, target in enumerate(targets.tolist())]
         with torch.autocast(images.device.type, enabled=False):
-            projection = project(_WithLogits(self._model), images, units, method="guided")
+            projection = project(_WithLogits(self._scorer.model, self._logits), images, units, method="guided")
         return torch.stack([projection.on_image(number) for number in range(len(units))]).to(images.device)
 
 
@@ -261,12 +285,12 @@ def _kept(site: Site) -> Iterator[list[Tensor]]:
 class _WithLogits(nn.Module):
     """A network whose logits are a layer."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, scores: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
-        self.model, self.logits = model, nn.Identity()
+        self.model, self.logits, self._scores = model, nn.Identity(), scores
 
     def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.logits(class_logits(self.model, images))
+        logits: Tensor = self.logits(self._scores(images))
         return logits
 
 

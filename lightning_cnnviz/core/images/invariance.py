@@ -8,13 +8,20 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_cnnviz.core.images.transforms import PixelScale, Transform, TransformSpec, resolve_transforms
+from lightning_cnnviz.core.images.transforms import (
+    TRANSFORMS,
+    PixelScale,
+    Transform,
+    TransformSpec,
+    resolve_transforms,
+)
 from lightning_cnnviz.core.network.classification import (
     Classified,
+    Scorer,
     check_images,
-    class_logits,
     classify,
     fill_values,
     interleave,
@@ -22,6 +29,7 @@ from lightning_cnnviz.core.network.classification import (
 from lightning_cnnviz.core.network.hooks import Site, analysis_mode, hooked, model_device
 from lightning_cnnviz.core.network.layers import LayerNotFoundError, LayerSpec, select_layers
 from lightning_cnnviz.core.network.memory import images_at_once, in_chunks
+from lightning_cnnviz.core.network.task import OutputFn, Task, TaskKind
 from lightning_cnnviz.core.tracing.default_layers import find_default_layers
 from lightning_cnnviz.core.tracing.feature_maps import trace_feature_maps
 
@@ -134,6 +142,8 @@ def measure_invariance(
     *,
     normalization: tuple[Sequence[float], Sequence[float]] | None = None,
     fill: float | Sequence[float] | Tensor | None = None,
+    task: TaskKind | Task | None = None,
+    output_fn: OutputFn | None = None,
     batch_size: int | None = None,
     progress: Callable[[Iterable[Any]], Iterable[Any]] | None = None,
 ) -> InvarianceCurves:
@@ -147,9 +157,10 @@ def measure_invariance(
     Distances are taken while it runs: beside the originals', no feature maps are kept.
 
     Args:
-        model: Any classifier that takes images `(N, C, H, W)` and returns logits `(N, classes)`.
+        model: Any network that takes images `(N, C, H, W)` and returns scores, see `find_task`.
         images: `(N, C, H, W)` float, in the values that the network is given.
-        labels: `(N,)`, the true classes; without them, the class that the network finds for the untouched image.
+        labels: `(N,)`, the true classes, or as the task has them (see `read_labels`); without them, the class that the
+            network finds for the untouched image.
         layers: See `select_layers`; by default the first convolution (behind the BatchNorm that directly follows it)
             and what the classifier, the last layer with weights, is given.
         transforms: Names among `core.images.transforms.TRANSFORMS`, or `Transform(name, function, values)` of your own.
@@ -157,12 +168,15 @@ def measure_invariance(
             to 1.
         fill: In the network's values, what comes in from beyond the border: one value, or one a channel; by default the
             mean of `images`.
+        task: What outputs and labels mean, for example `"multilabel"` (see `TaskKind`); by default it is found.
+        output_fn: Takes what the network returns, and returns the tensor of scores, for example
+            `lambda output: output["species"]`.
         batch_size: Copies that are run together; by default as many as fit well into the free memory.
         progress: Wraps the iterable of pieces of work to show progress, for example `tqdm.tqdm`.
 
     Raises:
         LayerNotFoundError: `layers` matches nothing, or a layer does not run exactly once in a pass.
-        ValueError: The network does not take the images or returns no logits, labels are no classes of it, there is no
+        ValueError: The network does not take the images or returns no scores, labels are no classes of it, there is no
             such transform, or a transform changes an image's shape.
 
     Example:
@@ -178,9 +192,9 @@ def measure_invariance(
     chosen = resolve_transforms(transforms, images, filled)
     with analysis_mode(model):
         together = batch_size or images_at_once(model, images[:1])
-        untouched = classify(model, images, labels, batch_size=together)
+        untouched = classify(model, images, labels, task=task, output_fn=output_fn, batch_size=together)
         sites = _sites(model, images[:1], layers)
-        measuring = _Measuring(model, images, sites, chosen, scale, untouched)
+        measuring = _Measuring(Scorer(model, untouched.task, output_fn), images, sites, chosen, scale, untouched)
         for piece in progress(measuring.plan(together)) if progress is not None else measuring.plan(together):
             measuring.run_in_parts(*piece)
     return measuring.result()
@@ -194,8 +208,13 @@ def check_invariance(
     transforms: TransformSpec | Sequence[TransformSpec] = DEFAULT_TRANSFORMS,
     *,
     normalization: tuple[Sequence[float], Sequence[float]] | None = None,
-) -> None:
+    task: TaskKind | Task | None = None,
+    output_fn: OutputFn | None = None,
+) -> Task:
     """Try everything that `measure_invariance` needs, at the cost of a pass over the images and of a few over one.
+
+    Returns:
+        What outputs and labels mean, to be given to the look itself.
 
     Raises:
         ValueError: See `measure_invariance`.
@@ -204,11 +223,12 @@ def check_invariance(
     scale = PixelScale.of(normalization, images.shape[1])
     images = images.detach().to(model_device(model))
     with analysis_mode(model):
-        classify(model, images, labels)
+        untouched = classify(model, images, labels, task=task, output_fn=output_fn)
         _sites(model, images[:1], layers)
         for transform in resolve_transforms(transforms, images, fill_values(images, None)):
             for value in (transform.values[0], transform.values[-1]):
                 scale.apply(transform, images, value)
+    return untouched.task
 
 
 def area(curves: Tensor, values: Tensor) -> Tensor:
@@ -281,14 +301,14 @@ class _Measuring:
 
     def __init__(
         self,
-        model: nn.Module,
+        scorer: Scorer,
         images: Tensor,
         sites: Mapping[str, Site],
         transforms: Sequence[Transform],
         scale: PixelScale,
         untouched: Classified,
     ) -> None:
-        self._model, self._images, self._sites = model, images, dict(sites)
+        self._scorer, self._images, self._sites = scorer, images, dict(sites)
         self._transforms, self._scale, self._untouched = transforms, scale, untouched
         shape = (len(sites), len(images))
         self._moved = [torch.zeros(*shape, len(transform.values)) for transform in transforms]
@@ -332,7 +352,7 @@ class _Measuring:
             measured[name] = _distances(_features(name, value, len(copies)), self._own[name], len(places))
 
         with hooked(self._sites, see):
-            probabilities = self._untouched.probabilities_of(class_logits(self._model, copies))
+            probabilities = self._scorer(copies, self._regions(chosen, places)).probabilities
         shape = (len(places), len(originals))
         targets = self._untouched.targets[chosen].repeat(len(places)).to(probabilities.device)
         own = probabilities.gather(1, targets.clamp(min=0)[:, None]).view(shape).cpu()
@@ -347,6 +367,23 @@ class _Measuring:
             self._probabilities[transform][chosen, at] = own[line]
             self._moved[transform][:, chosen, at] = moved[:, line]
             self._norms[transform][:, chosen, at] = norms[:, line]
+
+    def _regions(self, chosen: slice, places: Sequence[tuple[int, int]]) -> Tensor | None:
+        """Of segmentation, where the followed class's pixels are in the copies: they move as the image does."""
+        regions = self._untouched.regions
+        if regions is None:
+            return None
+        height, width = self._images.shape[-2:]
+        large = F.interpolate(regions[chosen, None].float(), size=(height, width), mode="nearest")
+        moved = []
+        for number, at in places:
+            transform = self._transforms[number]
+            # Those of pixels leave everything in its place; without a fill of the image's, nothing comes in.
+            moves = not transform.on_pixels and transform.name in TRANSFORMS
+            value = transform.values[at]
+            own = TRANSFORMS[transform.name]((height, width), [0.0]) if moves else transform
+            moved.append(own.apply(large, value) if moves and value != transform.identity else large)
+        return F.interpolate(torch.cat(moved), size=regions.shape[1:], mode="nearest")[:, 0] > 0.5
 
     def result(self) -> InvarianceCurves:
         """Put the curves together."""
@@ -381,7 +418,7 @@ class _Measuring:
             self._own[name] = _features(name, value, len(originals)).clone()
 
         with hooked(self._sites, keep):
-            self._model(originals)
+            self._scorer.model(originals)
         for line, name in enumerate(self._sites):
             self._own_norms[line, chosen] = torch.linalg.vector_norm(self._own[name].float(), dim=1).cpu()
         self._own_slice = chosen

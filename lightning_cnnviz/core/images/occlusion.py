@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from lightning_cnnviz.core.deconvnet.projection import Projector, Unit
 from lightning_cnnviz.core.network.classification import (
     Classified,
+    Scorer,
     check_images,
-    class_logits,
     classify,
     fill_values,
     interleave,
@@ -25,6 +25,7 @@ from lightning_cnnviz.core.network.classification import (
 from lightning_cnnviz.core.network.hooks import Site, analysis_mode, hooked, model_device
 from lightning_cnnviz.core.network.layers import LayerSpec, SelectedLayer
 from lightning_cnnviz.core.network.memory import images_at_once, with_less
+from lightning_cnnviz.core.network.task import OutputFn, Task, TaskKind
 from lightning_cnnviz.core.tracing.default_layers import layer_site
 
 __all__ = ["OcclusionMaps", "check_occlusion", "occlude", "occluder_boxes"]
@@ -109,6 +110,8 @@ def occlude(
     size: int | tuple[int, int] | None = None,
     stride: int | tuple[int, int] | None = None,
     fill: float | Sequence[float] | Tensor | None = None,
+    task: TaskKind | Task | None = None,
+    output_fn: OutputFn | None = None,
     batch_size: int | None = None,
     progress: Callable[[Iterable[Any]], Iterable[Any]] | None = None,
 ) -> OcclusionMaps:
@@ -117,21 +120,25 @@ def occlude(
     captum's `Occlusion` does the sweep. The network is left as it was.
 
     Args:
-        model: Any classifier that takes images `(N, C, H, W)` and returns logits `(N, classes)`.
+        model: Any network that takes images `(N, C, H, W)` and returns scores, see `find_task`.
         images: `(N, C, H, W)` float, in the values that the network is given.
-        labels: `(N,)`, the true classes; without them, the most probable class of the untouched image.
+        labels: `(N,)`, the true classes, or as the task has them (see `read_labels`); without them, the most probable
+            class of the untouched image.
         layer: Whose strongest feature map is followed; by default the last before the classifier.
         size: Of the occluder in pixels, or its height and width; by default 50 of 224.
         stride: Its step in pixels, or down and right, up to its size; by default 16 of 224.
         fill: What the occluder is made of, in the network's values: one value, or one a channel; by default the mean of
             `images`.
+        task: What outputs and labels mean, for example `"multilabel"` (see `TaskKind`); by default it is found.
+        output_fn: Takes what the network returns, and returns the tensor of scores, for example
+            `lambda output: output["species"]`.
         batch_size: Positions that are run together; by default as many as fit well into the free memory.
         progress: Wraps the iterable of images to show progress, for example `tqdm.tqdm`.
 
     Raises:
         LayerNotFoundError: There is no such layer, or it does not run exactly once in a pass.
         ValueError: The occluder is larger than the image, the stride larger than the occluder; the network does not
-            take the images or returns no logits, labels are no classes of it, or the layer has no feature maps.
+            take the images or returns no scores, labels are no classes of it, or the layer has no feature maps.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
@@ -145,9 +152,10 @@ def occlude(
     filled = fill_values(images, fill)
     with analysis_mode(model):
         together = batch_size or images_at_once(model, images[:1])
-        untouched = classify(model, images, labels, batch_size=together)
+        untouched = classify(model, images, labels, task=task, output_fn=output_fn, batch_size=together)
         name, site, chosen = layer_site(model, images[:1], layer)
-        sweep = _Sweep(model, site, filled, size, stride, boxes, together, untouched)
+        scorer = Scorer(model, untouched.task, output_fn)
+        sweep = _Sweep(scorer, site, filled, size, stride, boxes, together, untouched)
         numbers: Iterable[Any] = range(len(images))
         for number in progress(numbers) if progress is not None else numbers:
             _, sweep.together = with_less(partial(sweep.run, images[number], number), sweep.together, "position")
@@ -177,8 +185,13 @@ def check_occlusion(
     *,
     size: int | tuple[int, int] | None = None,
     stride: int | tuple[int, int] | None = None,
-) -> None:
+    task: TaskKind | Task | None = None,
+    output_fn: OutputFn | None = None,
+) -> Task:
     """Try everything that `occlude` needs, at the cost of a pass over the images and of a few over one.
+
+    Returns:
+        What outputs and labels mean, to be given to the look itself.
 
     Raises:
         ValueError: See `occlude`.
@@ -187,8 +200,9 @@ def check_occlusion(
     _geometry(images, size, stride)
     images = images.detach().to(model_device(model))
     with analysis_mode(model):
-        classify(model, images, labels)
+        untouched = classify(model, images, labels, task=task, output_fn=output_fn)
         layer_site(model, images[:1], layer)
+    return untouched.task
 
 
 def occluder_boxes(image_size: tuple[int, int], size: tuple[int, int], stride: tuple[int, int]) -> Tensor:
@@ -214,7 +228,7 @@ class _Sweep:
 
     def __init__(
         self,
-        model: nn.Module,
+        scorer: Scorer,
         site: Site,
         fill: Tensor,
         size: tuple[int, int],
@@ -225,10 +239,11 @@ class _Sweep:
     ) -> None:
         from captum.attr import Occlusion  # when it is needed: it brings matplotlib along
 
-        self._model, self._site, self._fill, self._boxes = model, site, fill, boxes
+        self._scorer, self._site, self._fill, self._boxes = scorer, site, fill, boxes
         self._size, self._stride, self.together = size, stride, together
         self._sweep = Occlusion(self._pass)
         self._classified, self._target = untouched, 0
+        self._region: Tensor | None = None
         self._sums: list[Tensor] = []
         self._probabilities: list[Tensor] = []
         self.channels: list[int] = []
@@ -242,6 +257,8 @@ class _Sweep:
         number_of_class = int(self._classified.targets[number])
         target = max(0, number_of_class)  # without a class, captum is given any
         self._target, self._sums, self._probabilities = target, [], []
+        regions = self._classified.regions
+        self._region = None if regions is None else regions[number, None]
         channels = len(image)
         with hooked({"site": self._site}, self._see):
             self._sweep.attribute(
@@ -267,7 +284,8 @@ class _Sweep:
             into.append(values.view(columns, rows).T.contiguous().cpu())
 
     def _pass(self, images: Tensor) -> Tensor:
-        probabilities = self._classified.probabilities_of(class_logits(self._model, images))
+        regions = None if self._region is None else self._region.expand(len(images), -1, -1)
+        probabilities = self._scorer(images, regions).probabilities
         self._probabilities.append(probabilities)
         return probabilities[:, self._target]
 

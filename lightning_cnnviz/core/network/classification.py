@@ -1,24 +1,28 @@
-"""A network as a classifier of a few images: logits, the class whose score is followed, and its probability."""
+"""A network's word on a few images: its scores, the class whose score is followed, and its probability."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lightning_cnnviz.core.network._labels import read_labels
 from lightning_cnnviz.core.network.memory import in_chunks, is_out_of_memory
+from lightning_cnnviz.core.network.task import OutputFn, Scores, Task, TaskKind, find_ending, find_task, output_tensor
 
 __all__ = [
     "Classified",
+    "Scorer",
     "check_images",
-    "class_logits",
     "classify",
     "fill_values",
     "interleave",
     "most_probable",
+    "run_network",
 ]
 
 
@@ -27,13 +31,21 @@ class Classified:
     """What a network makes of some untouched images.
 
     Attributes:
-        targets: `(N,)` int64, the class whose probability is followed: the label, or where there are no labels, the
-            most probable class, -1 where there is none.
-        labeled: Whether the targets are labels.
-        probabilities: `(N,)` float, 0 to 1, of the target; NaN where the network's scores are not finite.
+        targets: `(N,)` int64, the class whose probability is followed: the label; of several, the one that is most
+            probable by the network; of a label map, the class of the most pixels, other than class 0 where there is
+            another, since that is mostly the background. Where there are no labels, the most probable class, -1 where
+            there is none. For regression the number of the output, 0.
+        labeled: Whether the targets are labels, at least of some images.
+        probabilities: `(N,)` float, 0 to 1, of the target; for regression the value. NaN where the network's scores are
+            not finite.
         predictions: `(N,)` int64, the most probable class; -1 where the scores are not finite.
         classes: How many classes there are.
-        normalized: Whether the network returns probabilities already, instead of logits.
+        task: What outputs and labels mean.
+        unlabeled: `(N,)` bool, the images without a label among images that have some; None where there are none.
+        present: `(N, classes)` bool, of several labels an image, or a label map: the classes that are there.
+        all_probabilities: `(N, classes)`, where there are several labels an image: of each class.
+        regions: `(N, height, width)` bool, of segmentation: the target's pixels in the network's output, over which
+            scores and probabilities are means.
     """
 
     targets: Tensor
@@ -41,7 +53,11 @@ class Classified:
     probabilities: Tensor
     predictions: Tensor
     classes: int
-    normalized: bool = False
+    task: Task = field(default_factory=Task)
+    unlabeled: Tensor | None = None
+    present: Tensor | None = None
+    all_probabilities: Tensor | None = None
+    regions: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -52,16 +68,30 @@ class Classified:
         return self.predictions >= 0
 
     @property
+    def has_label(self) -> Tensor:
+        """Which images have a label, `(N,)` bool."""
+        return torch.full((len(self),), self.labeled) if self.unlabeled is None else ~self.unlabeled
+
+    @property
     def target_name(self) -> str:
-        """What the followed class is."""
-        return "true class" if self.labeled else "predicted class"
+        """What is followed."""
+        if not self.task.has_classes:
+            return "value" if self.classes == 1 else f"value 0 of {self.classes}"
+        if not self.labeled:
+            return "predicted class"
+        return "true class" if self.unlabeled is None else "true class, predicted where there is no label"
 
-    def probabilities_of(self, logits: Tensor) -> Tensor:
-        """Return the probabilities `(N, classes)` for logits that the same network returned for other images.
+    @property
+    def quantity(self) -> str:
+        """What `probabilities` are, for titles: `p(true class)`, or `value`."""
+        return f"p({self.target_name})" if self.task.has_classes else self.target_name
 
-        All of an image's are NaN where one of its scores is not finite.
-        """
-        return _probabilities(logits, self.normalized)
+    @property
+    def key(self) -> str:
+        """What `probabilities` are, for keys: `p_true`, `p_predicted` or `value`."""
+        if not self.task.has_classes:
+            return "value"
+        return "p_true" if self.labeled else "p_predicted"
 
     @classmethod
     def joined(cls, parts: Sequence[Classified]) -> Classified:
@@ -69,42 +99,112 @@ class Classified:
         whole = {
             entry.name: interleave([getattr(part, entry.name) for part in parts])
             for entry in fields(cls)
-            if isinstance(getattr(parts[0], entry.name), Tensor)
+            if all(isinstance(getattr(part, entry.name), Tensor) for part in parts)
         }
-        first = parts[0]
-        return cls(labeled=first.labeled, classes=first.classes, normalized=first.normalized, **whole)
+        unlabeled = ~interleave([part.has_label for part in parts])
+        labeled = any(part.labeled for part in parts)
+        whole["unlabeled"] = unlabeled if labeled and bool(unlabeled.any()) else None  # type: ignore[assignment]
+        return cls(labeled=labeled, classes=parts[0].classes, task=parts[0].task, **whole)
 
 
-def classify(model: nn.Module, images: Tensor, labels: Tensor | None = None, *, batch_size: int = 32) -> Classified:
-    """Run untouched images through a network, in whatever mode it is.
+class Scorer:
+    """A network whose output is read as scores.
 
     Args:
-        model: A classifier: returns logits `(N, classes)`.
+        model: The network.
+        task: What its output means.
+        output_fn: Takes what the network returns, and returns the tensor of scores.
+    """
+
+    def __init__(self, model: nn.Module, task: Task, output_fn: OutputFn | None = None) -> None:
+        self.model, self.task, self._output_fn = model, task, output_fn
+
+    def __call__(self, images: Tensor, regions: Tensor | None = None) -> Scores:
+        """Run images through the network, in whatever mode it is; see `Task.read`.
+
+        Raises:
+            ValueError: The network does not take such images, or does not return scores.
+        """
+        output = run_network(self.model, images)
+        with _said_of(self.model, images):
+            scored = self.task.read(output if self._output_fn is None else self._output_fn(output), regions)
+            if len(scored.scores) != len(images):
+                raise ValueError(f"scores of {len(scored.scores)}")
+        return scored
+
+
+def classify(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor | None = None,
+    *,
+    task: TaskKind | Task | None = None,
+    output_fn: OutputFn | None = None,
+    batch_size: int = 32,
+) -> Classified:
+    """Run untouched images through a network, in whatever mode it is, and settle what its outputs mean.
+
+    Args:
+        model: The network.
         images: `(N, C, H, W)`, on the network's device.
-        labels: `(N,)` whole numbers; None where there are none.
+        labels: As `read_labels` takes them; None where there are none.
+        task: What outputs and labels mean, or what an earlier call has found; by default it is found, see `find_task`.
+        output_fn: Takes what the network returns, and returns the tensor of scores; by default it is found, see
+            `output_tensor`.
         batch_size: Images of one pass.
 
     Raises:
-        ValueError: The network does not take the images, or returns no logits; labels do not fit the images or are no
+        ValueError: The network does not take the images, or returns no scores; labels do not fit the images or are no
             class of the network's.
     """
-    logits = torch.cat(in_chunks(lambda part: class_logits(model, images[part]), len(images), batch_size))
-    # Settled here, once: the single row of another pass may look like probabilities by chance.
-    known = logits[~logits.isnan().any(1)]
-    sums = known.sum(1)
-    normalized = len(known) > 0 and bool((known >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=1e-3)
-    probabilities = _probabilities(logits, normalized).detach().cpu()
+    parts: list[str] = []
+
+    def scores_of(chosen: slice) -> Tensor:
+        output = run_network(model, images[chosen])
+        with _said_of(model, images[chosen]):
+            values, part = output_tensor(output if output_fn is None else output_fn(output))
+            if values.shape[:1] != images[chosen].shape[:1]:
+                raise ValueError(f"a tensor of shape {tuple(values.shape)}")
+        parts.append(part)
+        return values
+
+    whole = torch.cat(in_chunks(scores_of, len(images), batch_size))
+    if isinstance(task, Task):
+        return _classified(whole, labels, task)
+    # Settled here, once, for all images: the single row of another pass may look like probabilities by chance.
+    with _said_of(model, images):
+        found = find_task(
+            whole,
+            labels,
+            kind=task,
+            ending=lambda: find_ending(model, images[:1], output_fn),
+            image_shape=tuple(images.shape[1:]),
+        )
+    return _classified(whole, labels, replace(found, part=parts[0]))
+
+
+def _classified(output: Tensor, labels: Tensor | None, task: Task) -> Classified:
+    scored = task.by_pixel(output.detach())
+    meaning = read_labels(labels, scored.probabilities, task)
+    probabilities = task.read(output.detach(), meaning.regions).probabilities.cpu()
     predictions = most_probable(probabilities)
-    count, classes = probabilities.shape
-    targets = predictions if labels is None else _checked_labels(labels, count, classes)
-    own = probabilities.gather(1, targets.clamp(min=0)[:, None])[:, 0]
+    classes = probabilities.shape[1]
+    followed = meaning.known | (predictions >= 0) if meaning.regions is not None else meaning.known
+    targets = torch.where(followed, meaning.targets, predictions)
+    if not task.has_classes:
+        targets = predictions = torch.zeros_like(predictions).masked_fill(predictions < 0, -1)
+    labeled = task.has_classes and bool(meaning.known.any())
     return Classified(
         targets=targets,
-        labeled=labels is not None,
-        probabilities=own,
+        labeled=labeled,
+        probabilities=probabilities.gather(1, targets.clamp(min=0)[:, None])[:, 0],
         predictions=predictions,
         classes=classes,
-        normalized=normalized,
+        task=task,
+        unlabeled=~meaning.known if labeled and not bool(meaning.known.all()) else None,
+        present=meaning.present,
+        all_probabilities=None if meaning.present is None else probabilities,
+        regions=meaning.regions,
     )
 
 
@@ -118,31 +218,29 @@ def most_probable(probabilities: Tensor) -> Tensor:
     return probabilities.argmax(1).masked_fill(~probabilities.isfinite().all(1), -1)
 
 
-def class_logits(model: nn.Module, images: Tensor) -> Tensor:
-    """Return a network's logits `(N, classes)` as float, on its device.
+def run_network(model: nn.Module, images: Tensor) -> Any:
+    """Return what a network returns for images, whatever it is.
 
     Raises:
-        ValueError: The network does not take such images, or does not return logits.
+        ValueError: The network does not take such images.
     """
     try:
-        returned: Any = model(images)
+        return model(images)
     except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
         if is_out_of_memory(error):
             raise
         raise ValueError(
             f"{type(model).__name__} does not take images of shape {tuple(images.shape[1:])}: {error}"
         ) from error
-    logits = getattr(returned, "logits", returned)
-    if not isinstance(logits, Tensor):
-        form = type(returned).__name__
-    else:
-        form = f"a tensor of shape {tuple(logits.shape)}"
-        if logits.ndim == 2 and logits.shape[0] == len(images) and logits.shape[1] > 1 and logits.is_floating_point():
-            return logits.float()
-    raise ValueError(
-        f"{type(model).__name__} returns {form} for {len(images)} images; logits ({len(images)}, classes) of two or "
-        'more classes are needed: name the submodule that returns them with model="..."'
-    )
+
+
+@contextmanager
+def _said_of(model: nn.Module, images: Tensor) -> Iterator[None]:
+    """Say whose output it is that has no scores."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{type(model).__name__} returns, for {len(images)} images, {error}") from error
 
 
 def check_images(images: Tensor) -> None:
@@ -189,25 +287,3 @@ def interleave(parts: Sequence[Tensor], dim: int = 0) -> Tensor:
     count = sum(part.shape[dim] for part in parts)
     order = torch.cat([torch.arange(count)[start :: len(parts)] for start in range(len(parts))])
     return torch.cat(list(parts), dim).index_select(dim, order.argsort())
-
-
-def _probabilities(logits: Tensor, normalized: bool) -> Tensor:
-    probabilities = logits if normalized else logits.softmax(1)
-    # Of NaN among the scores, argmax would make a class, and a sum a number.
-    return probabilities.masked_fill(~probabilities.isfinite().all(1, keepdim=True), torch.nan)
-
-
-def _checked_labels(labels: Tensor, count: int, classes: int) -> Tensor:
-    if labels.is_floating_point() or labels.shape != (count,):
-        raise ValueError(
-            f"labels are {labels.dtype} of shape {tuple(labels.shape)}; give one whole number for each of the {count} "
-            "images, or no labels"
-        )
-    numbers = labels.detach().cpu().long()
-    wrong = numbers[(numbers < 0) | (numbers >= classes)]
-    if len(wrong):
-        raise ValueError(
-            f"labels {sorted(set(wrong.tolist()))[:6]} are out of range: the network has {classes} classes "
-            f"(0 to {classes - 1})"
-        )
-    return numbers

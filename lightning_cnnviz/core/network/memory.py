@@ -39,9 +39,9 @@ def images_at_once(model: nn.Module, image: Tensor, *, gradients: bool = False) 
         gradients: Whether a pass keeps all its values, for gradients.
 
     Raises:
-        ValueError: The network does not take such an image, or returns no logits.
+        ValueError: The network does not take such an image.
     """
-    from lightning_cnnviz.core.network.classification import class_logits  # which asks whether memory has run out
+    from lightning_cnnviz.core.network.classification import run_network  # which asks whether memory has run out
 
     sizes: list[int] = []
 
@@ -51,7 +51,7 @@ def images_at_once(model: nn.Module, image: Tensor, *, gradients: bool = False) 
 
     leaves = {name: Site(module) for name, module in model.named_modules() if not list(module.children())}
     with analysis_mode(model), hooked(leaves, see):
-        class_logits(model, image)
+        run_network(model, image)
     values = sum(sizes) if gradients else max(sizes, default=0)
     an_image = _IMAGES * image.numel() * image.element_size() + _VALUES * values
     most = _MOST if image.device.type == "cuda" else _MOST_ON_CPU

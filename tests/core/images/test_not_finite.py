@@ -62,7 +62,7 @@ def test_one_broken_image_does_not_turn_probabilities_into_logits() -> None:
 
     network, images = Ends(), images_of(0.2, 1.0)
     found = classify(network, images, torch.tensor([1, 1]))
-    assert found.normalized
+    assert found.task.normalized
     torch.testing.assert_close(found.probabilities[0], network(images)[0, 1].detach())
 
 
