@@ -54,10 +54,10 @@ function drawNode(row, layer, { x, y, width, most, value, linked, current }) {
   if (known !== null) bar.style.setProperty("fill", `color-mix(in oklab, var(--low), var(--high) ${Math.round(100 * known)}%)`);
   const size = numbers.get("output") ?? "", room = Math.floor((width - 14) / 6.6), short = shorten(name, size && width > 120 ? room - size.length - 1 : room);
   const parts = [s("title", {}, about), s("rect", { class: "node", x, y, width, height: NODE.height, rx: 5 }), bar,
-    s("text", { x: x + 7, y: y + 16 }, short), size && width > 120 ? s("text", { class: "size-text", x: x + width - 6, y: y + 16, "text-anchor": "end" }, size) : null];
+    s("text", { x: x + 7, y: y + 16, "aria-hidden": "true" }, short), size && width > 120 ? s("text", { class: "size-text", "aria-hidden": "true", x: x + width - 6, y: y + 16, "text-anchor": "end" }, size) : null];
   if (!linked) return s("g", { class: "idle" }, parts);
   const here = row.layer === state.layer;
-  return s("a", { href: linkTo({ layer: row.layer, unit: null, q: null, a: null, b: null }), "data-testid": `layer-${row.layer}`, "aria-label": about, "aria-current": here ? "page" : null, tabindex: row.layer === current ? 0 : -1 }, parts);
+  return s("a", { href: linkTo({ layer: row.layer, unit: null, q: null, a: null, b: null }), "data-testid": `layer-${row.layer}`, "aria-current": here ? "page" : null, tabindex: row.layer === current ? 0 : -1 }, parts);
 }
 // A long path loses its beginning: its end tells layers apart.
 function shorten(text, most) {

@@ -46,10 +46,7 @@ function strip({ item, row }, side) {
   return h("div", { class: "strip" }, row.tiles.map((tile) => h("figure", {}, picture(tile, scale, { class: scale > 1 && item.enlarge ? "pixels" : null, alt: tileText(tile) || row.caption }), tile.caption ? h("figcaption", {}, tile.caption) : null)));
 }
 // One patch: where it is on its image, itself, what it projects to, and both together.
-function drawRank(patch, projected, rank) {
-  // Both are drawn in a tile of one size; what lies outside the image is no picture.
-  const lies = patch?.whole?.crop, within = lies && [...patch.size, lies[6], lies[7], lies[6] + lies[4] - lies[2], lies[7] + lies[5] - lies[3], lies[6], lies[7]];
-  const projection = projected && within && !projected.crop ? { ...projected, crop: within } : projected;
+function drawRank(patch, projection, rank) {
   const tile = patch ?? projection, scale = scaleTo(SIDE, tile.size, true), hard = scale > 1 ? "pixels" : null;
   const value = (name) => tile.numbers.find(([key]) => key === name)?.[1];
   const label = value("label"), file = value("file"), index = value("dataset index");

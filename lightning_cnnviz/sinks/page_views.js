@@ -35,7 +35,7 @@ function drawGlance(place, { layers }) {
   const lines = galleries.map((item) => {
     const { classes, numbers, units } = layers.get(item.layer), share = (unit) => classes?.[unit]?.[0]?.[1] ?? 0;
     const chosen = [...item.places.keys()].filter((unit) => unit !== null).sort((one, other) => share(other) - share(one) || one - other).slice(0, AT_A_GLANCE);
-    const thumbs = chosen.map((unit) => h("a", { href: linkTo({ layer: item.layer, unit, view: null }), "data-unit": unit, class: "glance", "aria-label": `${item.layer}, unit ${unit}` }, h("span", { class: "thumb" }), h("span", {}, share(unit) ? className(classes[unit][0][0]) : `${unit}`)));
+    const thumbs = chosen.map((unit) => h("a", { href: linkTo({ layer: item.layer, unit, view: null }), "data-unit": unit, class: "glance", title: `${item.layer}, unit ${unit}` }, h("span", { class: "thumb" }), h("span", {}, share(unit) ? className(classes[unit][0][0]) : `${unit}`)));
     const line = h("section", { class: "line-of-units" }, h("h3", {}, h("a", { href: linkTo({ layer: item.layer, unit: null, view: null }) }, item.layer)), h("p", { class: "soft" }, [numbers.get("type"), numbers.get("output"), numbers.get("receptive field") && `sees ${numbers.get("receptive field")} px`, units && `${units} units`].filter(Boolean).join(" · ")), h("div", { class: "glances" }, thumbs));
     return { line, thumbs, layer: item.layer };
   });
@@ -111,7 +111,6 @@ function drawGallery(gallery, knowledge) {
 }
 function fillBlock(block, gallery, row, scale, knowledge) {
   const classes = row.channel === null ? null : knowledge?.layers.get(gallery.layer)?.classes?.[row.channel];
-  block.setAttribute("aria-label", [row.channel === null ? row.caption : `unit ${row.channel}`, ...row.numbers.map(([name, value]) => `${words(name)} ${show(value)}`)].join(", "));
   block.replaceChildren(tight(gallery, row.tiles, scale), ...[row.channel === null ? row.caption && h("strong", {}, row.caption) : h("strong", {}, `unit ${row.channel}`),
     facts(row.numbers), classes?.length ? h("span", { class: "soft" }, `driven by ${className(classes[0][0])}, ${percent(classes[0][1])}`) : null].filter(Boolean));
 }
