@@ -85,7 +85,7 @@ def ablation_study(
         source=str((paper or {}).get("source", "")),
         **common_fields(data, backbone, study, measured),
     )
-    finish_study(result, ablation_report(result), study)
+    finish_study(result, ablation_report(result), study, jobs)
     return result
 
 

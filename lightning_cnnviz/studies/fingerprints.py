@@ -3,42 +3,117 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
+import inspect
+import json
 import os
+import random
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lightning_cnnviz.core.network.hooks import keep_random_state
+from lightning_cnnviz.files import write_file
+from lightning_cnnviz.finetune.networks import make_network
 from lightning_cnnviz.finetune.sources import find_images
 
-__all__ = ["data_fingerprint", "plain_description", "weights_description"]
+__all__ = ["data_fingerprint", "network_fingerprint", "plain_description", "weights_description"]
 
 
-def data_fingerprint(data: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Say which images a data set has, by their names and sizes: the same ones in another place are the same data.
+def data_fingerprint(data: str, options: Mapping[str, Any], manifest: Path | None = None) -> dict[str, Any]:
+    """Say which images a data set has, by their names and content: the same ones in another place are the same data.
+
+    Of data sets whose images are no files of their own, labels and 64 images, spread evenly, are looked at.
 
     Args:
         data: As `ImageFolderDataModule` takes it.
         options: Its options, of which `root` and `download` are used.
+        manifest: A file of checksums: a file whose size, times and inode are those that it had is not read again. It is
+            written where its folder is there.
 
     Raises:
         FileNotFoundError: There is no such folder or data set.
         ValueError: The folder is not made as it should be.
     """
     source = find_images(data, root=options.get("root", "data"), download=options.get("download", False))
-    digest = hashlib.sha256()
+    digest, sums = hashlib.sha256(), _Checksums(manifest)
     for part, images in sorted(source.parts.items()):
-        files = images.files
-        if files is None:
-            digest.update(f"{part} {len(images.labels)}\n".encode())
+        if images.files is None:
+            digest.update(f"{part} {images.labels}\n".encode())
+            for place in _spread(len(images.labels)):
+                pixels = np.ascontiguousarray(images.read(place))
+                digest.update(f"{pixels.dtype} {pixels.shape}".encode() + pixels.tobytes())
             continue
-        base = os.path.commonpath(files)
-        lines = (f"{part} {os.path.relpath(file, base)} {os.path.getsize(file)}\n" for file in files)
-        digest.update("".join(sorted(lines)).encode())
+        base = os.path.commonpath(images.files)
+        lines = (f"{part} {os.path.relpath(file, base)} {sums.of(file)}\n" for file in images.files)
+        digest.update("".join(sorted(lines)).encode(errors="surrogatepass"))
+    sums.write()
     is_folder = Path(data).expanduser().is_dir() and data != "digits"
-    return {"name": None if is_folder else data.lower(), "files": digest.hexdigest()[:16]}
+    return {"name": None if is_folder else data.lower(), "images": digest.hexdigest()[:16]}
+
+
+def network_fingerprint(backbone: str | nn.Module) -> dict[str, Any]:
+    """Say what a name means: of a network that is imported, what it is made of; and which versions make it."""
+    made: dict[str, Any] = {"versions": _versions(backbone)}
+    if isinstance(backbone, str) and ":" in backbone:
+        with keep_random_state():
+            random.seed(0)
+            np.random.seed(0)
+            torch.manual_seed(0)
+            made["network"] = _network_hash(make_network(backbone))
+    return made
+
+
+def _versions(backbone: str | nn.Module) -> dict[str, str]:
+    names = ["lightning_cnnviz", "torch", "torchvision", "lightning"]
+    if isinstance(backbone, str) and backbone.startswith("timm/"):
+        names.append("timm")
+    return {name: str(importlib.import_module(name).__version__) for name in names}
+
+
+def _spread(count: int) -> list[int]:
+    return sorted({number * (count - 1) // 63 for number in range(64)}) if count else []
+
+
+class _Checksums:
+    """Checksums of files, kept by what tells that a file has not been touched."""
+
+    def __init__(self, file: Path | None) -> None:
+        self._file, self._changed = file, False
+        self._kept: dict[str, list[Any]] = {}
+        if file is not None:
+            with suppress(OSError, ValueError, RecursionError):
+                content = json.loads(file.read_text(encoding="utf-8"))
+                self._kept = content if isinstance(content, dict) else {}
+
+    def of(self, file: str) -> str:
+        status = os.stat(file)
+        # Whoever gives a file another content and its old time cannot give it its old time of change.
+        stamp = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+        kept = self._kept.get(os.path.abspath(file))
+        if isinstance(kept, list) and kept[:4] == stamp and len(kept) == 5 and isinstance(kept[4], str):
+            return kept[4]
+        self._kept[os.path.abspath(file)] = [*stamp, _file_hash(Path(file))]
+        self._changed = True
+        return str(self._kept[os.path.abspath(file)][4])
+
+    def write(self) -> None:
+        if self._changed and self._file is not None and self._file.parent.is_dir():
+            with suppress(OSError):  # next time, files are read again
+                write_file(self._file, json.dumps(self._kept).encode())
+
+
+def _file_hash(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as content:
+        while block := content.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()[:16]
 
 
 def weights_description(weights: str | None) -> Any:
@@ -46,11 +121,7 @@ def weights_description(weights: str | None) -> Any:
     file = None if weights is None else Path(weights).expanduser()
     if file is None or not file.is_file():
         return weights
-    digest = hashlib.sha256()
-    with file.open("rb") as content:
-        while block := content.read(1 << 20):
-            digest.update(block)
-    return {"file": digest.hexdigest()[:16]}
+    return {"file": _file_hash(file)}
 
 
 def plain_description(value: Any, what: str) -> Any:
@@ -90,6 +161,8 @@ def plain_description(value: Any, what: str) -> Any:
 
 def _network_hash(network: nn.Module) -> str:
     digest = hashlib.sha256(repr(network).encode())
+    with suppress(OSError, TypeError):  # of a class that was typed into a console, there is no source
+        digest.update(inspect.getsource(type(network)).encode())
     for name, tensor in network.state_dict().items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())

@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import json
 import logging
+import math
 import os
 import platform
 import threading
@@ -47,12 +48,14 @@ class Job:
         description: What is to be done, of plain types: what JSON can hold. Two jobs of one task with equal
             descriptions are one job.
         context: Whatever else the task needs; it is no part of the job's identity, so nothing that changes results.
+        numbers: Names of what is a finite number in every result; one without is damaged.
     """
 
     label: str
     task: Callable[[Mapping[str, Any], Any], dict[str, Any]]
     description: Mapping[str, Any]
     context: Any = None
+    numbers: tuple[str, ...] = ()
 
     @cached_property
     def key(self) -> str:
@@ -144,6 +147,7 @@ def run_jobs(
         tqdm(total=len(unique), initial=len(results), desc=title, disable=not progress) as bar,
         ExitStack() as stack,
     ):
+        _say_what_differs(folder, [job for key, job in unique.items() if key not in results])
         run = _Workers(folder, jobs, backend, threads, stack, scheduler) if len(results) < len(unique) else None
         skip_claimed = True  # at first, jobs that another run has begun are left to it
         while run is not None and (
@@ -207,20 +211,64 @@ def check_backend(jobs: int, backend: str, scheduler: str | None = None, threads
 
 
 def read_result(folder: Path, job: Job) -> dict[str, Any] | None:
-    """Return a job's result, or None where there is none, or a damaged file."""
+    """Return a job's result, or None where there is none; a file that is damaged is set aside."""
     try:
         record = json.loads((folder / job.file).read_text(encoding="utf-8"))
         identity, result = record["job"], record["result"]
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        log.warning("%s is damaged (%s); its job is done again", folder / job.file, error)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        _set_aside(folder / job.file, f"is damaged ({error})")
         return None
     # Through JSON, as the stored one has been: tuples are lists there.
     if identity != json.loads(_canonical(job._identity)) or not isinstance(result, dict):
-        log.warning("%s does not hold what it should; its job is done again", folder / job.file)
+        _set_aside(folder / job.file, "does not hold what it should")
+        return None
+    wrong = [name for name in job.numbers if not _is_number(result.get(name))]
+    if wrong:
+        _set_aside(folder / job.file, f"has {str(result.get(wrong[0]))[:40]!r} for {wrong[0]!r}, a number")
         return None
     return result
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _set_aside(file: Path, why: str) -> None:
+    aside = file.with_suffix(".damaged")
+    with suppress(OSError):  # another run has done it
+        file.replace(aside)
+    log.warning("%s %s; it is kept as %s, and its job is done again", file, why, aside.name)
+
+
+def _say_what_differs(folder: Path, missing: Sequence[Job]) -> None:
+    """Name what tells the jobs that are to be done from those of the same label whose results are there."""
+    by_label = {job.label: job for job in missing}
+    differs: dict[str, int] = {}
+    for file in folder.glob("*.json"):
+        try:
+            record = json.loads(file.read_text(encoding="utf-8"))
+            job, made = by_label.get(record["label"]), record["job"]["description"]
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            continue
+        if job is not None:
+            for path in _differences(made, json.loads(_canonical(job._identity))["description"]):
+                differs[path] = differs.get(path, 0) + 1
+    if differs:
+        listed = ", ".join(f"{path} ({count})" for path, count in sorted(differs.items()))
+        log.warning("%s has results of the same name that are not used, since these differ: %s", folder, listed)
+
+
+def _differences(one: Any, other: Any, path: str = "") -> list[str]:
+    if isinstance(one, dict) and isinstance(other, dict):
+        names = sorted({*one, *other})
+        return [
+            found
+            for name in names
+            for found in _differences(one.get(name), other.get(name), f"{path}.{name}" if path else name)
+        ]
+    return [] if one == other else [path]
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -291,7 +339,7 @@ def _perform(job: Job, folder: str, threads: int | None, skip_claimed: bool) -> 
     home = Path(folder)
     shared = home.is_dir()  # not on a machine that does not see it
     if shared:
-        with suppress(OSError, ValueError, KeyError, TypeError):
+        with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
             record: dict[str, Any] = json.loads((home / job.file).read_text(encoding="utf-8"))
             if read_result(home, job) is not None:
                 return _Outcome(job.key, "done", record)

@@ -64,7 +64,7 @@ def sample_efficiency(
         steps=measured["steps"][:, :, 0].long(),
         **common_fields(data, backbone, study, measured),
     )
-    finish_study(result, sample_efficiency_report(result), study)
+    finish_study(result, sample_efficiency_report(result), study, jobs)
     return result
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -70,10 +70,15 @@ def common_fields(
     }
 
 
-def finish_study(result: StudyResult, report: Report, study: StudyOptions) -> None:
-    """Write a study's result, page and record into its folder, and its summary run where runs are logged."""
+def finish_study(result: StudyResult, report: Report, study: StudyOptions, jobs: Sequence[Job] = ()) -> None:
+    """Write a study's result, page and record into its folder, and its summary run where runs are logged.
+
+    The result is written twice: as that of the newest study in the folder, and under a name of its own, told by what
+    all its jobs have in common but for seeds and numbers of images, so that no other study overwrites it.
+    """
     folder, runs, told = Path(study.folder), study.runs, result.to_json()
     write_json(folder / result.file, told)
+    write_json(folder / f"{Path(result.file).stem}-{_study_key(result, jobs)}.json", told)
     loggers = [] if runs is None else [runs.logger(f"{runs.group} summary", "summary")]
     sinks: list[Sink] = [PageSink(folder), *(WandbSink() for _ in loggers)]
     # The same result once more, as of a study that was complete, is the same look.
@@ -82,3 +87,15 @@ def finish_study(result: StudyResult, report: Report, study: StudyOptions) -> No
     show_once("study", report, step, sinks, loggers=loggers, folder=folder)
     for logger in loggers:
         logger.experiment.finish()
+
+
+def _study_key(result: StudyResult, jobs: Sequence[Job]) -> str:
+    parts = [_without_amounts(job.description) for job in jobs] or [{}]
+    common = {name: value for name, value in parts[0].items() if all(part.get(name) == value for part in parts)}
+    told = json.dumps([result.data, result.backbone, result.budget, common], sort_keys=True)
+    return hashlib.blake2b(told.encode(), digest_size=4).hexdigest()
+
+
+def _without_amounts(description: Mapping[str, Any]) -> dict[str, Any]:
+    data = {name: value for name, value in description.get("data_options", {}).items() if name != "per_class"}
+    return {**{name: value for name, value in description.items() if name != "seed"}, "data_options": data}

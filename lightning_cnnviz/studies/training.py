@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -19,7 +20,12 @@ from torch import nn
 from lightning_cnnviz.core.network.twins import copy_network, random_twin
 from lightning_cnnviz.finetune.data import ImageFolderDataModule
 from lightning_cnnviz.finetune.module import FineTuner
-from lightning_cnnviz.studies.fingerprints import data_fingerprint, plain_description, weights_description
+from lightning_cnnviz.studies.fingerprints import (
+    data_fingerprint,
+    network_fingerprint,
+    plain_description,
+    weights_description,
+)
 from lightning_cnnviz.studies.jobs import Job
 from lightning_cnnviz.studies.options import StudyError, StudyOptions
 from lightning_cnnviz.studies.surgery import AblatedNetwork, ablate
@@ -27,6 +33,7 @@ from lightning_cnnviz.studies.surgery import AblatedNetwork, ablate
 __all__ = ["Training", "build", "fit", "quiet_lightning", "training_job", "with_fingerprints"]
 
 # They say from where and how the images are read; the result does not depend on them.
+_MEASURED = ("top1", "class_mean", "classes", "train_images", "test_images", "steps", "parameters")
 _HOW_DATA_IS_READ = frozenset({"root", "download", "num_workers", "check"})
 
 
@@ -48,6 +55,7 @@ class Training:
         remove: Layers that are left out.
         resize: Layers of other widths.
         data_fingerprint: Which images these are, wherever they lie; see `with_fingerprints`.
+        network_fingerprint: Likewise, what the network is made of, and by which versions.
     """
 
     label: str
@@ -63,6 +71,7 @@ class Training:
     remove: tuple[str, ...] = ()
     resize: Mapping[str, int] = field(default_factory=dict)
     data_fingerprint: Mapping[str, Any] = field(default_factory=dict)
+    network_fingerprint: Mapping[str, Any] = field(default_factory=dict)
 
     def description(self) -> dict[str, Any]:
         """Return what the result depends on, in plain types."""
@@ -72,6 +81,7 @@ class Training:
             "data": dict(self.data_fingerprint),
             "data_options": plain_description(data_options, "the data's options"),
             "backbone": plain_description(self.backbone, "backbone"),
+            "made of": dict(self.network_fingerprint),
             "weights": "anew" if self.scratch else weights_description(self.weights),
             "mode": self.mode,
             "options": plain_description(dict(self.tuner_options), "options"),
@@ -83,14 +93,16 @@ class Training:
 
 
 def with_fingerprints(trainings: Sequence[Training]) -> list[Training]:
-    """Return trainings on the same data with its fingerprint, which takes time: the files are listed once for all."""
-    shared = data_fingerprint(trainings[0].data, trainings[0].data_options)
-    return [replace(training, data_fingerprint=shared) for training in trainings]
+    """Return trainings of one network on the same data with fingerprints, which take time: made once for all."""
+    first = trainings[0]
+    data = data_fingerprint(first.data, first.data_options, Path(first.study.folder) / "images.json")
+    network = network_fingerprint(first.backbone)
+    return [replace(training, data_fingerprint=data, network_fingerprint=network) for training in trainings]
 
 
 def training_job(training: Training) -> Job:
     """Return the job that makes a training."""
-    return Job(training.label, train, training.description(), training)
+    return Job(training.label, train, training.description(), training, numbers=_MEASURED)
 
 
 def train(description: Mapping[str, Any], training: Training) -> dict[str, Any]:

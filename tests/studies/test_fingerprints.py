@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import importlib
+import os
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -7,7 +11,13 @@ import torch
 from studies.study_parts import TinyNet, image_folder
 from torch import nn
 
-from lightning_cnnviz.studies.fingerprints import data_fingerprint, plain_description, weights_description
+from lightning_cnnviz.studies import fingerprints
+from lightning_cnnviz.studies.fingerprints import (
+    data_fingerprint,
+    network_fingerprint,
+    plain_description,
+    weights_description,
+)
 
 
 def test_what_stands_for_a_value_in_a_description() -> None:
@@ -27,6 +37,51 @@ def test_data_is_the_same_wherever_it_lies(tmp_path: Path) -> None:
     next((fewer / "train" / "class0").iterdir()).unlink()
     assert data_fingerprint(str(fewer), {}) != one
     assert data_fingerprint("digits", {})["name"] == "digits"
+
+
+def test_images_of_equal_names_sizes_and_times_are_told_apart_by_their_content(tmp_path: Path) -> None:
+    folder, manifest = image_folder(tmp_path / "data"), tmp_path / "images.json"
+    before = data_fingerprint(str(folder), {}, manifest)
+    file = next((folder / "train" / "class0").iterdir())
+    status, content = file.stat(), bytearray(file.read_bytes())
+    content[-20] ^= 1
+    file.write_bytes(bytes(content))
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert file.stat().st_size == status.st_size
+    assert data_fingerprint(str(folder), {}, manifest) != before
+    content[-20] ^= 1
+    file.write_bytes(bytes(content))
+    assert data_fingerprint(str(folder), {}, manifest) == before
+
+
+def test_images_that_were_not_touched_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, manifest = image_folder(tmp_path / "data"), tmp_path / "images.json"
+    before = data_fingerprint(str(folder), {}, manifest)
+    read: list[Path] = []
+    real = fingerprints._file_hash
+    monkeypatch.setattr(fingerprints, "_file_hash", lambda file: (read.append(file), real(file))[1])
+    assert data_fingerprint(str(folder), {}, manifest) == before
+    assert read == []
+    for damaged in ("[", "[]", '{"a": 1}'):
+        manifest.write_text(damaged)
+        assert data_fingerprint(str(folder), {}, manifest) == before
+    assert len(read) == 3 * len(list(folder.rglob("*.png")))
+
+
+def test_a_factory_that_was_changed_makes_another_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    seen = []
+    for width in (4, 16, 4):
+        (tmp_path / "a_factory.py").write_text(f"from torch import nn\ndef Tiny(): return nn.Conv2d(3, {width}, 3)\n")
+        sys.modules.pop("a_factory", None)
+        importlib.invalidate_caches()
+        shutil.rmtree(tmp_path / "__pycache__", ignore_errors=True)
+        seen.append(network_fingerprint("a_factory:Tiny"))
+    assert seen[0] == seen[2] != seen[1]
+    sys.modules.pop("a_factory", None)
+    state = torch.get_rng_state()
+    assert network_fingerprint("squeezenet1_1")["versions"]["torch"] == torch.__version__
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_a_file_of_weights_is_its_content(tmp_path: Path) -> None:

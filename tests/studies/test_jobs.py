@@ -100,6 +100,45 @@ def test_damaged_files_are_made_anew(tmp_path: Path, content: str, caplog: pytes
     assert read_result(tmp_path / "results", jobs[1]) == before[1]
 
 
+@pytest.mark.parametrize(
+    ("result", "said"),
+    [
+        ('{"value": "high", "other": 0.5}', "has 'high' for 'value', a number"),
+        ('{"other": 0.5}', "has 'None' for 'value', a number"),
+        ('{"value": NaN, "other": 0.5}', "has 'nan' for 'value', a number"),
+        ('{"value": true, "other": 0.5}', "has 'True' for 'value', a number"),
+        (f'{{"value": {"[" * 100_000}{"]" * 100_000}}}', "is damaged"),
+    ],
+)
+def test_damaged_results_of_valid_json_are_set_aside_and_made_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, result: str, said: str
+) -> None:
+    (job,) = [Job("one", job_tasks.draw, {"seed": 0}, tmp_path, numbers=("value", "other"))]
+    before = run(tmp_path, [job])
+    file = tmp_path / "results" / job.file
+    content = json.loads(file.read_text())
+    spoiled = json.dumps({**content, "result": 0}).replace('"result": 0', f'"result": {result}')
+    file.write_text(spoiled)
+    with caplog.at_level(logging.WARNING):
+        assert run(tmp_path, [job]) == before
+    assert said in caplog.text
+    assert f"it is kept as {job.key}.damaged" in caplog.text
+    assert file.with_suffix(".damaged").read_text() == spoiled
+    assert made(tmp_path) == [0, 0]
+
+
+def test_what_tells_results_of_one_name_apart_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run(tmp_path, work(2, context=tmp_path, data={"images": "a", "name": None}))
+    with caplog.at_level(logging.WARNING):
+        run(tmp_path, work(2, context=tmp_path, data={"images": "b", "name": None}))
+    assert "results of the same name that are not used, since these differ: data.images (2)" in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        run(tmp_path, work(3, context=tmp_path, data={"images": "b", "name": None}))
+    assert caplog.text == ""
+    assert made(tmp_path) == [0, 0, 1, 1, 2]
+
+
 def test_another_description_is_another_result(tmp_path: Path) -> None:
     one, other = run(tmp_path, work(1)), run(tmp_path, work(1, seconds=0.0))
     assert one == other

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,6 +38,22 @@ def test_a_study_is_kept_in_a_record_and_shown_once(tmp_path: Path) -> None:
     assert listed.count('"stage":"test"') == 2  # two series of one look each, not three
     again = load(save(result, tmp_path / "result"))
     assert again.to_json() == result.to_json()
+
+
+def test_two_studies_in_one_folder_keep_two_summaries(tmp_path: Path) -> None:
+    study, report = StudyOptions(folder=tmp_path), Report("ablation", title="Ablation", items=())
+
+    def jobs(lr: float, seeds: int) -> list[Job]:
+        return [Job("one", draw, {"options": {"lr": lr}, "seed": seed}) for seed in range(seeds)]
+
+    one, other = ablation_result(), replace(ablation_result(), notes=("another rate",))
+    finish_study(one, report, study, jobs(0.1, 1))
+    finish_study(other, report, study, jobs(0.2, 1))
+    kept = sorted(tmp_path.glob("ablation-*.json"))
+    assert sorted(json.loads(file.read_text())["notes"] for file in kept) == [[], ["another rate"]]
+    assert load_study(AblationStudy, tmp_path).notes == ("another rate",)
+    finish_study(one, report, study, jobs(0.1, 3))  # with more seeds it is still the same study
+    assert sorted(tmp_path.glob("ablation-*.json")) == kept
 
 
 def test_what_was_measured_has_the_shape_of_the_plan(tmp_path: Path) -> None:
