@@ -17,6 +17,7 @@ from lightning_cnnviz.core.images.attribution import (
     check_method,
 )
 from lightning_cnnviz.core.network.layers import select_layers
+from lightning_cnnviz.core.network.task import Task
 
 __all__ = ["AttributionMonitor"]
 
@@ -51,6 +52,7 @@ class AttributionMonitor(ExperimentMonitor):
     ) -> None:
         sample, others = DisplayedSample.with_options(images, options)
         super().__init__(sample, **others)
+        self._task: Task | None = None
         check_method(method)
         self.method, self.layer = method, layer
 
@@ -62,7 +64,15 @@ class AttributionMonitor(ExperimentMonitor):
     def check(self, network: nn.Module) -> None:
         """Try the network."""
         sample = self.drawn.on_device_of(network)
-        check_attribution(network, sample.images, sample.labels, self.method, layer=self.layer)
+        self._task = check_attribution(
+            network,
+            sample.images,
+            sample.labels,
+            self.method,
+            layer=self.layer,
+            task=self.drawn.task,
+            output_fn=self.drawn.output_fn,
+        )
 
     def experiment(self, network: nn.Module, progress: Progress) -> AttributionMaps | None:
         """Attribute."""
@@ -76,6 +86,8 @@ class AttributionMonitor(ExperimentMonitor):
             self.method,
             layer=self.layer,
             baseline=self.display.fill,
+            task=self._task,
+            output_fn=self.drawn.output_fn,
             progress=progress,
         )
 

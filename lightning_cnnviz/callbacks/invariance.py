@@ -20,6 +20,7 @@ from lightning_cnnviz.core.images.invariance import (
 )
 from lightning_cnnviz.core.images.transforms import Transform, resolve_transforms
 from lightning_cnnviz.core.network.layers import select_layers
+from lightning_cnnviz.core.network.task import Task
 from lightning_cnnviz.render.display import Display
 from lightning_cnnviz.render.invariance import transformed_examples
 
@@ -58,6 +59,7 @@ class InvarianceMonitor(ExperimentMonitor):
     ) -> None:
         sample, others = DisplayedSample.with_options(images, options)
         super().__init__(sample, **others)
+        self._task: Task | None = None
         self.layers, self.transforms = layers, transforms
         self._examples: dict[str, tuple[tuple[Tensor, ...], ...]] = {}
 
@@ -71,8 +73,15 @@ class InvarianceMonitor(ExperimentMonitor):
     def check(self, network: nn.Module) -> None:
         """Try the network, and the transforms."""
         sample = self.drawn.on_device_of(network)
-        check_invariance(
-            network, sample.images, sample.labels, self.layers, self.transforms, normalization=self.display.mean_and_std
+        self._task = check_invariance(
+            network,
+            sample.images,
+            sample.labels,
+            self.layers,
+            self.transforms,
+            normalization=self.display.mean_and_std,
+            task=self.drawn.task,
+            output_fn=self.drawn.output_fn,
         )
         self._examples = {}
 
@@ -89,6 +98,8 @@ class InvarianceMonitor(ExperimentMonitor):
             self.transforms,
             normalization=self.display.mean_and_std,
             fill=self.display.fill,
+            task=self._task,
+            output_fn=self.drawn.output_fn,
             progress=progress,
         )
 

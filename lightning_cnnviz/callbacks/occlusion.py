@@ -11,6 +11,7 @@ from lightning_cnnviz.callbacks._base.experiment import ExperimentMonitor, Progr
 from lightning_cnnviz.callbacks._base.sample import DisplayedSample, SampleOptions
 from lightning_cnnviz.core.images.occlusion import OcclusionMaps, check_occlusion, occlude
 from lightning_cnnviz.core.network.layers import select_layers
+from lightning_cnnviz.core.network.task import Task
 
 __all__ = ["OcclusionMonitor"]
 
@@ -51,6 +52,7 @@ class OcclusionMonitor(ExperimentMonitor):
     ) -> None:
         sample, others = DisplayedSample.with_options(images, options)
         super().__init__(sample, **others)
+        self._task: Task | None = None
         self.size, self.stride, self.layer = size, stride, layer
 
     def prepare(self, network: nn.Module) -> None:
@@ -61,7 +63,16 @@ class OcclusionMonitor(ExperimentMonitor):
     def check(self, network: nn.Module) -> None:
         """Try the network, and the occluder."""
         sample = self.drawn.on_device_of(network)
-        check_occlusion(network, sample.images, sample.labels, self.layer, size=self.size, stride=self.stride)
+        self._task = check_occlusion(
+            network,
+            sample.images,
+            sample.labels,
+            self.layer,
+            size=self.size,
+            stride=self.stride,
+            task=self.drawn.task,
+            output_fn=self.drawn.output_fn,
+        )
 
     def experiment(self, network: nn.Module, progress: Progress) -> OcclusionMaps | None:
         """Occlude."""
@@ -76,6 +87,8 @@ class OcclusionMonitor(ExperimentMonitor):
             size=self.size,
             stride=self.stride,
             fill=self.display.fill,
+            task=self._task,
+            output_fn=self.drawn.output_fn,
             progress=progress,
         )
 

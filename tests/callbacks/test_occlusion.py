@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from callbacks.littlenet import LittleNet, dataset, quiet_trainer, train_loader, val_loader
+from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_cnnviz.callbacks.occlusion import OcclusionMonitor
@@ -110,3 +112,31 @@ def test_wrong_arguments_raise_before_training(options: dict[str, Any], match: s
     with pytest.raises(ValueError, match=match):
         fit(Recording(**{"on_error": "report", **options}), model)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+class Heads(LittleNet):
+    """Says several things of an image."""
+
+    def forward(self, images: Tensor) -> Any:
+        scores = super().forward(images)
+        return {"species": scores, "sex": scores[:, :2]}
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return F.cross_entropy(self(batch[0])["species"], batch[1])
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self(batch[0])
+
+
+def test_what_outputs_mean_is_told_and_said() -> None:
+    with pytest.raises(ValueError, match=r"Heads returns, for 2 images, dict of 2 tensors.*output_fn=lambda"):
+        fit(Recording(), Heads(), max_epochs=1)
+    monitor = Recording(task="multiclass", output_fn=lambda output: output["species"])
+    model = fit(monitor, Heads(), max_epochs=1)
+    (found,) = monitor.results
+    model.eval()
+    with torch.no_grad():
+        p = model(monitor.sample.images)["species"].softmax(1)
+    assert monitor.sample.labels is not None
+    torch.testing.assert_close(found.untouched.probabilities, p[range(2), monitor.sample.labels])
+    assert any("(multiclass, as told)" in note for _, report in monitor.sink.reports for note in report.notes)

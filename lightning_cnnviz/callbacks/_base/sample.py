@@ -11,6 +11,7 @@ from lightning_cnnviz.callbacks._base.monitor import MonitorOptions
 from lightning_cnnviz.callbacks._base.trainer import chosen_loader, data_loaders
 from lightning_cnnviz.core.data.batches import BatchFn
 from lightning_cnnviz.core.data.sample import Sample, draw_sample
+from lightning_cnnviz.core.network.task import OutputFn, TaskKind
 from lightning_cnnviz.render.display import Display, display_of_sample
 
 __all__ = ["DisplayedSample", "SampleOptions"]
@@ -23,6 +24,8 @@ class _DrawOptions(TypedDict, total=False):
     seed: int
     normalization: tuple[list[float], list[float]] | None
     class_names: list[str] | None
+    task: TaskKind | None
+    output_fn: OutputFn | None
 
 
 class SampleOptions(MonitorOptions, _DrawOptions, total=False):
@@ -41,6 +44,9 @@ class DisplayedSample:
         seed: Which images are drawn.
         normalization: Mean and std of the network's input; by default found in the data set's transforms.
         class_names: Names of the classes; by default the data set's `classes`.
+        task: For occlusion, invariance and attribution: what outputs and labels mean, for example `"multilabel"`; by
+            default it is found from the first outputs and labels, and reports say what was found.
+        output_fn: Likewise: takes what the network returns, and returns the tensor of scores.
 
     Raises:
         ValueError: No image is asked for.
@@ -56,11 +62,14 @@ class DisplayedSample:
         seed: int = 0,
         normalization: tuple[list[float], list[float]] | None = None,
         class_names: list[str] | None = None,
+        task: TaskKind | None = None,
+        output_fn: OutputFn | None = None,
     ) -> None:
         if isinstance(images, int) and images < 1:
             raise ValueError(f"images={images}: give 1 or more, or the images themselves")
         self.images, self.data, self.dataloader_idx, self.batch_fn = images, data, dataloader_idx, batch_fn
         self.seed, self.normalization, self.class_names = seed, normalization, class_names
+        self.task, self.output_fn = task, output_fn
         self._drawn: tuple[Sample, Display] | None = None
         self._rank, self._ranks = 0, 1
 
