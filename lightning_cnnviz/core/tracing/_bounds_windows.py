@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -133,26 +134,53 @@ def _transposed_window(
 
 
 def interpolation_bounds(step: Step) -> list[Bounds] | None:
-    """Bilinear enlargement: run on one-hot rows, an output row depends on the input rows with weight."""
+    """Enlarging or reducing between rows: an output row depends on the input rows that it reads with weight."""
     if not step.only_first or step.args[0].ndim != 4:
         return None
     out = step.outputs[0]
-    source = step.args[0]
-
-    def taps(axis: int) -> Tensor:
-        """Which input rows (or columns) each output row reads, `(out, in)`: seen on one one-hot image a row."""
-        size = source.shape[axis]
-        probe = torch.eye(size, dtype=torch.float64).view(1, size, *((size, 1) if axis == 2 else (1, size)))
-        made: Tensor = step.functional(probe, *step.args[1:], **step.kwargs)
-        return ((made[0, :, :, 0] if axis == 2 else made[0, :, 0, :]) != 0).T
-
-    used_rows, used_columns = taps(2), taps(3)
+    taps = [_taps(step, axis) for axis in (0, 1)]
 
     def run(b: Tensor) -> Tensor:
         b = b[:, :1] if b.stride(1) == 0 else b
-        pieces = [b[:, :, used].amax(2) for used in used_rows]
-        b = torch.stack(pieces, 2)
-        pieces = [b[:, :, :, used].amax(3) for used in used_columns]
-        return torch.stack(pieces, 3).expand(out.shape)
+        for axis, read in enumerate(taps):
+            dim = 2 + axis
+            if b.shape[dim] > 1 and b.stride(dim) == 0:  # the same in every row
+                b = b.narrow(dim, 0, 1).expand(*b.shape[:dim], out.shape[dim], *b.shape[dim + 1 :])
+            else:
+                b = b.index_select(dim, read.flatten()).unflatten(dim, read.shape).amax(dim + 1)
+        return b.expand(out.shape)
 
-    return [each(run, step.bounds(source))]
+    return [each(run, step.bounds(step.args[0]))]
+
+
+def _taps(step: Step, axis: int) -> Tensor:
+    """Which input rows (or columns) each output row reads, `(out, k)` int64; of fewer than k, one is named again.
+
+    They are seen where the operation itself is run on zeros and ones, with so many zeros in between that nothing reads
+    two ones. The ones lie along the columns of two equal rows: of a single column, torch's antialiased resizing errs.
+    """
+    source, size = step.args[0].shape[2 + axis], step.outputs[0].shape[2 + axis]
+    scale, corners = _given_scale(step, axis), bool(step.argument("align_corners"))
+    ratio = source / size if scale is None else 1 / scale
+    period = min(source, 2 * math.ceil(6 * max(ratio, 1)) + 8)
+    rows = torch.arange(source)
+    probe = torch.zeros(1, period, 2, source, dtype=torch.float64)
+    probe[0, rows % period, :, rows] = 1
+    packet = getattr(torch.ops.aten, step.name)
+    weights = packet.default(probe, [2, size], corners, None, scale)[0, :, 0]
+    places = torch.arange(size, dtype=torch.float64)
+    center = places * ((source - 1) / max(1, size - 1)) if corners else (places + 0.5) * ratio - 0.5
+    first = torch.arange(period)[:, None]
+    nearest = first + period * ((center.clamp(0, source - 1) - first) / period).round().long()
+    nearest = first.expand_as(nearest) if period == source else nearest
+    read = (weights != 0) & (nearest >= 0) & (nearest < source)
+    order = read.long().argsort(dim=0, descending=True, stable=True)[: max(1, int(read.sum(0).max()))]
+    chosen, used = nearest.gather(0, order), read.gather(0, order)
+    return torch.where(used, chosen, chosen[:1]).T.contiguous()
+
+
+def _given_scale(step: Step, axis: int) -> float | None:
+    """The factor along an axis that the network gave, and that torch goes by rather than by the two sizes."""
+    both = step.argument("scale_factors")
+    given = step.argument(("scales_h", "scales_w")[axis]) if both is None else both[axis]
+    return float(given) if given else None
