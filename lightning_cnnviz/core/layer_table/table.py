@@ -26,7 +26,7 @@ from lightning_cnnviz.core.layer_table.formulas import (
     window_formula,
 )
 from lightning_cnnviz.core.layer_table.unclipped_fields import Field, UnclippedFields
-from lightning_cnnviz.core.tracing.operations import Kind, Operation, log_operations
+from lightning_cnnviz.core.tracing.operations import Kind, Operation, OperationLog, log_operations
 
 __all__ = [
     "LayerRow",
@@ -178,12 +178,12 @@ def layer_table(model: nn.Module, input_size: Sequence[int] | Tensor) -> LayerTa
         raise TypeError(f"layer_table needs an nn.Module, not {type(model).__name__}")
     _check_not_frozen(model)
     image = _image(model, input_size)
-    operations, values = _run(model, image)
+    log, values = _run(model, image)
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     plain = {name.replace("_orig_mod.", ""): size for name, size in sizes.items()}
-    fields = UnclippedFields(model, image, operations, values)
+    fields = UnclippedFields(model, image, log, values)
     rows, counted, uses = [], set[str](), dict[tuple[str, str], int]()
-    for position, operation in enumerate(operations):
+    for position, operation in enumerate(log.operations):
         key = (operation.owner, operation.type)
         uses[key] = uses.get(key, 0) + 1
         new = [name for name in operation.parameters if name not in counted]
@@ -230,14 +230,14 @@ def _image(model: nn.Module, input_size: Sequence[int] | Tensor) -> Tensor:
     return torch.zeros(1, *size, dtype=like.dtype, device=like.device)
 
 
-def _run(model: nn.Module, image: Tensor) -> tuple[list[Operation], bool]:
-    """Return the operations, and whether values had to be computed to find them."""
+def _run(model: nn.Module, image: Tensor) -> tuple[OperationLog, bool]:
+    """Return what ran, and whether values had to be computed to find it."""
     without = log_operations(model, image, values=False)
     if without.error is None:
-        return without.operations, False
+        return without, False
     log = without if image.is_meta else log_operations(model, image, values=True)
     if log.error is None:
-        return log.operations, True
+        return log, True
     size = "x".join(str(n) for n in image.shape[1:])
     where = f"layer '{log.where}'" if log.where else "the network itself"
     came = f", after {_brief(log.operations[-1])}" if log.operations else ""

@@ -2,7 +2,10 @@
 
 A field grows beyond the image in every deep network, and the boxes of `receptive_field` end at its border. So the
 network runs again, without values, on an image that is much longer along one axis; units in the middle of it have their
-full field, through whatever branches. What still covers all of that image covers any: it is "the whole image".
+full field, through whatever branches. The boxes are those of `receptive_field`, by the same rules. Where they are still
+cut off, the image is made twice as long, unless something that sees all of any image has run: a mean over the map,
+attention. That is known by its step: from boxes that are much shorter to ones that are longer by more than the whole
+image that was given. What then covers all of the long image is "the whole image".
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from fractions import Fraction
 import torch
 from torch import Tensor, nn
 
-from lightning_cnnviz.core.tracing.operations import Lines, Operation, log_operations
+from lightning_cnnviz.core.tracing.operations import Along, Lines, Operation, OperationLog, log_operations
 
 __all__ = ["Field", "UnclippedFields"]
 
@@ -47,11 +50,11 @@ class _Axis:
 class UnclippedFields:
     """Receptive fields of all operations of a pass, measured on images so large that no border cuts them off."""
 
-    def __init__(self, model: nn.Module, image: Tensor, operations: list[Operation], values: bool) -> None:
-        self._operations, self._size = operations, (image.shape[2], image.shape[3])
-        down = _strip(model, image, operations, values, 0)
-        alike = _symmetric(operations, self._size)
-        self._strips = (down, down if alike else _strip(model, image, operations, values, 1))
+    def __init__(self, model: nn.Module, image: Tensor, log: OperationLog, values: bool) -> None:
+        self._operations, self._size = log.operations, (image.shape[2], image.shape[3])
+        down = _strip(model, image, log.operations, values, 0)
+        alike = log.axes_alike and self._size[0] == self._size[1]
+        self._strips = (down, down if alike else _strip(model, image, log.operations, values, 1))
 
     def of(self, position: int) -> Field:
         """Return the field of an operation by its position."""
@@ -80,7 +83,7 @@ class UnclippedFields:
                 return _Axis(None) if len(before.output_shape) == 4 else self._along(here.after, axis)
         there = strip.operations[position] if position < len(strip.operations) else None
         if there is not None and _alike(here, there) and there.lines is not None:
-            measured = _measured(there.lines[strip.axis], strip.length, strip.bound)
+            measured = _measured(there, strip)
             if measured is not None:
                 return measured
         assert here.lines is not None  # see `of`
@@ -93,24 +96,53 @@ def _both(down: Fraction | None, across: Fraction | None) -> tuple[float, float]
 
 @dataclass(frozen=True)
 class _Strip:
-    """What ran on an image that is much longer along one axis; a field longer than `bound` is the whole image."""
+    """What ran on an image that is much longer along one axis, which alone was followed."""
 
     operations: list[Operation]
-    axis: int
+    followed: int
     length: int
-    bound: float
+
+    def lines(self, operation: Operation) -> tuple[Tensor, Tensor]:
+        """First and last pixel of what each row of a map reaches, or each column."""
+        assert operation.lines is not None  # see `UnclippedFields.of`
+        first, last = operation.lines[self.followed]
+        return first.double(), last.double()
+
+    def middle(self, count: int) -> Tensor:
+        """Units in the middle: some 128 pixels to either side, enough for all phases of what was enlarged before."""
+        span = max(2, round(128 * count / self.length))
+        return torch.arange(max(0, count // 2 - span), min(count, count // 2 + span + 1))
 
 
 def _strip(model: nn.Module, image: Tensor, operations: list[Operation], values: bool, axis: int) -> _Strip:
-    length, bound = _strip_length(operations, image.shape[2 + axis], axis)
-    size = [*image.shape]
-    size[2 + axis] = length
-    macs = sum(operation.macs for operation in operations) * length / image.shape[2 + axis]
-    if values and macs > _AFFORDABLE:
-        return _Strip([], axis, length, bound)
-    strip = image.new_zeros(size) if values else torch.empty(size, dtype=image.dtype, device="meta")
-    # A network that refuses this size is followed as far as it comes.
-    return _Strip(log_operations(model, strip, values=values).operations, axis, length, bound)
+    """Run on longer and longer images, until one is long enough or the longest that is tried."""
+    size = image.shape[2 + axis]
+    along, longest = Along(axis=axis, farthest=size), max(size, _LARGEST_STRIP)
+    length, step = _first_length(operations, size, axis)
+    while True:
+        macs = sum(operation.macs for operation in operations) * length / size
+        if values and macs > _AFFORDABLE:
+            return _Strip([], axis, length)
+        shape = [*image.shape]
+        shape[2 + axis] = length
+        strip = image.new_zeros(shape) if values else torch.empty(shape, dtype=image.dtype, device="meta")
+        # A network that refuses this size is followed as far as it comes.
+        made = _Strip(log_operations(model, strip, values=values, along=along).operations, axis, length)
+        if length >= longest or not _too_short(operations, made):
+            return made
+        length = min(size + step * (2 * (length - size) // step), longest)
+
+
+def _too_short(operations: list[Operation], strip: _Strip) -> bool:
+    """Whether a border cuts units in the middle off, though nothing has run that sees all of any image."""
+    for here, there in zip(operations, strip.operations, strict=False):
+        if there.boundless or there.lines is None or not _alike(here, there):
+            continue
+        first, last = strip.lines(there)
+        chosen = strip.middle(len(first))
+        if len(first) > 1 and bool(((first[chosen] <= 0) | (last[chosen] >= strip.length - 1)).any()):
+            return True
+    return False
 
 
 def _alike(here: Operation, there: Operation) -> bool:
@@ -119,33 +151,25 @@ def _alike(here: Operation, there: Operation) -> bool:
     return same == (there.owner, there.type, there.window, there.parameters, there.scaled)
 
 
-def _symmetric(operations: list[Operation], size: tuple[int, int]) -> bool:
-    """Whether columns are to the network as rows are: then one larger image does for both."""
-    for operation in operations:
-        if any(window != window[::-1] for window in operation.window or ()):
-            return False
-        if operation.lines is not None:
-            (top, bottom), (left, right) = operation.lines
-            if not (torch.equal(top, left) and torch.equal(bottom, right)):
-                return False
-    return size[0] == size[1]
-
-
-def _strip_length(operations: list[Operation], size: int, axis: int) -> tuple[int, float]:
-    """Return a length of image in which a unit in the middle sees no border, and what no field is longer than.
+def _first_length(operations: list[Operation], size: int, axis: int) -> tuple[int, int]:
+    """Return a length of image in which a unit in the middle mostly sees no border, and what it may grow by.
 
     It differs from the true length by a multiple of all strides, so that windows lie on it in the same way.
     """
     reach, odd, ratios = 1.0, set[int](), [1.0]
     for operation in operations:
-        if operation.window is None or len(operation.input_shape) != 4:
+        if len(operation.input_shape) != 4 or len(operation.output_shape) != 4:
+            continue
+        ratio = max(1.0, math.ceil(size / max(1, operation.input_shape[2 + axis])))
+        if operation.kind == "resize":  # windows of up to six rows; of what is reduced, so many times longer
+            reach += 6 * ratio * max(1.0, operation.input_shape[2 + axis] / max(1, operation.output_shape[2 + axis]))
+        if operation.window is None:
             continue
         kernel, stride, _, dilation = (numbers[axis] for numbers in operation.window)
-        ratio = max(1.0, math.ceil(size / max(1, operation.input_shape[2 + axis])))
         if operation.jump is not None:  # of its output; a small map, rounded up, is larger than its stride says
             ratio = max(ratio, float(operation.jump[axis]) / (stride if operation.kind != "transposed" else 1))
         ratios += [ratio * stride] if operation.input_shape[2 + axis] > 1 else []
-        # The sum over all windows bounds the field: paths that run side by side count as if one behind the other.
+        # A sum over all windows: paths that run side by side count as if one behind the other.
         reach += dilation * (kernel - 1) * ratio
         while stride % 2 == 0:
             stride //= 2
@@ -153,21 +177,17 @@ def _strip_length(operations: list[Operation], size: int, axis: int) -> tuple[in
     step = 64 * math.prod(odd)
     step = step if step <= 2048 else 64
     wanted = 1.25 * reach + 6 * max(64, min(max(ratios), 512))
-    length = min(size + step * math.ceil(wanted / step), max(size, _LARGEST_STRIP))
-    return length, reach if reach < length / 1.1 else math.inf
+    return min(size + step * math.ceil(wanted / step), max(size, _LARGEST_STRIP)), step
 
 
-def _measured(lines: Lines, length: int, bound: float) -> _Axis | None:
+def _measured(operation: Operation, strip: _Strip) -> _Axis | None:
     """The field of units in the middle of a large image; None if that does not tell."""
-    first, last = lines[0].double(), lines[1].double()
-    count = len(first)
-    # Some 128 pixels to either side of the middle: enough for all phases of what was enlarged in between.
-    span = max(2, round(128 * count / length))
-    chosen = torch.arange(max(0, count // 2 - span), min(count, count // 2 + span + 1))
+    first, last = strip.lines(operation)
+    chosen = strip.middle(len(first))
     # Not all of it may be seen: the last rows are dropped where windows do not fit.
-    if bool((last[chosen] - first[chosen] > bound).all()):
+    if operation.boundless and bool((last[chosen] - first[chosen] > 0.9 * strip.length).all()):
         return _Axis(None)
-    cut = (first[chosen] <= 0) | (last[chosen] >= length - 1)
+    cut = (first[chosen] <= 0) | (last[chosen] >= strip.length - 1)
     return None if bool(cut.any()) else _periodic(first, last, chosen)
 
 

@@ -12,7 +12,20 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from lightning_cnnviz.core.tracing.calls import Call
 
-__all__ = ["NOTHING", "Bounds", "Step", "TensorBounds", "compact", "each", "everything", "nothing", "thin", "union"]
+__all__ = [
+    "NOTHING",
+    "Bounds",
+    "Step",
+    "TensorBounds",
+    "compact",
+    "each",
+    "everything",
+    "nothing",
+    "over_channels",
+    "remember_over_channels",
+    "thin",
+    "union",
+]
 
 Bounds = tuple[Tensor, Tensor, Tensor, Tensor]
 """How far each element's box reaches: -top, bottom, -left, right, signed so that a union is a maximum.
@@ -43,11 +56,27 @@ def compact(bounds: Bounds, dims: Sequence[int]) -> Bounds:
     return bounds
 
 
+def over_channels(side: Tensor) -> Tensor:
+    """The farthest of all channels, `(N, 1, H, W)`; reckoned once a tensor, since layers in a row pass the same on."""
+    known = getattr(side, "_over_channels", None)
+    if known is None:
+        known = side[:, :1] if side.shape[1] == 1 or side.stride(1) == 0 else thin(side).amax(1, keepdim=True)
+        known = known.expand(side.shape[0], 1, *side.shape[2:])
+        remember_over_channels(side, known)
+    result: Tensor = known
+    return result
+
+
+def remember_over_channels(side: Tensor, farthest: Tensor) -> None:
+    """Tell `over_channels` what it would reckon."""
+    side._over_channels = farthest  # type: ignore[attr-defined]
+
+
 def union(many: Sequence[Bounds], shape: Sequence[int]) -> Bounds:
     """The element-wise union of bounds that broadcast to `shape`, without filling expanded dimensions."""
     shape = tuple(shape)
     if len(many) == 1:
-        return each(lambda b: b.expand(shape), many[0])
+        return each(lambda b: b if b.shape == shape else b.expand(shape), many[0])
     sides = []
     for side in range(4):
         parts = [bounds[side].expand(shape) for bounds in many]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import reduce
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +11,17 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from lightning_cnnviz.core.tracing import calls
-from lightning_cnnviz.core.tracing._bounds import NOTHING, Bounds, Step, each, everything, nothing, union
+from lightning_cnnviz.core.tracing._bounds import (
+    NOTHING,
+    Bounds,
+    Step,
+    each,
+    everything,
+    nothing,
+    over_channels,
+    remember_over_channels,
+    union,
+)
 from lightning_cnnviz.core.tracing._bounds_windows import (
     convolution_bounds,
     fixed_size_pool_bounds,
@@ -80,7 +91,11 @@ def _joined(step: Step) -> list[Bounds] | None:
                 if dim != along and shape[dim] > 1 and all(part.stride(dim) == 0 for part in parts):
                     parts = [part.narrow(dim, 0, 1) for part in parts]
         joined: Tensor = step.functional(parts, *step.args[1:], **step.kwargs)
-        return joined.expand(shape)
+        joined = joined.expand(shape)
+        if step.name == "cat" and along == 1 and all(piece[side].ndim == len(shape) == 4 for piece in pieces):
+            farthest = [over_channels(piece[side]) for piece in pieces]
+            remember_over_channels(joined, reduce(torch.maximum, farthest))
+        return joined
 
     return [(run(0), run(1), run(2), run(3))]
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_cnnviz.core.tracing._bounds import NOTHING, Bounds, Step, each, thin
+from lightning_cnnviz.core.tracing._bounds import NOTHING, Bounds, Step, each, over_channels, thin
 
 __all__ = ["convolution_bounds", "fixed_size_pool_bounds", "interpolation_bounds", "pool_3d_bounds", "pool_bounds"]
 
@@ -24,8 +24,8 @@ def convolution_bounds(step: Step) -> list[Bounds] | None:
 
     def run(b: Tensor) -> Tensor:
         size = b.shape[2:]
-        if b.stride(1) == 0:
-            b = b[:, :1]
+        if b.stride(1) == 0 or groups == 1:
+            b = over_channels(b)
         else:
             b = thin(b)
             b = b.reshape(len(b), groups, -1, *b.shape[2:]).amax(2).expand(-1, -1, *size)

@@ -39,6 +39,8 @@ class Operation:
         macs: Multiply-adds for one image.
         lines: What rows and what columns reach; None where the output depends on no pixel.
         jump: Product of the strides so far, down and across; None where there is no such number.
+        boundless: Whether it, or an operation before it, went farther in one step than was asked, see
+            `log_operations`.
         scaled: Ratios of sizes at what gives a fixed number of rows, here and before: they stretch with the image.
         after: Position of the operation that made its input; None for the image.
     """
@@ -56,6 +58,7 @@ class Operation:
     macs: int = 0
     lines: tuple[Lines, Lines] | None = None
     jump: tuple[Fraction, Fraction] | None = None
+    boundless: bool = False
     scaled: tuple[Fraction, ...] = ()
     after: int | None = None
 

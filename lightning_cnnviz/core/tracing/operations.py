@@ -23,6 +23,7 @@ from typing_extensions import override
 
 from lightning_cnnviz.core.network.hooks import Site, analysis_mode, hooked, takes_hooks
 from lightning_cnnviz.core.tracing import calls
+from lightning_cnnviz.core.tracing._bounds import Bounds, over_channels, thin
 from lightning_cnnviz.core.tracing._operation_rules import (
     Kind,
     Lines,
@@ -31,10 +32,18 @@ from lightning_cnnviz.core.tracing._operation_rules import (
     read_operation,
     scale_of,
 )
+from lightning_cnnviz.core.tracing._symmetry import treats_axes_alike
 from lightning_cnnviz.core.tracing.calls import OperationReader, Operator, input_tensors, tensors_in
 from lightning_cnnviz.core.tracing.receptive_field import BoundsMode
 
-__all__ = ["Kind", "Lines", "Operation", "OperationLog", "log_operations"]
+__all__ = ["Along", "Kind", "Lines", "Operation", "OperationLog", "log_operations"]
+
+# These go as far as their windows, or nowhere: boxes are moved, and not enlarged.
+_STEPWISE = (
+    *(calls.CONVOLUTIONS, calls.MAX_POOLS, calls.AVERAGE_POOLS, calls.POOLS_3D, calls.INTERPOLATIONS),
+    *(calls.NEAREST_UPSAMPLINGS, calls.CONSTANT_PADS, calls.EDGE_PADS, calls.COPIES, calls.RESHAPES),
+    *(calls.PERMUTATIONS, calls.SPLITS, calls.SLICES, calls.OTHER_MOVES),
+)
 
 
 @dataclass(eq=False, kw_only=True)
@@ -45,14 +54,24 @@ class OperationLog:
         operations: In the order in which they ran.
         error: What stopped the pass.
         where: Path of the module in which it stopped.
+        axes_alike: Whether every operation does to columns what it does to rows.
     """
 
     operations: list[Operation]
+    axes_alike: bool
     error: Exception | None = None
     where: str = ""
 
 
-def log_operations(model: nn.Module, image: Tensor, *, values: bool) -> OperationLog:
+@dataclass(frozen=True)
+class Along:
+    """Which axis of the image to follow alone, and which step along it, in pixels, is called boundless if exceeded."""
+
+    axis: int
+    farthest: int
+
+
+def log_operations(model: nn.Module, image: Tensor, *, values: bool, along: Along | None = None) -> OperationLog:
     """Run one image through the network, in eval mode and without trace, and log its operations.
 
     A pass that fails is logged as far as it came. Inside of what `torch.jit` has traced or scripted, operations belong
@@ -62,6 +81,8 @@ def log_operations(model: nn.Module, image: Tensor, *, values: bool) -> Operatio
         model: The network.
         image: `(1, C, H, W)`.
         values: Whether to compute values; else shapes alone.
+        along: Follow receptive fields along one axis alone, and watch for steps that go farther than a number of
+            pixels: by anything but a window of known length, an output reaches that much more than the inputs do.
     """
     bounds, stack = BoundsMode(), [""]
     modules = {_plain(name): module for name, module in model.named_modules() if name}
@@ -78,9 +99,9 @@ def log_operations(model: nn.Module, image: Tensor, *, values: bool) -> Operatio
             for name, tensor in ({} if values else {**parameters, **buffers}).items()
         }
         sources = {_plain(name): standins.get(name, parameters[name]) for name in parameters}
-        logger = _OperationLogger(bounds, stack, modules, sources)
+        logger = _OperationLogger(bounds, stack, modules, sources, along)
         try:
-            with hooked(sites, logger.on_module), bounds.follow(image), logger:
+            with hooked(sites, logger.on_module), bounds.follow(image, axis=along.axis if along else None), logger:
                 logger.start(image)
                 if values:
                     model(image)
@@ -88,7 +109,7 @@ def log_operations(model: nn.Module, image: Tensor, *, values: bool) -> Operatio
                     functional_call(model, standins, (image,))
         except Exception as error:  # whatever a network may raise: the caller decides what it means
             failed = error
-    return OperationLog(operations=logger.operations, error=failed, where=stack[-1])
+    return OperationLog(operations=logger.operations, error=failed, where=stack[-1], axes_alike=logger.axes_alike)
 
 
 @contextmanager
@@ -130,22 +151,29 @@ class _Trail:
     jump: tuple[Fraction, Fraction] | None
     scaled: tuple[Fraction, ...] = ()
     made_by: int | None = None
+    boundless: bool = False
 
 
 class _OperationLogger(OperationReader):
     """Logs operations on what depends on the image, and which parameters each of them reads."""
 
     def __init__(
-        self, bounds: BoundsMode, stack: list[str], modules: dict[str, nn.Module], parameters: dict[str, Tensor]
+        self,
+        bounds: BoundsMode,
+        stack: list[str],
+        modules: dict[str, nn.Module],
+        parameters: dict[str, Tensor],
+        along: Along | None,
     ) -> None:
         super().__init__()
         self.operations: list[Operation] = []
+        self.axes_alike, self._along = True, along
         self._bounds, self._stack, self._modules = bounds, stack, modules
         self._sources, self._trails = WeakTensorKeyDictionary(), WeakTensorKeyDictionary()
         for name, tensor in parameters.items():
             self._sources[tensor] = frozenset([name])
         self._entered: list[tuple[int, tuple[int, ...] | None]] = []
-        self._last: tuple[Any, tuple[Lines, Lines] | None] | None = None
+        self._last: tuple[Any, bool, tuple[Lines, Lines] | None] | None = None
 
     def start(self, image: Tensor) -> None:
         """Begin at the image."""
@@ -167,13 +195,14 @@ class _OperationLogger(OperationReader):
             last = isinstance(self._modules[name], nn.Linear) or type(self._modules[name]) is nn.LayerNorm
             operation = inside[0]
             operation.input_shape, operation.output_shape = input_shape, shape
-            operation.lines = _lines(self._bounds.reach(value), channels_last=last)
+            operation.lines = self._lines_of(self._bounds.reach(value), channels_last=last)
 
     @override
     def on_operation(self, operator: Operator, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         args, kwargs = _all_on_meta(operator.func, args, kwargs)
         given = input_tensors(operator, args, kwargs)
-        dependent = [tensor for tensor in given if self._bounds.reach(tensor) is not None]
+        reaches = [(tensor, reach) for tensor in given if (reach := self._bounds.reach(tensor)) is not None]
+        dependent = [tensor for tensor, _ in reaches]
         shapes = [tuple(tensor.shape) for tensor in dependent]  # before it runs: unsqueeze_ changes them
         sources = frozenset().union(*(self._sources.get(tensor, frozenset()) for tensor in given))
         result = operator.func(*args, **kwargs)
@@ -185,14 +214,29 @@ class _OperationLogger(OperationReader):
             return result
         if made and self._bounds.reach(made[0]) is not None:
             call = ShapedCall(operator, args, kwargs, dependent, shapes, tuple(made[0].shape))
-            self._log(call, made, sources)
+            self.axes_alike = self.axes_alike and treats_axes_alike(call)
+            self._log(call, made, sources, self._goes_far(call, [reach for _, reach in reaches], made[0]))
         return result
 
-    def _log(self, call: ShapedCall, made: list[Tensor], sources: frozenset[str]) -> None:
+    def _goes_far(self, call: ShapedCall, before: list[Bounds], made: Tensor) -> bool:
+        """Whether, along the axis that is followed, the output reaches much more than the inputs did."""
+        after = self._bounds.reach(made)
+        if self._along is None or after is None or call.name in calls.JOINS:
+            return False
+        if call.only_first and any(call.name in kind for kind in _STEPWISE):
+            return False
+        place = 2 * self._along.axis
+        if any(after[place] is reach[place] for reach in before):  # pointwise operations and norms pass on the same
+            return False
+        with _disable_current_modes():
+            farthest = max(_longest(reach[place], reach[place + 1]) for reach in before)
+            return _longest(after[place], after[place + 1]) - farthest > self._along.farthest
+
+    def _log(self, call: ShapedCall, made: list[Tensor], sources: frozenset[str], far: bool) -> None:
         operation = read_operation(call)
         if operation is None and sources:
             operation = call.record("norm" if "_norm" in call.name else "other")
-        trail = self._trail(call, operation)
+        trail = self._trail(call, operation, far)
         if operation is not None:
             operation.after, trail = trail.made_by, replace(trail, made_by=len(self.operations))
         for tensor in made:
@@ -205,12 +249,15 @@ class _OperationLogger(OperationReader):
         is_norm = operation.kind == "norm" and "Norm" in type(owner).__name__
         if is_norm or isinstance(owner, _MADE_FOR.get(operation.kind, ())):
             operation.type = type(owner).__name__
-        reach = self._bounds.reach(made[0])
-        if self._last is None or reach is not self._last[0]:  # a norm passes on what it is given
-            self._last = (reach, _lines(reach, channels_last=False))
-        operation.lines = self._last[1]
-        operation.jump, operation.scaled = trail.jump, trail.scaled
+        operation.lines = self._lines_of(self._bounds.reach(made[0]), channels_last=False)
+        operation.jump, operation.scaled, operation.boundless = trail.jump, trail.scaled, trail.boundless
         self.operations.append(operation)
+
+    def _lines_of(self, reach: Bounds | None, *, channels_last: bool) -> tuple[Lines, Lines] | None:
+        if self._last is None or self._last[0] is not reach or self._last[1] != channels_last:
+            # A norm passes on what it is given, and modules what their operations have made.
+            self._last = (reach, channels_last, _lines(reach, channels_last=channels_last))
+        return self._last[2]
 
     def _owner(self, sources: frozenset[str]) -> str:
         """The module that runs; of one that hooks cannot see, the module whose parameters are read."""
@@ -218,7 +265,7 @@ class _OperationLogger(OperationReader):
         path = paths.pop() if len(paths) == 1 else ""
         return path if path and not takes_hooks(self._modules[path]) else self._stack[-1]
 
-    def _trail(self, call: ShapedCall, operation: Operation | None) -> _Trail:
+    def _trail(self, call: ShapedCall, operation: Operation | None, far: bool) -> _Trail:
         trails = [self._trails.get(tensor, _Trail(None)) for tensor in call.dependent]
         # Where a gate joins a map, the map's stride counts; of equals, the first.
         like = [
@@ -230,7 +277,7 @@ class _OperationLogger(OperationReader):
             factor, ratios = scale_of(call, operation)
             scaled += tuple(ratio for ratio in ratios if ratio not in scaled)
             jump = (jump[0] * factor[0], jump[1] * factor[1]) if jump is not None else None
-        return _Trail(jump, scaled, like[0].made_by)
+        return _Trail(jump, scaled, like[0].made_by, far or any(trail.boundless for trail in trails))
 
 
 def _all_on_meta(func: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
@@ -247,9 +294,14 @@ def _all_on_meta(func: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
     return tree_map(move, args), tree_map(move, kwargs)
 
 
+def _longest(neg_first: Tensor, last: Tensor) -> float:
+    lengths = thin(neg_first) + thin(last)
+    return float(lengths.amax()) if lengths.numel() else 0.0
+
+
 def _lines(reach: tuple[Tensor, ...] | None, *, channels_last: bool) -> tuple[Lines, Lines] | None:
     """What the rows, and what the columns of a map `(1, C, H, W)` reach; of anything else, its farthest element."""
-    if reach is None:
+    if reach is None or reach[0].numel() == 0:
         return None
     with _disable_current_modes():  # what is computed here is none of the network's
         return _lines_of(reach, channels_last)
@@ -273,12 +325,13 @@ def _lines_of(reach: tuple[Tensor, ...], channels_last: bool) -> tuple[Lines, Li
 
 
 def _largest(side: Tensor, kept: int) -> Tensor:
+    side = over_channels(side) if kept != 1 else side
     for dim in range(4):
         if dim != kept and side.stride(dim) == 0:
             side = side.narrow(dim, 0, 1)
     # One dimension after the other, the last one first: many times faster than all at once.
     for dim in (3, 2, 1, 0):
-        if dim != kept:
+        if dim != kept and side.shape[dim] > 1:
             side = side.amax(dim, keepdim=True)
     return side.flatten()
 

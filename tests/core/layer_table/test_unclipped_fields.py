@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
-from torch import nn
+import torch.nn.functional as F
+from reference.support import change_boxes
+from torch import Tensor, nn
 
+from lightning_cnnviz.core.layer_table.table import layer_table
 from lightning_cnnviz.core.layer_table.unclipped_fields import Field, UnclippedFields
 from lightning_cnnviz.core.tracing.operations import log_operations
 
 
 def field_of_last(model: nn.Module, size: tuple[int, int]) -> Field:
     image = torch.zeros(1, 1, *size)
-    operations = log_operations(model, image, values=False).operations
-    return UnclippedFields(model, image, operations, values=False).of(len(operations) - 1)
+    log = log_operations(model, image, values=False)
+    return UnclippedFields(model, image, log, values=False).of(len(log.operations) - 1)
 
 
 @pytest.mark.parametrize("size", [(8, 8), (9, 12), (40, 40)])
@@ -41,3 +47,99 @@ def test_a_network_for_one_size_tells_what_it_can() -> None:
     field = field_of_last(Fixed(nn.Conv2d(1, 1, 3, padding=1), nn.Conv2d(1, 1, 3, padding=1)), (8, 8))
     assert field.size == (5, 5)
     assert field_of_last(Fixed(nn.Conv2d(1, 1, 7, padding=3), nn.Conv2d(1, 1, 7, padding=3)), (8, 8)).clipped
+
+
+class Sum(nn.Module):
+    """An image and the same moved."""
+
+    def __init__(self, move: Callable[[Tensor], Tensor], keep: Callable[[Tensor], Tensor] = lambda x: x) -> None:
+        super().__init__()
+        self.move, self.keep = move, keep
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.keep(x) + self.move(x)
+
+
+def conv(stride: int = 1, **options: Any) -> nn.Conv2d:
+    return nn.Conv2d(4, 4, 3, stride=stride, padding=1, **options)
+
+
+REACHING: dict[str, Callable[[], nn.Module]] = {
+    "bilinear": lambda: nn.Sequential(conv(2), nn.Upsample(scale_factor=2, mode="bilinear")),
+    "bicubic": lambda: nn.Sequential(conv(2), nn.Upsample(scale_factor=2, mode="bicubic")),
+    "bilinear, reduced": lambda: nn.Sequential(nn.Upsample(scale_factor=0.5, mode="bilinear"), conv()),
+    "antialiased": lambda: Sum(lambda x: F.interpolate(x, scale_factor=0.25, mode="bicubic", antialias=True), lambda x: x[..., ::4, ::4]),  # noqa: E501
+    "roll": lambda: nn.Sequential(Sum(lambda x: x.roll((9, 5), (2, 3))), conv()),
+    "slices": lambda: Sum(lambda x: x[:, :, 12:, 7:], lambda x: x[:, :, :-12, :-7]),
+    "space to depth": lambda: nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(16, 4, 3)),
+    "depth to space": lambda: nn.Sequential(conv(2), nn.PixelShuffle(2), nn.Conv2d(1, 4, 3)),
+    "nearest": lambda: nn.Sequential(conv(2), nn.Upsample(scale_factor=3), conv()),
+    "transposed": lambda: nn.Sequential(conv(2), nn.ConvTranspose2d(4, 4, 5, stride=2, padding=1)),
+    "reflected": lambda: nn.Sequential(nn.ReflectionPad2d(2), nn.Conv2d(4, 4, 5, dilation=2)),
+    "replicated": lambda: conv(padding_mode="replicate"),
+    "circular": lambda: conv(padding_mode="circular"),
+    "windows": lambda: nn.Sequential(conv(), Sum(lambda x: F.avg_pool2d(x, 5, 1, 2))),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REACHING)
+def test_a_field_is_what_changes_reach(name: str) -> None:
+    torch.manual_seed(0)
+    model, image = REACHING[name]().double(), torch.rand(1, 4, 64, 64, dtype=torch.float64)
+    with torch.no_grad():
+        boxes = change_boxes(lambda images, see: see("out", model(images)), image)["out"]
+    units = boxes[
+        :, boxes.shape[1] // 2 - 4 : boxes.shape[1] // 2 + 4, boxes.shape[2] // 2 - 4 : boxes.shape[2] // 2 + 4
+    ]
+    expected = tuple(int(n) for n in (units[..., 2:] - units[..., :2]).flatten(0, -2).amax(0))
+    for size in (20, 64):
+        (*_, last) = layer_table(model.float(), (4, size, size)).rows
+        assert (last.receptive_field, last.clipped) == (expected, False)
+
+
+class UNet(nn.Module):
+    """Four levels, with bilinear enlargement, as many write it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.ModuleList(self.two(1 if level == 0 else 2) for level in range(5))
+        self.up = nn.ModuleList(self.two(4) for _ in range(4))
+
+    def two(self, channels: int) -> nn.Sequential:
+        return nn.Sequential(nn.Conv2d(channels, 2, 3, padding=1), nn.ReLU(), nn.Conv2d(2, 2, 3, padding=1), nn.ReLU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        levels = [self.down[0](x)]
+        for block in list(self.down)[1:]:
+            levels.append(block(F.max_pool2d(levels[-1], 2)))
+        x = levels.pop()
+        for block in self.up:
+            x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True)
+            x = block(torch.cat([levels.pop(), x], 1))
+        return x
+
+
+@pytest.mark.parametrize("size", [32, 256])
+def test_a_u_net_does_not_see_the_whole_image(size: int) -> None:
+    assert field_of_last(UNet(), (size, size)).size == (236, 236)
+
+
+def test_what_is_moved_far_is_measured_on_a_longer_image() -> None:
+    class Far(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            for _ in range(40):
+                x = x[:, :, 20:] + x[:, :, :-20]
+            return x
+
+    assert field_of_last(Far(), (1000, 8)).size == (801, 1)
+
+
+def test_axes_that_look_alike_on_a_small_image_are_measured_one_by_one() -> None:
+    blocks = [nn.Conv2d(1, 1, 3, padding=1) for _ in range(6)]
+    field = field_of_last(nn.Sequential(*blocks, Rows(), nn.Conv2d(1, 1, 1)), (8, 8))
+    assert field.size == (None, 13)
+
+
+class Rows(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(2, keepdim=True)
