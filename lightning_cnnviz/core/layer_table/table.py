@@ -27,6 +27,7 @@ from lightning_cnnviz.core.layer_table.formulas import (
 )
 from lightning_cnnviz.core.layer_table.unclipped_fields import Field, UnclippedFields
 from lightning_cnnviz.core.tracing.operations import Kind, Operation, OperationLog, log_operations
+from lightning_cnnviz.core.tracing.readable import check_readable
 
 __all__ = [
     "LayerRow",
@@ -157,8 +158,9 @@ def layer_table(model: nn.Module, input_size: Sequence[int] | Tensor) -> LayerTa
 
     Rows are convolutions, pooling (a mean over the map included), linear layers, matrix products of activations,
     resizing, padding as an operation of its own, sums, concatenations and products where branches meet, norms, and
-    whatever else has parameters. Functions and reused modules count as often as they run. In what `torch.jit` has
-    traced or scripted all are functions, and rows are named after the parameters that they read.
+    whatever else has parameters. A layer that is fed by constants has a row, too. Functions and reused modules count as
+    often as they run. In what `torch.jit` has traced or scripted all are functions, and rows are named after the
+    parameters that they read.
 
     Args:
         model: The network; its weights may lie on the meta device.
@@ -166,7 +168,8 @@ def layer_table(model: nn.Module, input_size: Sequence[int] | Tensor) -> LayerTa
 
     Raises:
         ValueError: The size is not that of an image, the network refuses it (with its reason and the layer that
-            stopped), a lazy module does not know the shape of its weights yet, or the network is frozen by `torch.jit`.
+            stopped), a lazy module does not know the shape of its weights yet, or the network is quantized or frozen by
+            `torch.jit`.
         TypeError: `model` is no module.
 
     Example:
@@ -176,7 +179,7 @@ def layer_table(model: nn.Module, input_size: Sequence[int] | Tensor) -> LayerTa
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"layer_table needs an nn.Module, not {type(model).__name__}")
-    _check_not_frozen(model)
+    check_readable(model)
     image = _image(model, input_size)
     log, values = _run(model, image)
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
@@ -199,16 +202,6 @@ def layer_table(model: nn.Module, input_size: Sequence[int] | Tensor) -> LayerTa
         parameters=sum(plain.values()),
         unused=unused,
     )
-
-
-def _check_not_frozen(model: nn.Module) -> None:
-    for name, module in model.named_modules():
-        if not hasattr(module, "training"):
-            who = f"'{name}' of {type(model).__name__}" if name else "the network"
-            raise ValueError(
-                f"{who} is frozen by torch.jit: its parameters have become constants, which cannot be counted. Give "
-                "the network that it was made from"
-            )
 
 
 def _image(model: nn.Module, input_size: Sequence[int] | Tensor) -> Tensor:

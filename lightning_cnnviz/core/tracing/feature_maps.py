@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lightning_cnnviz.core.network.hooks import Site, analysis_mode, hooked
 from lightning_cnnviz.core.network.layers import LayerNotFoundError, SelectedLayer
+from lightning_cnnviz.core.tracing.readable import check_readable
 from lightning_cnnviz.core.tracing.receptive_field import BoundsMode, ReceptiveField
 
 __all__ = ["FeatureMaps", "trace_feature_maps"]
@@ -50,8 +51,10 @@ def trace_feature_maps(model: nn.Module, image: Tensor, layers: Sequence[Selecte
 
     Raises:
         LayerNotFoundError: A layer chosen by name does not run, or runs more than once; or no layer is left.
+        ValueError: The network is frozen by `torch.jit` or quantized.
         TypeError: A layer chosen by name does not return a tensor `(N, C, H, W)` or `(N, C)`.
     """
+    check_readable(model)
     trace = _Trace(BoundsMode(), [])
     outputs = {layer.name: Site(layer.module, channels_last=layer.channels_last) for layer in layers}
     norms = _norm_sites(model)

@@ -208,6 +208,8 @@ class _OperationLogger(OperationReader):
         result = operator.func(*args, **kwargs)
         made = tensors_in(result)
         if not dependent:
+            if sources and made and self._log_constant(operator, args, kwargs, made[0], sources):
+                return result
             if sources:
                 for tensor in made:
                     self._sources[tensor] = sources
@@ -217,6 +219,24 @@ class _OperationLogger(OperationReader):
             self.axes_alike = self.axes_alike and treats_axes_alike(call)
             self._log(call, made, sources, self._goes_far(call, [reach for _, reach in reaches], made[0]))
         return result
+
+    def _log_constant(
+        self, operator: Operator, args: Sequence[Any], kwargs: dict[str, Any], made: Tensor, sources: frozenset[str]
+    ) -> bool:
+        """Log what a layer makes of constants: positions, say. Weights that are reckoned have no row of their own."""
+        given = input_tensors(operator, args, kwargs)
+        shapes = [tuple(tensor.shape) for tensor in given if tensor not in self._sources]
+        call = ShapedCall(operator, args, kwargs, [], shapes[:1] or [tuple(made.shape)], tuple(made.shape))
+        operation = read_operation(call)
+        if operation is None or not operation.macs or operator.name == "mv":
+            return False
+        owner = self._owner(sources)
+        if not isinstance(self._modules.get(owner), _MADE_FOR.get(operation.kind, ())):
+            return False
+        operation.owner, operation.type = owner, type(self._modules[owner]).__name__
+        operation.parameters = tuple(sorted(sources))
+        self.operations.append(operation)
+        return True
 
     def _goes_far(self, call: ShapedCall, before: list[Bounds], made: Tensor) -> bool:
         """Whether, along the axis that is followed, the output reaches much more than the inputs did."""

@@ -563,3 +563,50 @@ def test_it_agrees_with_torchinfo_on_plain_networks(name: str) -> None:
         if row.kind in ("conv", "linear"):
             assert leaf.macs == row.macs + math.prod(row.output_shape)
     assert theirs.total_params == ours.parameters
+
+
+def test_a_layer_that_is_fed_by_constants_has_a_row() -> None:
+    class Positions(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+            self.bias = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 4))
+            self.register_buffer("places", torch.rand(5, 2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.conv(x) + self.bias(self.places).mean(0)[:, None, None]
+            return out
+
+    table = layer_table(Positions(), (3, 8, 8))
+    first, second = row_of(table, "bias.0"), row_of(table, "bias.2")
+    assert (first.macs, second.macs, first.parameters, second.parameters) == (5 * 16, 5 * 32, 24, 36)
+    assert (first.receptive_field, first.type) == (None, "Linear")
+    assert table.macs == 27 * 4 * 36 + 5 * 48
+    assert sum(row.parameters for row in table.rows) == table.parameters
+    assert row_of(table, "conv").receptive_field == (3, 3)
+
+
+def test_a_weight_that_is_reckoned_from_others_has_no_row() -> None:
+    model = nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Conv2d(3, 4, 3))).eval()
+    assert [(row.kind, row.macs) for row in layer_table(model, (3, 8, 8)).rows] == [("conv", 27 * 4 * 36)]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["static", "dynamic"])
+def test_a_quantized_network_is_refused(kind: str) -> None:
+    if kind == "dynamic":
+        plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 2)).eval()
+        model = torch.ao.quantization.quantize_dynamic(plain, {nn.Linear})
+    else:
+        model = nn.Sequential(torch.ao.nn.quantized.Conv2d(3, 4, 3))
+    with pytest.raises(ValueError, match=r"is quantized: its weights are packed.*Give the network in floating point"):
+        layer_table(model, (3, 8, 8))
+
+
+def test_a_detection_network_has_its_rows() -> None:
+    model = torchvision.models.detection.fasterrcnn_mobilenet_v3_large_320_fpn(
+        weights=None, weights_backbone=None, min_size=64, max_size=64
+    ).eval()
+    table = layer_table(model, (3, 64, 64))
+    assert len(table.rows) > 150
+    assert sum(row.parameters for row in table.rows) + sum(n for _, n in table.unused) == table.parameters
