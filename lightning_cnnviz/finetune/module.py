@@ -34,10 +34,16 @@ from lightning_cnnviz.finetune.freezing import Mode, find_stages, freeze, lowest
 from lightning_cnnviz.finetune.heads import find_classifiers, find_endings, install_heads, read_logits, sample_images
 from lightning_cnnviz.finetune.metrics import ConfusionMatrix, make_metrics
 from lightning_cnnviz.finetune.networks import make_network
-from lightning_cnnviz.finetune.optimization import check_scheduler, make_optimizer, make_scheduler, parameter_groups
+from lightning_cnnviz.finetune.optimization import (
+    check_monitor,
+    check_scheduler,
+    make_optimizer,
+    make_scheduler,
+    parameter_groups,
+)
 from lightning_cnnviz.finetune.resuming import resume_epoch, resume_run, run_state
 from lightning_cnnviz.finetune.run_length import RunLength
-from lightning_cnnviz.finetune.weights import load_weights, read_weights
+from lightning_cnnviz.finetune.weights import load_weights, read_weights, weights_file
 from lightning_cnnviz.render.confusion import confusion_report
 from lightning_cnnviz.report import Step
 from lightning_cnnviz.sinks.base import Sink
@@ -71,7 +77,8 @@ class FineTuner(pl.LightningModule):
             which is changed.
         num_classes: How many classes there are.
         weights: None: from scratch, or the values that a network of your own has; `"DEFAULT"` or a name of
-            torchvision's enum; a local file. No code is run that a file brings.
+            torchvision's enum; a local file, or `"FILE:student"` of one that holds several networks. No code is run
+            that a file brings.
         head: `"linear"`, `"mlp"`, or a module that takes what the old classifying layer was given.
         classifier: Name of the classifying layer, where several could be meant.
         mode: `"head"` trains the head alone, `"full"` everything, `"staged"` the head first, then more from the top.
@@ -267,6 +274,7 @@ class FineTuner(pl.LightningModule):
 
     def _check_trainer(self) -> None:
         trainer = self.trainer
+        check_monitor(self.scheduler, self.scheduler_options, trainer)
         if self.unfreeze_at and not isinstance(trainer.strategy, (DDPStrategy, SingleDeviceStrategy)):
             raise ValueError(
                 f'mode="staged" trains on one device or with DDP, not with {type(trainer.strategy).__name__}: it '
@@ -422,6 +430,6 @@ class FineTuner(pl.LightningModule):
 
     def _transform_input(self, backbone: str | nn.Module, weights: str) -> None:
         if isinstance(backbone, str) and backbone in _TRANSFORMED:
-            file = Path(weights)
+            file, _ = weights_file(weights)
             own = not file.is_file() or file.name.startswith(f"{_TRANSFORMED[backbone]}-")
             self.network.transform_input = own  # type: ignore[assignment]

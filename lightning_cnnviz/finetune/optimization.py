@@ -17,7 +17,15 @@ from lightning_cnnviz.core.network.suggestions import closest_names, did_you_mea
 from lightning_cnnviz.finetune.freezing import Stages, is_norm
 from lightning_cnnviz.finetune.run_length import RunLength
 
-__all__ = ["find_class", "make_optimizer", "make_scheduler", "parameter_groups", "warmup_cosine"]
+__all__ = [
+    "check_monitor",
+    "check_scheduler",
+    "find_class",
+    "make_optimizer",
+    "make_scheduler",
+    "parameter_groups",
+    "warmup_cosine",
+]
 
 _COSINE = "cosine"
 _OF_LIGHTNING = ("interval", "frequency", "monitor")  # options that say when it steps, and on what
@@ -181,3 +189,25 @@ def check_scheduler(scheduler: str | None, options: Mapping[str, Any]) -> None:
         return
     own = {name: value for name, value in options.items() if name not in _OF_LIGHTNING}
     check_options(find_scheduler(scheduler), own, f"scheduler_options of {scheduler}")
+
+
+def check_monitor(scheduler: str | None, options: Mapping[str, Any], trainer: Any) -> None:
+    """Refuse a scheduler that waits for a metric of validation where a trainer does not validate.
+
+    Raises:
+        ValueError: It is so.
+    """
+    if scheduler is None or scheduler == _COSINE:
+        return
+    plateau = find_scheduler(scheduler) is torch.optim.lr_scheduler.ReduceLROnPlateau
+    monitor = options.get("monitor", "val/loss")
+    if not plateau or not str(monitor).startswith("val/"):
+        return
+    every, epochs = trainer.check_val_every_n_epoch, trainer.max_epochs
+    why = None
+    if not trainer.enable_validation or not trainer.fit_loop.epoch_loop.val_loop._data_source.is_defined():
+        why = "this trainer does not validate: give it validation images"
+    elif every is not None and every > int(options.get("frequency", 1)) and (epochs is None or epochs > 0):
+        why = f"this trainer validates every {every} epochs: give scheduler_options={{'frequency': {every}}}"
+    if why is not None:
+        raise ValueError(f"scheduler='{scheduler}' steps by '{monitor}', but {why}, or monitor='train/loss'")

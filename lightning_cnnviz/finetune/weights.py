@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from lightning_cnnviz.core.network.suggestions import suggestion
 from lightning_cnnviz.finetune.heads import ClassifyingLayers
 from lightning_cnnviz.finetune.networks import weights_enum
 
-__all__ = ["WeightsError", "load_weights", "read_weights"]
+__all__ = ["WeightsError", "load_weights", "read_weights", "weights_file"]
 
 log = logging.getLogger("lightning_cnnviz")
 
@@ -37,14 +37,15 @@ def read_weights(backbone: str | nn.Module, weights: str) -> dict[str, Tensor]:
     Args:
         backbone: The network's name, or the network.
         weights: `"DEFAULT"`, the name of an entry of torchvision's enum or of timm's tags, or a local file: what
-            `torch.save` has written of a state dict or a checkpoint, or `.safetensors`.
+            `torch.save` has written of a state dict or a checkpoint, or `.safetensors`. `"FILE:student"` takes those
+            tensors alone whose names begin with `student.`, of a file that holds several networks.
 
     Raises:
         WeightsError: There is no such file or name, the file holds no state dict, or the download fails.
     """
-    path = Path(weights).expanduser()
+    path, part = weights_file(weights)
     if path.is_file():
-        return _from_file(path)
+        return _part_of(_from_file(path), part, weights)
     if path.suffix in _SUFFIXES or path.parent != Path("."):
         raise WeightsError(f"weights={weights!r}: there is no such file")
     if not isinstance(backbone, str) or ":" in backbone:
@@ -65,12 +66,38 @@ def read_weights(backbone: str | nn.Module, weights: str) -> dict[str, Tensor]:
     return downloaded
 
 
+def weights_file(weights: str) -> tuple[Path, str]:
+    """Return the file that weights lie in, where they do, and which part of it is meant: `"FILE:student"`.
+
+    Example:
+        >>> weights_file("DEFAULT")[1]
+        ''
+    """
+    path = Path(weights).expanduser()
+    before, colon, part = weights.rpartition(":")
+    if colon and not path.is_file() and Path(before).expanduser().is_file():
+        return Path(before).expanduser(), part
+    return path, ""
+
+
+def _part_of(given: dict[str, Tensor], part: str, weights: str) -> dict[str, Tensor]:
+    prefix = f"{part.rstrip('.')}."
+    kept = {key[len(prefix) :]: value for key, value in given.items() if key.startswith(prefix)} if part else given
+    if not kept:
+        beginnings = sorted({key.partition(".")[0] for key in given})
+        raise WeightsError(
+            f"weights={weights!r}: no tensor's name begins with '{prefix}'; they begin with {beginnings}"
+        )
+    return kept
+
+
 def load_weights(
     model: nn.Module, given: Mapping[str, Tensor], classifiers: ClassifyingLayers, source: str = "the state dict"
 ) -> None:
     """Put weights into a network, before its head is replaced.
 
-    Prefixes such as `module.`, `model.`, `_orig_mod.` or those of a LightningModule are taken off. A classifier of
+    Prefixes such as `module.`, `model.`, `_orig_mod.` or those of a LightningModule are taken off; where several would
+    do (a student's and a teacher's), none is chosen. A classifier of
     another number of classes, or of another form, is left out, as it is going to be replaced.
 
     Args:
@@ -80,11 +107,11 @@ def load_weights(
         source: Where they are from, for messages.
 
     Raises:
-        WeightsError: Any other key is missing, left over, or of another shape.
+        WeightsError: Any other key is missing, left over, or of another shape; or the network is there several times.
     """
     expected = model.state_dict()
-    stripped = _stripped(given, expected)
     heads = [classifiers.main.name, *(extra.name for extra in classifiers.auxiliary)]
+    stripped = _stripped(given, expected, heads, source)
     optional = [name.rpartition(".")[0] for name in heads[1:]]
     for name in heads:
         ours, theirs = _below(expected, name), _below(stripped, name)
@@ -138,13 +165,15 @@ def _from_file(path: Path) -> dict[str, Tensor]:
 
 def _unwrapped(content: Any, path: Path) -> dict[str, Tensor]:
     while isinstance(content, Mapping):
-        inner = next((content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping)), None)
-        if inner is None:
+        # Two of them ("student" and "teacher", say) are kept apart by their names.
+        inner = {str(key): value for key, value in content.items() if key in _WRAPPERS or _holds_tensors(value)}
+        inner = {key: value for key, value in inner.items() if isinstance(value, Mapping)}
+        if not inner:
             tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
             if tensors:
                 return tensors
             break
-        content = inner
+        content = next(iter(inner.values())) if len(inner) == 1 else _joined(inner)
     what = (
         f"the keys {', '.join(map(repr, list(content)[:6]))}"
         if isinstance(content, Mapping)
@@ -153,6 +182,14 @@ def _unwrapped(content: Any, path: Path) -> dict[str, Tensor]:
     raise WeightsError(
         f"weights='{path}' holds no state dict but {what}; save one with torch.save(model.state_dict(), FILE)"
     )
+
+
+def _holds_tensors(value: Any) -> bool:
+    return isinstance(value, Mapping) and any(isinstance(part, Tensor) for part in value.values())
+
+
+def _joined(parts: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"{name}.{key}": value for name, part in parts.items() for key, value in part.items()}
 
 
 def _from_timm(backbone: str, weights: str) -> dict[str, Tensor]:
@@ -185,7 +222,9 @@ def _download_failed(backbone: str, weights: str, why: str) -> WeightsError:
     )
 
 
-def _stripped(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _stripped(
+    given: Mapping[str, Tensor], expected: Mapping[str, Tensor], heads: Sequence[str], source: str
+) -> dict[str, Tensor]:
     """Tensors by their key in the network: the prefix under which most of its keys are given is taken off."""
     plain = {key.replace("_orig_mod.", ""): value for key, value in given.items()}
     # In the network's own keys the same, for one that is compiled in part.
@@ -201,9 +240,41 @@ def _stripped(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> di
         return sum(key.startswith(prefix) and key[len(prefix) :] in own for key in plain), -len(prefix)
 
     best = max(sorted(prefixes), key=matches)
+    _refuse_tie([prefix for prefix in prefixes if matches(prefix)[0]], best, plain, own, heads, source)
     # Beside the network, a checkpoint holds what belongs to a loss, say.
     inside = {key[len(best) :]: value for key, value in plain.items() if key.startswith(best)}
     return {own.get(key, key): value for key, value in inside.items()}
+
+
+def _refuse_tie(
+    prefixes: Sequence[str],
+    best: str,
+    given: Mapping[str, Tensor],
+    own: Mapping[str, str],
+    heads: Sequence[str],
+    source: str,
+) -> None:
+    """Refuse what holds the network, or all of it but its heads, under several names, unless they are the same."""
+    body = [key for key in own if not any(key.startswith(f"{head}.") for head in heads)]
+    body = [key for key in body if not key.endswith("num_batches_tracked")] or list(own)
+
+    def part(prefix: str) -> dict[str, Tensor]:
+        return {key: given[prefix + key] for key in body if prefix + key in given}
+
+    chosen = part(best)
+    tied = [best]
+    for prefix in sorted(prefixes):
+        other = part(prefix)
+        whole = prefix != best and bool(other) and other.keys() >= chosen.keys()
+        if whole and any(not torch.equal(other[key], value) for key, value in chosen.items()):
+            tied.append(prefix)
+    if len(tied) > 1:
+        named = [prefix.rstrip(".") for prefix in sorted(tied)]
+        shown = ", ".join(f"'{name}'" if name else "no prefix" for name in named)
+        raise WeightsError(
+            f"{source} holds the network {len(tied)} times, with other values: under {shown}. Say which, behind the "
+            f'file\'s name: weights="FILE:{named[-1]}"'
+        )
 
 
 def _below(keys: Mapping[str, Any], name: str) -> list[str]:

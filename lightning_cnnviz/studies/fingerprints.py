@@ -21,6 +21,7 @@ from lightning_cnnviz.core.network.hooks import keep_random_state
 from lightning_cnnviz.files import write_file
 from lightning_cnnviz.finetune.networks import make_network
 from lightning_cnnviz.finetune.sources import find_images
+from lightning_cnnviz.finetune.weights import weights_file
 
 __all__ = ["data_fingerprint", "network_fingerprint", "plain_description", "weights_description"]
 
@@ -118,10 +119,12 @@ def _file_hash(file: Path) -> str:
 
 def weights_description(weights: str | None) -> Any:
     """Return what stands for weights: a hash of a file's content, wherever it lies; else their name."""
-    file = None if weights is None else Path(weights).expanduser()
-    if file is None or not file.is_file():
+    if weights is None:
+        return None
+    file, part = weights_file(weights)
+    if not file.is_file():
         return weights
-    return {"file": _file_hash(file)}
+    return {"file": _file_hash(file)} | ({"part": part} if part else {})
 
 
 def plain_description(value: Any, what: str) -> Any:

@@ -123,3 +123,25 @@ def test_a_checkpoint_that_is_loaded_to_be_trained_anew_begins_a_run_of_its_own(
         found.append(weights(module.network))
     assert differing(found[0], found[1]) == []
     assert differing(found[0], found[2]) != []
+
+
+class Never(pl.Callback):
+    """A step of training is one too many."""
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        raise AssertionError("training has begun")
+
+
+@pytest.mark.filterwarnings("ignore:You defined a `validation_step`")
+def test_a_plateau_without_validation_is_refused_before_training() -> None:
+    options: dict[str, Any] = {"scheduler": "ReduceLROnPlateau"}
+    with pytest.raises(ValueError, match="steps by 'val/loss', but this trainer does not validate"):
+        trainer(callbacks=[Never()]).fit(tuner(**options), train_loader())
+    with pytest.raises(ValueError, match="does not validate: give it validation images, or monitor='train/loss'"):
+        trainer(callbacks=[Never()], limit_val_batches=0).fit(tuner(**options), train_loader(), val_loader())
+    with pytest.raises(ValueError, match=r"validates every 2 epochs: give scheduler_options=\{'frequency': 2\}"):
+        trainer(callbacks=[Never()], check_val_every_n_epoch=2).fit(tuner(**options), train_loader(), val_loader())
+    by_training = tuner(**options, scheduler_options={"monitor": "train/loss"})
+    trainer(max_epochs=2).fit(by_training, train_loader())
+    rarely = tuner(**options, scheduler_options={"frequency": 2})
+    trainer(max_epochs=2, check_val_every_n_epoch=2).fit(rarely, train_loader(), val_loader())

@@ -212,3 +212,55 @@ def test_names_of_networks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(networks.importlib, "import_module", without_timm)
     with pytest.raises(ImportError, match="pip install timm"):
         make_network("timm/resnet18")
+
+
+# Several networks in one file
+
+
+def of_two(first: str, second: str, other: nn.Module | None = None) -> dict[str, Tensor]:
+    """The same keys twice; the alphabet would choose."""
+    torch.manual_seed(1)
+    nets = {first: filled(), second: Net() if other is None else other}
+    return {f"{name}{key}": value.clone() for name, net in nets.items() for key, value in net.state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("module.encoder_q.", "module.encoder_k."),
+        ("student.", "teacher."),
+        ("model.", "model_ema.module."),
+        ("", "ema."),
+    ],
+)
+def test_which_of_two_networks_is_meant_has_to_be_said(first: str, second: str, tmp_path: Path) -> None:
+    path = tmp_path / "two.pt"
+    torch.save({"state_dict": of_two(first, second)}, path)
+    with pytest.raises(WeightsError, match=r'holds the network 2 times, .*weights="FILE:') as raised:
+        load(path)
+    assert all(f"'{name.rstrip('.')}'" in str(raised.value) for name in (first, second) if name)
+    if first:
+        assert same(load(Path(f"{path}:{first.rstrip('.')}")), filled())
+
+
+def test_wrappers_that_hold_a_network_each_are_told_apart(tmp_path: Path) -> None:
+    path = tmp_path / "dino.pth"
+    torch.save({"student": filled().state_dict(), "teacher": Net().state_dict(), "epoch": 3}, path)
+    with pytest.raises(WeightsError, match="under 'student', 'teacher'"):
+        load(path)
+    assert same(load(Path(f"{path}:student")), filled())
+    with pytest.raises(WeightsError, match=r"name begins with 'pupil\.'; they begin with \['student', 'tea"):
+        load(Path(f"{path}:pupil"))
+
+
+def test_a_teacher_with_another_head_is_a_tie_too(tmp_path: Path) -> None:
+    path = tmp_path / "two.pt"
+    state = of_two("student.", "teacher.")
+    torch.save({key: value for key, value in state.items() if not key.startswith("student.fc")}, path)
+    with pytest.raises(WeightsError, match="under 'student', 'teacher'"):
+        load(path)
+
+
+def test_one_network_under_two_names_is_no_tie(tmp_path: Path) -> None:
+    torch.save({"state_dict": of_two("net.", "model.", filled())}, tmp_path / "twice.pt")
+    assert same(load(tmp_path / "twice.pt"), filled())
