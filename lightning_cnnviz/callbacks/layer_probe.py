@@ -106,7 +106,7 @@ class LayerProbeMonitor(ExperimentMonitor):
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Subscribe to validation's own passes."""
         super().setup(trainer, pl_module, stage)
-        if not self.failed:
+        if trainer.state.fn != "predict":
             self._feed.subscribers.append(self._along)
 
     def prepare(self, network: nn.Module) -> None:

@@ -13,7 +13,7 @@ from torch import nn
 
 from lightning_cnnviz.callbacks._base.cost import Costs, wait_for_device
 from lightning_cnnviz.callbacks._base.look import Look
-from lightning_cnnviz.callbacks._base.subscriber import Subscriber, agree, for_all
+from lightning_cnnviz.callbacks._base.subscriber import Subscriber, agree, for_all, is_due
 from lightning_cnnviz.callbacks._base.trainer import batch_limit, chosen_loader, data_loaders
 from lightning_cnnviz.core.data.batches import BatchFn, indexed_batches, read_batch
 from lightning_cnnviz.core.network.hooks import analysis_mode
@@ -51,18 +51,25 @@ class Feed:
     def start(self, trainer: Any, pl_module: Any) -> None:
         """Begin a look, where one is due, at the passes that validation (or test) is about to make."""
         self.abandon()
-        wanted = [member for member in self.subscribers if member.data is None and member.due(trainer)]
+        members = [member for member in self.subscribers if member.data is None]
+        wanted = [member for member in members if is_due(member, member.due, trainer)]
         raises = _may_raise(trainer)
         for key in dict.fromkeys((member.dataloader_idx, member.batch_fn) for member in wanted):
             members = [member for member in wanted if (member.dataloader_idx, member.batch_fn) == key]
-            loader = for_all(members, partial(chosen_loader, data_loaders(trainer), key[0]), raises=raises)
-            if loader is not None:
-                networks = {member: member.network_of(pl_module) for member in members}
-                look = Look(
-                    trainer, networks, loader, (trainer.global_rank, trainer.world_size), self._tried, self.costs
-                )
+            begin = partial(self._begun, trainer, pl_module, members, key[0], raises)
+            look = for_all(members, begin, raises=raises, meeting="the start of a look")
+            if look is not None:
                 self._looks.append((*key, look))
-                look.start(raises=raises)
+
+    def _begun(
+        self, trainer: Any, pl_module: Any, members: Sequence[Subscriber], dataloader_idx: int, raises: bool
+    ) -> Look:
+        loader = chosen_loader(data_loaders(trainer), dataloader_idx)
+        networks = {member: member.network_of(pl_module) for member in members}
+        ranks = (trainer.global_rank, trainer.world_size)
+        look = Look(trainer, networks, loader, ranks, self._tried, self.costs)
+        look.start(raises=raises)
+        return look
 
     def start_batch(self, trainer: Any, batch: Any, batch_idx: int, dataloader_idx: int) -> None:
         """Announce a batch."""
@@ -84,7 +91,7 @@ class Feed:
                 look.abandon()
             else:
                 wait_for_device(trainer)
-                look.finish()
+                for_all(look.subscribers, look.finish, raises=False, meeting="the end of a look")
 
     def abandon(self) -> None:
         """Forget the looks that are open, and leave no hook behind."""
@@ -103,38 +110,61 @@ class Feed:
             members: Who looks.
             dry_run: Only over the first batch, to see whether it could be done.
         """
-        looks: dict[tuple[int, int, BatchFn | None, int | None], tuple[Any, dict[Subscriber, nn.Module]]] = {}
+        if not members:
+            return
         raises = dry_run or trainer.state.fn != "fit"
-        agree(members)
+        for_all(members, partial(agree, members), raises=raises, meeting="passes of our own")
+        passes: dict[tuple[int, int, BatchFn | None, int | None], tuple[Any, dict[Subscriber, nn.Module]]] = {}
         for member in members:
-            if member.failed:
-                continue
-            with member.guard(raises=raises):
-                own = member.data is not None
-                loader = member.data if own else chosen_loader(data_loaders(trainer), member.dataloader_idx)
-                limit = None if own else batch_limit(trainer, member.dataloader_idx)
-                network = member.network_of(pl_module)
-                looks.setdefault((id(loader), id(network), member.batch_fn, limit), (loader, {}))[1][member] = network
-        for (_, _, batch_fn, limit), (loader, networks) in looks.items():
-            # Ranks share each batch, unless the loader gives each of them images of its own.
-            distributed = isinstance(getattr(loader, "sampler", None), torch.utils.data.DistributedSampler)
-            ranks = (0, 1) if distributed else (trainer.global_rank, trainer.world_size)
-            look = Look(trainer, networks, loader, ranks, self._tried, self.costs)
-            wait_for_device(trainer)
-            try:
-                look.start(raises=raises)
-                with self.costs.charge([each.payer for each in look.subscribers if not each.failed]):
-                    read = partial(_read, look, batch_fn, ranks, limit, raises, dry_run)
-                    for_all(look.subscribers, read, raises=raises)
-            finally:
-                look.abandon()
-            if not dry_run:
-                look.finish()
+            if not member.failed:
+                find = partial(_own_passes, trainer, pl_module, member)
+                found = for_all([member], find, raises=raises, meeting="finding the data")
+                if found is not None:
+                    loader, network, limit = found
+                    key = (id(loader), id(network), member.batch_fn, limit)
+                    passes.setdefault(key, (loader, {}))[1][member] = network
+        for (_, _, batch_fn, limit), (loader, networks) in passes.items():
+            make = partial(self._make_passes, trainer, loader, networks, batch_fn, limit, raises, dry_run)
+            for_all(list(networks), make, raises=raises, meeting="passes of our own")
+
+    def _make_passes(
+        self,
+        trainer: Any,
+        loader: Any,
+        networks: dict[Subscriber, nn.Module],
+        batch_fn: BatchFn | None,
+        limit: int | None,
+        raises: bool,
+        dry_run: bool,
+    ) -> None:
+        # Ranks share each batch, unless the loader gives each of them images of its own.
+        distributed = isinstance(getattr(loader, "sampler", None), torch.utils.data.DistributedSampler)
+        ranks = (0, 1) if distributed else (trainer.global_rank, trainer.world_size)
+        look = Look(trainer, networks, loader, ranks, self._tried, self.costs)
+        wait_for_device(trainer)
+        try:
+            look.start(raises=raises)
+            with self.costs.charge([each.payer for each in look.subscribers if not each.failed]):
+                read = partial(_read, look, batch_fn, ranks, limit, raises, dry_run)
+                for_all(look.subscribers, read, raises=raises)
+        finally:
+            look.abandon()
+        if not dry_run:
+            look.finish()
 
 
 def _may_raise(trainer: Any) -> bool:
     """Whether a failure may stop the run: training has not begun, or there is none."""
     return bool(trainer.sanity_checking or trainer.state.fn != "fit")
+
+
+def _own_passes(trainer: Any, pl_module: Any, member: Subscriber) -> tuple[Any, nn.Module, int | None]:
+    """The loader that a subscriber looks at in passes of our own, its network, and how many batches are read."""
+    network = member.network_of(pl_module)
+    if member.data is not None:
+        return member.data, network, None
+    loader = chosen_loader(data_loaders(trainer), member.dataloader_idx)
+    return loader, network, batch_limit(trainer, member.dataloader_idx)
 
 
 def _read(

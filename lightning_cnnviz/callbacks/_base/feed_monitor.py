@@ -70,7 +70,7 @@ class FeedMonitor(Monitor, Subscriber):  # type: ignore[misc]
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Subscribe to the trainer's feed."""
         super().setup(trainer, pl_module, stage)
-        if trainer.state.fn != "predict" and not self.failed:
+        if trainer.state.fn != "predict":
             self._feed.subscribers.append(self)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:

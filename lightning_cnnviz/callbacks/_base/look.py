@@ -117,12 +117,16 @@ class Look:
         made: dict[Subscriber, RunningComputation] = {}
         for subscriber, network in self._networks.items():
             if not subscriber.failed:
-                with self._costs.charge([subscriber.payer]), subscriber.guard(raises=raises):
-                    made[subscriber] = subscriber.running(network, self)
-        agree(self.subscribers)
+                with self._costs.charge([subscriber.payer]):
+                    begin = partial(subscriber.running, network, self)
+                    computation = for_all([subscriber], begin, raises=raises, meeting="the start of a look")
+                if computation is not None:
+                    made[subscriber] = computation
+        for_all(list(made), partial(self._put_together, made), raises=raises, meeting="putting looks together")
+
+    def _put_together(self, made: dict[Subscriber, RunningComputation]) -> None:
+        """One run for each computation that no other takes over."""
         for subscriber, computation in made.items():
-            if subscriber.failed:
-                continue
             run = next((run for run in self._runs if run.absorbs(computation)), None)
             if run is None:
                 self._runs.append(_Run(computation, subscriber, self._costs))
@@ -132,13 +136,12 @@ class Look:
     def start_batch(self, batch: Any, batch_fn: BatchFn | None, *, raises: bool) -> None:
         """Get ready for the network's pass over a batch of the loader."""
 
-        def read() -> tuple[Tensor, Tensor | None]:
-            return read_batch(batch, batch_fn)
+        def start() -> None:
+            images, labels = read_batch(batch, batch_fn)
+            if len(images):
+                self.start_pass(images, self._reader.take(len(images)), labels, raises=raises)
 
-        done = for_all(self.subscribers, read, raises=raises)
-        if done is not None and len(done[0]):
-            images, labels = done
-            self.start_pass(images, self._reader.take(len(images)), labels, raises=raises)
+        for_all(self.subscribers, start, raises=raises)
 
     def start_pass(self, images: Tensor, indices: Tensor, labels: Tensor | None, *, raises: bool) -> None:
         """Get ready for the network's pass over images."""
@@ -153,8 +156,12 @@ class Look:
 
     def end_pass(self, *, raises: bool) -> None:
         """Take what the pass has shown."""
-        for run in self._still_running():
-            for_all(run.owners, run.end_batch, raises=raises)
+
+        def end() -> None:
+            for run in self._still_running():
+                for_all(run.owners, run.end_batch, raises=raises)
+
+        for_all(self.subscribers, end, raises=raises)
 
     def note_order(self, *, known: bool) -> None:
         """Note whether indices that did not come from the reader are those of the data set."""
@@ -166,20 +173,26 @@ class Look:
             run.drop_batch()
 
     def finish(self) -> None:
-        """Merge the ranks, and let each subscriber show its result; every rank must come here."""
+        """Merge the ranks, and let each subscriber show its result; every rank must come here.
+
+        From here on a subscriber fails on all ranks or on none.
+        """
         self.abandon()
         agree(self.subscribers)
         self.images = self._all_images()
         for run in self._runs:
             owners = [owner for owner in run.owners if not owner.failed]
             if owners:
-                with run.charged(), mixed_precision(self.trainer):
-                    for_all(owners, run.computation.merge, raises=False)
-        agree(self.subscribers)
+                for_all(owners, partial(self._merge, run), raises=False, meeting="merging ranks")
         for run in self._runs:
             for owner in run.owners:
                 if not owner.failed:
-                    owner.finish(self, run.computation)
+                    show = partial(owner.finish, self, run.computation)
+                    for_all([owner], show, raises=False, meeting="the end of a look")
+
+    def _merge(self, run: _Run) -> None:
+        with run.charged(), mixed_precision(self.trainer):
+            run.computation.merge()
 
     def _all_images(self) -> int:
         """How many images all ranks have had; those that a sampler repeats, so that ranks have as many, count once."""

@@ -7,7 +7,7 @@ import logging
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, Literal, TypedDict
@@ -21,8 +21,9 @@ from lightning_cnnviz.callbacks._base.budget import Budget
 from lightning_cnnviz.callbacks._base.feed import Feed
 from lightning_cnnviz.callbacks._base.interruption import end_interrupted
 from lightning_cnnviz.callbacks._base.schedule import Schedule
+from lightning_cnnviz.callbacks._base.subscriber import agree, is_due
 from lightning_cnnviz.callbacks._base.trainer import find_network, mixed_precision, step_of
-from lightning_cnnviz.core.data.distributed import agreed, gathered_objects, rank
+from lightning_cnnviz.core.data.distributed import OtherRankError, gathered_objects, rank, together
 from lightning_cnnviz.record.data import plain
 from lightning_cnnviz.record.identity import DataIdentity, LookIdentity, NetworkIdentity, network_identity, versions
 from lightning_cnnviz.record.store import Carried
@@ -167,12 +168,13 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
         self._feed.rear = self
         if self.model is not None:
             self.network_of(pl_module)  # a wrong name is wrong, not unsuitable
-        with self.guard(raises=True):
+        with self.guard(raises=True), together("set-up"):
             self.prepare(self.network_of(pl_module))
             self.check_trainer(trainer, stage)
         bar = trainer.progress_bar_callback
         self._shows_progress = bool(trainer.is_global_zero and bar is not None and bar.is_enabled)
-        self._outlet.open(trainer)
+        with together("opening the sinks"):
+            self._outlet.open(trainer)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Try the given loaders, before the first step."""
@@ -196,14 +198,16 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
     ) -> None:
         """Announce a batch."""
         if self._leads:
-            self._feed.start_batch(trainer, batch, batch_idx, dataloader_idx)
+            with self.guard():
+                self._feed.start_batch(trainer, batch, batch_idx, dataloader_idx)
 
     def on_validation_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Take what the batch has shown."""
         if self._leads:
-            self._feed.end_batch(trainer, batch_idx, dataloader_idx)
+            with self.guard():
+                self._feed.end_batch(trainer, batch_idx, dataloader_idx)
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         """Finish the looks at these passes; outside of fit, look at the given loaders."""
@@ -215,21 +219,24 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Show what has been drawn meanwhile; look in passes of our own, where a look is due after this step."""
         if self._leads:
-            with self._feed.costs.charge([self], "showing"):
+            with self.guard(), self._feed.costs.charge([self], "showing"):
                 self._outlet.poll()
         if self._feed.rear is self:  # others have left the step's own pass
-            self._feed.read(trainer, pl_module, [each for each in self._feed.subscribers if each.due_after(trainer)])
+            members = [each for each in self._feed.subscribers if is_due(each, each.due_after, trainer)]
+            self._feed.read(trainer, pl_module, members)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Look at the given loaders, where a look is due."""
         if self._leads:
-            self._feed.read(trainer, pl_module, [each for each in self._feed.with_data() if each.due(trainer)])
+            members = [each for each in self._feed.with_data() if is_due(each, each.due, trainer)]
+            self._feed.read(trainer, pl_module, members)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Look at the trained network, where the newest look is not at that."""
         if self._leads:
             self._feed.costs.stop()
-            self._feed.read(trainer, pl_module, [each for each in self._feed.subscribers if each.due_at_end(trainer)])
+            members = [each for each in self._feed.subscribers if is_due(each, each.due_at_end, trainer)]
+            self._feed.read(trainer, pl_module, members)
 
     # In `trainer.test`, as in `trainer.validate`.
     on_test_start = on_validation_start
@@ -295,6 +302,11 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
         """Whether it has failed, and looks no more."""
         return self._failure is not None
 
+    @property
+    def failure(self) -> str | None:
+        """Why it looks no more."""
+        return self._failure
+
     def fail(self, reason: str) -> None:
         """Look no more."""
         self._failure = reason
@@ -328,29 +340,41 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
         try:
             yield
         except Exception as error:
-            if raises and self._budget is not None and (self.on_error == "report" or isinstance(error, ValueError)):
+            if getattr(error, "_ends_the_run", False):  # another monitor inside lets it pass
+                raise
+            unsuitable = isinstance(error, ValueError) or getattr(error, "unsuitable", False)
+            if raises and self._budget is not None and (self.on_error == "report" or unsuitable):
                 self._step_aside(error)
                 return
             if raises or self.on_error == "raise":
+                _name(error, self._who)
+                error._ends_the_run = True  # type: ignore[attr-defined]
                 raise
-            self.fail(f"{type(error).__name__}: {error}")
-            log.error("%s has failed and is switched off; the run goes on", self._who, exc_info=True)
+            elsewhere = isinstance(error, OtherRankError)
+            self.fail(str(error) if elsewhere else f"{type(error).__name__}: {error}")
+            if elsewhere and rank() == 0:  # that rank logs its traceback
+                log.error("%s is switched off and the run goes on: %s", self._who, error)
+            elif not elsewhere:
+                log.error("%s has failed and is switched off; the run goes on", self._who, exc_info=True)
 
     def look(self, trainer: Any, make_part: Callable[[], Any], *, raises: bool = False) -> None:
         """Make this rank's part of a result, bring the parts together, and show the whole; every rank calls it."""
         if not self.well_everywhere():
             return
-        part = None
-        with self.guard(raises=raises), mixed_precision(trainer):
-            if self.every_rank or trainer.is_global_zero:
-                part = make_part()
-        # Ranks meet here: one that has failed must not leave the others waiting for it.
-        if not self.well_everywhere():
-            return
-        with self.guard(raises=raises):
+        parts = None
+        with self.guard(raises=raises), together("a look"):
+            part = None
+            with mixed_precision(trainer):
+                if self.every_rank or trainer.is_global_zero:
+                    part = make_part()
             parts = [each for each in gathered_objects(part) if each is not None] if self.every_rank else [part]
             self._looks += 1
             self._step = step_of(trainer)
+        if parts is None:
+            return  # on every rank
+        # The first rank shows it while the others go on, unless its failure is to stop them.
+        stops = raises or self.on_error == "raise"
+        with self.guard(raises=raises), together("showing a look") if stops else nullcontext():
             if self._outlet.is_open:
                 self._network = self._identified(trainer)
                 result = self.merge(parts)
@@ -372,8 +396,8 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
 
     def well_everywhere(self) -> bool:
         """Say whether it looks on every rank; where it has failed on one, it looks on none. Every rank asks."""
-        if not agreed([not self.failed])[0]:
-            self._failure = self._failure or "it failed on another rank"
+        with self.guard(), together("asking who looks"):
+            agree([self])
         return not self.failed
 
     def share(self, budget: Budget) -> None:
@@ -386,7 +410,10 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
         if self._budget is None or trainer.state.fn != "fit" or trainer.sanity_checking:
             return True
         step = step_of(trainer)
-        return step.epoch == trainer.max_epochs or self._budget.allows(self, self._feed.costs, step.global_step)
+        if step.epoch == trainer.max_epochs:
+            return True
+        with together("asking what the budget allows"):
+            return self._budget.allows(self, self._feed.costs, step.global_step)
 
     def _step_aside(self, error: Exception) -> None:
         found = str(error).removeprefix(self._who).lstrip(": ")
@@ -441,3 +468,9 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
         if feed.network_seen is None or feed.network_seen[0] != moment:
             feed.network_seen = moment, network_identity(network)
         return feed.network_seen[1]
+
+
+def _name(error: Exception, who: str) -> None:
+    """Say in an exception's message whose it is, where it does not."""
+    if len(error.args) == 1 and isinstance(error.args[0], str) and who not in error.args[0]:
+        error.args = (f"{who}: {error.args[0]}",)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lightning_cnnviz.callbacks._base.monitor import MonitorOptions
 from lightning_cnnviz.callbacks._base.trainer import chosen_loader, data_loaders
 from lightning_cnnviz.core.data.batches import BatchFn
+from lightning_cnnviz.core.data.distributed import from_first
 from lightning_cnnviz.core.data.sample import Sample, draw_sample
 from lightning_cnnviz.core.network.task import OutputFn, TaskKind
 from lightning_cnnviz.render.display import Display, display_of_sample
@@ -102,7 +103,7 @@ class DisplayedSample:
         if isinstance(self.images, int):
             loader = self._trainers_loader(who, trainer) if self.data is None else self.data
         # The first rank's: where a loader has no indices, each rank would have images of its own.
-        sample: Sample = trainer.strategy.broadcast(self._images_from(who, loader))
+        sample: Sample = from_first(self._images_from(who, loader))
         self._drawn = sample, self._displayed(sample, getattr(loader, "dataset", None))
 
     @property

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor, nn
 
 from lightning_cnnviz.core.data.batches import BatchFn
-from lightning_cnnviz.core.data.distributed import agreed
+from lightning_cnnviz.core.data.distributed import agreed, gathered_objects, together
 
 if TYPE_CHECKING:
     from lightning_cnnviz.callbacks._base.look import Look
 
-__all__ = ["RunningComputation", "Subscriber", "agree", "for_all"]
+__all__ = ["RunningComputation", "Subscriber", "agree", "for_all", "is_due"]
 
 
 class RunningComputation(Protocol):
@@ -51,6 +51,11 @@ class Subscriber(ABC):
     @abstractmethod
     def failed(self) -> bool:
         """Whether it looks no more."""
+
+    @property
+    def failure(self) -> str | None:
+        """Why it looks no more; None where that is not known."""
+        return None
 
     @abstractmethod
     def fail(self, reason: str) -> None:
@@ -97,20 +102,44 @@ class Subscriber(ABC):
         return work
 
 
-def agree(subscribers: Sequence[Subscriber]) -> None:
-    """Let those fail that have failed on another rank, so that no rank waits for one that does not come."""
-    for subscriber, well in zip(subscribers, agreed([not each.failed for each in subscribers]), strict=True):
-        if not well and not subscriber.failed:
-            subscriber.fail("it failed on another rank")
+def agree(subscribers: Sequence[Any]) -> None:
+    """Let those fail that have failed on another rank; every rank comes here, with the same ones in the same order.
+
+    A rank that has noticed a failure must still go where the others go, until they have agreed.
+    """
+    well = agreed([not each.failed for each in subscribers])
+    if all(well):
+        return
+    of_ranks = gathered_objects([each.failure for each in subscribers])
+    for subscriber, *reasons in zip(subscribers, *of_ranks, strict=True):
+        if subscriber.failed or well[subscribers.index(subscriber)]:
+            continue
+        where = next((f"on rank {rank}: {why}" for rank, why in enumerate(reasons) if why), "on another rank")
+        subscriber.fail(f"it failed {where}")
 
 
-def for_all(owners: Sequence[Subscriber], work: Callable[[], Any], *, raises: bool) -> Any:
-    """Do what several need, and return what it gives; its failure is the failure of each, and gives None."""
+def for_all(owners: Sequence[Subscriber], work: Callable[[], Any], *, raises: bool, meeting: str | None = None) -> Any:
+    """Do what several need, and return what it gives; its failure is the failure of each, and gives None.
+
+    Args:
+        owners: Who needs it.
+        work: Does it.
+        raises: See `Subscriber.guard`.
+        meeting: What is done, where every rank comes here: then a failure on one rank is one on all, see `together`.
+    """
     try:
-        return work()
+        with together(meeting) if meeting else nullcontext():
+            return work()
     except Exception as error:
         for owner in owners:
             if not owner.failed:
                 with owner.guard(raises=raises):
                     raise error
     return None
+
+
+def is_due(subscriber: Any, asked: Callable[[Any], bool], trainer: Any) -> bool:
+    """Ask one of a subscriber's methods whether a look is due; schedules give every rank the same answer."""
+    with subscriber.guard():
+        return asked(trainer)
+    return False

@@ -1,14 +1,103 @@
-"""What the ranks of a distributed run say to each other."""
+"""What the ranks of a distributed run say to each other; none waits for one that has failed.
+
+Before every exchange ranks meet: each tells where it is, and whether it has failed since they last met. A rank that
+fails inside `together` takes part in one meeting more, to say so. So what ranks do together succeeds on all of them or
+fails on all of them, and no collective of torch is begun that a rank does not come to.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import math
+import pickle
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
 
-__all__ = ["agreed", "collective_device", "exchanged", "gathered", "gathered_objects", "rank", "ranks", "summed"]
+__all__ = [
+    "OtherRankError",
+    "agreed",
+    "exchanged",
+    "from_first",
+    "gathered",
+    "gathered_objects",
+    "rank",
+    "ranks",
+    "summed",
+    "together",
+]
+
+_LINE = 1024  # bytes that each rank says at a meeting
+_LARGE = 1_000_000  # bytes from which on ranks also meet when they have found memory for an exchange
+_WELL, _FAILED, _UNSUITABLE = "well", "failed", "unsuitable"
+
+# How many blocks of `together` the code that runs now is in.
+_DEPTH: ContextVar[int] = ContextVar("depth", default=0)
+
+
+class OtherRankError(RuntimeError):
+    """What a rank raises where another one has failed in what they do together.
+
+    Attributes:
+        unsuitable: Whether the other rank has raised a ValueError.
+    """
+
+    def __init__(self, message: str, *, unsuitable: bool = False) -> None:
+        super().__init__(message)
+        self.unsuitable = unsuitable
+
+
+class _Leaves(BaseException):
+    """Takes a rank out of the block that another one has failed in; nothing that catches errors on the way holds it."""
+
+    def __init__(self, depth: int, error: RuntimeError) -> None:
+        super().__init__()
+        self.depth, self.error = depth, error
+
+
+class _Said(NamedTuple):
+    state: str
+    depth: str
+    where: str
+    words: str
+
+
+@contextmanager
+def together(what: str) -> Iterator[None]:
+    """Do something on every rank that succeeds on all of them or fails on all of them; every rank comes here.
+
+    Inside, ranks may exchange what they like. On leaving they meet. Blocks may stand inside each other.
+
+    Args:
+        what: Is done, in a few words that are the same on every rank.
+
+    Raises:
+        OtherRankError: It has failed on another rank alone; on that rank, its own exception passes.
+        RuntimeError: Ranks have come to different places.
+    """
+    if ranks() == 1:
+        yield
+        return
+    depth = _DEPTH.get() + 1
+    token = _DEPTH.set(depth)
+    try:
+        yield
+        _meet(f"the end of {what}")
+    except _Leaves as leaves:
+        if leaves.depth < depth:
+            raise
+        raise leaves.error from None
+    except Exception as error:
+        if not _is_told(error):
+            _told(error)
+            state = _UNSUITABLE if isinstance(error, ValueError) else _FAILED
+            _meet(what, f"{type(error).__name__}: {error}", state)
+        raise
+    finally:
+        _DEPTH.reset(token)
 
 
 def exchanged(
@@ -25,8 +114,9 @@ def exchanged(
         return list(own)
     has = torch.stack(gathered(torch.tensor([pixels is not None for pixels in own], dtype=torch.uint8)))
     owners = has.argmax(0).tolist()
-    rank = torch.distributed.get_rank()
-    mine = [pixels.flatten() for pixels, owner in zip(own, owners, strict=True) if pixels is not None and owner == rank]
+    mine = [
+        pixels.flatten() for pixels, owner in zip(own, owners, strict=True) if pixels is not None and owner == rank()
+    ]
     streams = gathered(torch.cat([like.flatten(), *mine]))
     taken = [0] * len(streams)
     whole: list[Tensor | None] = []
@@ -39,29 +129,57 @@ def exchanged(
 
 
 def gathered(tensor: Tensor) -> list[Tensor]:
-    """Every rank's tensor (shapes may differ), on the CPU; collectives of GPU back ends run on the GPU."""
+    """Return every rank's tensor (of one dtype; shapes may differ), on the CPU."""
     if ranks() == 1:
         return [tensor]
-    from torchmetrics.utilities.distributed import gather_all_tensors  # takes seconds to load
-
-    device = collective_device()
-    return [part.cpu() for part in gather_all_tensors(tensor.to(device))]
+    own = tensor.detach().flatten().contiguous().view(torch.uint8).to(_device())
+    said = _meet(f"gathering tensors of {tensor.dtype}", " ".join(map(str, tensor.shape)))
+    shapes = [[int(size) for size in each.words.split()] for each in said]
+    counts = [tensor.element_size() * math.prod(shape) for shape in shapes]
+    parts = zip(_all_bytes(own, counts), shapes, strict=True)
+    return [part.cpu().view(tensor.dtype).view(shape) for part, shape in parts]
 
 
 def summed(tensor: Tensor) -> Tensor:
     """Return the sum of every rank's tensor (of one shape), on the CPU."""
     if ranks() == 1:
         return tensor
-    total = tensor.to(collective_device(), copy=True)
+    total = tensor.to(_device(), copy=True)
+    _meet(f"summing {tuple(tensor.shape)} of {tensor.dtype}")
     torch.distributed.all_reduce(total)
     return total.cpu()
 
 
-def collective_device() -> torch.device:
-    """Where tensors must be for the process group to exchange them."""
-    if ranks() > 1 and torch.distributed.get_backend() == "nccl":
-        return torch.device("cuda", torch.cuda.current_device())
-    return torch.device("cpu")
+def agreed(flags: Sequence[bool]) -> list[bool]:
+    """Return which of some flags are true on every rank; every rank gives as many, in the same order."""
+    if ranks() == 1 or not flags:
+        return list(flags)
+    number = sum(1 << place for place, flag in enumerate(flags) if flag)
+    for said in _meet(f"agreeing on {len(flags)}", f"{number:x}"):
+        number &= int(said.words, 16)
+    return [bool(number >> place & 1) for place in range(len(flags))]
+
+
+def gathered_objects(own: Any) -> list[Any]:
+    """Return what every rank has, in the order of ranks; tensors in it are on the CPU."""
+    if ranks() == 1:
+        return [own]
+    content = _pickled(own)
+    counts = [int(said.words) for said in _meet("gathering", str(len(content)))]
+    return [_unpickled(part) for part in _all_bytes(content, counts)]
+
+
+def from_first(own: Any) -> Any:
+    """Return what the first rank has; tensors in it are on the CPU."""
+    if ranks() == 1:
+        return own
+    content = _pickled(own if rank() == 0 else None)
+    count = int(_meet("hearing the first rank", str(len(content)))[0].words)
+    buffer = content if rank() == 0 else _room([count])[0]
+    if count > _LARGE:
+        _meet("having room for what the first rank says")
+    torch.distributed.broadcast(buffer, 0)
+    return own if rank() == 0 else _unpickled(buffer)
 
 
 def ranks() -> int:
@@ -76,17 +194,82 @@ def rank() -> int:
     return torch.distributed.get_rank() if ranks() > 1 else 0
 
 
-def agreed(flags: Sequence[bool]) -> list[bool]:
-    """Return which of some flags are true on every rank; every rank gives as many, in the same order."""
-    if ranks() == 1 or not flags:
-        return list(flags)
-    return torch.stack(gathered(torch.tensor(flags, dtype=torch.uint8))).bool().all(0).tolist()
+def _meet(where: str, words: str = "", state: str = _WELL) -> list[_Said]:
+    """Say one line, and hear those of all ranks, in their order.
+
+    Raises:
+        OtherRankError: Another rank has failed, and this one has not. Inside `together`, it is raised by the
+            outermost block that a rank has failed in: so ranks go on from the same place.
+        RuntimeError: Ranks are at different places.
+    """
+    line = f"{state}\n{_DEPTH.get()}\n{where}\n{words}".encode("utf-8", "replace")[:_LINE]
+    own = torch.frombuffer(bytearray(line.ljust(_LINE)), dtype=torch.uint8).to(_device())
+    lines = [torch.empty_like(own) for _ in range(ranks())]
+    torch.distributed.all_gather(lines, own)
+    heard = [each.cpu().numpy().tobytes().decode("utf-8", "ignore").rstrip().split("\n", 3) for each in lines]
+    said = [_Said(*each, *[""] * (4 - len(each))) for each in heard]
+    failed = {number: each for number, each in enumerate(said) if each.state != _WELL}
+    if failed:
+        depth = min(int(each.depth) for each in failed.values())
+        if state == _WELL or depth < _DEPTH.get():
+            number, first = next(iter(failed.items()))
+            error = OtherRankError(
+                f"it failed on rank {number}: {first.words}", unsuitable=first.state == _UNSUITABLE
+            )
+            _leave(depth, error)
+    elif len({each.where for each in said}) > 1:
+        places = ", ".join(f"rank {number} at {each.where}" for number, each in enumerate(said))
+        _leave(1, RuntimeError(f"ranks do not do the same: {places}"))
+    return said
 
 
-def gathered_objects(own: Any) -> list[Any]:
-    """Return what every rank has, in the order of ranks; tensors in it are on the CPU."""
-    if ranks() == 1:
-        return [own]
-    whole: list[Any] = [None] * ranks()
-    torch.distributed.all_gather_object(whole, own)
-    return whole
+def _leave(depth: int, error: RuntimeError) -> NoReturn:
+    _told(error)
+    if _DEPTH.get() == 0:
+        raise error
+    raise _Leaves(depth, error)
+
+
+def _all_bytes(own: Tensor, counts: Sequence[int]) -> list[Tensor]:
+    """Every rank's `(count,)` uint8."""
+    most = max(counts)
+    padded, *rooms = _room([most] * (1 + len(counts)))
+    padded[: len(own)] = own
+    if most > _LARGE:
+        _meet("having room for what the ranks say")
+    if most:
+        torch.distributed.all_gather(rooms, padded)
+    return [room[:count] for room, count in zip(rooms, counts, strict=True)]
+
+
+def _room(counts: Sequence[int]) -> list[Tensor]:
+    return [torch.zeros(count, dtype=torch.uint8, device=_device()) for count in counts]
+
+
+def _pickled(own: Any) -> Tensor:
+    return torch.frombuffer(bytearray(pickle.dumps(own)), dtype=torch.uint8).to(_device())
+
+
+def _unpickled(content: Tensor) -> Any:
+    return pickle.loads(content.cpu().numpy().tobytes())
+
+
+def _device() -> torch.device:
+    """Where tensors must be for the process group to exchange them."""
+    if torch.distributed.get_backend() == "nccl":
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
+
+
+def _told(error: Exception) -> None:
+    """Note that every rank knows of an exception."""
+    error._told_to_ranks = True  # type: ignore[attr-defined]
+
+
+def _is_told(error: BaseException | None) -> bool:
+    """Whether every rank knows of an exception, or of the one that it was raised from."""
+    while error is not None:
+        if getattr(error, "_told_to_ranks", False):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_cnnviz.core.data.distributed import collective_device, ranks, summed
+from lightning_cnnviz.core.data.distributed import gathered, ranks, summed
 
 __all__ = ["OnlineProbes", "OnlineScores"]
 
@@ -152,9 +152,7 @@ class OnlineProbes:
         """
         if ranks() == 1:
             return
-        classes = torch.tensor(self.classes, device=collective_device())
-        torch.distributed.all_reduce(classes, torch.distributed.ReduceOp.MAX)
-        self._grow(int(classes))
+        self._grow(max(int(classes) for classes in gathered(torch.tensor(self.classes))))
         for part in (self._weights, self._first, self._second, self._mean, self._variance):
             part.copy_(summed(part) / ranks())
 

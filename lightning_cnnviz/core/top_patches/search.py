@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_cnnviz.core.data.batches import BatchFn, numbered_batches
+from lightning_cnnviz.core.data.distributed import together
 from lightning_cnnviz.core.network.hooks import analysis_mode, model_device
 from lightning_cnnviz.core.network.layers import FeatureSpec, LayerSpec, select_layers
 from lightning_cnnviz.core.network.memory import in_chunks
@@ -94,7 +95,7 @@ def mine_top_patches(
     chosen = select_layers(model, layers)
     miner = PatchMiner(model, chosen, k=k, features=features, per_image=per_image, rank_by=rank_by)
     device = model_device(model)
-    with analysis_mode(model):
+    with together("mining patches"), analysis_mode(model):
         for images, labels, indices, known, _ in numbered_batches(loader, batch_fn, progress):
             miner.indices_known &= known
             images = images.to(device)
