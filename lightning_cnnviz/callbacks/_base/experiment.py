@@ -13,7 +13,6 @@ from lightning_cnnviz.callbacks._base.cost import wait_for_device
 from lightning_cnnviz.callbacks._base.monitor import Monitor, MonitorOptions
 from lightning_cnnviz.callbacks._base.sample import DisplayedSample
 from lightning_cnnviz.callbacks._base.subscriber import is_due
-from lightning_cnnviz.core.data.distributed import together
 from lightning_cnnviz.core.data.sample import Sample
 from lightning_cnnviz.record.identity import DataIdentity
 from lightning_cnnviz.render.display import Display
@@ -101,45 +100,45 @@ class ExperimentMonitor(Monitor):
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Refuse what could not work, before the first step."""
         super().on_train_start(trainer, pl_module)
-        if self.well_everywhere():
-            with self.guard(raises=True), together("trying it"):
-                self.dry_run(self.network_of(pl_module), trainer)
+        self._with_all("trying it", lambda: self._try(trainer, pl_module), raises=True)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Look, where a look is due after this step."""
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         if is_due(self, self.due_after, trainer):
-            self._experiment(trainer, pl_module)
+            self._with_all("an experiment", lambda: self._experiment(trainer, pl_module))
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Look, where a look is due."""
         super().on_train_epoch_end(trainer, pl_module)
         if is_due(self, self.due, trainer):
-            self._experiment(trainer, pl_module)
+            self._with_all("an experiment", lambda: self._experiment(trainer, pl_module))
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Look at the trained network, where the newest look is not at that."""
         super().on_train_end(trainer, pl_module)
         if is_due(self, self.due_at_end, trainer):
-            self._experiment(trainer, pl_module)
+            self._with_all("an experiment", lambda: self._experiment(trainer, pl_module))
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         """Look once in `trainer.validate` and in `trainer.test`."""
         super().on_validation_end(trainer, pl_module)
         if trainer.state.fn != "fit":
-            self._experiment(trainer, pl_module)
+            self._with_all("an experiment", lambda: self._experiment(trainer, pl_module), raises=True)
 
     # How: a look.
 
     def _experiment(self, trainer: Any, pl_module: Any) -> None:
         outside = trainer.state.fn != "fit"
-        with self.guard(raises=outside), together("an experiment"):
-            if not self.well_everywhere():
-                return
-            network = self.network_of(pl_module)
-            if outside:
-                with self.guard(raises=True), together("trying it"):
-                    self.dry_run(network, trainer)
-            wait_for_device(trainer)
-            with self._feed.costs.look(self):
-                self.look(trainer, lambda: self.experiment(network, self.progress), raises=outside)
+        if outside:
+            self._try(trainer, pl_module)
+        if not self.well_everywhere():
+            return
+        network = self.network_of(pl_module)
+        wait_for_device(trainer)
+        with self._feed.costs.look(self):
+            self.look(trainer, lambda: self.experiment(network, self.progress), raises=outside)
+
+    def _try(self, trainer: Any, pl_module: Any) -> None:
+        if self.well_everywhere():
+            self.dry_run(self.network_of(pl_module), trainer)

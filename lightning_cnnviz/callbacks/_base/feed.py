@@ -44,22 +44,20 @@ class Feed:
         self._tried: set[Subscriber] = set()
         self._looks: list[tuple[int, BatchFn | None, Look]] = []
 
-    def with_data(self) -> list[Subscriber]:
-        """Return the subscribers that look at loaders of their own."""
-        return [each for each in self.subscribers if each.data is not None]
-
     def start(self, trainer: Any, pl_module: Any) -> None:
         """Begin a look, where one is due, at the passes that validation (or test) is about to make."""
         self.abandon()
         members = [member for member in self.subscribers if member.data is None]
         wanted = [member for member in members if is_due(member, member.due, trainer)]
         raises = _may_raise(trainer)
+        begun: list[tuple[int, BatchFn | None, Look]] = []
         for key in dict.fromkeys((member.dataloader_idx, member.batch_fn) for member in wanted):
             members = [member for member in wanted if (member.dataloader_idx, member.batch_fn) == key]
             begin = partial(self._begun, trainer, pl_module, members, key[0], raises)
             look = for_all(members, begin, raises=raises, meeting="the start of a look")
             if look is not None:
-                self._looks.append((*key, look))
+                begun.append((*key, look))
+        self._looks = begun  # all of them at once: every rank has the same ones
 
     def _begun(
         self, trainer: Any, pl_module: Any, members: Sequence[Subscriber], dataloader_idx: int, raises: bool
@@ -98,6 +96,19 @@ class Feed:
         looks, self._looks = self._looks, []
         for _, _, look in looks:
             look.abandon()
+
+    def try_data(self, trainer: Any, pl_module: Any) -> None:
+        """Read the first batch of the subscribers' own loaders."""
+        self.read(trainer, pl_module, [each for each in self.subscribers if each.data is not None], dry_run=True)
+
+    def read_data(self, trainer: Any, pl_module: Any) -> None:
+        """Look at the subscribers' own loaders, where a look is due."""
+        members = [each for each in self.subscribers if each.data is not None]
+        self.read(trainer, pl_module, [each for each in members if is_due(each, each.due, trainer)])
+
+    def read_last(self, trainer: Any, pl_module: Any) -> None:
+        """Look at the trained network, for those whose newest look is not at that."""
+        self.read(trainer, pl_module, [each for each in self.subscribers if is_due(each, each.due_at_end, trainer)])
 
     def read(self, trainer: Any, pl_module: Any, members: Sequence[Subscriber], *, dry_run: bool = False) -> None:
         """Make passes of our own: over the subscribers' own loaders, or those of validation; equal ones once.

@@ -21,8 +21,8 @@ from lightning_cnnviz.callbacks._base.budget import Budget
 from lightning_cnnviz.callbacks._base.feed import Feed
 from lightning_cnnviz.callbacks._base.interruption import end_interrupted
 from lightning_cnnviz.callbacks._base.schedule import Schedule
-from lightning_cnnviz.callbacks._base.subscriber import agree, is_due
-from lightning_cnnviz.callbacks._base.trainer import find_network, mixed_precision, step_of
+from lightning_cnnviz.callbacks._base.subscriber import agree, for_all, is_due
+from lightning_cnnviz.callbacks._base.trainer import find_network, mixed_precision, refuse_sharded, step_of
 from lightning_cnnviz.core.data.distributed import OtherRankError, gathered_objects, rank, together
 from lightning_cnnviz.record.data import plain
 from lightning_cnnviz.record.identity import DataIdentity, LookIdentity, NetworkIdentity, network_identity, versions
@@ -176,12 +176,16 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
         with together("opening the sinks"):
             self._outlet.open(trainer)
 
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        """Step aside where the weights are cut up: a strategy does so after set-up."""
+        self._ask_for_whole_weights(trainer)
+
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Try the given loaders, before the first step."""
         self._steps = self._feed.first_step = trainer.global_step
         self._feed.costs.start()
         if self._leads:
-            self._feed.read(trainer, pl_module, self._feed.with_data(), dry_run=True)
+            self._with_all("trying the data", lambda: self._feed.try_data(trainer, pl_module), raises=True)
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         """Let the clock run from the first step on: before it, monitors have tried what they need."""
@@ -191,7 +195,12 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         """Begin the looks that are due."""
         if self._leads:
-            self._feed.start(trainer, pl_module)
+            if trainer.state.fn != "fit":
+                for monitor in trainer.callbacks:
+                    if isinstance(monitor, Monitor):
+                        monitor._ask_for_whole_weights(trainer)
+            raises = trainer.sanity_checking or trainer.state.fn != "fit"
+            self._with_all("the start of looks", lambda: self._feed.start(trainer, pl_module), raises=raises)
 
     def on_validation_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -212,9 +221,10 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         """Finish the looks at these passes; outside of fit, look at the given loaders."""
         if self._leads:
-            self._feed.end(trainer)
-            if trainer.state.fn != "fit":
-                self._feed.read(trainer, pl_module, self._feed.with_data())
+            outside = trainer.state.fn != "fit"
+            self._with_all("the end of looks", lambda: self._feed.end(trainer), raises=outside)
+            if outside:
+                self._with_all("looks at data", lambda: self._feed.read_data(trainer, pl_module), raises=True)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Show what has been drawn meanwhile; look in passes of our own, where a look is due after this step."""
@@ -223,20 +233,20 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
                 self._outlet.poll()
         if self._feed.rear is self:  # others have left the step's own pass
             members = [each for each in self._feed.subscribers if is_due(each, each.due_after, trainer)]
-            self._feed.read(trainer, pl_module, members)
+            if members:
+                self._with_all("looks by steps", lambda: self._feed.read(trainer, pl_module, members))
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Look at the given loaders, where a look is due."""
         if self._leads:
-            members = [each for each in self._feed.with_data() if is_due(each, each.due, trainer)]
-            self._feed.read(trainer, pl_module, members)
+            self._with_all("looks at data", lambda: self._feed.read_data(trainer, pl_module))
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Look at the trained network, where the newest look is not at that."""
         if self._leads:
-            self._feed.costs.stop()
-            members = [each for each in self._feed.subscribers if is_due(each, each.due_at_end, trainer)]
-            self._feed.read(trainer, pl_module, members)
+            with self.guard():
+                self._feed.costs.stop()
+            self._with_all("last looks", lambda: self._feed.read_last(trainer, pl_module))
 
     # In `trainer.test`, as in `trainer.validate`.
     on_test_start = on_validation_start
@@ -277,10 +287,14 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Show what belongs to the end, and name again what failed."""
-        self._feed.abandon()
         stage = str(trainer.state.fn.value)
-        if stage == "predict":
-            return
+        with self.guard(raises=stage != "fit"):
+            self._feed.abandon()
+            if stage != "predict":
+                self._finish(trainer, stage)
+            self._feed = Feed(self)  # what subscribed may hold on to the trainer
+
+    def _finish(self, trainer: Any, stage: str) -> None:
         with self._feed.costs.charge([self], "showing"):
             try:
                 self._say_what_was_seen(stage)
@@ -293,7 +307,6 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
             summary = self._feed.costs.summary([each for each in trainer.callbacks if isinstance(each, Monitor)])
             if summary:
                 printed_log.info("%s", summary)
-        self._feed = Feed(self)  # what subscribed may hold on to the trainer
 
     # How: a look, its guard, its sinks.
 
@@ -357,6 +370,10 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
             elif not elsewhere:
                 log.error("%s has failed and is switched off; the run goes on", self._who, exc_info=True)
 
+    def _with_all(self, what: str, work: Callable[[], Any], *, raises: bool = False) -> None:
+        """Do what ranks meet in: if it fails on one of them, this looks no more on any."""
+        for_all([self], work, raises=raises, meeting=what)
+
     def look(self, trainer: Any, make_part: Callable[[], Any], *, raises: bool = False) -> None:
         """Make this rank's part of a result, bring the parts together, and show the whole; every rank calls it."""
         if not self.well_everywhere():
@@ -414,6 +431,15 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
             return True
         with together("asking what the budget allows"):
             return self._budget.allows(self, self._feed.costs, step.global_step)
+
+    def _ask_for_whole_weights(self, trainer: Any) -> None:
+        """No view is served by a part of the weights, and nobody can choose views that are."""
+        try:
+            refuse_sharded(self._who, trainer)
+        except ValueError as error:
+            if self.on_error == "raise" and self._budget is None:
+                raise
+            self._step_aside(error)
 
     def _step_aside(self, error: Exception) -> None:
         found = str(error).removeprefix(self._who).lstrip(": ")

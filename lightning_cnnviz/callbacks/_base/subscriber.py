@@ -118,7 +118,7 @@ def agree(subscribers: Sequence[Any]) -> None:
         subscriber.fail(f"it failed {where}")
 
 
-def for_all(owners: Sequence[Subscriber], work: Callable[[], Any], *, raises: bool, meeting: str | None = None) -> Any:
+def for_all(owners: Sequence[Any], work: Callable[[], Any], *, raises: bool, meeting: str | None = None) -> Any:
     """Do what several need, and return what it gives; its failure is the failure of each, and gives None.
 
     Args:

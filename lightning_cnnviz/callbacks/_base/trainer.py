@@ -17,6 +17,7 @@ __all__ = [
     "learning_loaders",
     "mixed_precision",
     "refuse_compiled",
+    "refuse_sharded",
     "step_of",
 ]
 
@@ -122,6 +123,28 @@ def refuse_compiled(who: str, network: nn.Module, *, compiled: bool = False) -> 
         raise ValueError(
             f"{who} reads features in the training step, which compiled networks (torch.compile) do not show: use "
             "LayerProbeMonitor, which makes passes of its own, or train uncompiled"
+        )
+
+
+def refuse_sharded(who: str, trainer: Any) -> None:
+    """Refuse weights that are cut up among processes: by FSDP, tensor parallelism or DeepSpeed's ZeRO stage 3.
+
+    Raises:
+        ValueError: They are.
+    """
+    model = trainer.strategy.model
+    whole = all(
+        type(module).__name__ != "FullyShardedDataParallel"
+        and not any(
+            hasattr(weight, "full_tensor") or hasattr(weight, "ds_id") for weight in module._parameters.values()
+        )
+        for module in model.modules()
+    )
+    if not whole:
+        raise ValueError(
+            f"{who} looks at whole weights, and {type(trainer.strategy).__name__} has cut them up among processes (as "
+            'FSDP, tensor parallelism and ZeRO stage 3 do): train with strategy="ddp", or look at whole weights that '
+            "were saved, with cnnviz explore"
         )
 
 

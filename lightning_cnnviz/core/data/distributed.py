@@ -213,9 +213,7 @@ def _meet(where: str, words: str = "", state: str = _WELL) -> list[_Said]:
         depth = min(int(each.depth) for each in failed.values())
         if state == _WELL or depth < _DEPTH.get():
             number, first = next(iter(failed.items()))
-            error = OtherRankError(
-                f"it failed on rank {number}: {first.words}", unsuitable=first.state == _UNSUITABLE
-            )
+            error = OtherRankError(f"it failed on rank {number}: {first.words}", unsuitable=first.state == _UNSUITABLE)
             _leave(depth, error)
     elif len({each.where for each in said}) > 1:
         places = ", ".join(f"rank {number} at {each.where}" for number, each in enumerate(said))

@@ -1,0 +1,51 @@
+"""Where processes hold parts of the weights alone, every view steps aside, says why, and training goes on."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+SCRIPT = Path(__file__).with_name("sharded_run.py")
+
+
+@pytest.mark.parametrize("way", ["ModelParallelStrategy", "FullySharded"])
+def test_every_view_steps_aside(way: str, tmp_path: Path) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(SCRIPT), str(rank), way, str(tmp_path)],
+            env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    said = [process.communicate(timeout=300)[0].decode() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said[0][-3000:]
+    for rank in range(2):
+        found = torch.load(tmp_path / f"{rank}.pt")
+        assert (found["steps"], found["shown"]) == (6, 0)
+        assert [len(reasons) for reasons in found["reasons"]] == ([12, 11] if way == "ModelParallelStrategy" else [12])
+        for name, reason in [pair for reasons in found["reasons"] for pair in reasons.items()]:
+            assert reason is not None, name
+            assert f"{way} has cut them up among processes" in reason
+    assert said[0].count("steps aside: looks at whole weights") == sum(map(len, found["reasons"]))
+    assert "steps aside" not in said[1]
+
+
+def test_parts_that_deepspeed_holds_are_seen_too() -> None:
+    from types import SimpleNamespace
+
+    from callbacks.littlenet import LittleNet
+
+    from lightning_cnnviz.callbacks._base.trainer import refuse_sharded
+
+    model = LittleNet()
+    trainer = SimpleNamespace(strategy=SimpleNamespace(model=model))
+    refuse_sharded("FilterMonitor", trainer)  # stages 1 and 2 leave the weights whole
+    model.head.weight.ds_id = 0  # type: ignore[assignment]  # as deepspeed.zero marks what it has cut up
+    with pytest.raises(ValueError, match=r"^FilterMonitor looks at whole weights.*ZeRO stage 3.*cnnviz explore"):
+        refuse_sharded("FilterMonitor", trainer)
