@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import random
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ from typing import Any, NamedTuple
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
 from callbacks.littlenet import LittleNet, dataset, quiet_trainer
 from lightning.pytorch.plugins.environments import TorchElasticEnvironment
@@ -104,14 +106,14 @@ def stage_of(code: CodeType) -> Stage | None:
     """The stage that some code is; None for what is not ours, or is spared."""
     if not code.co_filename.startswith(PACKAGE):
         return None
-    stage = Stage(code.co_filename[len(PACKAGE) + 1 :], code.co_qualname)
+    stage = Stage(code.co_filename[len(PACKAGE) + 1 :], getattr(code, "co_qualname", code.co_name))
     name = stage.name.split(".")[-1]
     spared = stage.file in SPARED or name.startswith("<") or name in SPARED_NAMES or name.startswith("on_")
     return None if spared else stage
 
 
 def fitted(case: Case | None, on_call: Callable[[Stage], None] | None) -> torch.Tensor:
-    """All weights after a fit."""
+    """All that a look could disturb, after a fit: weights, optimizer, modes, hooks, and what chance would give next."""
     pl.seed_everything(3, verbose=False)
     model = LittleNet()
     callbacks: list[Any] = [] if on_call is None else [Tracing(on_call)]
@@ -130,7 +132,13 @@ def fitted(case: Case | None, on_call: Callable[[Stage], None] | None) -> torch.
         trainer.fit(model, train, loader(6))
     finally:
         sys.settrace(None)
-    return torch.cat([value.flatten().double() for value in model.state_dict().values()])
+    momenta = [state["momentum_buffer"] for state in trainer.optimizers[0].state.values()]
+    modes = [float(module.training) for module in model.modules()]
+    modes += [float(parameter.requires_grad) for parameter in model.parameters()]
+    hooks = [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules()]
+    chance = [torch.rand(3), torch.from_numpy(np.random.rand(3)), torch.tensor([random.random()])]
+    state = [*model.state_dict().values(), *momenta, *chance, torch.tensor(modes), torch.tensor(hooks)]
+    return torch.cat([value.detach().flatten().double() for value in state])
 
 
 def walked(case: Case) -> list[Stage]:
@@ -175,7 +183,6 @@ def main(rank: int, ranks: int, folder: Path, part: int, parts: int, only: str =
     torch.set_num_threads(1)
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")
-    import time
 
     out = (folder / f"{rank}.jsonl").open("w", buffering=1)
     with group(rank, ranks, folder):
@@ -194,11 +201,10 @@ def main(rank: int, ranks: int, folder: Path, part: int, parts: int, only: str =
                     number += 1
                     if number % parts != part:
                         continue
-                    print(json.dumps({"case": case.title, "rank": fails, "stage": stage}), end="\t", file=out)
-                    start = time.perf_counter()
                     weights = fitted(case, failing(stage) if rank == fails else None)
                     same = all(torch.equal(weights, other) for other in [plain, *everyones(weights)])
-                    print(json.dumps(same), round(time.perf_counter() - start, 2), file=out)
+                    told = {"case": case.title, "rank": fails, "stage": stage.name, "same": same}
+                    print(json.dumps(told), file=out)
 
 
 if __name__ == "__main__":

@@ -130,7 +130,8 @@ def hooked(sites: Mapping[str, Site], on_value: Callable[[str, Any], None]) -> I
 
     Hooks that are made inside `analysis_mode` fire inside that very block alone; those made outside, outside.
 
-    The value is the network's own, live: an in-place operation that follows overwrites it, so clone what is kept.
+    The value is the network's own, live: an in-place operation that follows overwrites it, so clone what is kept. In a
+    pass that somebody else makes, an error of `on_value` does not interrupt the pass: it is raised on leaving.
 
     Raises:
         LayerNotFoundError: A site is inside of what `torch.jit` has traced, scripted or frozen, where no hook runs.
@@ -143,11 +144,17 @@ def hooked(sites: Mapping[str, Site], on_value: Callable[[str, Any], None]) -> I
             )
     handles = []
     analysis, around = _ANALYSIS.get(), _AROUND.get()
+    errors: list[Exception] = []
 
     def tell(name: str, value: Any) -> None:
-        if _ANALYSIS.get() is analysis:
-            with around():
-                on_value(name, _by_channel(value) if sites[name].channels_last else value)
+        if _ANALYSIS.get() is analysis and not errors:
+            try:
+                with around():
+                    on_value(name, _by_channel(value) if sites[name].channels_last else value)
+            except Exception as error:
+                if analysis is not None:
+                    raise
+                errors.append(error)
 
     def after(name: str) -> Callable[[nn.Module, Any, Any], None]:
         return lambda _module, _inputs, output: tell(name, output)
@@ -165,6 +172,8 @@ def hooked(sites: Mapping[str, Site], on_value: Callable[[str, Any], None]) -> I
     finally:
         for handle in handles:
             handle.remove()
+    if errors:
+        raise errors[0]
 
 
 def _by_channel(maps: Any) -> Any:
@@ -178,6 +187,15 @@ def watched(sites: Mapping[str, Site], on_value: Callable[[str, Any], None]) -> 
     The hooks are torch's own for all modules of the process, and nothing is attached to the network: during a training
     step it belongs to its owner, who may copy it whole (an average of weights) or look at its hooks.
     """
+    errors: list[Exception] = []
+
+    def tell(name: str, value: Any) -> None:
+        if not errors:
+            try:
+                on_value(name, value)
+            except Exception as error:
+                errors.append(error)
+
     after: dict[nn.Module, list[str]] = {}
     before: dict[nn.Module, list[str]] = {}
     for name, site in sites.items():
@@ -185,11 +203,11 @@ def watched(sites: Mapping[str, Site], on_value: Callable[[str, Any], None]) -> 
 
     def on_output(module: nn.Module, _inputs: Any, output: Any) -> None:
         for name in after.get(module, ()):
-            on_value(name, output)
+            tell(name, output)
 
     def on_input(module: nn.Module, inputs: Any) -> None:
         for name in before.get(module, ()) if inputs else ():
-            on_value(name, inputs[0])
+            tell(name, inputs[0])
 
     handles = []
     try:
@@ -200,3 +218,5 @@ def watched(sites: Mapping[str, Site], on_value: Callable[[str, Any], None]) -> 
     finally:
         for handle in handles:
             handle.remove()
+    if errors:
+        raise errors[0]
