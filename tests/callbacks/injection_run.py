@@ -1,4 +1,4 @@
-"""Run by test_injected_failures.py in two processes: `python injection_run.py RANK RANKS FOLDER PART PARTS`.
+"""Run by test_injected_failures.py in two processes: `python injection_run.py RANK RANKS FOLDER PART PARTS [CASES]`.
 
 Each process fits a small network again and again. Each time one function of ours, the first time that it is called once
 training has begun, fails on one of the ranks. Which functions there are is found by looking which ones a fit calls.
@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import random
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -27,7 +28,7 @@ import torch
 from callbacks.littlenet import LittleNet, dataset, quiet_trainer
 from lightning.pytorch.plugins.environments import TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
 import lightning_cnnviz
 from lightning_cnnviz import MemorySink, Monitor
@@ -83,7 +84,8 @@ def cases() -> Iterator[Case]:
 
 
 def loader(count: int) -> DataLoader[Any]:
-    return DataLoader(dataset(count, seed=1), batch_size=2)
+    """Images of two classes in turn."""
+    return DataLoader(TensorDataset(dataset(count, seed=1).tensors[0], torch.arange(count) % 2), batch_size=2)
 
 
 class Tracing(pl.Callback):
@@ -127,9 +129,8 @@ def fitted(case: Case | None, on_call: Callable[[Stage], None] | None) -> torch.
         max_epochs=2,
         num_sanity_val_steps=0,
     )
-    train = DataLoader(dataset(8), batch_size=2)
     try:
-        trainer.fit(model, train, loader(6))
+        trainer.fit(model, loader(8), loader(6))
     finally:
         sys.settrace(None)
     momenta = [state["momentum_buffer"] for state in trainer.optimizers[0].state.values()]
@@ -183,14 +184,13 @@ def main(rank: int, ranks: int, folder: Path, part: int, parts: int, only: str =
     torch.set_num_threads(1)
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")
-
     out = (folder / f"{rank}.jsonl").open("w", buffering=1)
     with group(rank, ranks, folder):
         plain = fitted(None, None)
         number = 0
         seen: set[tuple[int, Stage]] = set()
         for case in cases():
-            if only not in case.title:
+            if not re.search(only, case.title):
                 continue
             stages = everyones(walked(case))
             for fails, own in enumerate(stages):
