@@ -54,6 +54,11 @@ def test_failures_in_a_single_process(tmp_path: Path) -> None:
     assert_undisturbed(found, ranks=1)
 
 
+@pytest.mark.fault(
+    "processes",
+    "any function of ours fails on one of two ranks while training goes on",
+    "training ends on both, with weights, optimizer and random state as without us",
+)
 @pytest.mark.slow
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="code does not tell its class")
 def test_every_failure_on_one_rank(tmp_path: Path) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from lightning_cnnviz.core.data.distributed import exchanged, gathered, rank, ranks, summed
+from lightning_cnnviz.core.data.distributed import exchanged, gathered, gathered_objects, rank, ranks, summed, together
 
 
 def talk() -> dict[str, Any]:
@@ -48,3 +49,53 @@ def test_alone_nothing_is_exchanged() -> None:
     assert gathered(tensor)[0] is tensor
     assert summed(tensor) is tensor
     assert exchanged([None, tensor], [(0, 0, 1, 1)] * 2, tensor) == [None, tensor]
+
+
+def fail() -> list[str]:
+    """What a rank hears where the other one fails: in the same block, in one around it, or by doing another thing."""
+    heard = []
+
+    def attempt(what: str, work: Callable[[], Any]) -> None:
+        try:
+            with together(what):
+                work()
+            heard.append("well")
+        except (ValueError, RuntimeError) as error:
+            heard.append(f"{type(error).__name__}: {error}")
+
+    def alone() -> None:
+        if rank() == 1:
+            raise ValueError("no such layer")
+        gathered(torch.zeros(3))
+
+    def around() -> None:
+        if rank() == 1:
+            raise RuntimeError("out of memory")
+        attempt("inside", lambda: gathered(torch.zeros(3)))
+        heard.append("went on")  # the other rank is not here
+
+    def apart() -> None:
+        gathered_objects(0) if rank() else summed(torch.zeros(1))
+
+    for name, work in (
+        ("alone", alone),
+        ("around", around),
+        ("apart", apart),
+        ("together", lambda: summed(torch.ones(1))),
+    ):
+        attempt(name, work)
+    return heard
+
+
+def test_what_fails_on_one_rank_fails_on_both_at_the_same_place(tmp_path: Path) -> None:
+    from core.two_ranks import on_two_ranks
+
+    first, second = on_two_ranks(__file__, "fail", tmp_path)
+    assert second[:2] == ["ValueError: no such layer", "RuntimeError: out of memory"]
+    assert first[:2] == [
+        "OtherRankError: it failed on rank 1: ValueError: no such layer",
+        "OtherRankError: it failed on rank 1: RuntimeError: out of memory",
+    ]
+    for heard in (first, second):
+        assert heard[2].startswith("RuntimeError: ranks do not do the same: rank 0 at summing (1,)")
+        assert heard[3:] == ["well"]
