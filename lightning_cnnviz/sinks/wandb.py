@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import warnings
 from collections.abc import Iterator, Sequence
@@ -21,6 +22,8 @@ __all__ = ["WandbSink"]
 
 _MOST_ROWS = 200_000
 """W&B cuts longer tables in silence."""
+_LONGEST = 110
+"""Bytes of a key: W&B names files and artifacts after it and the run, and the names of artifacts have at most 128."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +142,15 @@ def _contents(report: Report, step: Step) -> Iterator[tuple[str, _Content]]:
 def _key(report: Report, item: Item) -> str:
     """The item's key, of what W&B takes in one: valid Unicode, since files are named after it, and no way upwards."""
     parts = report.key(item).encode(errors="replace").decode().split("/")
-    return "/".join("__" if part == ".." else part for part in parts)
+    return _short("/".join("__" if part == ".." else part for part in parts))
+
+
+def _short(key: str) -> str:
+    """A key that is not too long for W&B: the beginning, and what tells it from others."""
+    whole = key.encode()
+    if len(whole) <= _LONGEST:
+        return key
+    return f"{whole[: _LONGEST - 9].decode(errors='ignore')}-{hashlib.blake2b(whole, digest_size=4).hexdigest()}"
 
 
 def _caption(item: Item, report: Report) -> str:

@@ -154,7 +154,7 @@ def check_table(files: dict[str, Path]) -> None:
 
 def test_a_run_takes_names_of_any_kind(inside: Path) -> None:
     logger = pytest.importorskip(PACKAGES[0]).WandbLogger(project="test", save_dir=inside, offline=True)
-    names = ["</script>\n\"'&/..", "../../up", "of a damaged file \ud800", "\u2028"]
+    names = ["</script>\n\"'&/..", "../../up", "of a damaged file \ud800", "\u2028", "..", "n" * 400, "ü" * 399 + "m"]
     items = [item for name in names for item in (Table(name, (name,), ((name,),), caption=name), Scalar(name, 1.0))]
     items += [Picture(f"{name} picture", PICTURE.pixels, caption=name) for name in names]
     sink = WandbSink()
