@@ -27,7 +27,7 @@ from lightning_cnnviz.core.layer_table.formulas import (
 )
 from lightning_cnnviz.core.layer_table.unclipped_fields import Field, UnclippedFields
 from lightning_cnnviz.core.tracing.operations import Kind, Operation, OperationLog, log_operations
-from lightning_cnnviz.core.tracing.readable import check_readable
+from lightning_cnnviz.core.tracing.readable import check_countable, check_readable
 
 __all__ = [
     "LayerRow",
@@ -179,6 +179,7 @@ def layer_table(model: nn.Module, input_size: Sequence[int] | Tensor) -> LayerTa
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"layer_table needs an nn.Module, not {type(model).__name__}")
+    check_countable(model)
     check_readable(model)
     image = _image(model, input_size)
     log, values = _run(model, image)
