@@ -33,6 +33,17 @@ def keeping(monitor: Monitor, found: dict[str, Any]) -> Monitor:
     return monitor
 
 
+class Saving(pl.Callback):
+    """Saves what was found, before the process ends that has found it."""
+
+    def __init__(self, found: dict[str, Any], out: Path) -> None:
+        self.found, self.out = found, out
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        if trainer.is_global_zero:
+            torch.save(self.found, self.out)
+
+
 def main(ranks: int, out: Path) -> None:
     torch.set_num_threads(1)
     pl.seed_everything(2, verbose=False)
@@ -47,10 +58,8 @@ def main(ranks: int, out: Path) -> None:
     # 23 images: the sampler pads, and last batches are uneven.
     loader = DataLoader(whole_numbers(23), batch_size=5)
     strategy = "ddp_fork" if ranks > 1 else "auto"
-    trainer = quiet_trainer(callbacks=watching, devices=ranks, strategy=strategy)
+    trainer = quiet_trainer(callbacks=[*watching, Saving(found, out)], devices=ranks, strategy=strategy)
     trainer.validate(net(), loader, verbose=False)
-    if trainer.is_global_zero:
-        torch.save(found, out)
 
 
 if __name__ == "__main__":
