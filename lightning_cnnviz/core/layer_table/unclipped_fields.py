@@ -119,6 +119,7 @@ def _strip(model: nn.Module, image: Tensor, operations: list[Operation], values:
     size = image.shape[2 + axis]
     along, longest = Along(axis=axis, farthest=size), max(size, _LARGEST_STRIP)
     length, step = _first_length(operations, size, axis)
+    covered = set[int]()
     while True:
         macs = sum(operation.macs for operation in operations) * length / size
         if values and macs > _AFFORDABLE:
@@ -128,21 +129,29 @@ def _strip(model: nn.Module, image: Tensor, operations: list[Operation], values:
         strip = image.new_zeros(shape) if values else torch.empty(shape, dtype=image.dtype, device="meta")
         # A network that refuses this size is followed as far as it comes.
         made = _Strip(log_operations(model, strip, values=values, along=along).operations, axis, length)
-        if length >= longest or not _too_short(operations, made):
+        cut = _cut_off(operations, made)
+        # What has covered all of two images would cover a third: it is not read along this axis, as in (N, H, W, C).
+        if length >= longest or all(covers and position in covered for position, covers in cut.items()):
             return made
+        covered = {position for position, covers in cut.items() if covers}
         length = min(size + step * (2 * (length - size) // step), longest)
 
 
-def _too_short(operations: list[Operation], strip: _Strip) -> bool:
-    """Whether a border cuts units in the middle off, though nothing has run that sees all of any image."""
-    for here, there in zip(operations, strip.operations, strict=False):
+def _cut_off(operations: list[Operation], strip: _Strip) -> dict[int, bool]:
+    """Operations whose units in the middle a border cuts off, though nothing has run that sees all of any image.
+
+    By position, with whether each of these units covers all of the image.
+    """
+    found = {}
+    for position, (here, there) in enumerate(zip(operations, strip.operations, strict=False)):
         if there.boundless or there.lines is None or not _alike(here, there):
             continue
         first, last = strip.lines(there)
         chosen = strip.middle(len(first))
-        if len(first) > 1 and bool(((first[chosen] <= 0) | (last[chosen] >= strip.length - 1)).any()):
-            return True
-    return False
+        begins, ends = first[chosen] <= 0, last[chosen] >= strip.length - 1
+        if len(first) > 1 and bool((begins | ends).any()):
+            found[position] = bool((begins & ends).all())
+    return found
 
 
 def _alike(here: Operation, there: Operation) -> bool:

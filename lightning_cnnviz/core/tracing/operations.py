@@ -249,8 +249,9 @@ class _OperationLogger(OperationReader):
         if any(after[place] is reach[place] for reach in before):  # pointwise operations and norms pass on the same
             return False
         with _disable_current_modes():
-            farthest = max(_longest(reach[place], reach[place + 1]) for reach in before)
-            return _longest(after[place], after[place + 1]) - farthest > self._along.farthest
+            longest = max(_lengths(reach[place], reach[place + 1])[1] for reach in before)
+            # The shortest that is made: what a roll brings around reaches far, and the middle does not.
+            return _lengths(after[place], after[place + 1])[0] - longest > self._along.farthest
 
     def _log(self, call: ShapedCall, made: list[Tensor], sources: frozenset[str], far: bool) -> None:
         operation = read_operation(call)
@@ -314,9 +315,11 @@ def _all_on_meta(func: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
     return tree_map(move, args), tree_map(move, kwargs)
 
 
-def _longest(neg_first: Tensor, last: Tensor) -> float:
+def _lengths(neg_first: Tensor, last: Tensor) -> tuple[float, float]:
+    """The shortest and the longest reach of what depends on any pixel."""
     lengths = thin(neg_first) + thin(last)
-    return float(lengths.amax()) if lengths.numel() else 0.0
+    lengths = lengths[lengths.isfinite()]
+    return (float(lengths.amin()), float(lengths.amax())) if lengths.numel() else (0.0, 0.0)
 
 
 def _lines(reach: tuple[Tensor, ...] | None, *, channels_last: bool) -> tuple[Lines, Lines] | None:

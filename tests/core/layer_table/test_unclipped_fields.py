@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from reference.support import change_boxes
 from torch import Tensor, nn
 
+from lightning_cnnviz.core.layer_table import unclipped_fields
 from lightning_cnnviz.core.layer_table.table import layer_table
 from lightning_cnnviz.core.layer_table.unclipped_fields import Field, UnclippedFields
-from lightning_cnnviz.core.tracing.operations import log_operations
+from lightning_cnnviz.core.tracing.operations import OperationLog, log_operations
 
 
 def field_of_last(model: nn.Module, size: tuple[int, int]) -> Field:
@@ -143,3 +144,33 @@ def test_axes_that_look_alike_on_a_small_image_are_measured_one_by_one() -> None
 class Rows(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x.mean(2, keepdim=True)
+
+
+def test_no_longer_image_is_tried_where_it_tells_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    class ChannelsLast(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            x = x.permute(0, 2, 3, 1)
+            return (x + x.roll(1, 1)).permute(0, 3, 1, 2)
+
+    lengths: list[int] = []
+
+    def counted(model: nn.Module, image: Tensor, **options: Any) -> OperationLog:
+        lengths.append(max(image.shape))
+        return log_operations(model, image, **options)
+
+    monkeypatch.setattr(unclipped_fields, "log_operations", counted)
+    field = field_of_last(ChannelsLast(), (16, 16))
+    assert field.clipped
+    assert len(lengths) == 3  # two along rows, which is where it reads the wrong axis, and one along columns
+    assert max(lengths) < 2000
+
+
+def test_rolls_that_add_up_are_no_whole_image() -> None:
+    class Rolls(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            for _ in range(60):
+                x = x + x.roll(12, 2)
+            return x
+
+    field = field_of_last(Rolls(), (16, 16))
+    assert (field.size, field.clipped) == ((721, 1), False)
