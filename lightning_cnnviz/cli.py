@@ -1,4 +1,4 @@
-"""The command line: `cnnviz demo`, `layers`, `explore`, `fit` and its kin, `study`, `record` and `export`."""
+"""The command line: `cnnviz demo`, `layers`, `explore`, `fit` and its kin, `study`, `record`, `sync` and `export`."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ _TRAINING = {
 # Commands on a record, with a parser of their own, too.
 _RECORD = {
     "record": "list what is in a record of looks, and check it",
+    "sync": "send to a W&B run what a record has and the run has not",
     "export": "write a look of a record as a figure (.pdf, .svg, .png), a page (.html) or numbers (.csv)",
     "view": "make or refresh a page of the looks of one record, or of several side by side",
     "bundle": "write some looks of a record as a page that is one file, to send",
@@ -101,6 +102,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from lightning_cnnviz.view import bundle_main, view_main
 
         return (view_main if arguments[0] == "view" else bundle_main)(arguments[1:])
+    if arguments and arguments[0] == "sync":
+        from lightning_cnnviz.sync import sync_main
+
+        return sync_main(arguments[1:])
     if arguments and arguments[0] in _RECORD:
         from lightning_cnnviz.record.cli import export_main, record_main
 

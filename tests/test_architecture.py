@@ -36,6 +36,7 @@ ALLOWED = {
     "render": {"core", "report"},
     "sinks": {"report", "files", "render.image", "render.charts", "render.items", "render.tables"},
     "sinks.outlet": {"report", "render.views", "record", "sinks"},
+    "sync": {"report", "record", "sinks"},
     "render.studies": {"render", "report", "studies.results"},
     "record": {"render", "core", "files", "report", "studies.results", "__version__"},
     "show": {"record", "render", "core", "report", "studies.results"},
@@ -47,6 +48,7 @@ ALLOWED = {
     "explore": {"callbacks", "finetune", "sinks", "report", "core", "render", "record"},
     "view": {"files", "record", "report", "sinks"},
     "cli": {
+        "sync",
         "demo",
         "explore",
         "view",
@@ -166,7 +168,7 @@ def test_the_rule_can_fail(file: str, source: str) -> None:
 
 
 # Where a user asks for a product by its name: commands, and studies that log their runs to it.
-APPLICATIONS = ("cli.py", "demo.py", "explore.py", "studies/", "view.py")
+APPLICATIONS = ("cli.py", "demo.py", "explore.py", "studies/", "sync.py", "view.py")
 PRODUCTS = re.compile("wandb|tensorboard|mlflow", re.IGNORECASE)
 
 

@@ -97,7 +97,7 @@ def _add_record(parser: argparse.ArgumentParser) -> None:
 
 def _opened(parser: argparse.ArgumentParser, folder: Path) -> Record:
     for place in _PLACES:
-        if (folder / place / "looks").is_dir():
+        if (folder / place / "record.json").is_file():
             try:
                 return Record(folder / place)
             except ValueError as error:

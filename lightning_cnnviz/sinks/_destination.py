@@ -102,7 +102,8 @@ class Destination:
         self._waiting.clear()
         if lost:
             reports = "1 report is" if lost == 1 else f"{lost} reports are"
-            log.error("%s: %s lost to %s: %s", who, reports, self._name, self._error)
+            remedy = f". {self.sink.remedy}" if self.sink.remedy else ""
+            log.error("%s: %s lost to %s: %s%s", who, reports, self._name, self._error, remedy)
         self._lost, self._is_failing = 0, False
 
     def _say(self, who: str, text: str, error: Exception) -> None:

@@ -51,6 +51,14 @@ class Sink(ABC):
         """Where the record of what is shown here belongs; None where it belongs nowhere, or is not known yet."""
         return None
 
+    @property
+    def remedy(self) -> str:
+        """How what could not be shown there may be shown later, as a sentence; "" where it cannot."""
+        return ""
+
+    def keep_account(self, folder: Path) -> None:  # noqa: B027 - most sinks keep none
+        """Note in a record's folder what has been shown, where that is of use later; called after `open`."""
+
     @abstractmethod
     def write(self, report: Report, step: Step) -> None:
         """Show one report, taken at `step`."""

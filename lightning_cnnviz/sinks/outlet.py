@@ -151,6 +151,9 @@ class Outlet:
         if place not in self._shared.keepers:
             self._shared.keepers[place] = Keeper(place)
         self._keeper = self._shared.keepers[place]
+        if place is not None:
+            for sink in sinks:
+                sink.keep_account(place)
         self._shared.users += not self._is_user
         self._is_user = True
 

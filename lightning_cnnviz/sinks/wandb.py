@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
+import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar, TypeAlias
 
 from PIL import Image
@@ -16,9 +21,14 @@ from torch import Tensor
 from lightning_cnnviz.render.image import LOSSLESS_SIDE, to_image
 from lightning_cnnviz.render.items import draw_item
 from lightning_cnnviz.report import Item, Number, Report, Scalar, Step, Table, Tile
+from lightning_cnnviz.sinks._handover import Handover
 from lightning_cnnviz.sinks.base import Sink
 
-__all__ = ["WandbSink"]
+__all__ = ["WandbSink", "opened_run"]
+
+log = logging.getLogger("lightning_cnnviz")
+
+_ACCOUNT = "sent-to-wandb.jsonl"
 
 _MOST_ROWS = 200_000
 """W&B cuts longer tables in silence."""
@@ -47,11 +57,22 @@ class _Cells:
 _Content: TypeAlias = "_File | _Cells | float"
 
 
+@dataclass(frozen=True)
+class _Encoded:
+    """A report as W&B is to have it: whose it is, and the content of each item by its key."""
+
+    source: str
+    items: Mapping[str, _Content]
+
+
 class WandbSink(Sink):
     """Logs every report to the runs of the trainer's WandbLoggers, of `lightning` or of `pytorch_lightning`.
 
     A gallery becomes one JPEG sheet with its labels on it, a curve a figure, a table a `wandb.Table`, a scalar a
     number: under its key in the report, one row a report, with `epoch` and `trainer/global_step`.
+
+    Training does not wait for a W&B service that is slow or hangs. What was sent is noted in the record, where one is
+    kept, and `cnnviz sync` sends the rest later.
 
     Example:
         >>> from pathlib import Path
@@ -65,6 +86,8 @@ Trainer(logger=WandbLogger(project=...)), or write elsewhere, for example with s
 
     def __init__(self) -> None:
         self._loggers: list[Any] | None = None
+        self._handover = Handover("W&B")
+        self._account: Path | None = None
 
     @classmethod
     def serves(cls, loggers: Sequence[Any]) -> bool:
@@ -85,6 +108,28 @@ Trainer(logger=WandbLogger(project=...)), or write elsewhere, for example with s
             )
         self._loggers = [logger for logger in loggers if _is_a(logger, "WandbLogger")]
 
+    @property
+    def remedy(self) -> str:
+        """Send them from the record."""
+        if self._account is None:
+            return ""
+        return f"To send them later: cnnviz sync {self._account.parent} --to-wandb PROJECT/RUN"
+
+    def keep_account(self, folder: Path) -> None:
+        """Note in a record's folder what is sent."""
+        self._account = folder / _ACCOUNT
+
+    def has_sent(self, content: Any, step: Step) -> bool:
+        """Whether it is noted that a report has been sent to all runs."""
+        noted: set[tuple[str, str]] = set()
+        if self._account is not None:
+            with suppress(OSError):
+                for line in self._account.read_text(encoding="utf-8").splitlines():
+                    with suppress(ValueError, TypeError, KeyError):  # half a line of a process that was killed
+                        entry = json.loads(line)
+                        noted.add((entry["to"], entry["report"]))
+        return all((_name_of(run), _mark(content, step)) in noted for run in self._runs())
+
     def write(self, report: Report, step: Step) -> None:
         """Log one report as one row of each run.
 
@@ -95,24 +140,81 @@ Trainer(logger=WandbLogger(project=...)), or write elsewhere, for example with s
 
     @staticmethod
     def encode(report: Report, step: Step) -> Any:
-        """Draw and encode the items: the content of each, by its key."""
-        return dict(_contents(report, step))
+        """Draw and encode the items."""
+        return _Encoded(report.source, dict(_contents(report, step)))
 
     def write_encoded(self, content: Any, step: Step) -> None:
-        """Log what has been drawn as one row of each run.
+        """Log what has been drawn as one row of each run, as long as the service does not keep one waiting.
 
         Raises:
+            OSError: The service does not answer, and too much waits for it already.
             RuntimeError: `open` has not been called.
         """
+        for run in self._runs() if content.items else ():
+            # Made anew for each run: a media object belongs to the first one that it is logged to. And made here: the
+            # first ones take seconds to load what they need, which is no fault of the service.
+            media = {key: _media(what) for key, what in content.items.items()}
+            self._handover.put(partial(self._log, run, media, _mark(content, step), step))
+
+    def close(self) -> None:
+        """Wait a few seconds for the service, and say what it has not taken."""
+        missing = self._handover.drain()
+        if missing:
+            log.error("WandbSink: %d reports have not reached W&B, which does not answer. %s", missing, self.remedy)
+
+    def _runs(self) -> list[Any]:
         if self._loggers is None:
             raise RuntimeError("this WandbSink knows no run yet: call open() first")
         # The WandbLoggers of one process usually share a run, which must not get everything twice.
-        runs = {id(run): run for run in (logger.experiment for logger in self._loggers)}
-        for run in runs.values() if content else ():
-            # Made anew for each run: a media object belongs to the first one that it is logged to.
-            media = {key: _media(what) for key, what in content.items()}
-            # Never `step=`: wandb drops rows below its own count of log calls, and Lightning's calls raise that too.
-            run.log({"epoch": step.epoch, "trainer/global_step": step.global_step, **media})
+        return list({id(run): run for run in (logger.experiment for logger in self._loggers)}.values())
+
+    def _log(self, run: Any, media: Mapping[str, Any], mark: str, step: Step) -> None:
+        # Never `step=`: wandb drops rows below its own count of log calls, and Lightning's calls raise that too.
+        run.log({"epoch": step.epoch, "trainer/global_step": step.global_step, **media})
+        if self._account is not None:
+            line = json.dumps({"to": _name_of(run), "report": mark})
+            with suppress(OSError), self._account.open("a", encoding="utf-8") as file:
+                file.write(f"{line}\n")
+
+
+@contextmanager
+def opened_run(name: str) -> Iterator[Any]:
+    """Go on with a W&B run, and finish it afterwards; gives what `WandbSink.open` takes for a logger.
+
+    Args:
+        name: `entity/project/id`, or `project/id`.
+
+    Raises:
+        ValueError: It is not of this form.
+    """
+    parts = name.split("/")
+    if len(parts) not in (2, 3) or not all(parts):
+        raise ValueError(f"{name!r} names no W&B run: give entity/project/id, or project/id")
+    import wandb
+
+    run = wandb.init(entity=parts[0] if len(parts) == 3 else None, project=parts[-2], id=parts[-1], resume="allow")
+    try:
+        yield _Opened(experiment=run)
+    finally:
+        run.finish()
+
+
+class _Opened(SimpleNamespace):
+    """Stands for the WandbLogger of a run that no trainer has."""
+
+
+# By this name loggers are known, those of `lightning` and of `pytorch_lightning`.
+_Opened.__name__ = "WandbLogger"
+
+
+def _name_of(run: Any) -> str:
+    return str(getattr(run, "id", ""))
+
+
+def _mark(content: _Encoded, step: Step) -> str:
+    """What tells a report from all others of a record."""
+    parts = (content.source, step.run, step.stage, step.epoch, step.global_step, *sorted(content.items))
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
 def _is_a(logger: object, name: str) -> bool:

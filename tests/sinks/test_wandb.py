@@ -214,11 +214,11 @@ def test_what_is_encoded_is_written_as_it_is(inside: Path, monkeypatch: pytest.M
     (row,) = read_offline_run(inside)
     (files,) = inside.glob("wandb/offline-run-*/files")
     logged = files / row["top_patches/features.3"]["path"]
-    assert logged.read_bytes() == content["top_patches/features.3"].content
+    assert logged.read_bytes() == content.items["top_patches/features.3"].content
     (table,) = read_offline_artifacts(inside)
     patches = [row[1] for row in json.loads(table["top_patches/layers.table.json"].read_text())["data"]]
     kept = [table[patch["path"]].read_bytes() for patch in patches]
-    assert kept == [cells[1].content for cells in content["top_patches/layers"].rows]
+    assert kept == [cells[1].content for cells in content.items["top_patches/layers"].rows]
     assert (patches[0]["width"], patches[0]["height"], patches[0]["format"]) == (11, 11, "png")
 
 
