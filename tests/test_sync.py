@@ -65,7 +65,7 @@ def fitted(folder: Path, run: Run, fault: str) -> LittleNet:
 
 @pytest.mark.fault(
     "services",
-    "wandb's service is stopped (SIGSTOP) or killed in the middle of a run",
+    "W&B hangs when it is logged to, or raises, from the middle of a run on",
     "training goes on without it; the record has every look, and `cnnviz sync` sends those that were not sent, once",
 )
 @pytest.mark.parametrize("fault", ["hangs", "is gone"])

@@ -158,7 +158,9 @@ def _first_ranked(seen: Drawable) -> dict[str, dict[int, FirstRanked]]:
 
 
 def _outline(seen: Drawable) -> TopPatches:
-    return replace(without_patches(seen.result), sources=())
+    """What is needed to compare later looks with this one."""
+    result = without_patches(seen.result)
+    return replace(result, layers=tuple(replace(layer, activity=None) for layer in result), sources=())
 
 
 def _invariance(seen: Drawable, carried: Sequence[Any]) -> Report:

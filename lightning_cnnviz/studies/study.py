@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +25,8 @@ from lightning_cnnviz.studies.results import StudyResult
 from lightning_cnnviz.studies.training import quiet_lightning
 
 __all__ = ["common_fields", "finish_study", "run_trainings", "study_errors"]
+
+log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -84,7 +87,10 @@ def finish_study(result: StudyResult, report: Report, study: StudyOptions, jobs:
     # The same result once more, as of a study that was complete, is the same look.
     run = hashlib.blake2b(json.dumps(told).encode(), digest_size=8).hexdigest()
     step = Step(epoch=0, global_step=0, stage="test", run=run)
-    show_once("study", report, step, sinks, loggers=loggers, folder=folder)
+    try:
+        show_once("study", report, step, sinks, loggers=loggers, folder=folder)
+    except ValueError as error:  # the trainings are done, and their result is written: it is not lost with its page
+        log.error("study: %s. The result itself is in %s", error, folder / result.file)
     for logger in loggers:
         logger.experiment.finish()
 

@@ -187,12 +187,9 @@ def test_silent_in_the_sanity_check(make: Make) -> None:
     assert sink.reports
 
 
-@pytest.mark.parametrize(
-    ("error", "said"),
-    [(RuntimeError("no such key"), "is given up"), (OSError("No space left on device"), "cannot be written to")],
-)
+@pytest.mark.parametrize("error", [RuntimeError("no such key"), OSError("No space left on device")])
 def test_a_failing_sink_is_said_once_and_the_run_goes_on(
-    make: Make, error: Exception, said: str, caplog: pytest.LogCaptureFixture
+    make: Make, error: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Failing(MemorySink):
         def write(self, report: Any, step: Any) -> None:
@@ -203,11 +200,8 @@ def test_a_failing_sink_is_said_once_and_the_run_goes_on(
     often = {"every_n_epochs": 1} if takes(make, "every_n_epochs") else {}
     fitted([make(sinks=[failing, good], **often)])
     assert len(good.reports) > (1 if takes(make, "epochs") else 0)
-    assert len([record for record in caplog.records if said in record.message]) == 1
-    if isinstance(error, OSError):
-        assert "lost to Failing" in caplog.text
-    else:
-        assert len(failing.reports) == 1
+    assert len([record for record in caplog.records if "Failing cannot be written to" in record.message]) == 1
+    assert len([record for record in caplog.records if "lost to Failing" in record.message]) == 1
     with pytest.raises(type(error), match=str(error)):
         fitted([make(sinks=[Failing()], on_error="raise")])
 

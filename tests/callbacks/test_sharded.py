@@ -18,7 +18,7 @@ SCRIPT = Path(__file__).with_name("sharded_run.py")
     "FSDP, tensor parallelism or ZeRO stage 3 has cut the weights up among processes",
     "every view steps aside and says why and what to do, and training goes on",
 )
-@pytest.mark.parametrize("way", ["ModelParallelStrategy", "FullySharded"])
+@pytest.mark.parametrize("way", ["ModelParallelStrategy", pytest.param("FullySharded", marks=pytest.mark.slow)])
 def test_every_view_steps_aside(way: str, tmp_path: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     processes = [

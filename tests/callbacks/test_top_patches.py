@@ -437,13 +437,12 @@ def test_several_validation_loaders_and_mapping_batches() -> None:
     assert_same(monitor.results[0], mine_top_patches(model, DataLoader(Named(), batch_size=4), k=3))
 
 
-def test_an_unwritable_page_is_said_once_and_training_goes_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_page_that_cannot_be_written_is_refused_before_training(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     memory = MemorySink()
-    fit(TopPatchesMonitor(sinks=[PageSink(tmp_path / "file" / "page"), memory]), max_epochs=2)
-    assert len([record for record in caplog.records if "PageSink cannot be written to" in record.message]) == 1
-    assert len([record for record in caplog.records if "the record cannot be written" in record.message]) == 1
-    assert len(memory.reports) == 3
+    with pytest.raises(ValueError, match=r"PageSink cannot write to .*Give it another folder"):
+        fit(TopPatchesMonitor(sinks=[PageSink(tmp_path / "file" / "page"), memory]), max_epochs=2)
+    assert memory.reports == []
 
 
 def test_resuming_from_a_checkpoint(tmp_path: Path) -> None:

@@ -307,13 +307,13 @@ def test_by_default_it_goes_to_the_runs_page(tmp_path: Path) -> None:
     assert len(list(tmp_path.rglob("cnnviz/*.html"))) == 1
 
 
-def test_a_training_is_not_lost_with_its_picture(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_page_that_cannot_be_written_is_refused_before_training(tmp_path: Path) -> None:
     (tmp_path / "cnnviz").write_text("a file where the page's folder would be")
     module = tuner(sinks=None)
     run = trainer(max_epochs=1, default_root_dir=tmp_path)
-    run.fit(module, train_loader(), val_loader())
-    assert run.state.finished
-    assert [record.message for record in caplog.records if "FineTuner: PageSink cannot be written to" in record.message]
+    with pytest.raises(ValueError, match="PageSink cannot write to"):
+        run.fit(module, train_loader(), val_loader())
+    assert run.global_step == 0
 
 
 def test_a_sink_that_cannot_show_is_refused_before_training() -> None:

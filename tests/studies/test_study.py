@@ -22,7 +22,7 @@ def test_a_study_is_not_lost_with_its_page(tmp_path: Path, caplog: pytest.LogCap
     (tmp_path / "index.html").mkdir()  # where the page would be
     report = Report("ablation", title="Ablation", items=())
     finish_study(ablation_result(), report, StudyOptions(folder=tmp_path))
-    assert [record.message for record in caplog.records if "PageSink cannot be written to" in record.message]
+    assert [record.message for record in caplog.records if "PageSink cannot write to" in record.message]
     assert load_study(AblationStudy, tmp_path).budget == "2 steps"
 
 

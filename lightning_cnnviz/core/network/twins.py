@@ -36,7 +36,6 @@ def copy_network(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, memo)
 
 
-@torch.no_grad()
 def random_twin(model: nn.Module, seed: int = 0) -> nn.Module:
     """Return a copy of a network with all weights made anew: what a result owes to the architecture alone.
 
@@ -54,6 +53,12 @@ def random_twin(model: nn.Module, seed: int = 0) -> nn.Module:
         >>> torch.equal(model(images), random_twin(model)(images))
         False
     """
+    # A copy that is made in inference mode could not tell what was written to; and leaving that mode allows gradients.
+    with torch.inference_mode(False), torch.no_grad():
+        return _renewed_twin(model, seed)
+
+
+def _renewed_twin(model: nn.Module, seed: int) -> nn.Module:
     twin = copy_network(model)
     before = {id(value): (value, value.clone(), value._version) for value in _weights(twin)}
     with keep_random_state():

@@ -119,9 +119,8 @@ def diagnose(current: TopPatches, previous: TopPatches | None = None) -> list[Di
 
 
 def without_patches(result: TopPatches) -> TopPatches:
-    """Return what is needed to compare later looks with this one: everything but pixels and what is not about units."""
-    layers = (replace(layer, patches=tuple(() for _ in layer.patches), activity=None) for layer in result)
-    return replace(result, layers=tuple(layers))
+    """Return everything but the pixels."""
+    return replace(result, layers=tuple(replace(layer, patches=tuple(() for _ in layer.patches)) for layer in result))
 
 
 def _diagnosed(layer: LayerTopPatches, before: LayerTopPatches | None) -> Diagnostics:

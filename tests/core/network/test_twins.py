@@ -156,3 +156,12 @@ def test_a_network_that_keeps_activations_is_copied_by_their_values() -> None:
     assert net.kept["body"][0] is made
     assert copied.body.weight is not net.body.weight  # type: ignore[union-attr]
     assert torch.equal(outputs(copied), outputs(net))
+
+
+def test_a_twin_that_is_made_in_inference_mode_is_as_random() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3))
+    expected = random_twin(net, 3).state_dict()
+    with torch.inference_mode():
+        found = random_twin(net, 3).state_dict()
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    assert not any(torch.equal(found[name], value) for name, value in net.state_dict().items())
