@@ -14,7 +14,7 @@ import pytest
 SCRIPT = Path(__file__).with_name("injection_run.py")
 
 
-QUICK = 293  # one failure in so many is in the default run
+QUICK = 97  # one failure in so many is in the default run
 
 
 def injected(folder: Path, parts: int, timeout: float, ranks: int = 2) -> list[dict[str, Any]]:
