@@ -11,9 +11,6 @@ from lightning_cnnviz.sinks.wandb import WandbSink, opened_run
 
 __all__ = ["sync_main", "sync_record"]
 
-# Where a record lies in the folder of a run, or of a page.
-_PLACES = (".", "record", "cnnviz/record")
-
 
 def sync_main(arguments: Sequence[str] | None = None) -> int:
     """Send what has not been sent; return the exit status."""
@@ -26,12 +23,8 @@ def sync_main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--to-wandb", required=True, metavar="RUN", help="entity/project/id, or project/id")
     parser.add_argument("--run", metavar="RUN", help="of the record; default: the newest")
     options = parser.parse_args(arguments)
-    places = (options.record / place for place in _PLACES)
-    folder = next((place for place in places if (place / "record.json").is_file()), None)
-    if folder is None:
-        parser.error(f"there is no record in {options.record}")
     try:
-        sent, known = sync_record(Record(folder), options.to_wandb, run=options.run)
+        sent, known = sync_record(Record.within(options.record), options.to_wandb, run=options.run)
     except ValueError as error:
         parser.error(str(error))
     print(f"{sent} looks sent to {options.to_wandb}; {known} were there already")

@@ -15,9 +15,6 @@ from lightning_cnnviz.sinks.page import PageSink, bundled_page
 
 __all__ = ["bundle_main", "show_looks", "view_main"]
 
-# Where a record lies in the folder of a run, or of a page.
-_PLACES = (".", "record", "cnnviz/record")
-
 
 def show_looks(
     looks: Iterable[RecordedLook], page: PageSink, *, layers: Sequence[str] | None = None
@@ -73,7 +70,7 @@ def view_main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     page = PageSink(options.out)
     try:
-        records = [_opened(folder) for folder in options.records]
+        records = [Record.within(folder) for folder in options.records]
         page.open([], options.out)
         failed = _shown((look for record in records for look in record.looks()), page)
     except (OSError, ValueError) as error:
@@ -97,7 +94,7 @@ def bundle_main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--epoch", type=int, nargs="+", metavar="N", help="default: the newest look of each series")
     options = parser.parse_args(arguments)
     try:
-        looks = _chosen(_opened(options.record).looks(), options)
+        looks = _chosen(Record.within(options.record).looks(), options)
         with tempfile.TemporaryDirectory() as folder:
             page = PageSink(folder)
             failed = _shown(looks, page, options.layer)
@@ -135,17 +132,3 @@ def _chosen(looks: Sequence[RecordedLook], options: argparse.Namespace) -> list[
     if options.epoch is None:
         kept = list({look.identity.series: look for look in kept}.values())
     return kept
-
-
-def _opened(folder: Path) -> Record:
-    place = next(
-        (place for place in _PLACES if (folder / place / "looks").is_dir() and _is_record(folder / place)), None
-    )
-    if place is None:
-        raise ValueError(f"there is no record in {folder}")
-    return Record(folder / place)
-
-
-def _is_record(folder: Path) -> bool:
-    """A page has a folder `looks`, too."""
-    return (folder / "record.json").is_file()

@@ -15,8 +15,6 @@ from lightning_cnnviz.render.tables import NOT_KNOWN, Side, aligned_text
 
 __all__ = ["export_main", "record_main"]
 
-# Where a record lies in the folder of a run, or of a page.
-_PLACES = (".", "record", "cnnviz/record")
 _COLUMNS = ("view", "name", "stage", "data", "images", "looks", "epochs", "size")
 _SIDES: tuple[Side, ...] = ("left", "left", "left", "left", "right", "right", "left", "right")
 
@@ -96,13 +94,10 @@ def _add_record(parser: argparse.ArgumentParser) -> None:
 
 
 def _opened(parser: argparse.ArgumentParser, folder: Path) -> Record:
-    for place in _PLACES:
-        if (folder / place / "record.json").is_file():
-            try:
-                return Record(folder / place)
-            except ValueError as error:
-                parser.error(str(error))
-    parser.error(f"there is no record in {folder}")
+    try:
+        return Record.within(folder)
+    except ValueError as error:
+        parser.error(str(error))
 
 
 # Listing

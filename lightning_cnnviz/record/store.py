@@ -40,6 +40,8 @@ __all__ = ["Record", "RecordedLook"]
 _HEAD, _LOCK = "record.json", "lock"
 _PARTS = ("looks", "packs", "images")  # folders
 _FORMAT = "lightning_cnnviz record"
+# Where a record lies in the folder of a run, or of a page.
+_PLACES = (".", "record", "cnnviz/record")
 _LOOK = re.compile(r"\d{19}-[0-9a-f]{8}")
 _IMAGE = re.compile(r"[0-9a-f]{20}\.(?:png|jpg)")
 _AS_IT_IS = Normalization((0.0,), (1.0,), "given")
@@ -209,6 +211,19 @@ class Record:
         self._check_head()
         for place in (self.folder, *(self.folder / part for part in _PARTS)):
             sweep(place)
+
+    @classmethod
+    def within(cls, folder: Path) -> Record:
+        """Open a record by its own folder, or by that of the page or run that it belongs to.
+
+        Raises:
+            ValueError: There is none, or it needs a newer version.
+        """
+        # By its head: a page has a folder of looks, too.
+        place = next((folder / place for place in _PLACES if (folder / place / _HEAD).is_file()), None)
+        if place is None:
+            raise ValueError(f"there is no record in {folder}")
+        return cls(place)
 
     def looks(
         self, *, view: str | None = None, name: str | None = None, stage: str | None = None, run: str | None = None

@@ -14,7 +14,8 @@ import torch
 
 def on_two_ranks(file: str, function: str, folder: Path) -> list[Any]:
     """What a function of a test's file returns in each of two processes of one group."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])  # what tests share
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     processes = [
         subprocess.Popen(
             [sys.executable, __file__, file, function, str(rank), str(folder)], env=environment, stderr=subprocess.PIPE

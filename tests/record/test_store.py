@@ -268,3 +268,12 @@ def test_a_size_that_the_user_states_is_kept_by_taking_inner_looks_away(tmp_path
     again = writer.add(identity(epoch=24, global_step=24), patches_seen(seed=2))
     assert Record(tmp_path).check() == []
     assert tree_of(again.result.layers[0]) == tree_of(patches_seen(seed=2).result.layers[0])
+
+
+def test_a_record_is_found_within_the_folder_of_its_run_or_page(tmp_path: Path) -> None:
+    Record(tmp_path / "cnnviz" / "record").add(identity(), patches_seen())
+    (tmp_path / "cnnviz" / "looks").mkdir()  # as a page has
+    for folder in (tmp_path, tmp_path / "cnnviz", tmp_path / "cnnviz" / "record"):
+        assert Record.within(folder).folder.samefile(tmp_path / "cnnviz" / "record")
+    with pytest.raises(ValueError, match="there is no record in"):
+        Record.within(tmp_path / "cnnviz" / "looks")

@@ -14,7 +14,7 @@ from lightning_cnnviz.core.comparison.similarity import FEWEST_IMAGES, centered_
 from lightning_cnnviz.core.data.batches import BatchFn, numbered_batches
 from lightning_cnnviz.core.network.hooks import Site, analysis_mode, hooked, model_device
 from lightning_cnnviz.core.network.layers import LayerSpec, select_layers
-from lightning_cnnviz.core.tracing.feature_maps import trace_feature_maps
+from lightning_cnnviz.core.tracing.feature_maps import channel_means, trace_feature_maps
 
 __all__ = ["LayerComparison", "UnitComparison", "compare_units"]
 
@@ -222,8 +222,7 @@ class _Side:
         found: dict[str, Tensor] = {}
 
         def take(layer: str, maps: Tensor) -> None:
-            maps = maps if maps.dtype == torch.float64 else maps.float()
-            found[layer] = maps.mean((2, 3)) if maps.ndim == 4 else maps.clone()
+            found[layer] = channel_means(maps)
 
         with hooked(self._sites, take):
             self._model(images)

@@ -16,7 +16,7 @@ from lightning_cnnviz.core.data.distributed import gathered, ranks, summed
 from lightning_cnnviz.core.data.once import EachOnce, SeenImages
 from lightning_cnnviz.core.network.hooks import Site, analysis_mode, hooked, model_device
 from lightning_cnnviz.core.network.layers import LayerSpec, SelectedLayer, select_layers
-from lightning_cnnviz.core.tracing.feature_maps import trace_feature_maps
+from lightning_cnnviz.core.tracing.feature_maps import channel_means, trace_feature_maps
 
 __all__ = ["ChannelCorrelation", "RunningCorrelation", "channel_correlation"]
 
@@ -171,7 +171,7 @@ class RunningCorrelation:
         def take(layer: str, value: Any) -> None:
             # The first value of the right length counts: a step may call its network once more for something else.
             if layer not in means and isinstance(value, Tensor) and value.ndim in (2, 4) and len(value) == len(images):
-                means[layer] = _spatial_means(value.detach())
+                means[layer] = channel_means(value.detach())
 
         with hooked(self._sites, take):
             yield
@@ -269,12 +269,6 @@ class _Moments:
             images=self.count,
             left_out=self.left_out,
         )
-
-
-def _spatial_means(maps: Tensor) -> Tensor:
-    """The mean of each feature map of `(N, C, H, W)` or `(N, C)`: `(N, C)` in float32 or float64."""
-    maps = maps if maps.dtype == torch.float64 else maps.float()
-    return maps.mean((2, 3)) if maps.ndim == 4 else maps.clone()
 
 
 def _clustered(correlation: Tensor, constant: Tensor) -> Tensor:

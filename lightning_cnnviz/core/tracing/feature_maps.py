@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from lightning_cnnviz.core.network.hooks import Site, analysis_mode, hooked
@@ -15,7 +16,7 @@ from lightning_cnnviz.core.network.layers import LayerNotFoundError, SelectedLay
 from lightning_cnnviz.core.tracing.readable import check_readable
 from lightning_cnnviz.core.tracing.receptive_field import BoundsMode, ReceptiveField
 
-__all__ = ["FeatureMaps", "trace_feature_maps"]
+__all__ = ["FeatureMaps", "channel_means", "trace_feature_maps"]
 
 log = logging.getLogger(__name__)
 
@@ -89,6 +90,12 @@ def trace_feature_maps(model: nn.Module, image: Tensor, layers: Sequence[Selecte
             f"none of the {len(layers)} chosen layers of {type(model).__name__} runs exactly once in a pass"
         )
     return traced
+
+
+def channel_means(maps: Tensor) -> Tensor:
+    """Return the mean of each feature map of `(N, C, H, W)` or `(N, C)`: `(N, C)` in float32 or float64."""
+    maps = maps if maps.dtype == torch.float64 else maps.float()
+    return maps.mean((2, 3)) if maps.ndim == 4 else maps.clone()
 
 
 @dataclass

@@ -1,13 +1,13 @@
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from core.thread_ranks import as_ranks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -138,7 +138,7 @@ def test_ranks_together_find_what_one_finds(ranks: int, shares: str, monkeypatch
         running.merge()
         return running.compute()[0]
 
-    for found in as_ranks(one, ranks, monkeypatch):
+    for found in as_ranks(one, ranks, monkeypatch, correlation, once):
         assert found.images == 20
         np.testing.assert_allclose(found.correlation, whole.correlation, atol=1e-12)
         assert torch.equal(found.order, whole.order)
@@ -151,7 +151,7 @@ def test_a_rank_without_an_image_is_refused_on_all(monkeypatch: pytest.MonkeyPat
             running.merge()
         return "refused"
 
-    assert as_ranks(one, 2, monkeypatch) == ["refused"] * 2
+    assert as_ranks(one, 2, monkeypatch, correlation, once) == ["refused"] * 2
 
 
 def half_of_the_images() -> Any:
@@ -170,40 +170,6 @@ def test_two_real_processes_find_what_one_finds(tmp_path: Path) -> None:
     for found in on_two_ranks(__file__, "half_of_the_images", tmp_path):
         assert found.images == 21
         np.testing.assert_allclose(found.correlation, whole.correlation, atol=1e-12)
-
-
-def as_ranks(work: Callable[[int], Any], count: int, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Let threads play the ranks: whatever is exchanged waits for all of them."""
-    local, barrier = threading.local(), threading.Barrier(count, timeout=60)
-    board: list[Any] = [None] * count
-    results: list[Any] = [None] * count
-    turn = threading.Lock()
-
-    def gathered(tensor: Tensor) -> list[Tensor]:
-        board[local.rank] = tensor
-        turn.release()
-        barrier.wait()
-        everyone = [part.clone() for part in board]
-        barrier.wait()
-        turn.acquire()
-        return everyone
-
-    def play(rank: int) -> None:
-        local.rank = rank
-        with turn:  # one at a time, since looks set modes of the whole process
-            results[rank] = work(rank)
-
-    for module in (correlation, once):
-        monkeypatch.setattr(module, "ranks", lambda: count)
-        monkeypatch.setattr(module, "gathered", gathered)
-    monkeypatch.setattr(once, "rank", lambda: local.rank)
-    monkeypatch.setattr(correlation, "summed", lambda tensor: torch.stack(gathered(tensor)).sum(0))
-    threads = [threading.Thread(target=play, args=(rank,)) for rank in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return results
 
 
 def test_images_that_are_not_finite_are_left_out_and_counted() -> None:

@@ -1,13 +1,12 @@
 from __future__ import annotations
 
 import math
-import threading
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from core.thread_ranks import as_ranks
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -145,36 +144,6 @@ def test_too_many_classes_are_not_summed(monkeypatch: pytest.MonkeyPatch) -> Non
     assert computed((draw(8, 4), torch.arange(8) % 6)).classes is None
 
 
-def as_ranks(work: Callable[[int], Any], count: int, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Let threads play the ranks: whatever is exchanged waits for all of them."""
-    local, barrier = threading.local(), threading.Barrier(count, timeout=60)
-    board: list[Any] = [None] * count
-    results: list[Any] = [None] * count
-
-    def gathered(tensor: Tensor) -> list[Tensor]:
-        board[local.rank] = tensor
-        barrier.wait()
-        everyone = [part.clone() for part in board]
-        barrier.wait()
-        return everyone
-
-    def play(rank: int) -> None:
-        local.rank = rank
-        results[rank] = work(rank)
-
-    monkeypatch.setattr(once, "ranks", lambda: count)
-    monkeypatch.setattr(once, "rank", lambda: local.rank)
-    for module in (once, activity):
-        monkeypatch.setattr(module, "gathered", gathered)
-    monkeypatch.setattr(activity, "summed", lambda tensor: torch.stack(gathered(tensor)).sum(0))
-    threads = [threading.Thread(target=play, args=(rank,)) for rank in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return results
-
-
 @pytest.mark.parametrize("order", ["sampler", "shuffled", "everything", "nothing on one rank"])
 @pytest.mark.parametrize("count", [2, 3])
 def test_ranks_together_find_what_one_finds(order: str, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,7 +172,7 @@ def test_ranks_together_find_what_one_finds(order: str, count: int, monkeypatch:
         found.merge()
         return found.compute(ALL, (0, 1, 2, 3))
 
-    for found in as_ranks(work, count, monkeypatch):
+    for found in as_ranks(work, count, monkeypatch, once, activity):
         assert_same(found, expected)
 
 
