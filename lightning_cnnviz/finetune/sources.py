@@ -115,7 +115,7 @@ def find_images(data: str | Path, *, root: str | Path = "data", download: bool =
     """Find the images that `data` means; of a folder, the files are listed and none is read.
 
     Hidden files and folders are left out. Links are followed, but each file is listed once in a part of the data, in
-    its own place. Listing takes about half a kilobyte of memory an image.
+    its own place. Listing takes less than a kilobyte of memory an image.
 
     Args:
         data: A folder, `"digits"`, or the name of one of torchvision's data sets; a folder of such a name is written

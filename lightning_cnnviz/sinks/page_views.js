@@ -18,7 +18,7 @@ function helpFor(source) {
   const help = HELP[source.split("/")[0]];
   if (!help) return null;
   const [what, made, not, paper] = help;
-  return h("details", { class: "help" }, h("summary", {}, "How to read this"), h("dl", {}, h("dt", {}, "What"), h("dd", {}, what), h("dt", {}, "How it is made"), h("dd", {}, made), h("dt", {}, "What it cannot tell"), h("dd", {}, not), paper ? h("dt", {}, "Paper") : null, paper ? h("dd", {}, paper) : null));
+  return h("details", { class: "help" }, h("summary", {}, `How to read this: ${source.split("/")[0].replaceAll("_", " ")}`), h("dl", {}, h("dt", {}, "What"), h("dd", {}, what), h("dt", {}, "How it is made"), h("dd", {}, made), h("dt", {}, "What it cannot tell"), h("dd", {}, not), paper ? h("dt", {}, "Paper") : null, paper ? h("dd", {}, paper) : null));
 }
 const isAbout = (item, layer) => item.layer === (layer ?? "");
 const tabsOf = (place, layer) => place.views.filter(({ look }) => itemsOf(look).some((item) => isAbout(item, layer)) || look.scalars.some((scalar) => isAbout(scalar, layer)));

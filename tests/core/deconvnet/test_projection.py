@@ -382,3 +382,29 @@ def test_with_little_memory_fewer_units_go_back_together(monkeypatch: pytest.Mon
     assert together[0] == 256
     assert 1 < together[1] < 256
     assert together[2] == 1
+
+
+class Silenced(nn.Module):
+    """Sets one channel to zero, in place in a slice or by a mask."""
+
+    def __init__(self, in_place: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 3, 3, padding=1)
+        self.in_place = in_place
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = self.first(x)
+        if self.in_place:
+            maps[:, 1].zero_()
+        else:
+            maps = maps * torch.tensor([1.0, 0.0, 1.0, 1.0]).view(1, 4, 1, 1)
+        return self.second(maps.relu())  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("method", ["deconvnet", "guided", "gradient"])
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
+def test_a_channel_that_is_set_to_zero_in_place_is_not_seen(method: Any, memory: torch.memory_format) -> None:
+    images, units = torch.rand(2, 1, 8, 8), [Unit(0, "second", 1, 3, 3), Unit(1, "second", 2, 1, 5)]
+    found = project(Silenced(True).to(memory_format=memory), images.to(memory_format=memory), units, method=method)
+    assert_equal_projections(found, project(Silenced(False), images, units, method=method))
