@@ -45,6 +45,8 @@ class Step:
         run: The training or evaluation it belongs to, by a name of its own; "" where that is not known.
         data: Which images were looked at, for people; "" where that is not known.
         network: The network's class, for people; "" where that is not known.
+        logged: The epoch and the step under which Lightning logs its own numbers of this moment: both count from 0,
+            and several optimizers step once. Where that is not known, the two above.
     """
 
     epoch: int
@@ -53,6 +55,12 @@ class Step:
     run: str = field(default="", compare=False)
     data: str = field(default="", compare=False)
     network: str = field(default="", compare=False)
+    logged: tuple[int, int] | None = field(default=None, compare=False)
+
+    @property
+    def row(self) -> tuple[int, int]:
+        """The epoch and the step under which loggers file it, beside Lightning's own numbers of this moment."""
+        return self.logged or (self.epoch, self.global_step)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

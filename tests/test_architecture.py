@@ -40,7 +40,7 @@ ALLOWED = {
     "render.studies": {"render", "report", "studies.results"},
     "record": {"render", "core", "files", "report", "studies.results", "__version__"},
     "show": {"record", "render", "core", "report", "studies.results"},
-    "callbacks": {"render", "record", "sinks.base", "sinks.outlet", "core", "report"},
+    "callbacks": {"render", "record", "sinks.base", "sinks.outlet", "sinks.series", "core", "report"},
     "finetune": {"core", "files", "render", "sinks.base", "sinks.outlet", "report"},
     "studies": {"finetune", "core", "files", "render", "sinks", "report"},
     "studies.results": set(),

@@ -27,7 +27,7 @@ class OnlineProbeMonitor(FeedMonitor):
 
     Features are those of the training step's own forward pass, pooled and cut off from its graph; the probes have an
     optimizer of their own. Their accuracies over the validation set stand under `online_probe/accuracy by depth`, and
-    to follow over epochs under `online_probe_stats/<layer>`. It costs a few percent of a training step; but such probes
+    to follow over epochs as `online_probe/<layer>/accuracy`. It costs a few percent of a training step; but such probes
     trail behind a network that changes, and only come close to the best linear classifier (see `LayerProbeMonitor`).
 
     Probes learn on over epochs and, from a checkpoint, over runs. On several ranks each rank's probes learn from its

@@ -72,6 +72,7 @@ class LookIdentity:
         arguments: What it was made with, as plain values.
         versions: Of Python and of the libraries that numbers depend on.
         time: When the look was kept, in seconds since 1970 (UTC).
+        logged: The epoch and the step under which Lightning logs its own numbers of this moment, where known.
     """
 
     view: str
@@ -86,6 +87,7 @@ class LookIdentity:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     time: float = 0.0
+    logged: tuple[int, int] | None = None
 
     @property
     def step(self) -> Step:
@@ -97,6 +99,7 @@ class LookIdentity:
             run=self.run,
             data=self.data.sentence,
             network=self.network.type,
+            logged=self.logged,
         )
 
     @property

@@ -52,7 +52,10 @@ def online_probe_report(result: OnlineScores) -> Report:
     table = Table(
         "accuracy", ("layer", "accuracy in %"), rows, caption=f"Accuracy over {result.images:,} validation images"
     )
-    scalars = [Scalar(layer, value / 100, layer=layer) for layer, value in zip(result.layers, accuracy, strict=True)]
+    scalars = [
+        Scalar(f"{layer}/accuracy", value / 100, layer=layer)
+        for layer, value in zip(result.layers, accuracy, strict=True)
+    ]
     notes = [
         "Each probe is a softmax layer that learns from a layer's features as training passes by; the network learns "
         "nothing from it.",

@@ -207,6 +207,7 @@ class Outlet:
                 epoch=step.epoch,
                 global_step=step.global_step,
                 run=self.run,
+                logged=step.logged,
             ),
             report,
         )

@@ -151,7 +151,7 @@ def test_online_probes_have_a_view_of_their_own() -> None:
     assert curve.series[1].y == (10.0, 10.0)
     assert table.rows == (("conv1", 50.0), ("conv2", 75.0))
     numbers = {report.key(item): item.value for item in report.items if isinstance(item, Scalar)}
-    assert numbers == {"online_probe_stats/conv1": 0.5, "online_probe_stats/conv2": 0.75}
+    assert numbers == {"online_probe_stats/conv1/accuracy": 0.5, "online_probe_stats/conv2/accuracy": 0.75}
     assert report.notes[1] == "Learned from 320 training batches, tested on 1,000 images."
     assert len(report.notes) == 2
     broken = online_probe_report(online([0, 7])).notes

@@ -479,6 +479,7 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
             stage=self._step.stage,
             epoch=self._step.epoch,
             global_step=self._step.global_step,
+            logged=self._step.logged,
             data=self.data_of(result),
             network=self._network,
             monitor=type(self).__name__,

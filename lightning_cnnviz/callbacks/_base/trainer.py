@@ -152,7 +152,17 @@ def step_of(trainer: Any) -> Step:
     """Return when a look is taken."""
     stage = str(trainer.state.fn.value)
     epoch = _complete_epochs(trainer.fit_loop) if stage == "fit" else trainer.current_epoch
-    return Step(epoch=epoch, global_step=trainer.global_step, stage=stage)
+    return Step(epoch=epoch, global_step=trainer.global_step, stage=stage, logged=_logged_at(trainer))
+
+
+def _logged_at(trainer: Any) -> tuple[int, int]:
+    """The epoch and the step under which Lightning logs this moment's numbers, whichever hook we are in."""
+    loop = trainer.fit_loop
+    stepped, epochs = loop.epoch_loop._batches_that_stepped, loop.epoch_progress.current
+    if str(trainer.state.fn.value) != "fit" or epochs.started > epochs.processed:
+        return trainer.current_epoch, stepped
+    # After its last batch an epoch's numbers still belong to that batch's step.
+    return max(epochs.processed - 1, 0), max(stepped - 1, 0)
 
 
 def _complete_epochs(fit_loop: Any) -> int:
