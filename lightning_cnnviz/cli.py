@@ -1,4 +1,4 @@
-"""The command line: `cnnviz demo`, `layers`, `explore`, `fit` and its kin, `study`, `record`, `sync` and `export`."""
+"""The command line: `cnnviz demo`, `layers`, `explore`, `compare`, `fit` and its kin, `study`, and those of records."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ _RECORD = {
     "view": "make or refresh a page of the looks of one record, or of several side by side",
     "bundle": "write some looks of a record as a page that is one file, to send",
 }
+_COMPARE = "lay two networks side by side, unit by unit, on the same images"
 _STUDY = "many trainings and one table: images a class, or layers removed"
 _NEEDED = ("jsonargparse", "docstring_parser", "typeshed_client")
 
@@ -90,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     explore.add_argument("--layers", nargs="+", metavar="LAYER", help="names or globs; default: each view's own choice")
     explore.add_argument("--out", type=Path, default=Path("cnnviz_explore"), metavar="DIR", help="default: %(default)s")
     explore.add_argument("--wandb", metavar="PROJECT", help="log an offline W&B run, too")
-    for name, help_text in {**_TRAINING, "study": _STUDY, **_RECORD}.items():
+    for name, help_text in {"compare": _COMPARE, **_TRAINING, "study": _STUDY, **_RECORD}.items():
         commands.add_parser(name, help=help_text, add_help=False)
     if arguments and arguments[0] in _TRAINING:
         return _train(parser, arguments)
@@ -98,6 +99,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from lightning_cnnviz.studies.cli import study_main
 
         return study_main(arguments[1:])
+    if arguments and arguments[0] == "compare":
+        from lightning_cnnviz.compare import compare_main
+
+        return compare_main(arguments[1:])
     if arguments and arguments[0] in ("view", "bundle"):
         from lightning_cnnviz.view import bundle_main, view_main
 

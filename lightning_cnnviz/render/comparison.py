@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_cnnviz.core.comparison.units import LayerComparison, UnitComparison
 from lightning_cnnviz.render.figures import figure_pixels, new_figure, shorten
-from lightning_cnnviz.report import Curve, Item, Number, Picture, Report, Scalar, Series, Table
+from lightning_cnnviz.report import Curve, Item, LayerFacts, Number, Picture, Report, Scalar, Series, Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -45,7 +45,10 @@ def comparison_report(result: UnitComparison) -> Report:
     """
     items: list[Item] = [_matrix(result), _by_depth(result), _layers(result)]
     items += [*comparison_scalars(result), _units(result)]
-    return Report("comparison", title="Two networks, unit by unit", items=tuple(items), notes=_notes(result))
+    facts = tuple(_facts(layer) for layer in result.layers)
+    return Report(
+        "comparison", title="Two networks, unit by unit", items=tuple(items), notes=_notes(result), facts=facts
+    )
 
 
 def comparison_scalars(result: UnitComparison) -> list[Scalar]:
@@ -61,6 +64,13 @@ def comparison_scalars(result: UnitComparison) -> list[Scalar]:
 
 def _mean(layer: LayerComparison) -> float:
     return float(layer.similarity.nanmean())
+
+
+def _facts(layer: LayerComparison) -> LayerFacts:
+    """How alike each channel is to its counterparts, also of those that are not shown."""
+    likeness = {"same channel r": layer.correlation, "best match r": layer.partner_correlation}
+    known = {name: tuple(values.tolist()) for name, values in likeness.items() if not bool(values.isnan().all())}
+    return LayerFacts(layer=layer.layer, numbers={"compared with": layer.other, "CKA": layer.cka}, channels=known)
 
 
 def _by_depth(result: UnitComparison) -> Curve:

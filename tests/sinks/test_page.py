@@ -1067,7 +1067,7 @@ def test_a_class_finds_the_units_that_it_drives(tmp_path: Path, browser_page: An
     settled(page)
     assert page.get_by_test_id("count").inner_text() == "44 units"
     rows = page.locator("tbody tr").all_inner_texts()
-    assert words(rows[0]) == "conv2 · 1 goldfish 0.8875 1" + 2 * f" {NOT_MEASURED}"
+    assert words(rows[0]) == "conv2 · 1 goldfish 0.8875 1"
     shares = [float(words(row).split(" goldfish ")[1].split()[0]) for row in rows]
     assert shares == sorted(shares, reverse=True)
     page.get_by_test_id("search").fill("arctic")
@@ -1079,10 +1079,7 @@ def test_a_class_finds_the_units_that_it_drives(tmp_path: Path, browser_page: An
     assert page.locator("tbody th").first.inner_text() == "conv2 · 39"
     page.get_by_test_id("only").select_option("dead")
     settled(page)
-    assert (
-        words(page.locator("tbody").inner_text())
-        == f"conv2 · 39 white wolf, Arctic wolf 0.1 39 {NOT_MEASURED} {NOT_MEASURED} dead"
-    )
+    assert words(page.locator("tbody").inner_text()) == "conv2 · 39 white wolf, Arctic wolf 0.1 39 dead"
     at(page, sink, "#/?q=conv1 2")
     assert page.locator("tbody th").all_inner_texts() == ["conv1 · 2"]
     with page.expect_download() as saved:
@@ -1090,6 +1087,22 @@ def test_a_class_finds_the_units_that_it_drives(tmp_path: Path, browser_page: An
     lines = Path(saved.value.path()).read_text().splitlines()
     assert lines[0].startswith("layer,unit,class,selectivity")
     assert lines[1].startswith("conv1,2,cat,0.65,2")
+
+
+@pytest.mark.browser
+def test_units_least_like_their_counterparts_come_first(tmp_path: Path, browser_page: Any) -> None:
+    known = LayerFacts(
+        layer="conv1", channels={"same channel r": (0.5, math.nan, -0.25), "best match r": (0.5, 0.125, 0.75)}
+    )
+    sink = PageSink(tmp_path)
+    sink.write(report(gallery("conv1"), known=[known]), Step(epoch=0, global_step=0, stage="validate"))
+    page = at(browser_page, sink, "#/?q=")
+    assert words(page.locator("thead").inner_text()) == "patch unit same channel r best match r state"
+    assert [words(row) for row in page.locator("tbody tr").all_inner_texts()] == [
+        "conv1 · 2 -0.25 0.75",
+        f"conv1 · 1 {NOT_MEASURED} 0.125",
+        "conv1 · 0 0.5 0.5",
+    ]
 
 
 @pytest.mark.browser

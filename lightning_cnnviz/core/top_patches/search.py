@@ -57,6 +57,7 @@ def mine_top_patches(
     features: FeatureSpec = 16,
     per_image: int | None = 1,
     rank_by: RankBy = "max",
+    sources: bool = False,
     batch_fn: BatchFn | None = None,
     progress: Callable[[Iterable[Any]], Iterable[Any]] | None = None,
 ) -> TopPatches:
@@ -78,6 +79,7 @@ def mine_top_patches(
         rank_by: `"max"` ranks units by their activation. `"mean"` ranks images by the mean of the feature map over all
             its positions, and takes from each image the strongest unit. If `per_image` allows several, those of one
             image stand together, the strongest first.
+        sources: Whether the images of the kept patches are kept, too, in 8 bits: `TopPatches.sources`.
         batch_fn: Takes a batch and returns `(images, labels)`, for batches of unusual form.
         progress: Wraps the iterable of batches to show progress, for example `tqdm.tqdm`.
 
@@ -93,7 +95,7 @@ def mine_top_patches(
         (torch.Size([8, 3]), torch.Size([1, 5, 5]))
     """
     chosen = select_layers(model, layers)
-    miner = PatchMiner(model, chosen, k=k, features=features, per_image=per_image, rank_by=rank_by)
+    miner = PatchMiner(model, chosen, k=k, features=features, per_image=per_image, rank_by=rank_by, sources=sources)
     device = model_device(model)
     with together("mining patches"), analysis_mode(model):
         for images, labels, indices, known, _ in numbered_batches(loader, batch_fn, progress):
