@@ -47,10 +47,12 @@ ALLOWED = {
     "demo": {"callbacks", "studies", "finetune", "sinks", "report", "core", "render"},
     "explore": {"callbacks", "finetune", "sinks", "report", "core", "render", "record"},
     "view": {"files", "record", "report", "sinks"},
+    "compare": {"core", "explore", "finetune", "record", "render", "report", "sinks"},
     "cli": {
         "sync",
         "demo",
         "explore",
+        "compare",
         "view",
         "studies",
         "finetune",
@@ -168,7 +170,7 @@ def test_the_rule_can_fail(file: str, source: str) -> None:
 
 
 # Where a user asks for a product by its name: commands, and studies that log their runs to it.
-APPLICATIONS = ("cli.py", "demo.py", "explore.py", "studies/", "sync.py", "view.py")
+APPLICATIONS = ("cli.py", "compare.py", "demo.py", "explore.py", "studies/", "sync.py", "view.py")
 PRODUCTS = re.compile("wandb|tensorboard|mlflow", re.IGNORECASE)
 
 

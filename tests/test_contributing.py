@@ -13,7 +13,7 @@ import lightning_cnnviz
 PACKAGE = Path(lightning_cnnviz.__file__).parent
 ROOT = PACKAGE.parent
 # Offers of views and sinks by name; as the recipes say, a choice.
-OFFERS = {"explore.py", "demo.py", "studies/study.py", "callbacks/suitable.py", "sync.py", "view.py"}
+OFFERS = {"explore.py", "demo.py", "studies/study.py", "callbacks/suitable.py", "sync.py", "view.py", "compare.py"}
 
 
 def recipe(kind: str) -> list[str]:
