@@ -33,6 +33,8 @@ class ExperimentMonitor(Monitor):
         options: See `Monitor`.
     """
 
+    options_of = (DisplayedSample,)
+
     def __init__(self, sample: DisplayedSample | None = None, **options: Unpack[MonitorOptions]) -> None:
         super().__init__(**options)
         self._images = sample

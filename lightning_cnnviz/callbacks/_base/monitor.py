@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 from lightning_cnnviz.callbacks._base.budget import Budget
 from lightning_cnnviz.callbacks._base.feed import Feed
 from lightning_cnnviz.callbacks._base.interruption import end_interrupted
+from lightning_cnnviz.callbacks._base.options import name_options
 from lightning_cnnviz.callbacks._base.schedule import Schedule
 from lightning_cnnviz.callbacks._base.subscriber import agree, for_all, is_due
 from lightning_cnnviz.callbacks._base.trainer import find_network, mixed_precision, refuse_sharded, step_of
@@ -79,6 +80,12 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
     """Which of `render.views` draws its results; a monitor without one has a `render` of its own."""
     every_rank: ClassVar[bool] = False
     """Whether each rank makes a part of a look's result, instead of rank zero all of it."""
+    options_of: ClassVar[tuple[type, ...]] = ()
+    """Which other classes document options that it takes."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        name_options(cls, [kind for kind in cls.__mro__[1:] if issubclass(kind, Monitor)] + [*cls.options_of])
 
     def __init__(
         self,
