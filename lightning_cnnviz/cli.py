@@ -152,7 +152,16 @@ def _train(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> int:
         parser.error(f'{arguments[0]} needs {packages}, not installed: pip install "lightning_cnnviz[cli]"')
     importlib.import_module("lightning_cnnviz.callbacks")  # so that monitors are known by their bare names
     from lightning_cnnviz.finetune.cli import finetune_main
+    from lightning_cnnviz.training_help import asked_for, training_help
 
+    what = asked_for(arguments)
+    if what not in (None, "all"):
+        try:
+            print(training_help(arguments[0], _TRAINING[arguments[0]], str(what)))
+        except ValueError as error:
+            parser.error(str(error))
+        return 0
+    arguments = ["--help" if argument == "--help.all" else argument for argument in arguments]
     return finetune_main(arguments)
 
 

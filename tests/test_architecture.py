@@ -40,7 +40,9 @@ ALLOWED = {
     "render.studies": {"render", "report", "studies.results"},
     "record": {"render", "core", "files", "report", "studies.results", "__version__"},
     "show": {"record", "render", "core", "report", "studies.results"},
-    "callbacks": {"render", "record", "sinks.base", "sinks.outlet", "sinks.series", "core", "report"},
+    "docstrings": set(),
+    "training_help": {"callbacks", "docstrings", "finetune", "sinks"},
+    "callbacks": {"docstrings", "render", "record", "sinks.base", "sinks.outlet", "sinks.series", "core", "report"},
     "finetune": {"core", "files", "render", "sinks.base", "sinks.outlet", "report"},
     "studies": {"finetune", "core", "files", "render", "sinks", "report"},
     "studies.results": set(),
@@ -62,12 +64,13 @@ ALLOWED = {
         "sinks",
         "callbacks",
         "report",
+        "training_help",
     },
 }
 # Libraries that only these rooms may name.
 ONLY_IN = {
     "wandb": {"sinks/wandb.py"},
-    "lightning": {"callbacks", "finetune", "studies", "demo.py", "explore.py"},
+    "lightning": {"callbacks", "finetune", "studies", "demo.py", "explore.py", "training_help.py"},
     "pytorch_lightning": {"callbacks"},
     "matplotlib": {"render", "record/figures.py"},  # there for a type
     "fontTools": {"render/paper/files.py"},

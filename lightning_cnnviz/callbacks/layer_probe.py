@@ -54,7 +54,7 @@ class LayerProbeMonitor(ExperimentMonitor):
         batch_fn: Takes a batch and returns `(images, labels)`, for batches of unusual form.
         allow_fewer: Whether classes with too few images give what they have.
         seed: Which images are read and how they are split.
-        options: See `Monitor`; `every_n_epochs` is 5 by default.
+        every_n_epochs: 5 by default, where no other schedule is given; see `Monitor` for it and for other options.
 
     Raises:
         ValueError: At set-up or before the first step: no such layer or protocol (with the closest names), no class

@@ -88,6 +88,8 @@ class FineTuneCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Let the data say what the model has to fit."""
+        # All options by name would be seventy lines above each message.
+        parser.usage = "cnnviz COMMAND [--config FILE] [--GROUP.OPTION VALUE] ...; cnnviz COMMAND --help says more"
         parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
         parser.link_arguments("data.class_names", "model.class_names", apply_on="instantiate")
         # As a list: a checkpoint's settings hold no tuples.

@@ -79,7 +79,11 @@ def test_the_example_attaches_every_monitor() -> None:
 
 
 def test_the_example_runs_with_every_monitor(
-    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     sizes = ["--data.image_size", "64", "--data.batch_size", "4", "--data.num_workers", "0"]
@@ -97,6 +101,10 @@ def test_the_example_runs_with_every_monitor(
     assert not [record.message for record in caplog.records if record.levelno >= logging.WARNING]
     settings = yaml.safe_load((folder / "fit.yaml").read_text())
     assert settings["data"]["image_size"] == 64
+    capsys.readouterr()
+    with pytest.raises(SystemExit, match="0"):
+        main(["fit", "--config", str(folder / "fit.yaml"), "--print_config"])
+    assert yaml.safe_load(capsys.readouterr().out) == settings
     assert len(list((folder / "checkpoints").glob("*.ckpt"))) == 1
     with (folder / "metrics.csv").open() as file:
         assert any(row.get("val/accuracy") for row in csv.DictReader(file))

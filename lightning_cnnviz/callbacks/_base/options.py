@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import inspect
-import re
-import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any, get_args, get_origin, get_type_hints
 
 from typing_extensions import Unpack
 
-__all__ = ["argument_texts", "name_options"]
+from lightning_cnnviz.docstrings import argument_texts
 
-_ENTRY = re.compile(r"^(\w+): ?", re.MULTILINE)
+__all__ = ["name_options"]
 
 
 def name_options(kind: type, homes: Sequence[type]) -> None:
@@ -44,16 +42,6 @@ def name_options(kind: type, homes: Sequence[type]) -> None:
         init.__doc__ = _documented(kind, names, homes)
 
 
-def argument_texts(kind: type) -> dict[str, str]:
-    """Return what a class's docstring says of each of its arguments, on one line each."""
-    doc = inspect.cleandoc(kind.__doc__ or "")
-    _, _, section = doc.partition("\nArgs:\n")
-    section = textwrap.dedent(re.split(r"\n(?=\S)", section, maxsplit=1)[0])
-    starts = [*_ENTRY.finditer(section)]
-    ends = [*(start.start() for start in starts[1:]), len(section)]
-    return {start[1]: " ".join(section[start.end() : end].split()) for start, end in zip(starts, ends, strict=True)}
-
-
 def _names_behind(init: Callable[..., Any], signature: inspect.Signature) -> list[str]:
     """The names of what `**options` takes, but for those that are arguments of their own."""
     options = next((each for each in signature.parameters.values() if each.kind is each.VAR_KEYWORD), None)
@@ -76,7 +64,9 @@ def _explicit(home: type) -> dict[str, inspect.Parameter]:
 
 
 def _documented(kind: type, names: Sequence[str], homes: Sequence[type]) -> str:
-    texts = [(name, argument_texts(home).get(name)) for name in names for home in homes if name in _explicit(home)]
+    texts = [
+        (name, argument_texts(home.__doc__).get(name)) for name in names for home in homes if name in _explicit(home)
+    ]
     known = {name: text for name, text in reversed(texts) if text}
     lines = [f"    {name}: {known[name]}" for name in names if name in known]
     return "\n".join([f"Make a {kind.__name__}.", "", "Args:", *lines])
