@@ -128,4 +128,27 @@ const narrow = matchMedia("(max-width: 900px)"), foldNetwork = () => { byId("sid
 narrow.addEventListener("change", foldNetwork);
 foldNetwork();
 phone.addEventListener("change", draw);
-load("looks.js").then(recall);
+// While training writes more looks, they are offered: the place stays what it is.
+const EVERY = 15_000;
+let asked = 0;
+async function askForMore() {
+  if (document.hidden || mostCharacters === Infinity) return;
+  asked += 1;
+  const again = `looks.js?${asked}`;
+  await load(again);
+  files.delete(again);
+  ready.delete(again);
+  const count = countNew();
+  fill(byId("more"), count ? h("button", { "data-testid": "new-looks", onclick: takeMore }, `Show ${count} new ${count > 1 ? "looks" : "look"}`) : []);
+}
+function takeMore() {
+  takeList();
+  fill(byId("more"));
+  draw();
+}
+document.addEventListener("visibilitychange", askForMore);
+setInterval(askForMore, EVERY);
+load("looks.js").then(() => {
+  takeList();
+  recall();
+});

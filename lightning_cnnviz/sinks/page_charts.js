@@ -51,18 +51,30 @@ function drawCurve(item) {
   const legend = item.series.length > 1 ? h("ul", { class: "legend" }, item.series.map((line, i) => h("li", { class: `c${i % 8}` }, line.name))) : null;
   const numbers = () => csv([["series", item.x, item.y, "low", "high"], ...item.series.flatMap((line) => line.x.map((value, j) => [line.name, value, line.y[j], line.low?.[j], line.high?.[j]]))]);
   return h("figure", { class: "figure chart" }, title, h("p", { class: "soft y-label" }, item.y), svg, legend,
-    h("p", { class: "save" }, saving(`${item.name}.csv`, numbers, "CSV"), saving(`${item.name}.svg`, () => standing(svg), "SVG", "image/svg+xml")));
+    h("p", { class: "save" }, saving(`${item.name}.csv`, numbers, "CSV"), saving(`${item.name}.svg`, () => standing(svg), "SVG", "image/svg+xml"), savingPng(`${item.name}.png`, svg)));
 }
 // A chart with its colors in it, which outside the page has no style sheet.
-function standing(svg) {
+function standing(svg, scale = 1) {
   const copy = svg.cloneNode(true), own = [svg, ...svg.querySelectorAll("*")];
   [copy, ...copy.querySelectorAll("*")].forEach((node, i) => {
     const style = getComputedStyle(own[i]);
     for (const name of ["fill", "stroke", "stroke-width", "opacity", "font-size", "font-family"]) node.setAttribute(name, style.getPropertyValue(name));
   });
-  copy.setAttribute("xmlns", SVG);
+  const [, , width, height] = svg.getAttribute("viewBox").split(" ").map(Number);
+  put(copy, { xmlns: SVG, width: scale * width, height: scale * height }, []);
   return new XMLSerializer().serializeToString(copy);
 }
+// The same as pixels, three for each of the chart's own.
+const savingPng = (name, svg) => h("button", { class: "quiet", "data-testid": `save-${name}`, onclick: async () => {
+  const [, , width, height] = svg.getAttribute("viewBox").split(" ").map(Number), image = new Image(3 * width, 3 * height);
+  image.src = `data:image/svg+xml,${encodeURIComponent(standing(svg, 3))}`;
+  await image.decode();
+  const canvas = Object.assign(document.createElement("canvas"), { width: image.width, height: image.height }), brush = canvas.getContext("2d");
+  brush.fillStyle = getComputedStyle(svg.closest("figure")).backgroundColor;
+  brush.fillRect(0, 0, image.width, image.height);
+  brush.drawImage(image, 0, 0, image.width, image.height);
+  saveAs(name, canvas.toDataURL("image/png"));
+} }, "PNG");
 function sparkline(trend, now) {
   const values = finite(trend), low = Math.min(...values), range = Math.max(...values) - low || 1;
   const x = (index) => 2 + (52 * index) / Math.max(trend.length - 1, 1), y = (value) => 14 - (12 * (value - low)) / range;

@@ -4,18 +4,19 @@
 // these files alone.
 const trusted = (window.trustedTypes ?? { createPolicy: (_, rules) => rules }).createPolicy("cnnviz", {
   createScriptURL(name) {
-    if (!/^(looks|(looks|parts|pictures)\/[0-9a-z-]+)\.js$/.test(name)) throw new TypeError(`no file of this page: ${name}`);
+    if (!/^(looks|(looks|parts|pictures)\/[0-9a-z-]+)\.js(\?\d+)?$/.test(name)) throw new TypeError(`no file of this page: ${name}`);
     return name;
   },
 });
 const bodies = new Map(), parts = new Map(), pictures = new Map(), packs = new Map(); // by name; a pack is the names of its pictures
 const files = new Map(), ready = new Set();
 const allSeries = []; // the looks of one monitor in one stage, run and data set
+let newest = []; // the same, as the list said when it was read last
 let mostCharacters = 120_000_000; // of pictures in memory
 let characters = 0, pending = 0;
 
 Object.defineProperty(window, "cnnviz", { value: Object.freeze({
-  list: (content) => allSeries.splice(0, allSeries.length, ...content.views.flatMap((view) => readView(view, content.contents))),
+  list: (content) => { newest = content.views.flatMap((view) => readView(view, content.contents)); },
   look: (name, head, body) => bodies.set(name, body),
   part: (name, rows) => parts.set(name, rows),
   pictures(pack, sizes, uris) {
@@ -39,6 +40,17 @@ function readLook({ values = [], ...look }, stage, contents) {
   const names = contents.map(([kind, name, layer = ""]) => ({ kind, name, layer }));
   const scalars = names.filter(({ kind }) => kind === "Scalar").map(({ name, layer }, i) => ({ name, layer, value: values[i] }));
   return { ...look, stage, names, scalars };
+}
+
+function takeList() {
+  allSeries.splice(0, allSeries.length, ...newest);
+  known = current = null;
+}
+const chunksOf = (series) => new Set(series.flatMap(({ all }) => all.flatMap((look) => look.chunks)));
+// How many looks the list had when it was read last that the page does not show yet.
+function countNew() {
+  const shown = chunksOf(allSeries);
+  return newest.flatMap(({ all }) => all).filter((look) => look.chunks.some((name) => !shown.has(name))).length;
 }
 
 // --- files ---
