@@ -180,7 +180,10 @@ class Gallery:
 
 @dataclass(frozen=True)
 class Series:
-    """One line of a curve; `low` and `high`, where given, bound its error band."""
+    """One line of a curve; `low` and `high`, where given, bound its error band.
+
+    With `reference`, it was not measured: it is a level to compare with, as chance.
+    """
 
     name: str
     _: KW_ONLY
@@ -188,6 +191,7 @@ class Series:
     y: tuple[float, ...]
     low: tuple[float, ...] | None = None
     high: tuple[float, ...] | None = None
+    reference: bool = False
 
     def __post_init__(self) -> None:
         lengths = {len(values) for values in (self.x, self.y, self.low, self.high) if values is not None}
@@ -199,7 +203,21 @@ class Series:
 
 @dataclass(frozen=True)
 class Curve:
-    """Lines over a common axis, labels with their units; about a layer, or about none."""
+    """Lines over a common axis; about a layer, or about none.
+
+    Attributes:
+        name: What it shows; unique among the items of its kind in a report, and the last part of its key.
+        series: The lines.
+        x_label: What the axis is, with its unit.
+        y_label: What is measured, with its unit.
+        caption: One line that says what is to be seen.
+        layer: The layer that it is about; "" for none.
+        x_names: What lies at 1, 2, 3, ... of the axis, where these are no numbers but places: layers by their depth.
+        x_log: Whether equal steps along the axis are equal factors; all of `x` is then above zero.
+
+    Raises:
+        ValueError: `x` has other places than `x_names` names, or none that a logarithm takes.
+    """
 
     name: str
     series: tuple[Series, ...]
@@ -208,6 +226,15 @@ class Curve:
     y_label: str
     caption: str = ""
     layer: str = ""
+    x_names: tuple[str, ...] = ()
+    x_log: bool = False
+
+    def __post_init__(self) -> None:
+        places = {value for series in self.series for value in series.x}
+        if self.x_names and not places <= set(range(1, len(self.x_names) + 1)):
+            raise ValueError(f"Curve '{self.name}' names {len(self.x_names)} places, and has x {sorted(places)}")
+        if self.x_log and any(value <= 0 for value in places):
+            raise ValueError(f"Curve '{self.name}' has x {sorted(places)} on a logarithmic axis")
 
 
 @dataclass(frozen=True, eq=False)

@@ -30,6 +30,9 @@ _WIDTH, _HEIGHT, _LEGEND_WIDTH = 6.4, 4.2, 2.6  # inches
 _NARROWEST = 2.6  # inches: where a legend beside it would leave less, it stands below
 _CAPTION_LENGTH = 84  # characters, as wide as the axes
 _NOTE_LENGTH = 130
+_MOST_NAMES = 24  # along an axis
+_NAME_LENGTH = 18  # characters of each
+_LEVEL = 56  # characters, up to which names stand level
 _DENSE = 30  # with more points than this, markers would hide the line
 
 
@@ -108,16 +111,42 @@ def _draw_chart(axes: Axes, curve: Curve, caption_length: int) -> None:
         _draw_series(axes, series, number)
     axes.set_xlabel(shorten(curve.x_label, 80))
     axes.set_ylabel(shorten(curve.y_label, 48))
-    if all(value.is_integer() for series in curve.series for value in map(float, series.x)):
+    if curve.x_log:
+        _log_axis(axes, curve)
+    elif curve.x_names:
+        _name_axis(axes, curve.x_names)
+    elif all(value.is_integer() for series in curve.series for value in map(float, series.x)):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     if not any(math.isfinite(value) for series in curve.series for value in series.y):
         axes.text(0.5, 0.5, "nothing measured", transform=axes.transAxes, ha="center", color=PENCIL)
     _draw_title(axes, curve, caption_length)
 
 
+def _name_axis(axes: Axes, names: Sequence[str]) -> None:
+    """Put names at 1, 2, 3, ...; of more than there is room for, some, evenly."""
+    length = max(map(len, names))
+    level = len(names) * min(length, _NAME_LENGTH) <= _LEVEL
+    every = 1 if level else math.ceil(len(names) / _MOST_NAMES)
+    places = range(0, len(names), every)
+    shown = [shorten(names[place], _NAME_LENGTH) for place in places]
+    slant: dict[str, Any] = {} if level else {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
+    axes.set_xticks([place + 1 for place in places], shown, fontsize=8, **slant)
+
+
+def _log_axis(axes: Axes, curve: Curve) -> None:
+    """Ticks where something was measured."""
+    places = sorted({float(value) for series in curve.series for value in series.x})
+    axes.set_xscale("log")
+    axes.minorticks_off()
+    axes.set_xticks(places, [f"{place:g}" for place in places])
+
+
 def _draw_series(axes: Axes, series: Series, number: int) -> None:
     style = line_style(number)
     x, y = np.asarray(series.x, dtype=float), np.asarray(series.y, dtype=float)
+    if series.reference:
+        axes.plot(x, y, color=PENCIL, linestyle=(0, (2, 2)), linewidth=1.2)
+        return
     (line,) = axes.plot(x, y, **style, linewidth=1.8, markersize=4.5)
     there = np.pad(np.isfinite(y), 1)
     alone = there[1:-1] & ~there[:-2] & ~there[2:]  # between two gaps no line is drawn: only a marker shows the point

@@ -86,6 +86,7 @@ def _by_depth(result: UnitComparison) -> Curve:
         x_label="layer, in order of depth",
         y_label="CKA, and mean correlation r",
         caption=f"1 is the same, 0 nothing in common; over {result.images:,} images",
+        x_names=tuple(layer.layer for layer in result.layers),
     )
 
 

@@ -12,7 +12,6 @@ from lightning_cnnviz.report import Curve, Item, Number, Report, Scalar, Series,
 __all__ = ["layer_probe_report", "online_probe_report"]
 
 _HEADS = {"svm": "SVM", "softmax": "softmax", "knn": "kNN"}
-_NAMES_LENGTH = 160  # more letters than this would not stand in a caption
 
 
 def layer_probe_report(result: LayerProbe) -> Report:
@@ -46,7 +45,8 @@ def online_probe_report(result: OnlineScores) -> Report:
         (Series("softmax, learned online", x=depth, y=tuple(accuracy)), _chance(depth, result.classes)),
         x_label="layer, in order of depth",
         y_label="validation accuracy in %",
-        caption=f"Learned along with the network, {result.classes} classes. {_named(result.layers)}",
+        caption=f"Learned along with the network, {result.classes} classes",
+        x_names=result.layers,
     )
     rows = tuple((layer, round(value, 2)) for layer, value in zip(result.layers, accuracy, strict=True))
     table = Table(
@@ -90,7 +90,8 @@ def _curve(result: LayerProbe) -> Curve:
         (*series, _chance(depth, first.classes)),
         x_label="layer, in order of depth",
         y_label="mean accuracy of the classes in %" if first.protocol.average == "class" else "test accuracy in %",
-        caption=f"{_learned(result)}. {_named([scores.layer for scores in result.scores])}",
+        caption=_learned(result),
+        x_names=tuple(scores.layer for scores in result.scores),
     )
 
 
@@ -105,7 +106,7 @@ def _series(name: str, scores: Sequence[ProbeScores], head: str, depth: tuple[fl
 
 
 def _chance(depth: tuple[float, ...], classes: int) -> Series:
-    return Series("chance", x=depth, y=(100 / classes,) * len(depth))
+    return Series("chance", x=depth, y=(100 / classes,) * len(depth), reference=True)
 
 
 def _table(result: LayerProbe) -> Table:
@@ -146,13 +147,6 @@ def _learned(result: LayerProbe) -> str:
     times = f", {splits} splits" if splits > 1 else ""
     named = "Learned" if protocol.name == "custom" else f"Protocol {protocol.name}: learned"
     return f"{named} from {many} of each of {scores.classes} classes{times}"
-
-
-def _named(names: Sequence[str]) -> str:
-    """Which layer is which number."""
-    # A number and its name stay on one line.
-    whole = "Layers: " + ", ".join(f"{place}\N{NO-BREAK SPACE}{name}" for place, name in enumerate(names, start=1))
-    return whole if len(whole) <= _NAMES_LENGTH else f"Layers 1 to {len(names)}: {names[0]} to {names[-1]}"
 
 
 def _notes(result: LayerProbe) -> tuple[str, ...]:

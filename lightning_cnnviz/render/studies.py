@@ -127,13 +127,14 @@ def _accuracy_curve(result: SampleEfficiency, paper: Mapping[str, Mapping[int, f
     for name, figures in paper.items():
         series.append(_series(f"{_PAPER}, {name}", tuple(figures), list(figures.values()), [math.nan]))
     counts = tuple(map(float, result.per_class))
-    series.append(Series("chance", x=counts, y=(100 / result.classes,) * len(counts)))
+    series.append(Series("chance", x=counts, y=(100 / result.classes,) * len(counts), reference=True))
     return Curve(
         "accuracy by images",
         tuple(series),
         x_label="training images a class",
         y_label="mean accuracy of the classes in %",
         caption=f"{result.backbone} on {result.data}, {result.classes} classes, {result.budget} a training",
+        x_log=True,
     )
 
 

@@ -120,7 +120,8 @@ def _describe(item: Item, put: _Put) -> dict[str, Any]:
         return head | {"picture": put(item.pixels), "size": _extent(item)}
     if isinstance(item, Curve):
         series = [_describe_series(series) for series in item.series]
-        return head | {"x": item.x_label, "y": item.y_label, "series": series}
+        axis = {"names": item.x_names, "log": item.x_log} if item.x_names or item.x_log else {}
+        return head | {"x": item.x_label, "y": item.y_label, "series": series} | axis
     if isinstance(item, Table):
         cells = [[_describe_cell(cell, put) for cell in row] for row in item.rows[:_TABLE_ROWS]]
         return head | {"columns": item.columns, "rows": cells, "total": len(item.rows)}
@@ -164,7 +165,7 @@ def _describe_tile(tile: Tile, put: _Put, keys: dict[tuple[str, ...], int]) -> l
 def _describe_series(series: Series) -> dict[str, Any]:
     values = {"x": series.x, "y": series.y, "low": series.low, "high": series.high}
     told = {axis: [_brief(value) for value in line] for axis, line in values.items() if line is not None}
-    return {"name": series.name, **told}
+    return {"name": series.name, **told} | ({"reference": True} if series.reference else {})
 
 
 def _describe_cell(cell: Number | Tile | None, put: _Put) -> Any:

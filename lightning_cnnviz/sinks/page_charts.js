@@ -24,32 +24,47 @@ function segments(points) {
   }
   return lines.filter((line) => line.length);
 }
+// Names in place of numbers; of more than there is room for, some, evenly.
+const NAME_LENGTH = 18, LEVEL = 84, MOST_NAMES = 32;
+function nameTicks(names, x, y, steep) {
+  const every = steep ? Math.ceil(names.length / MOST_NAMES) : 1;
+  const short = (name) => (name.length > NAME_LENGTH ? `…${name.slice(1 - NAME_LENGTH)}` : name);
+  return names.flatMap((name, i) => (i % every ? [] : [s("text", steep ? { "text-anchor": "end", transform: `translate(${x(i + 1) + 4} ${y - 4}) rotate(-40)` } : { x: x(i + 1), y, "text-anchor": "middle" }, short(name), s("title", {}, name))]));
+}
+const valuesOf = (item) => [...new Set(item.series.flatMap((line) => line.x))].sort((one, other) => one - other);
 function drawCurve(item) {
-  const { width, height, left, right, top, bottom } = CHART;
+  const { width, right, top } = CHART, names = item.names ?? [];
+  const steep = names.length * Math.max(0, ...names.map((name) => Math.min(name.length, NAME_LENGTH))) > LEVEL, more = steep ? 74 : 0, left = CHART.left + (steep ? 30 : 0);
+  const height = CHART.height + more, bottom = CHART.bottom + more;
   const xs = rangeOf(item.series.flatMap((line) => line.x)), ys = rangeOf(item.series.flatMap((line) => [...line.y, ...(line.low ?? []), ...(line.high ?? [])]), true);
   const title = h("figcaption", {}, h("strong", {}, item.name), " ", h("span", { class: "soft" }, item.caption));
   if (!xs || !ys) return h("figure", { class: "figure chart" }, title, empty("Nothing was measured."));
-  const x = (value) => left + ((width - left - right) * (value - xs[0])) / (xs[1] - xs[0]);
+  const along = item.log ? Math.log : (value) => value;
+  const x = (value) => left + ((width - left - right) * (along(value) - along(xs[0]))) / (along(xs[1]) - along(xs[0]));
   const y = (value) => height - bottom - ((height - top - bottom) * (value - ys[0])) / (ys[1] - ys[0]);
   const grid = [
     ...ticksOf(...ys, 5).flatMap((tick) => [s("line", { class: "grid", x1: left, x2: width - right, y1: y(tick), y2: y(tick) }), s("text", { x: left - 8, y: y(tick) + 4, "text-anchor": "end" }, show(tick))]),
-    ...ticksOf(...xs, 8).map((tick) => s("text", { x: x(tick), y: height - bottom + 18, "text-anchor": "middle" }, show(tick))),
+    ...(names.length ? nameTicks(names, x, height - bottom + 16, steep) : (item.log ? valuesOf(item) : ticksOf(...xs, 8)).map((tick) => s("text", { x: x(tick), y: height - bottom + 18, "text-anchor": "middle" }, show(tick)))),
     s("text", { x: (left + width - right) / 2, y: height - 6, "text-anchor": "middle", class: "axis" }, item.x),
   ];
   const lines = item.series.map((line, i) => {
     const at = (value, j) => (Number.isFinite(value) && Number.isFinite(line.x[j]) ? [x(line.x[j]), y(value)] : null);
-    const group = s("g", { class: `line c${i % 8}` });
+    const group = s("g", { class: line.reference ? "line reference" : `line c${i % 8}` });
+    if (line.reference) {
+      for (const points of segments(line.y.map(at))) group.append(s("polyline", { points: points.join(" ") }, s("title", {}, `${line.name}: ${show(line.y[0])}`)));
+      return group;
+    }
     if (line.low) {
       const there = line.x.map((_, j) => j).filter((j) => at(line.low[j], j) && at(line.high[j], j));
       group.append(s("polygon", { points: [...there.map((j) => at(line.high[j], j)), ...there.toReversed().map((j) => at(line.low[j], j))].join(" ") }));
     }
     for (const points of segments(line.y.map(at))) group.append(s("polyline", { points: points.join(" "), "stroke-dasharray": i >= 8 ? "6 3" : null }));
-    const dots = line.y.map((value, j) => (at(value, j) ? s("circle", { cx: x(line.x[j]), cy: y(value), r: line.x.length > 40 ? 2 : 4 }, s("title", {}, `${line.name}\n${item.x} ${show(line.x[j])}: ${show(value)}`)) : null));
+    const dots = line.y.map((value, j) => (at(value, j) ? s("circle", { cx: x(line.x[j]), cy: y(value), r: line.x.length > 40 ? 2 : 4 }, s("title", {}, `${line.name}\n${names[line.x[j] - 1] ?? `${item.x} ${show(line.x[j])}`}: ${show(value)}`)) : null));
     return put(group, {}, dots);
   });
   const svg = s("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `${item.name}: ${item.caption}` }, grid, lines);
-  const legend = item.series.length > 1 ? h("ul", { class: "legend" }, item.series.map((line, i) => h("li", { class: `c${i % 8}` }, line.name))) : null;
-  const numbers = () => csv([["series", item.x, item.y, "low", "high"], ...item.series.flatMap((line) => line.x.map((value, j) => [line.name, value, line.y[j], line.low?.[j], line.high?.[j]]))]);
+  const legend = item.series.length > 1 ? h("ul", { class: "legend" }, item.series.map((line, i) => h("li", { class: line.reference ? "reference" : `c${i % 8}` }, line.name))) : null;
+  const numbers = () => csv([["series", item.x, item.y, "low", "high"], ...item.series.flatMap((line) => line.x.map((value, j) => [line.name, names[value - 1] ?? value, line.y[j], line.low?.[j], line.high?.[j]]))]);
   return h("figure", { class: "figure chart" }, title, h("p", { class: "soft y-label" }, item.y), svg, legend,
     h("p", { class: "save" }, saving(`${item.name}.csv`, numbers, "CSV"), saving(`${item.name}.svg`, () => standing(svg), "SVG", "image/svg+xml"), savingPng(`${item.name}.png`, svg)));
 }

@@ -136,3 +136,30 @@ def test_many_series_and_long_texts_stay_on_the_picture() -> None:
     edge = torch.cat([pixels[:, 0], pixels[:, -1], pixels[:, :, 0], pixels[:, :, -1]], dim=1)
     assert (edge == 255).all()
     assert "backbone.7.a_r…name_of_a_layer" in " ".join(texts(curve_svg(crowd)))
+
+
+def test_names_stand_in_place_of_numbers() -> None:
+    def named(count: int) -> list[str]:
+        places = tuple(float(place) for place in range(1, count + 1))
+        series = (Series("softmax", x=places, y=places), Series("chance", x=places, y=(1.0,) * count, reference=True))
+        names = tuple(f"layer{place}.conv" for place in range(count))
+        svg = curve_svg(Curve("c", series, x_label="layer", y_label="y", x_names=names))
+        return [text for text in texts(svg) if text.startswith("layer") and text.endswith("conv")]
+
+    assert named(3) == ["layer0.conv", "layer1.conv", "layer2.conv"]
+    assert len(named(24)) == 24
+    assert named(100)[:2] == ["layer0.conv", "layer5.conv"]
+
+
+def test_a_logarithmic_axis_has_its_ticks_where_something_was_measured() -> None:
+    counts = (1.0, 3.0, 100.0)
+    found = texts(curve_svg(Curve("c", (Series("s", x=counts, y=counts),), x_label="x", y_label="y", x_log=True)))
+    assert found[:3] == ["1", "3", "100"]
+
+
+def test_places_without_a_name_or_a_logarithm_are_refused() -> None:
+    series = (Series("s", x=(0.0, 1.0), y=(0.0, 1.0)),)
+    with pytest.raises(ValueError, match="names 1 places, and has x"):
+        Curve("c", series, x_label="x", y_label="y", x_names=("conv1",))
+    with pytest.raises(ValueError, match="on a logarithmic axis"):
+        Curve("c", series, x_label="x", y_label="y", x_log=True)
