@@ -1,5 +1,6 @@
 // --- charts, drawn from their data ---
-const CHART = { width: 640, height: 320, left: 58, right: 16, top: 14, bottom: 44 };
+// As wide as it is shown, so that its letters are as large as others.
+const chartSize = () => ({ width: phone.matches ? 330 : 640, height: phone.matches ? 240 : 320, left: phone.matches ? 40 : 58, right: 16, top: 14, bottom: 44 });
 function ticksOf(low, high, most) {
   const rough = (high - low) / most || 1, power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 5, 10].map((factor) => factor * power).find((size) => size >= rough * 0.999);
@@ -25,17 +26,17 @@ function segments(points) {
   return lines.filter((line) => line.length);
 }
 // Names in place of numbers; of more than there is room for, some, evenly.
-const NAME_LENGTH = 18, LEVEL = 84, MOST_NAMES = 32;
+const NAME_LENGTH = 18, LETTER = 7, NAME_HEIGHT = 17;
 function nameTicks(names, x, y, steep) {
-  const every = steep ? Math.ceil(names.length / MOST_NAMES) : 1;
+  const every = steep ? Math.ceil((names.length * NAME_HEIGHT) / (x(names.length) - x(1))) : 1;
   const short = (name) => (name.length > NAME_LENGTH ? `…${name.slice(1 - NAME_LENGTH)}` : name);
   return names.flatMap((name, i) => (i % every ? [] : [s("text", steep ? { "text-anchor": "end", transform: `translate(${x(i + 1) + 4} ${y - 4}) rotate(-40)` } : { x: x(i + 1), y, "text-anchor": "middle" }, short(name), s("title", {}, name))]));
 }
 const valuesOf = (item) => [...new Set(item.series.flatMap((line) => line.x))].sort((one, other) => one - other);
 function drawCurve(item) {
-  const { width, right, top } = CHART, names = item.names ?? [];
-  const steep = names.length * Math.max(0, ...names.map((name) => Math.min(name.length, NAME_LENGTH))) > LEVEL, more = steep ? 74 : 0, left = CHART.left + (steep ? 30 : 0);
-  const height = CHART.height + more, bottom = CHART.bottom + more;
+  const chart = chartSize(), { width, right, top } = chart, names = item.names ?? [];
+  const steep = names.length * Math.max(0, ...names.map((name) => Math.min(name.length, NAME_LENGTH))) * LETTER > width, more = steep ? 74 : 0, left = chart.left + (steep ? 30 : 0);
+  const height = chart.height + more, bottom = chart.bottom + more;
   const xs = rangeOf(item.series.flatMap((line) => line.x)), ys = rangeOf(item.series.flatMap((line) => [...line.y, ...(line.low ?? []), ...(line.high ?? [])]), true);
   const title = h("figcaption", {}, h("strong", {}, item.name), " ", h("span", { class: "soft" }, item.caption));
   if (!xs || !ys) return h("figure", { class: "figure chart" }, title, empty("Nothing was measured."));
