@@ -33,7 +33,7 @@ from lightning_cnnviz.render.deconvnet import projection_report
 from lightning_cnnviz.render.display import Display, class_names, display_of_sample, file_names
 from lightning_cnnviz.render.invariance import transformed_examples
 from lightning_cnnviz.render.maximization import invariance_items
-from lightning_cnnviz.render.normalization import chosen_normalization
+from lightning_cnnviz.render.normalization import ChannelSpec, chosen_normalization
 from lightning_cnnviz.render.sample import sample_report
 from lightning_cnnviz.render.studies import ablation_report, sample_efficiency_report
 from lightning_cnnviz.render.views import Seen, draw_view
@@ -50,6 +50,7 @@ def show(
     images: Sample | Tensor | tuple[Tensor, Tensor] | None = None,
     normalization: tuple[Sequence[float], Sequence[float]] | None = None,
     class_names: Sequence[str] | None = None,
+    display_channels: ChannelSpec = None,
 ) -> ReportFigure:
     """Draw what any function of this package has found.
 
@@ -65,6 +66,8 @@ def show(
         normalization: `(mean, std)` of the network's input, instead of the data set's. Where none is known, images are
             scaled by their range, and the notes say so.
         class_names: Instead of the data set's.
+        display_channels: Which channels of the images are shown: three as red, green and blue, or one in gray; by
+            default all, of any other number than one and three the mean in gray.
 
     Raises:
         TypeError: It is no result that can be drawn, or `data` is neither a loader nor a data set.
@@ -83,7 +86,7 @@ def show(
     """
     dataset = _dataset(data)
     sample = None if images is None else _as_sample(images)
-    asked = _Asked(dataset, sample, normalization, tuple(class_names) if class_names else None)
+    asked = _Asked(dataset, sample, normalization, tuple(class_names) if class_names else None, display_channels)
     return ReportFigure.drawn(lambda: _report(result, asked))
 
 
@@ -95,11 +98,12 @@ class _Asked:
     sample: Sample | None
     normalization: tuple[Sequence[float], Sequence[float]] | None
     names: tuple[str, ...] | None
+    channels: ChannelSpec = None
 
     def display(self, patches: Sequence[Tensor] = (), indices: Sequence[int] = ()) -> Display:
         """How inputs are shown, of a result that brings its own."""
         return Display(
-            normalization=chosen_normalization(self.normalization, self.dataset, patches),
+            normalization=chosen_normalization(self.normalization, self.dataset, patches, self.channels),
             class_names=self.names or class_names(self.dataset),
             files=file_names(self.dataset, indices),
         )
@@ -116,7 +120,12 @@ class _Asked:
         if found[0] != count or (size is not None and found[-2:] != tuple(size)):
             of = "" if size is None else f" of {size[0]} x {size[1]} pixels"
             raise ValueError(f"{kind} is about {count} images{of}, not of images {found}: give those it was made of")
-        return display_of_sample(self.sample, self.dataset, normalization=self.normalization, names=self.names)
+        return _displayed(self.sample, self)
+
+
+def _displayed(sample: Sample, asked: _Asked) -> Display:
+    options: Any = {"normalization": asked.normalization, "names": asked.names, "channels": asked.channels}
+    return display_of_sample(sample, asked.dataset, **options)
 
 
 def _dataset(data: Any) -> Any:
@@ -257,7 +266,7 @@ def _probe_scores(scores: tuple[ProbeScores, ...], asked: _Asked) -> Report:
 
 
 def _sample(result: Sample, asked: _Asked) -> Report:
-    display = display_of_sample(result, asked.dataset, normalization=asked.normalization, names=asked.names)
+    display = _displayed(result, asked)
     return sample_report(display)
 
 

@@ -8,10 +8,10 @@ from typing import Any
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from lightning_cnnviz.callbacks._base.feed_monitor import FeedOptions
 from lightning_cnnviz.callbacks._base.look import Look
-from lightning_cnnviz.callbacks._base.patch_monitor import PatchMonitor
+from lightning_cnnviz.callbacks._base.patch_monitor import PatchMonitor, PatchOptions
 from lightning_cnnviz.core.deconvnet.projection import Method, Projection, Projector, Unit
+from lightning_cnnviz.core.network.inputs import all_as_floats, as_floats
 from lightning_cnnviz.core.network.layers import SelectedLayer, evenly, select_layers
 from lightning_cnnviz.core.top_patches.mining import PatchMiner
 from lightning_cnnviz.core.top_patches.results import RankBy, TopPatches
@@ -38,7 +38,7 @@ class DeconvnetMonitor(PatchMonitor):
         features: Feature maps that are shown: the first n of each layer, a list of them, a list by layer, None for all.
         rank_by: See `TopPatchesMonitor`.
         normalization: Mean and std to undo for display; by default found in the data set's transforms.
-        options: See `FeedMonitor`.
+        options: See `PatchMonitor` and `FeedMonitor`.
 
     Raises:
         ValueError: At set-up, or at the first batch: no such layer, a feature index out of range, k < 1, or a network
@@ -57,7 +57,7 @@ class DeconvnetMonitor(PatchMonitor):
         features: int | list[int] | dict[str, list[int]] | None = 8,
         rank_by: RankBy = "max",
         normalization: tuple[list[float], list[float]] | None = None,
-        **options: Unpack[FeedOptions],
+        **options: Unpack[PatchOptions],
     ) -> None:
         super().__init__(normalization, **options)
         self.layers, self.k, self.method, self.features = layers, k, method, features
@@ -80,7 +80,7 @@ class DeconvnetMonitor(PatchMonitor):
 
     def try_image(self, network: nn.Module, image: Tensor) -> None:
         """Try whether the network can be projected."""
-        self._projecting.check(image)
+        self._projecting.check(as_floats(network, image))
 
     def part(self, look: Look, running: Any) -> tuple[TopPatches | None, list[int], Projection]:
         """Project the units of the images that this rank has seen, by their places among all units."""
@@ -89,7 +89,9 @@ class DeconvnetMonitor(PatchMonitor):
         units = {place: unit for place, unit in enumerate(_units(own)) if unit.image in images}
         projection = Projection.joined(self.method, [])
         if units:
-            projection = self._projecting.project(images, list(units.values()), progress=self.progress)
+            network = self.network_of(look.trainer.lightning_module)
+            floats = all_as_floats(network, images)
+            projection = self._projecting.project(floats, list(units.values()), progress=self.progress)
         patches = replace(own, indices_known=look.indices_known) if look.trainer.is_global_zero else None
         return patches, list(units), projection
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -95,9 +95,11 @@ class MaximizationMonitor(ExperimentMonitor):
 
     def check(self, network: nn.Module) -> None:
         """Find out what there is to maximize, and refuse what there is not."""
-        image = self.drawn.on_device_of(network).images[:1].to(home_of(network)[1])
-        self._plans = plan_layers(network, image, self.layers, self.features, objective=self.objective)
-        classes = plan_classes(network, image, self.classes, self.display.class_names)
+        sample, own = self.drawn.on_device_of(network), self.drawn
+        images = sample.images.to(home_of(network)[1])
+        self._plans = plan_layers(network, images[:1], self.layers, self.features, objective=self.objective)
+        what: Any = {"labels": sample.labels, "task": own.task, "output_fn": own.output_fn}
+        classes = plan_classes(network, images, self.classes, self.display.class_names, **what)
         if classes is not None:
             self._plans.append(classes)
 

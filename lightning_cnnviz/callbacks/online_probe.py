@@ -12,7 +12,7 @@ from lightning_cnnviz.callbacks._base.feed_monitor import FeedMonitor, FeedOptio
 from lightning_cnnviz.callbacks._base.look import Look
 from lightning_cnnviz.callbacks._base.trainer import refuse_compiled
 from lightning_cnnviz.callbacks.layer_probe import LAYERS
-from lightning_cnnviz.core.data.batches import read_batch
+from lightning_cnnviz.core.data.batches import class_labels, read_batch
 from lightning_cnnviz.core.network.layers import evenly, select_layers
 from lightning_cnnviz.core.probing.dataset import why_no_labels
 from lightning_cnnviz.core.probing.map_reader import MapReader
@@ -82,6 +82,7 @@ class OnlineProbeMonitor(FeedMonitor):
         if not self.failed:
             with self.guard(raises=_is_first(trainer)):
                 images, labels = read_batch(batch, self.batch_fn)
+                labels = class_labels(labels)
                 if labels is None:
                     raise ValueError(why_no_labels(batch, self.batch_fn))
                 self._pass.enter_context(self._learning.batch(images, labels))

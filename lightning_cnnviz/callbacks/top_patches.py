@@ -8,9 +8,8 @@ from typing import Any
 from torch import nn
 from typing_extensions import Unpack
 
-from lightning_cnnviz.callbacks._base.feed_monitor import FeedOptions
 from lightning_cnnviz.callbacks._base.look import Look
-from lightning_cnnviz.callbacks._base.patch_monitor import PatchMonitor
+from lightning_cnnviz.callbacks._base.patch_monitor import PatchMonitor, PatchOptions
 from lightning_cnnviz.core.network.layers import SelectedLayer, select_layers
 from lightning_cnnviz.core.top_patches.mining import PatchMiner
 from lightning_cnnviz.core.top_patches.results import RankBy, TopPatches
@@ -35,7 +34,7 @@ class TopPatchesMonitor(PatchMonitor):
             positions; the patch is that of its largest activation in either case.
         normalization: Mean and std to undo for display; by default found in the data set's transforms.
         class_names: Names of the labels; by default the data set's `classes`.
-        options: See `FeedMonitor`.
+        options: See `PatchMonitor` and `FeedMonitor`.
 
     Raises:
         ValueError: At set-up: no such layer (with the closest names), a feature index out of range, k < 1, no
@@ -54,7 +53,7 @@ class TopPatchesMonitor(PatchMonitor):
         rank_by: RankBy = "max",
         normalization: tuple[list[float], list[float]] | None = None,
         class_names: list[str] | None = None,
-        **options: Unpack[FeedOptions],
+        **options: Unpack[PatchOptions],
     ) -> None:
         super().__init__(normalization, **options)
         self.layers, self.k, self.features, self.per_image = layers, k, features, per_image

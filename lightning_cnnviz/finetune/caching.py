@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from tqdm.auto import tqdm
 
-from lightning_cnnviz.core.data.batches import read_batch
+from lightning_cnnviz.core.data.batches import class_labels, read_batch
 from lightning_cnnviz.core.network.hooks import Site, analysis_mode, hooked, keep_random_state, model_device
 
 __all__ = ["CachedBatch", "FeatureCache", "Tail", "cached_loader", "find_tail"]
@@ -183,7 +183,8 @@ def cached_loader(
         )
         with hooked({classifier: Site(model.get_submodule(classifier), "input")}, keep):
             for batch in tqdm(plain, f"features of {what} images", leave=False, disable=not progress):
-                images, targets = read_batch(batch)
+                images, given = read_batch(batch)
+                targets = class_labels(given)
                 if targets is None:
                     raise ValueError(f"cache_features=True: a batch of {what} images has no class labels")
                 labels.append(targets)

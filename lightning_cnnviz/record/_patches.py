@@ -102,7 +102,9 @@ def _restored(layer: LayerTopPatches, kept: list[Any], values: Mapping[int, Tens
 
 
 def _shows_all(source: SourceImage, normalization: Normalization) -> bool:
-    """Whether an image stays within black and white when its normalization is undone, to a level."""
+    """Whether an image is shown with all channels, within black and white when its normalization is undone."""
+    if normalization.channels and len({*normalization.channels}) != len(source.levels):
+        return False
     mean, std = (torch.tensor(part).view(-1) for part in (normalization.mean, normalization.std))
     ends = torch.stack([source.low * std + mean, source.high * std + mean])
     return bool(ends.min() > -1 / 255 and ends.max() < 1 + 1 / 255)
@@ -116,7 +118,6 @@ def _leveled(pixels: Tensor, low: list[float], high: list[float]) -> Tensor:
 def _values(pixels: Tensor, normalization: Normalization, channels: int, dtype: torch.dtype) -> Tensor:
     """An image as the network was given it, as far as its pixels tell."""
     if dtype == torch.uint8:
-        return pixels[: channels or 3]
-    mean, std = (torch.tensor(part).view(-1, 1, 1) for part in (normalization.mean, normalization.std))
-    values = (pixels[:channels].float() / 255 - mean) / std
-    return values[:channels].to(dtype)
+        unscaled = Normalization((0.0,), (1.0,), channels=normalization.channels)
+        return (unscaled.from_pixels(pixels, channels or 3) * 255).round().to(dtype)
+    return normalization.from_pixels(pixels, channels or 3).to(dtype)

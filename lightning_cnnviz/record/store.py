@@ -516,7 +516,13 @@ def _file_name(pixels: Tensor) -> str:
 
 def _source_key(source: SourceImage, normalization: Normalization | None) -> bytes:
     """Equal for images that look equal; cheaper than making their pixels."""
-    scale = normalization and (source.low.tolist(), source.high.tolist(), normalization.mean, normalization.std)
+    scale = normalization and (
+        source.low.tolist(),
+        source.high.tolist(),
+        normalization.mean,
+        normalization.std,
+        normalization.channels,
+    )
     digest = hashlib.blake2b(repr((tuple(source.levels.shape), scale)).encode(), digest_size=16)
     digest.update(source.levels.contiguous().numpy().data)
     return digest.digest()

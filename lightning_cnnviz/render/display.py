@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_cnnviz.core.data.sample import Sample
 from lightning_cnnviz.core.network.classification import fill_values
-from lightning_cnnviz.render.normalization import Normalization, chosen_normalization, find_normalization
+from lightning_cnnviz.render.normalization import ChannelSpec, Normalization, chosen_normalization, find_normalization
 
 __all__ = ["Display", "class_names", "display_of_sample", "file_names"]
 
@@ -26,7 +26,7 @@ class Display:
             the sample's own mean; None where there is no sample.
         pixels: Of each image of the sample, `(3, H, W)` uint8.
         indices: Of each image.
-        labels: Of each image; None where the data has none.
+        labels: The class of each image, -1 for none; None where the data has none.
         class_names: Names of the classes, where they are known.
         files: Of images by their index, the name of the file, where that is known.
         examples: By name, pictures that belong to the view: of each image of the sample some, `(3, H, W)` uint8.
@@ -60,6 +60,7 @@ def display_of_sample(
     *,
     normalization: tuple[Sequence[float], Sequence[float]] | None = None,
     names: Sequence[str] | None = None,
+    channels: ChannelSpec = None,
 ) -> Display:
     """Settle how the images of a sample are shown.
 
@@ -68,8 +69,12 @@ def display_of_sample(
         dataset: What they are from: asked for its normalization, names of classes and of files; or None.
         normalization: `(mean, std)`, instead of the data set's.
         names: Of the classes, instead of the data set's.
+        channels: Which channels are shown.
+
+    Raises:
+        ValueError: The normalization or the channels do not fit the images.
     """
-    shown = chosen_normalization(normalization, dataset, sample.images)
+    shown = chosen_normalization(normalization, dataset, sample.images, channels)
     told = normalization is not None or find_normalization(dataset) is not None
     # Zero is the mean that was subtracted; of a normalization that subtracts none, it would be black.
     subtracts = told and any(value != 0 for value in shown.mean)
@@ -78,7 +83,7 @@ def display_of_sample(
         fill=torch.zeros(sample.images.shape[1]) if subtracts else fill_values(sample.images.float(), None),
         pixels=tuple(shown.to_pixels(image) for image in sample.images),
         indices=tuple(sample.indices.tolist()),
-        labels=None if sample.labels is None else tuple(sample.labels.tolist()),
+        labels=None if sample.classes is None else tuple(sample.classes.tolist()),
         class_names=tuple(names) if names else class_names(dataset),
         files=file_names(dataset, sample.indices.tolist()),
     )

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["Normalization", "chosen_normalization", "find_normalization", "normalization_from_range"]
+__all__ = [
+    "ChannelSpec",
+    "Normalization",
+    "check_channels",
+    "chosen_normalization",
+    "find_normalization",
+    "normalization_from_range",
+]
+
+ChannelSpec = int | Sequence[int] | None
+"""Which channels of the input are shown: three of them as red, green and blue, or one in gray; None for all."""
 
 
 @dataclass(frozen=True)
@@ -20,38 +30,87 @@ class Normalization:
         mean: One value a channel, or one for all.
         std: Likewise.
         source: Where this was read, as part of a sentence.
+        channels: Which channels are shown: three as red, green and blue, or one in gray. Where it is empty, all of
+            them: one in gray, three as colors, of any other number the mean in gray.
+        of: How many channels there are, where that is known.
     """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
     source: str = "given"
+    channels: tuple[int, ...] = ()
+    of: int = 0
 
     def __post_init__(self) -> None:
         if not self.mean or not self.std or any(value == 0 for value in self.std):
             raise ValueError(f"normalization needs mean and std, std not zero; got mean={self.mean}, std={self.std}")
+        if len(self.channels) not in (0, 1, 3):
+            raise ValueError(f"channels={self.channels}: one or three are shown")
 
     def to_pixels(self, image: Tensor) -> Tensor:
-        """Return a network input `(C, H, W)` as pixels `(3, H, W)` uint8.
+        """Return a network input `(C, H, W)` as pixels `(3, H, W)` uint8, see `channels`.
 
-        One channel is shown as gray; of two or of more than three, the first three (a missing one is black).
+        Raises:
+            ValueError: The normalization, or the channels to show, are of another number of channels.
         """
         if image.dtype == torch.uint8:
             pixels = image
         else:
-            mean, std = (torch.tensor(values, dtype=torch.float32).view(-1, 1, 1) for values in (self.mean, self.std))
+            mean, std = (self._column(values, len(image)) for values in (self.mean, self.std))
             shown = image.float() * std + mean
             pixels = (shown.nan_to_num(0.0).clamp(0, 1) * 255).round().to(torch.uint8)
-        if pixels.shape[0] == 1:
-            return pixels.expand(3, -1, -1).contiguous()
-        missing = max(0, 3 - pixels.shape[0])
-        return torch.cat([pixels[:3], pixels.new_zeros(missing, *pixels.shape[1:])]).contiguous()
+        if self.channels:
+            check_channels(self.channels, len(pixels))
+            pixels = pixels[list(self.channels)]
+        elif len(pixels) not in (1, 3):
+            pixels = pixels.float().mean(0, keepdim=True).round().to(torch.uint8)
+        return pixels.expand(3, -1, -1).contiguous()
+
+    def from_pixels(self, pixels: Tensor, channels: int) -> Tensor:
+        """Return a network input `(C, H, W)` that is shown as some pixels `(3, H, W)`; channels that are not, as zero.
+
+        Example:
+            >>> both = Normalization((0.5,), (0.25,)).from_pixels(torch.full((3, 1, 1), 255), 2)
+            >>> both.flatten()
+            tensor([2., 2.])
+        """
+        shown = pixels.float() / 255
+        if self.channels:
+            values = shown.new_zeros(channels, *pixels.shape[1:])
+            values[list(self.channels)] = shown[: len(self.channels)]
+        else:
+            values = shown if channels == 3 else shown[:1].expand(channels, -1, -1)
+        mean, std = (self._column(values, channels) for values in (self.mean, self.std))
+        return (values - mean) / std
+
+    @staticmethod
+    def _column(values: tuple[float, ...], channels: int) -> Tensor:
+        if len(values) not in (1, channels):
+            raise ValueError(f"a normalization of {len(values)} channels, {values}, for inputs of {channels}")
+        return torch.tensor(values, dtype=torch.float32).view(-1, 1, 1)
 
     def sentence(self) -> str:
-        """One sentence for the reader of a picture."""
+        """Say to the reader of a picture what was done to the values, and which channels are shown."""
         if set(self.mean) == {0.0} and set(self.std) == {1.0}:
-            return f"Inputs are shown as they are ({self.source})."
+            return f"Inputs are shown as they are ({self.source}).{self._which_channels()}"
         mean, std = (", ".join(f"{value:.3g}" for value in values) for values in (self.mean, self.std))
-        return f"Inputs are shown with their normalization undone: mean {mean}, std {std} ({self.source})."
+        undone = f"Inputs are shown with their normalization undone: mean {mean}, std {std} ({self.source})."
+        return undone + self._which_channels()
+
+    def _which_channels(self) -> str:
+        of = f"Of {self.of} channels" if self.of else "Of the channels"
+        if len(self.channels) == 3:
+            return f" {of}, {', '.join(map(str, self.channels))} are shown as red, green and blue."
+        if self.channels:
+            return f" {of}, {self.channels[0]} is shown, in gray."
+        if self.of in (0, 1, 3):
+            return ""
+        return f" {of} the mean is shown, in gray; display_channels=... shows one, or three as red, green and blue."
+
+    def shows(self, channels: ChannelSpec, of: int = 0) -> Normalization:
+        """Return the same for other channels to show, of so many."""
+        chosen = () if channels is None else (channels,) if isinstance(channels, int) else tuple(channels)
+        return replace(self, channels=chosen, of=of)
 
 
 def find_normalization(dataset: Any) -> Normalization | None:
@@ -93,13 +152,49 @@ def normalization_from_range(images: Sequence[Tensor]) -> Normalization:
 
 
 def chosen_normalization(
-    given: tuple[Sequence[float], Sequence[float]] | None, dataset: Any, patches: Iterable[Tensor]
+    given: tuple[Sequence[float], Sequence[float]] | None,
+    dataset: Any,
+    patches: Iterable[Tensor],
+    channels: ChannelSpec = None,
 ) -> Normalization:
-    """Return the normalization that was given, else that of the data set's transforms, else one made for `patches`."""
+    """Return the normalization that was given, else that of the data set's transforms, else one made for `patches`.
+
+    Args:
+        given: Mean and std.
+        dataset: The data set, or None.
+        patches: `(C, H, W)` each.
+        channels: Which channels are shown.
+
+    Raises:
+        ValueError: What was given is of another number of channels than the patches.
+    """
+    patches = list(patches)
+    count = len(patches[0]) if patches else 0
+    check_channels(channels, count)
     if given is not None:
         mean, std = given
-        return Normalization(tuple(mean), tuple(std))
-    return find_normalization(dataset) or normalization_from_range(list(patches))
+        if count and not {len(mean), len(std)} <= {1, count}:
+            raise ValueError(f"normalization={given}: the images have {count} channels; give 1 or {count} values each")
+        return Normalization(tuple(mean), tuple(std)).shows(channels, count)
+    found = find_normalization(dataset)
+    if found is None or (count and not {len(found.mean), len(found.std)} <= {1, count}):
+        found = normalization_from_range(patches)
+    return found.shows(channels, count)
+
+
+def check_channels(channels: ChannelSpec, of: int = 0) -> None:
+    """Refuse channels that cannot be shown, of inputs with so many channels; 0 where that is not known.
+
+    Raises:
+        ValueError: They are neither one nor three, or some are not there.
+    """
+    if channels is None:
+        return
+    chosen = (channels,) if isinstance(channels, int) else tuple(channels)
+    most = of or max((*chosen, 0)) + 1
+    if len(chosen) not in (1, 3) or not all(0 <= channel < most for channel in chosen):
+        there = f", and the images have {of} (0 to {of - 1})" if of else ", counted from 0"
+        raise ValueError(f"display_channels={channels}: give one, or three as red, green and blue{there}")
 
 
 def _numbers(values: Any) -> tuple[float, ...]:

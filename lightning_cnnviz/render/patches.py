@@ -73,7 +73,9 @@ def brief(value: float) -> str:
 
 
 def label_name(label: int, class_names: Sequence[str] | None) -> Number:
-    """Return the name of a label, or the label itself where it has none."""
+    """Return the name of a label, or the label itself where it has none; `"none"` below 0, for no label."""
+    if label < 0:
+        return "none"
     return str(class_names[label]) if class_names is not None and 0 <= label < len(class_names) else label
 
 

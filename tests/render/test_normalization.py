@@ -13,7 +13,13 @@ from hypothesis import strategies as st
 from torch.utils.data import ConcatDataset, Subset, TensorDataset
 from torchvision.transforms import v2
 
-from lightning_cnnviz.render.normalization import Normalization, find_normalization, normalization_from_range
+from lightning_cnnviz.render.normalization import (
+    Normalization,
+    check_channels,
+    chosen_normalization,
+    find_normalization,
+    normalization_from_range,
+)
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -75,7 +81,7 @@ def test_other_channels_and_types() -> None:
     plain = Normalization((0.0,), (1.0,))
     assert plain.to_pixels(torch.ones(5, 2, 2)).shape == (3, 2, 2)
     two = plain.to_pixels(torch.ones(2, 2, 2))
-    assert two[:, 0, 0].tolist() == [255, 255, 0]
+    assert two[:, 0, 0].tolist() == [255, 255, 255]
     raw = torch.randint(0, 256, (3, 2, 2), dtype=torch.uint8)
     assert torch.equal(Normalization(MEAN, STD).to_pixels(raw), raw)
     assert plain.to_pixels(torch.full((1, 1, 1), float("nan"))).tolist() == [[[0]], [[0]], [[0]]]
@@ -84,3 +90,32 @@ def test_other_channels_and_types() -> None:
 def test_a_std_of_zero_is_refused() -> None:
     with pytest.raises(ValueError, match="std not zero"):
         Normalization((0.5,), (0.0,))
+
+
+@pytest.mark.parametrize(("channels", "of"), [((), 4), ((3, 1, 0), 4), ((2,), 4), ((2, 1, 0), 3), ((), 3), ((), 1)])
+def test_pixels_come_back_through_a_network_input_that_is_shown_so(channels: tuple[int, ...], of: int) -> None:
+    normalization = Normalization(
+        tuple(0.1 * n for n in range(of)), tuple(0.2 + n for n in range(of)), "", channels, of
+    )
+    pixels = torch.randint(0, 256, (3, 5, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    if len(channels or (0,) * (3 if of == 3 else 1)) == 1:
+        pixels = pixels[:1].expand(3, -1, -1)
+    given = normalization.from_pixels(pixels, of)
+    assert given.shape == (of, 5, 6)
+    assert torch.equal(normalization.to_pixels(given), pixels)
+
+
+@pytest.mark.parametrize("channels", [(0, 1), 4, -1, (0, 1, 4), ()])
+def test_channels_that_cannot_be_shown_are_refused(channels: Any) -> None:
+    with pytest.raises(ValueError, match="give one, or three as red, green and blue"):
+        check_channels(channels, 4)
+
+
+def test_a_normalization_of_other_channels_is_refused_where_it_is_told_and_not_taken_where_it_is_found() -> None:
+    patches = [torch.rand(4, 3, 3)]
+    with pytest.raises(ValueError, match="have 4 channels; give 1 or 4 values"):
+        chosen_normalization((MEAN, STD), None, patches)
+    found = chosen_normalization(None, wrapped(v2.Normalize(list(MEAN), list(STD)))[0], patches)
+    assert found.mean == (0.0,)
+    with pytest.raises(ValueError, match="a normalization of 3 channels"):
+        Normalization(MEAN, STD).to_pixels(patches[0])

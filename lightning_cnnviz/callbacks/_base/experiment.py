@@ -58,7 +58,7 @@ class ExperimentMonitor(Monitor):
     def dry_run(self, network: nn.Module, trainer: Any) -> None:
         """Try what needs data, before the first training step and before each look outside of fit, on every rank."""
         if self._images is not None and not self._images.is_drawn:
-            self._images.draw(self._who, trainer)
+            self._images.draw(self._who, trainer, network)
             self.check(network)
 
     @property

@@ -9,9 +9,22 @@ from typing_extensions import Unpack
 
 from lightning_cnnviz.callbacks._base.feed_monitor import FeedMonitor, FeedOptions
 from lightning_cnnviz.core.top_patches.results import TopPatches
-from lightning_cnnviz.render.normalization import Normalization, find_normalization, normalization_from_range
+from lightning_cnnviz.render.normalization import (
+    ChannelSpec,
+    Normalization,
+    check_channels,
+    chosen_normalization,
+    find_normalization,
+    normalization_from_range,
+)
 
-__all__ = ["PatchMonitor"]
+__all__ = ["PatchMonitor", "PatchOptions"]
+
+
+class PatchOptions(FeedOptions, total=False):
+    """The options that every monitor of patches takes."""
+
+    display_channels: ChannelSpec
 
 
 class PatchMonitor(FeedMonitor):
@@ -19,14 +32,24 @@ class PatchMonitor(FeedMonitor):
 
     Args:
         normalization: Mean and std to undo for display; by default found in the data set's transforms.
+        display_channels: Which channels of the images are shown: three as red, green and blue (`(3, 2, 1)`), or one in
+            gray. By default all: one in gray, three as colors, of any other number the mean in gray.
         options: See `FeedMonitor`.
+
+    Raises:
+        ValueError: Neither one nor three channels are to be shown.
     """
 
     def __init__(
-        self, normalization: tuple[list[float], list[float]] | None = None, **options: Unpack[FeedOptions]
+        self,
+        normalization: tuple[list[float], list[float]] | None = None,
+        *,
+        display_channels: ChannelSpec = None,
+        **options: Unpack[FeedOptions],
     ) -> None:
         super().__init__(**options)
-        self.normalization = normalization
+        check_channels(display_channels)
+        self.normalization, self.display_channels = normalization, display_channels
         self._assumed: Normalization | None = None
 
     def prepare(self, network: nn.Module) -> None:
@@ -35,15 +58,13 @@ class PatchMonitor(FeedMonitor):
 
     def normalization_of(self, patches: TopPatches) -> Normalization:
         """Return what is undone to show patches."""
-        if self.normalization is not None:
-            mean, std = self.normalization
-            return Normalization(tuple(mean), tuple(std))
-        found = find_normalization(self.dataset)
-        if found is not None:
-            return found
+        shown = list(patches.all_patches())
+        chosen = chosen_normalization(self.normalization, self.dataset, shown, self.display_channels)
+        if self.normalization is not None or find_normalization(self.dataset) is not None:
+            return chosen
         if self._assumed is None:
-            self._assumed = normalization_from_range(list(patches.all_patches()))
-        return self._assumed
+            self._assumed = normalization_from_range(shown)
+        return self._assumed.shows(chosen.channels or None, chosen.of)
 
     def state_dict(self) -> dict[str, Any]:
         """Return which run this is, and the normalization that is assumed in it."""

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from typing import Any, TypedDict, cast
 
 import torch
@@ -12,8 +16,10 @@ from lightning_cnnviz.callbacks._base.trainer import chosen_loader, data_loaders
 from lightning_cnnviz.core.data.batches import BatchFn
 from lightning_cnnviz.core.data.distributed import from_first
 from lightning_cnnviz.core.data.sample import Sample, draw_sample
+from lightning_cnnviz.core.network.inputs import as_floats
 from lightning_cnnviz.core.network.task import OutputFn, TaskKind
 from lightning_cnnviz.render.display import Display, display_of_sample
+from lightning_cnnviz.render.normalization import ChannelSpec, check_channels
 
 __all__ = ["DisplayedSample", "SampleOptions"]
 
@@ -25,6 +31,7 @@ class _DrawOptions(TypedDict, total=False):
     seed: int
     normalization: tuple[list[float], list[float]] | None
     class_names: list[str] | None
+    display_channels: ChannelSpec
     task: TaskKind | None
     output_fn: OutputFn | None
 
@@ -45,12 +52,15 @@ class DisplayedSample:
         seed: Which images are drawn.
         normalization: Mean and std of the network's input; by default found in the data set's transforms.
         class_names: Names of the classes; by default the data set's `classes`.
-        task: For occlusion, invariance and attribution: what outputs and labels mean, for example `"multilabel"`; by
-            default it is found from the first outputs and labels, and reports say what was found.
+        display_channels: Which channels of the images are shown: three as red, green and blue (`(3, 2, 1)`), or one in
+            gray. By default all: one in gray, three as colors, of any other number the mean in gray.
+        task: For occlusion, invariance, attribution and the classes of maximization: what outputs and labels mean, for
+            example `"multilabel"`; by default it is found from the first outputs and labels, and reports say what was
+            found.
         output_fn: Likewise: takes what the network returns, and returns the tensor of scores.
 
     Raises:
-        ValueError: No image is asked for.
+        ValueError: No image is asked for, or neither one nor three channels are to be shown.
     """
 
     def __init__(
@@ -63,6 +73,7 @@ class DisplayedSample:
         seed: int = 0,
         normalization: tuple[list[float], list[float]] | None = None,
         class_names: list[str] | None = None,
+        display_channels: ChannelSpec = None,
         task: TaskKind | None = None,
         output_fn: OutputFn | None = None,
     ) -> None:
@@ -71,6 +82,8 @@ class DisplayedSample:
         self.images, self.data, self.dataloader_idx, self.batch_fn = images, data, dataloader_idx, batch_fn
         self.seed, self.normalization, self.class_names = seed, normalization, class_names
         self.task, self.output_fn = task, output_fn
+        check_channels(display_channels)
+        self.display_channels = display_channels
         self._drawn: tuple[Sample, Display] | None = None
         self._rank, self._ranks = 0, 1
 
@@ -92,8 +105,11 @@ class DisplayedSample:
         """Let the next run draw images of its own."""
         self._drawn = None
 
-    def draw(self, who: str, trainer: Any) -> None:
+    def draw(self, who: str, trainer: Any, network: nn.Module) -> None:
         """Draw the images, on every rank the same, and settle how they are shown.
+
+        Batches come as the LightningModule hands them to its steps, through its hooks of the transfer to the device.
+        Images of 8 bits become floats, see `as_floats`.
 
         Raises:
             ValueError: There is no data to draw from, or the given images have another shape.
@@ -103,7 +119,8 @@ class DisplayedSample:
         if isinstance(self.images, int):
             loader = self._trainers_loader(who, trainer) if self.data is None else self.data
         # The first rank's: where a loader has no indices, each rank would have images of its own.
-        sample: Sample = from_first(self._images_from(who, loader))
+        sample: Sample = from_first(self._images_from(who, loader, trainer))
+        sample = replace(sample, images=as_floats(network, sample.images))
         self._drawn = sample, self._displayed(sample, getattr(loader, "dataset", None))
 
     @property
@@ -135,9 +152,10 @@ class DisplayedSample:
         assert self._drawn is not None, "no images have been drawn"
         return self._drawn
 
-    def _images_from(self, who: str, loader: Any) -> Sample:
+    def _images_from(self, who: str, loader: Any, trainer: Any) -> Sample:
         if isinstance(self.images, int):
-            return draw_sample(loader, self.images, self.batch_fn, seed=self.seed)
+            with _validating(trainer):
+                return draw_sample(loader, self.images, partial(_as_in_steps, trainer, self.batch_fn), seed=self.seed)
         images, labels = (self.images, None) if isinstance(self.images, Tensor) else self.images
         if images.ndim != 4 or not len(images):
             raise ValueError(f"{who}(images=...): they are {tuple(images.shape)}; give (N, C, H, W)")
@@ -153,7 +171,25 @@ class DisplayedSample:
         return chosen_loader(loaders, self.dataloader_idx)
 
     def _displayed(self, sample: Sample, dataset: Any) -> Display:
-        return display_of_sample(sample, dataset, normalization=self.normalization, names=self.class_names)
+        options: Any = {"normalization": self.normalization, "names": self.class_names}
+        return display_of_sample(sample, dataset, channels=self.display_channels, **options)
+
+
+@contextmanager
+def _validating(trainer: Any) -> Iterator[None]:
+    """Let the hooks of a LightningModule see that nothing is trained."""
+    stage = trainer.state.stage
+    trainer.state.stage = type(stage).VALIDATING if stage is not None else None
+    try:
+        yield
+    finally:
+        trainer.state.stage = stage
+
+
+def _as_in_steps(trainer: Any, batch_fn: BatchFn | None, batch: Any) -> Any:
+    """What a batch is for the steps, and for the user's own `batch_fn`."""
+    batch = trainer.strategy.batch_to_device(batch)
+    return batch if batch_fn is None else batch_fn(batch)
 
 
 def _moved(sample: Sample, network: nn.Module) -> Sample:

@@ -14,10 +14,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, IterableDataset, SequentialSampler
 
+from lightning_cnnviz.core.network.task import IGNORED
+
 __all__ = [
     "BatchFn",
     "IndexReader",
     "NumberedBatch",
+    "class_labels",
     "has_indices",
     "indexed_batches",
     "numbered_batches",
@@ -32,10 +35,11 @@ _LABEL_NAMES = ("label", "labels", "y", "target", "targets")
 
 
 def read_batch(batch: Any, batch_fn: BatchFn | None = None) -> tuple[Tensor, Tensor | None]:
-    """Return the images `(N, C, H, W)` of a batch and their labels `(N,)` int64, None where there are none.
+    """Return the images `(N, C, H, W)` of a batch and their labels `(N, ...)` as they are, None where there are none.
 
     A batch is a tensor, `(x, y)`, or a mapping with usual names (`image`, `pixel_values`, ..., `label`, ...). Labels
-    that are not one whole number an image (boxes, masks, soft labels) count as none.
+    are whatever tensor has an entry for each image: numbers of classes, rows of zeros and ones, values, label maps (see
+    `class_labels`); all else, such as boxes, counts as none.
 
     Raises:
         TypeError: The batch is of another form, or its images are no float or uint8 tensor of four dimensions.
@@ -59,15 +63,24 @@ def read_batch(batch: Any, batch_fn: BatchFn | None = None) -> tuple[Tensor, Ten
             f"the batch's input is {images.dtype} of shape {tuple(images.shape)}; images are float or uint8 tensors "
             "(N, C, H, W); give batch_fn=... that returns (images, labels)"
         )
-    return images, _class_labels(labels, len(images))
+    there = isinstance(labels, Tensor) and labels.shape[:1] == (len(images),) and not labels.is_complex()
+    return images, labels if there else None
 
 
-def _class_labels(labels: Any, count: int) -> Tensor | None:
-    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.is_complex():
+def class_labels(labels: Tensor | None) -> Tensor | None:
+    """Return labels `(N, ...)` as the class of each image, `(N,)` int64, -1 where an image has none.
+
+    None where labels are no whole number for each image, or stand for no class in all of them (see `IGNORED`).
+
+    Example:
+        >>> class_labels(torch.tensor([[3], [-100]])), class_labels(torch.rand(2))
+        (tensor([ 3, -1]), None)
+    """
+    if labels is None or labels.is_floating_point() or labels.dtype == torch.bool or labels.numel() != len(labels):
         return None
-    if labels.dtype == torch.bool or labels.numel() != count or labels.shape[:1] != (count,):
-        return None
-    return labels.reshape(count).to(torch.int64)
+    numbers = labels.reshape(len(labels)).to(torch.int64)
+    ignored = torch.isin(numbers, numbers.new_tensor(IGNORED))
+    return None if len(numbers) and bool(ignored.all()) else numbers.masked_fill(ignored, -1)
 
 
 def _form(batch: Any) -> str:
@@ -208,7 +221,7 @@ class NumberedBatch(NamedTuple):
 
     Attributes:
         images: `(N, C, H, W)`, at least one.
-        labels: `(N,)` int64, or None where there are none.
+        labels: `(N,)` int64, the images' classes, or None where there are none; see `class_labels`.
         indices: `(N,)` int64.
         indices_known: Whether the indices are those of the data set; else they only tell images apart.
         given: The batch as the loader gave it.
@@ -249,7 +262,7 @@ def numbered_batches(
                 first = arrived if indices is None else arrived + len(loader.dataset)  # type: ignore[attr-defined]
                 indices, known = torch.arange(first, first + len(images)), isinstance(loader, (list, tuple))
             arrived += len(images)
-            yield NumberedBatch(images, labels, indices, known, batch)
+            yield NumberedBatch(images, class_labels(labels), indices, known, batch)
     if arrived == 0:
         raise ValueError(f"the loader {type(loader).__name__} is empty: it gave no image")
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_cnnviz.core.data.batches import BatchFn, has_indices, indexed_batches, read_batch
+from lightning_cnnviz.core.data.batches import BatchFn, class_labels, has_indices, indexed_batches, read_batch
 from lightning_cnnviz.core.network.hooks import keep_random_state
 
 __all__ = ["Sample", "draw_sample"]
@@ -25,7 +25,7 @@ class Sample:
 
     Attributes:
         images: `(N, C, H, W)`, in the values that the network is given, on the CPU.
-        labels: `(N,)` int64, or None where the data has none.
+        labels: `(N, ...)` as the data has them (see `read_batch`), or None where it has none.
         indices: `(N,)` int64, data-set indices; the order of arrival where the data set does not number them.
     """
 
@@ -35,6 +35,11 @@ class Sample:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @property
+    def classes(self) -> Tensor | None:
+        """The class of each image, see `class_labels`."""
+        return class_labels(self.labels)
 
     def part(self, chosen: slice | Tensor) -> Sample:
         """Return some of the images."""
@@ -84,15 +89,31 @@ def _drawn(loader: Any, count: int, batch_fn: BatchFn | None) -> Sample | None:
 
 
 def _of_different_classes(sample: Sample, count: int) -> Tensor:
-    """Places of images, one of each class first, then a second of each, and so on, in the order of drawing."""
-    if sample.labels is None:
+    """Places of images, one of each class first, then a second of each, and so on, in the order of drawing.
+
+    Images without a class come last; of rows of several labels, equal rows are a class.
+    """
+    kinds = _kinds(sample)
+    if kinds is None:
         return torch.arange(min(count, len(sample)))
     seen: dict[int, int] = {}
     turns = []
-    for place, label in enumerate(sample.labels.tolist()):
-        seen[label] = seen.get(label, 0) + 1
-        turns.append((seen[label], place))
-    return torch.tensor([place for _, place in sorted(turns)[:count]])
+    for place, kind in enumerate(kinds.tolist()):
+        seen[kind] = seen.get(kind, 0) + 1
+        turns.append((kind < 0, seen[kind], place))
+    return torch.tensor([place for *_, place in sorted(turns)[:count]])
+
+
+def _kinds(sample: Sample) -> Tensor | None:
+    """What images differ in, `(N,)` int64, below 0 for nothing; None where nobody knows."""
+    labels = sample.labels
+    if labels is None or sample.classes is not None:
+        return sample.classes
+    rows = labels.flatten(1) if labels.ndim == 2 and labels.shape[1] > 1 else None
+    if rows is None or not bool(((rows == 0) | (rows == 1)).all()):
+        return None
+    kinds: Tensor = rows.unique(dim=0, return_inverse=True)[1]
+    return kinds
 
 
 def _first(loader: Any, count: int, batch_fn: BatchFn | None) -> Sample | None:

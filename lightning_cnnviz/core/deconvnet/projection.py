@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lightning_cnnviz.core.deconvnet.tape import FarEnough, Method, ProjectionError, Seed, Tape
 from lightning_cnnviz.core.network.hooks import analysis_mode, hooked, model_device
+from lightning_cnnviz.core.network.inputs import all_as_floats
 from lightning_cnnviz.core.network.layers import LayerSpec, SelectedLayer, select_layers
 from lightning_cnnviz.core.network.memory import in_chunks, is_out_of_memory, numbers_at_once
 from lightning_cnnviz.core.tracing.feature_maps import FeatureMaps, trace_feature_maps
@@ -135,7 +136,7 @@ def project(
 
     Args:
         model: Any network that takes images `(N, C, H, W)`.
-        images: `(N, C, H, W)`, or images `(C, H, W)` by number.
+        images: `(N, C, H, W)`, or images `(C, H, W)` by number; float or uint8 (see `as_floats`).
         units: `Unit(image, layer, channel, row, column)`; without row and column the strongest of the feature map.
         method: See above.
         layers: How the layers were chosen, where that was by kind (`"conv"`): then units are those behind a BatchNorm
@@ -161,7 +162,8 @@ def project(
     missing = [name for name in names if name not in by_name]
     if missing:
         raise ValueError(f"units are of layers {missing}, which layers={layers!r} does not choose: {list(by_name)}")
-    return Projector(model, [by_name[name] for name in names], method).project(images, wanted, progress=progress)
+    projector = Projector(model, [by_name[name] for name in names], method)
+    return projector.project(all_as_floats(model, images), wanted, progress=progress)
 
 
 class Projector:

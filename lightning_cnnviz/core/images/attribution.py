@@ -22,6 +22,7 @@ from lightning_cnnviz.core.network.classification import (
 )
 from lightning_cnnviz.core.network.gradients import OrderedGradients
 from lightning_cnnviz.core.network.hooks import Site, analysis_mode, model_device
+from lightning_cnnviz.core.network.inputs import as_floats
 from lightning_cnnviz.core.network.layers import LayerSpec
 from lightning_cnnviz.core.network.memory import images_at_once, in_chunks, with_less
 from lightning_cnnviz.core.network.task import OutputFn, Task, TaskKind
@@ -88,7 +89,7 @@ def attribute(
 
     Args:
         model: Any network that takes images `(N, C, H, W)` and returns scores, see `find_task`.
-        images: `(N, C, H, W)` float, in the values that the network is given.
+        images: `(N, C, H, W)` float or uint8, in the values that the network is given (see `as_floats`).
         labels: `(N,)`, the true classes, or as the task has them (see `read_labels`); without them, the class that is
             most probable by the network.
         method: See `AttributionMethod`.
@@ -117,7 +118,7 @@ def attribute(
     if steps < 2:
         raise ValueError(f"steps={steps}: an integral takes 2 or more")
     check_images(images)
-    images = images.detach().to(model_device(model))
+    images = as_floats(model, images.detach().to(model_device(model)))
     start = fill_values(images, baseline).view(1, -1, 1, 1)
     parts: list[Tensor] = []
     with analysis_mode(model):
@@ -155,7 +156,7 @@ def check_attribution(
     """
     check_method(method)
     check_images(images)
-    images = images.detach().to(model_device(model))
+    images = as_floats(model, images.detach().to(model_device(model)))
     with analysis_mode(model):
         untouched = classify(model, images, labels, task=task, output_fn=output_fn)
         targets = untouched.targets.clamp(min=0).to(images.device)

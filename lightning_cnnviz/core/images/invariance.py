@@ -27,6 +27,7 @@ from lightning_cnnviz.core.network.classification import (
     interleave,
 )
 from lightning_cnnviz.core.network.hooks import Site, analysis_mode, hooked, model_device
+from lightning_cnnviz.core.network.inputs import as_floats
 from lightning_cnnviz.core.network.layers import LayerNotFoundError, LayerSpec, select_layers
 from lightning_cnnviz.core.network.memory import images_at_once, in_chunks
 from lightning_cnnviz.core.network.task import OutputFn, Task, TaskKind
@@ -158,7 +159,7 @@ def measure_invariance(
 
     Args:
         model: Any network that takes images `(N, C, H, W)` and returns scores, see `find_task`.
-        images: `(N, C, H, W)` float, in the values that the network is given.
+        images: `(N, C, H, W)` float or uint8, in the values that the network is given (see `as_floats`).
         labels: `(N,)`, the true classes, or as the task has them (see `read_labels`); without them, the class that the
             network finds for the untouched image.
         layers: See `select_layers`; by default the first convolution (behind the BatchNorm that directly follows it)
@@ -187,7 +188,7 @@ def measure_invariance(
     """
     check_images(images)
     scale = PixelScale.of(normalization, images.shape[1])
-    images = images.detach().to(model_device(model))
+    images = as_floats(model, images.detach().to(model_device(model)))
     filled = fill_values(images, fill)
     chosen = resolve_transforms(transforms, images, filled)
     with analysis_mode(model):
@@ -221,7 +222,7 @@ def check_invariance(
     """
     check_images(images)
     scale = PixelScale.of(normalization, images.shape[1])
-    images = images.detach().to(model_device(model))
+    images = as_floats(model, images.detach().to(model_device(model)))
     with analysis_mode(model):
         untouched = classify(model, images, labels, task=task, output_fn=output_fn)
         _sites(model, images[:1], layers)

@@ -23,6 +23,7 @@ from lightning_cnnviz.core.network.classification import (
     most_probable,
 )
 from lightning_cnnviz.core.network.hooks import Site, analysis_mode, hooked, model_device
+from lightning_cnnviz.core.network.inputs import as_floats
 from lightning_cnnviz.core.network.layers import LayerSpec, SelectedLayer
 from lightning_cnnviz.core.network.memory import images_at_once, with_less
 from lightning_cnnviz.core.network.task import OutputFn, Task, TaskKind
@@ -121,7 +122,7 @@ def occlude(
 
     Args:
         model: Any network that takes images `(N, C, H, W)` and returns scores, see `find_task`.
-        images: `(N, C, H, W)` float, in the values that the network is given.
+        images: `(N, C, H, W)` float or uint8, in the values that the network is given (see `as_floats`).
         labels: `(N,)`, the true classes, or as the task has them (see `read_labels`); without them, the most probable
             class of the untouched image.
         layer: Whose strongest feature map is followed; by default the last before the classifier.
@@ -148,7 +149,7 @@ def occlude(
     """
     check_images(images)
     boxes, size, stride = _geometry(images, size, stride)
-    images = images.detach().to(model_device(model))
+    images = as_floats(model, images.detach().to(model_device(model)))
     filled = fill_values(images, fill)
     with analysis_mode(model):
         together = batch_size or images_at_once(model, images[:1])
@@ -198,7 +199,7 @@ def check_occlusion(
     """
     check_images(images)
     _geometry(images, size, stride)
-    images = images.detach().to(model_device(model))
+    images = as_floats(model, images.detach().to(model_device(model)))
     with analysis_mode(model):
         untouched = classify(model, images, labels, task=task, output_fn=output_fn)
         layer_site(model, images[:1], layer)

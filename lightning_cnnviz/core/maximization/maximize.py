@@ -21,9 +21,11 @@ from lightning_cnnviz.core.maximization.objectives import (
 from lightning_cnnviz.core.maximization.parametrization import Parametrization
 from lightning_cnnviz.core.maximization.rectifiers import Rectifiers, redirected
 from lightning_cnnviz.core.maximization.regularization import RandomTransform, check_transforms, robust
+from lightning_cnnviz.core.network.classification import ScoreReader
 from lightning_cnnviz.core.network.gradients import OrderedGradients, gradient_within
 from lightning_cnnviz.core.network.hooks import analysis_mode
 from lightning_cnnviz.core.network.memory import in_chunks
+from lightning_cnnviz.core.network.task import OutputFn, Task, TaskKind
 
 __all__ = ["Maximization", "Strongest", "maximize", "strongest_images", "unit_input_size"]
 
@@ -113,6 +115,8 @@ def maximize(
     parametrization: Parametrization | None = None,
     transforms: RandomTransform | str | None = "default",
     penalty: Objective | None = None,
+    task: TaskKind | Task | None = None,
+    output_fn: OutputFn | None = None,
     batch_size: int | None = None,
     seed: int = 0,
     progress: Callable[[Iterable[Any]], Iterable[Any]] | None = None,
@@ -137,6 +141,9 @@ def maximize(
         transforms: What an image has to stand while it is optimized; None for nothing, by default `robust(side)`.
         penalty: What the image has to pay, in parts of the activation that it reaches, so that one weight suits every
             unit: `0.5 * TotalVariation() + 0.1 * L2()`. In effect the logarithm of the activation is maximized.
+        task: What outputs mean, for class scores (see `TaskKind`); by default it is found.
+        output_fn: Takes what the network returns, and returns the tensor of scores, for example
+            `lambda output: output["species"]`.
         batch_size: How many images are climbed together, at most; by default as many as suit the processor's caches,
             or a GPU.
         seed: Which starts, and which transforms.
@@ -179,7 +186,8 @@ def maximize(
     rounds = range(-(-len(asked) // together) * steps)
     shown = iter(progress(rounds) if progress is not None else rounds)
     with analysis_mode(model):
-        reader = Reader(model, asked, torch.zeros(1, *size, device=device, dtype=dtype))
+        reads = ScoreReader(task, output_fn)
+        reader = Reader(model, asked, torch.zeros(1, *size, device=device, dtype=dtype), reads)
 
         def climbed(part: slice) -> tuple[_Climb, tuple[Tensor, Tensor]]:
             climb = _Climb(reader, asked[part], settings, device, dtype)
@@ -203,7 +211,13 @@ def maximize(
 
 
 def strongest_images(
-    model: nn.Module, objectives: Sequence[Objective], images: Tensor, *, batch_size: int = 32
+    model: nn.Module,
+    objectives: Sequence[Objective],
+    images: Tensor,
+    *,
+    task: TaskKind | Task | None = None,
+    output_fn: OutputFn | None = None,
+    batch_size: int = 32,
 ) -> Strongest:
     """Find, for each objective, the one of some images that has the most of it.
 
@@ -213,6 +227,8 @@ def strongest_images(
         model: The network.
         objectives: What is looked for.
         images: `(N, C, H, W)`, in network input values.
+        task: See `maximize`.
+        output_fn: See `maximize`.
         batch_size: How many images are run together.
 
     Raises:
@@ -223,7 +239,7 @@ def strongest_images(
         raise ValueError(f"images of shape {tuple(images.shape)}: give (N, C, H, W), at least one")
     with analysis_mode(model):
         device, dtype = home_of(model)
-        reader = Reader(model, objectives, images[:1].to(device, dtype))
+        reader = Reader(model, objectives, images[:1].to(device, dtype), ScoreReader(task, output_fn))
 
         def activations_of(part: slice) -> Tensor:
             reading = reader(images[part].to(device, dtype))

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_cnnviz.core.network.classification import ScoreReader
 from lightning_cnnviz.core.network.hooks import Site, hooked
 from lightning_cnnviz.core.network.layers import SelectedLayer, select_layers
 from lightning_cnnviz.core.network.memory import is_out_of_memory
@@ -44,7 +45,7 @@ class Reading:
         images: `(N, C, H, W)`, what the network was given.
         maps: By layer, its feature maps `(N, channels, rows, columns)`; those without spatial extent are 1 x 1.
         centers: By layer, row and column of the unit that stands for it where no position is asked for.
-        scores: `(N, classes)`, the network's output; None where no objective reads it.
+        scores: `(N, classes)`, in the network's output, see `Task.read`; None where no objective reads it.
     """
 
     images: Tensor
@@ -271,15 +272,18 @@ class Reader:
         model: The network.
         objectives: What will be read.
         image: `(1, C, H, W)`, one image of the size that is to come, on the network's device.
+        scores: Reads scores from the network's output; by default as they are found to be.
 
     Raises:
         LayerNotFoundError: There is no such layer, or it does not run exactly once.
         ValueError: A channel, a unit or a class is out of range; or the network refuses images of this size.
     """
 
-    def __init__(self, model: nn.Module, objectives: Iterable[Objective], image: Tensor) -> None:
+    def __init__(
+        self, model: nn.Module, objectives: Iterable[Objective], image: Tensor, scores: ScoreReader | None = None
+    ) -> None:
         objectives = list(objectives)
-        self._model = model
+        self._model, self._scores = model, scores or ScoreReader()
         self._to_the_end = any(objective.reads_scores for objective in objectives)
         layers = [layer for objective in objectives for layer in objective.layers]
         self._sites = _sites(model, layers, image)
@@ -341,7 +345,7 @@ class Reader:
             with hooked(self._sites, keep):
                 # The network may write into what it is given.
                 output = self._model(images.clone(memory_format=self._format))
-            scores = _scores(self._model, output) if self._to_the_end else None
+            scores = self._scores(self._model, output, images) if self._to_the_end else None
         except _AllRead:
             pass
         return Reading(images=images, maps=maps, centers=self._centers, scores=scores)
@@ -432,16 +436,6 @@ def _center(field: ReceptiveField) -> tuple[int, int]:
     distance[area < area.max()] = torch.inf
     place = int(distance.argmin())
     return place // columns, place % columns
-
-
-def _scores(model: nn.Module, output: Any) -> Tensor:
-    scores = getattr(output, "logits", output)
-    if not isinstance(scores, Tensor) or scores.ndim != 2:
-        form = type(scores).__name__
-        if isinstance(scores, Tensor):
-            form = f"a tensor ({', '.join(['N', *map(str, scores.shape[1:])])})"
-        raise ValueError(f"{type(model).__name__} returns {form}; a class score is read from a tensor (N, classes)")
-    return scores
 
 
 def _check_channel(layer: Layer, channel: int, maps: Tensor) -> None:

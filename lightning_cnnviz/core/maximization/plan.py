@@ -19,8 +19,10 @@ from lightning_cnnviz.core.maximization.objectives import ChannelActivation, Cla
 from lightning_cnnviz.core.maximization.optimum import OptimumInvariance, optimum_invariance
 from lightning_cnnviz.core.maximization.parametrization import Box, Parametrization, color_correlation
 from lightning_cnnviz.core.maximization.regularization import RandomTransform, TotalVariation
+from lightning_cnnviz.core.network.classification import classify
 from lightning_cnnviz.core.network.hooks import analysis_mode
 from lightning_cnnviz.core.network.layers import FeatureSpec, LayerSpec, evenly, resolve_features, select_layers
+from lightning_cnnviz.core.network.task import OutputFn, Task, TaskKind
 from lightning_cnnviz.core.tracing.feature_maps import trace_feature_maps
 
 __all__ = ["MaximizationPlan", "MaximizedLayer", "maximize_plan", "plan_classes", "plan_layers"]
@@ -38,12 +40,16 @@ class MaximizationPlan:
         captions: What each objective is called beside its images, for example `"channel 3"`.
         objectives: The objectives.
         size: Channels, height and width of the images that are made.
+        task: Of classes: what the network's output means.
+        output_fn: Of classes: takes what the network returns, and returns the tensor of scores.
     """
 
     name: str
     captions: tuple[str, ...]
     objectives: tuple[Objective, ...]
     size: tuple[int, int, int]
+    task: Task | None = None
+    output_fn: OutputFn | None = None
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -57,6 +63,7 @@ class MaximizedLayer:
         strongest: The real images to compare with, where there are any.
         invariances: Of some objectives, by their number.
         channels: Of each objective its feature map; None for a class.
+        task: Of classes: what the network's output means.
     """
 
     name: str
@@ -65,6 +72,7 @@ class MaximizedLayer:
     strongest: Strongest | None = None
     invariances: tuple[tuple[int, OptimumInvariance], ...] = ()
     channels: tuple[int | None, ...] = ()
+    task: Task | None = None
 
 
 def plan_layers(
@@ -109,39 +117,56 @@ def plan_layers(
 
 
 def plan_classes(
-    network: nn.Module, image: Tensor, classes: int | list[int] | None, class_names: Sequence[str] | None = None
+    network: nn.Module,
+    images: Tensor,
+    classes: int | list[int] | None,
+    class_names: Sequence[str] | None = None,
+    *,
+    labels: Tensor | None = None,
+    task: TaskKind | Task | None = None,
+    output_fn: OutputFn | None = None,
 ) -> MaximizationPlan | None:
     """Plan which class scores are maximized; None for none.
 
     Args:
         network: The network.
-        image: See `plan_layers`.
-        classes: The first n, or a list; None for four, where the network gives class scores.
+        images: `(N, C, H, W)`, one or more, on the network's device and of its dtype.
+        classes: The first n, or a list; None for four, where the network gives class scores. Maps of scores count as
+            such where labels are maps, or where it is told.
         class_names: Names of the classes.
+        labels: Of the images, to find out what scores mean (see `read_labels`).
+        task: What outputs and labels mean (see `TaskKind`); by default it is found.
+        output_fn: Takes what the network returns, and returns the tensor of scores.
 
     Raises:
         ValueError: A class is out of range, or the network gives no class scores and some were asked for.
     """
     if classes in (0, []):
         return None
-    with analysis_mode(network):
-        output = network(image.clone())
-    scores = getattr(output, "logits", output)
-    if not isinstance(scores, Tensor) or scores.ndim != 2:
-        if classes is None:
+    told = task is not None or output_fn is not None
+    try:
+        with analysis_mode(network):
+            found = classify(network, images.clone(), labels, task=task, output_fn=output_fn)
+    except ValueError as error:
+        if classes is None and not told:
             return None
-        raise ValueError(f"classes={classes}: {type(network).__name__} returns no scores (N, classes); give classes=0")
-    count = scores.shape[1]
+        raise ValueError(f"classes={classes}: {error}; give classes=0 for none") from error
+    if classes is None and not told and found.task.kind == "segmentation" and labels is None:
+        return None  # maps of features rather
+    count = found.classes
     wanted = _CLASSES if classes is None else classes
     indices = list(range(min(wanted, count))) if isinstance(wanted, int) else wanted
     if any(not 0 <= index < count for index in indices) or (isinstance(wanted, int) and wanted < 0):
         raise ValueError(f"classes={classes}: the network has {count} classes (0 to {count - 1})")
     names = [class_names[index] if class_names and index < len(class_names) else "" for index in indices]
+    what = "class" if found.task.has_classes else "value"
     return MaximizationPlan(
         name="classes",
-        captions=tuple(name or f"class {index}" for index, name in zip(indices, names, strict=True)),
+        captions=tuple(name or f"{what} {index}" for index, name in zip(indices, names, strict=True)),
         objectives=tuple(ClassScore(index, name) for index, name in zip(indices, names, strict=True)),
-        size=(image.shape[1], image.shape[2], image.shape[3]),
+        size=(images.shape[1], images.shape[2], images.shape[3]),
+        task=found.task,
+        output_fn=output_fn,
     )
 
 
@@ -193,6 +218,8 @@ def maximize_plan(
         parametrization=Parametrization(bounds=bounds, colors=color_correlation(images)),
         transforms=transforms,
         penalty=penalty / deviation * TotalVariation() if penalty else None,
+        task=plan.task,
+        output_fn=plan.output_fn,
         seed=seed,
         progress=progress,
     )
@@ -210,7 +237,8 @@ def maximize_plan(
         name=plan.name,
         captions=plan.captions,
         optima=optima,
-        strongest=strongest_images(network, plan.objectives, images),
+        strongest=strongest_images(network, plan.objectives, images, task=plan.task, output_fn=plan.output_fn),
         invariances=tuple(invariances),
         channels=tuple(getattr(objective, "channel", None) for objective in plan.objectives),
+        task=plan.task,
     )

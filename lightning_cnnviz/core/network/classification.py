@@ -16,6 +16,7 @@ from lightning_cnnviz.core.network.task import OutputFn, Scores, Task, TaskKind,
 
 __all__ = [
     "Classified",
+    "ScoreReader",
     "Scorer",
     "check_images",
     "classify",
@@ -133,6 +134,34 @@ class Scorer:
         return scored
 
 
+class ScoreReader:
+    """Reads scores `(N, classes)`, differentiable, from what a network returns; what they mean is settled once.
+
+    Args:
+        task: What outputs mean, as told or found; by default it is found from the first output.
+        output_fn: Takes what the network returns, and returns the tensor of scores.
+    """
+
+    def __init__(self, task: TaskKind | Task | None = None, output_fn: OutputFn | None = None) -> None:
+        self._task, self._output_fn = task, output_fn
+
+    def __call__(self, model: nn.Module, output: Any, images: Tensor) -> Tensor:
+        """Read the scores in what a network has returned for images.
+
+        Raises:
+            ValueError: There are none.
+        """
+        with _said_of(model, images):
+            made = output if self._output_fn is None else self._output_fn(output)
+            if not isinstance(self._task, Task):
+                values, _ = output_tensor(made)
+                self._task = find_task(values.detach(), kind=self._task, image_shape=tuple(images.shape[1:]))
+            scores = self._task.read(made).scores
+            if len(scores) != len(images):
+                raise ValueError(f"scores of {len(scores)}")
+        return scores
+
+
 def classify(
     model: nn.Module,
     images: Tensor,
@@ -247,11 +276,11 @@ def check_images(images: Tensor) -> None:
     """Refuse what is no batch of images.
 
     Raises:
-        ValueError: It is no float tensor `(N, C, H, W)`, or has no image.
+        ValueError: It is no float or uint8 tensor `(N, C, H, W)`, or has no image.
     """
-    if images.ndim != 4 or not len(images) or not images.is_floating_point():
+    if images.ndim != 4 or not len(images) or not (images.is_floating_point() or images.dtype == torch.uint8):
         raise ValueError(
-            f"images are {images.dtype} of shape {tuple(images.shape)}; give one or more as a float tensor "
+            f"images are {images.dtype} of shape {tuple(images.shape)}; give one or more as a float or uint8 tensor "
             "(N, C, H, W), in the values that the network is given"
         )
 

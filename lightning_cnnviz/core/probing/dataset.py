@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Subset, TensorDataset
 
-from lightning_cnnviz.core.data.batches import BatchFn, has_indices
+from lightning_cnnviz.core.data.batches import BatchFn, class_labels, has_indices
 
 __all__ = ["NO_LABELS", "dataset_labels", "drawn_images", "why_no_labels"]
 
@@ -36,6 +36,8 @@ def drawn_images(count: int, limit: int | None, seed: int) -> Tensor:
 def dataset_labels(loader: Any) -> Tensor | None:
     """Return the class of each image of a loader's data set, `(N,)` int64, where it tells without reading images.
 
+    Images without a class have -1, see `class_labels`.
+
     Example:
         >>> from torch.utils.data import DataLoader
         >>> images = TensorDataset(torch.rand(3, 1, 4, 4), torch.tensor([2, 0, 1]))
@@ -59,8 +61,7 @@ def _labels_of(dataset: Any) -> Tensor | None:
         labels = torch.as_tensor(held)
     except (TypeError, ValueError, RuntimeError):
         return None
-    whole = labels.ndim == 1 and len(labels) == len(dataset) and not labels.is_floating_point()
-    return labels.to(torch.int64) if whole and labels.dtype != torch.bool else None
+    return class_labels(labels) if labels.ndim == 1 and len(labels) == len(dataset) else None
 
 
 def why_no_labels(batch: Any, batch_fn: BatchFn | None = None) -> str:

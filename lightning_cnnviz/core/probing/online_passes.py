@@ -45,16 +45,19 @@ class OnlineLearner:
 
         Args:
             images: `(N, C, H, W)`.
-            labels: `(N,)` int64.
+            labels: `(N,)` int64, below 0 for none: such images are left out.
 
         Raises:
             ValueError: See `MapReader.reading`, and `OnlineProbes.update`.
         """
         with self._reader.reading(images, watched):
             yield
-        if not len(labels):
+        known = labels >= 0
+        if not bool(known.any()):
             return
         features = {maps.layer: self._reader.values[maps.layer] for maps in self._reader.maps}
+        if not bool(known.all()):
+            features, labels = {layer: rows[known] for layer, rows in features.items()}, labels[known]
         if self.probes is None:
             self.probes = OnlineProbes({layer: rows.shape[1] for layer, rows in features.items()})
         self.probes.update(features, labels)
@@ -86,7 +89,7 @@ class OnlineTest:
         Args:
             images: `(N, C, H, W)` on the network's device.
             indices: `(N,)` int64.
-            labels: `(N,)` int64.
+            labels: `(N,)` int64, below 0 for none: such images are left out.
 
         Raises:
             ValueError: There are no labels; see `MapReader.reading`.
@@ -98,8 +101,9 @@ class OnlineTest:
         if self._probes is not None:
             guesses = self._probes.predict(self._reader.values)
             right = (guesses == labels.to(guesses.device)).to(torch.uint8)
-            self._right.append(right.masked_fill(guesses < 0, _LOST).T.cpu())
-            self._indices.append(indices.cpu())
+            known = labels.cpu() >= 0
+            self._right.append(right.masked_fill(guesses < 0, _LOST).T.cpu()[known])
+            self._indices.append(indices.cpu()[known])
 
     def merge(self) -> None:
         """Bring the ranks together, each of which calls this."""

@@ -174,7 +174,8 @@ class ProbePlan:
             told = dataset_labels(loader)
             if told is None or not torch.equal(told[features.indices], features.labels):
                 return
-            drawn.append(drawn_images(len(told), self._limit, self._seed))
+            chosen = drawn_images(len(told), self._limit, self._seed)
+            drawn.append(chosen[told[chosen] >= 0])
             labels.append(told[drawn[-1]])
         test_labels, test_indices = (labels[1], drawn[1]) if len(labels) > 1 else (None, None)
         manifest = draw_splits(

@@ -165,7 +165,7 @@ class FeatureTap:
         Args:
             images: `(N, C, H, W)` on the network's device.
             indices: `(N,)` int64.
-            labels: `(N,)` int64.
+            labels: `(N,)` int64; images of a label below 0 have no class, and are left out.
 
         Raises:
             ValueError: There are no labels, or features are not finite (names the layer and the image); see
@@ -174,7 +174,8 @@ class FeatureTap:
         if labels is None:
             raise ValueError(NO_LABELS)
         indices, labels = indices.cpu(), labels.cpu()
-        kept = None if self._wanted is None else torch.isin(indices, self._wanted).nonzero().flatten()
+        wanted = labels >= 0 if self._wanted is None else (labels >= 0) & torch.isin(indices, self._wanted)
+        kept = None if bool(wanted.all()) else wanted.nonzero().flatten()
         with self._reader.reading(images):
             yield
         numbers = indices if kept is None else indices[kept]

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_cnnviz.core.data.once import SeenImages
+from lightning_cnnviz.core.top_patches._units import NO_LABEL
 
 __all__ = ["Batch", "size_of"]
 
@@ -16,7 +17,7 @@ class Batch:
     Args:
         images: `(N, C, H, W)`, at least one.
         indices: `(N,)` int64, on the CPU.
-        labels: `(N,)` int64, on the CPU, or None.
+        labels: `(N,)` int64, on the CPU, below 0 for none; or None.
         seen: The images that came in earlier batches.
 
     Attributes:
@@ -26,7 +27,8 @@ class Batch:
     """
 
     def __init__(self, images: Tensor, indices: Tensor, labels: Tensor | None, seen: SeenImages) -> None:
-        self.images, self.indices, self.labels = images, indices, labels
+        self.images, self.indices = images, indices
+        self.labels = None if labels is None else labels.masked_fill(labels < 0, NO_LABEL)
         self.size = size_of(images)
         order = indices.argsort(stable=True)
         self.places = seen.fresh(indices)

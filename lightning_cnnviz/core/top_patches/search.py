@@ -15,6 +15,7 @@ from lightning_cnnviz.core.data.distributed import together
 from lightning_cnnviz.core.network.hooks import analysis_mode, model_device
 from lightning_cnnviz.core.network.layers import FeatureSpec, LayerSpec, select_layers
 from lightning_cnnviz.core.network.memory import in_chunks
+from lightning_cnnviz.core.top_patches._units import NO_LABEL
 from lightning_cnnviz.core.top_patches.mining import PatchMiner
 from lightning_cnnviz.core.top_patches.results import LayerTopPatches, RankBy, TopPatches
 
@@ -157,5 +158,6 @@ def _purities(layer: LayerTopPatches) -> Tensor:
     if layer.labels is None or not filled.shape[1]:
         return torch.full((len(filled),), math.nan)
     labels = layer.labels
+    filled &= labels != NO_LABEL
     same = (labels[:, :, None] == labels[:, None, :]) & filled[:, None, :] & filled[:, :, None]
     return same.sum(2).amax(1) / torch.where(filled.any(1), filled.sum(1), math.nan)

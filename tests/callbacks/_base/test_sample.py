@@ -13,13 +13,13 @@ from lightning_cnnviz.callbacks._base.sample import DisplayedSample, SampleOptio
 
 
 def trainer() -> Any:
-    strategy = SimpleNamespace(broadcast=lambda value: value)
-    return SimpleNamespace(global_rank=1, world_size=3, strategy=strategy)
+    strategy = SimpleNamespace(broadcast=lambda value: value, batch_to_device=lambda batch: batch)
+    return SimpleNamespace(global_rank=1, world_size=3, strategy=strategy, state=SimpleNamespace(stage=None))
 
 
 def drawn(images: Any, **options: Any) -> DisplayedSample:
     sample = DisplayedSample(images, **options)
-    sample.draw("Me", trainer())
+    sample.draw("Me", trainer(), torch.nn.Identity())
     return sample
 
 
@@ -27,7 +27,7 @@ def test_options_are_told_apart_from_those_of_the_monitor() -> None:
     options: SampleOptions = {"seed": 3, "class_names": ["a"], "every_n_epochs": 2, "name": "x"}
     sample, rest = DisplayedSample.with_options(torch.rand(2, 1, 4, 4), options)
     assert rest == {"every_n_epochs": 2, "name": "x"}
-    sample.draw("Me", trainer())
+    sample.draw("Me", trainer(), torch.nn.Identity())
     assert sample.display.class_names == ("a",)
 
 

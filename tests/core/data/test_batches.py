@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -23,40 +24,66 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from lightning_cnnviz.core.data.batches import IndexReader, has_indices, indexed_batches, numbered_batches, read_batch
+from lightning_cnnviz.core.data.batches import (
+    IndexReader,
+    class_labels,
+    has_indices,
+    indexed_batches,
+    numbered_batches,
+    read_batch,
+)
 
 IMAGES = torch.rand(3, 1, 4, 4)
 LABELS = torch.tensor([2, 0, 1])
+SEVERAL = torch.tensor([[1, 0], [1, 1], [0, 1]])
+MAPS = torch.zeros(3, 4, 4, dtype=torch.int64)
 Pair = namedtuple("Pair", "images labels")
 
 
 @pytest.mark.parametrize(
-    ("batch", "labelled"),
+    ("batch", "label"),
     [
-        (IMAGES, False),
-        ((IMAGES, LABELS), True),
-        ([IMAGES, LABELS], True),
-        ([IMAGES], False),
-        (Pair(IMAGES, LABELS), True),
-        ((IMAGES, LABELS, ["a", "b", "c"]), True),
-        ({"image": IMAGES, "label": LABELS}, True),
-        ({"pixel_values": IMAGES, "labels": LABELS}, True),
-        ({"x": IMAGES, "y": LABELS.to(torch.uint8)}, True),
-        ((IMAGES, LABELS[:, None]), True),
-        ((IMAGES, LABELS.float()), False),
-        ((IMAGES, torch.rand(3, 10)), False),
-        ((IMAGES, torch.zeros(3, 4, 4, dtype=torch.int64)), False),
-        ((IMAGES, LABELS > 0), False),
-        ((IMAGES, {"boxes": LABELS}), False),
+        (IMAGES, None),
+        ((IMAGES, LABELS), LABELS),
+        ([IMAGES, LABELS], LABELS),
+        ([IMAGES], None),
+        (Pair(IMAGES, LABELS), LABELS),
+        ((IMAGES, LABELS, ["a", "b", "c"]), LABELS),
+        ({"image": IMAGES, "label": LABELS}, LABELS),
+        ({"pixel_values": IMAGES, "labels": LABELS}, LABELS),
+        ({"x": IMAGES, "y": SEVERAL}, SEVERAL),
+        ((IMAGES, MAPS), MAPS),
+        ((IMAGES, {"boxes": LABELS}), None),
+        ((IMAGES, LABELS[:2]), None),
+        ((IMAGES, torch.tensor(1)), None),
     ],
 )
-def test_forms_of_batches(batch: Any, labelled: bool) -> None:
+def test_forms_of_batches(batch: Any, label: Tensor | None) -> None:
     images, labels = read_batch(batch)
     assert images is IMAGES
-    assert (labels is not None) == labelled
-    if labels is not None:
-        assert labels.dtype == torch.int64
-        assert labels.tolist() == [2, 0, 1]
+    assert labels is label
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes"),
+    [
+        (LABELS, [2, 0, 1]),
+        (LABELS.to(torch.uint8), [2, 0, 1]),
+        (LABELS[:, None], [2, 0, 1]),
+        (torch.tensor([2, -100, -1]), [2, -1, -1]),
+        (torch.tensor([-100, -100]), None),
+        (LABELS.float(), None),
+        (SEVERAL, None),
+        (SEVERAL.float(), None),
+        (MAPS, None),
+        (LABELS > 0, None),
+        (None, None),
+    ],
+)
+def test_classes_are_whole_numbers_for_each_image(labels: Tensor | None, classes: list[int] | None) -> None:
+    found = class_labels(labels)
+    assert (None if found is None else found.tolist()) == classes
+    assert found is None or found.dtype == torch.int64
 
 
 def test_batch_fn_reads_what_we_cannot() -> None:

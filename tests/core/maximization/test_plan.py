@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -53,8 +55,48 @@ def test_classes_have_their_names_or_numbers() -> None:
     assert plan_classes(model[:1], IMAGE, None) is None
     with pytest.raises(ValueError, match=r"classes=\[3\]: the network has 3 classes"):
         plan_classes(model, IMAGE, [3])
-    with pytest.raises(ValueError, match="returns no scores"):
-        plan_classes(model[:1], IMAGE, 2)
+    with pytest.raises(ValueError, match=r"classes=2: Sequential returns, for 1 images, .*give classes=0 for none"):
+        plan_classes(model[:1], IMAGE, 2, labels=torch.tensor([1]))
+
+
+class Heads(nn.Module):
+    """Two heads, and maps of scores."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.head = nn.Conv2d(1, 4, 3), nn.Linear(4, 3)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        maps = self.conv(images)
+        return {"species": self.head(maps.relu().mean((2, 3))), "place": maps}
+
+
+SEVERAL = torch.tensor([[1.0, 1.0, 0.0]])
+
+
+@pytest.mark.parametrize("which", ["species", "place"])
+def test_class_scores_are_those_of_the_task(which: str) -> None:
+    model, images = Heads(), torch.rand(4, 1, 12, 12)
+    maps = torch.zeros(1, 10, 10, dtype=torch.int64)
+    labels = SEVERAL if which == "species" else maps
+    plan = plan_classes(model, IMAGE, [1], labels=labels, output_fn=lambda output: output[which])
+    assert plan is not None
+    assert plan.task is not None
+    assert plan.task.kind == ("multilabel" if which == "species" else "segmentation")
+    plan = replace(plan, size=(1, 12, 12))
+    made = maximize_plan(model, plan, images, bounds=Box([0.0], [1.0]), starts=1, steps=4)
+    assert made.task == plan.task
+    with torch.no_grad():
+        own, real = model(made.optima.images)[which], model(images)[which]
+    if which == "place":
+        own, real = own.mean((2, 3)), real.mean((2, 3))
+    torch.testing.assert_close(made.optima.activations, own[:, 1])
+    assert made.strongest is not None
+    torch.testing.assert_close(made.strongest.activations[0], real[:, 1].max())
+    assert plan_classes(model, IMAGE, None) is None
+    with pytest.raises(ValueError, match=r"dict of 2 tensors.*output_fn.*give classes=0"):
+        plan_classes(model, IMAGE, 2)
 
 
 def test_the_climb_stays_in_bounds_and_beats_the_real_images() -> None:

@@ -1,0 +1,167 @@
+"""Monitors on other data than one class an image: what the loader gives reaches the views, and reports say of what."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+import torch.nn.functional as F
+from callbacks.littlenet import quiet_trainer
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_cnnviz.callbacks.deconvnet import DeconvnetMonitor
+from lightning_cnnviz.callbacks.layer_probe import LayerProbeMonitor
+from lightning_cnnviz.callbacks.occlusion import OcclusionMonitor
+from lightning_cnnviz.callbacks.online_probe import OnlineProbeMonitor
+from lightning_cnnviz.callbacks.top_patches import TopPatchesMonitor
+from lightning_cnnviz.core.images.occlusion import OcclusionMaps
+from lightning_cnnviz.report import Report
+from lightning_cnnviz.sinks.memory import MemorySink
+
+SIZE = 12
+
+
+class Module(pl.LightningModule):
+    """A small network whose loss is told."""
+
+    def __init__(self, loss: Any = F.cross_entropy, scores: int = 3, channels: int = 1) -> None:
+        super().__init__()
+        torch.manual_seed(5)
+        self.loss = loss
+        self.body = nn.Sequential(nn.Conv2d(channels, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 5, 3), nn.ReLU())
+        self.head = nn.Linear(5, scores)
+
+    def forward(self, images: Tensor) -> Any:
+        scaled = images.float() / 255 if images.dtype == torch.uint8 or images.amax() > 2 else images
+        return self.head(self.body(scaled).mean((2, 3)))
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return self.loss(self(batch[0]), batch[1])
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.loss(self(batch[0]), batch[1])
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def images_of(count: int = 24, channels: int = 1) -> Tensor:
+    return torch.rand(count, channels, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
+
+
+def loader(images: Tensor, labels: Tensor) -> Any:
+    return DataLoader(TensorDataset(images, labels), batch_size=8)
+
+
+class Occlusion(OcclusionMonitor):
+    """Keeps its results; cheap."""
+
+    def __init__(self, **options: Any) -> None:
+        self.results: list[OcclusionMaps] = []
+        options = {"images": 4, "size": 6, "stride": 6, "on_error": "raise", "sinks": [MemorySink()], **options}
+        super().__init__(**options)
+
+    def render(self, result: OcclusionMaps) -> Report:
+        self.results.append(result)
+        return super().render(result)
+
+
+def fit(monitors: Any, model: Any, data: Any) -> None:
+    quiet_trainer(callbacks=monitors, max_epochs=1).fit(model, data, data)
+
+
+@pytest.mark.parametrize("kind", [torch.int64, torch.float32, torch.bool])
+def test_rows_of_labels_make_it_multilabel(kind: Any) -> None:
+    rows = (torch.arange(24)[:, None] % torch.tensor([2, 3, 4]) == 0).to(kind)
+    model = Module(lambda scores, labels: F.binary_cross_entropy_with_logits(scores, labels.float()))
+    monitor = Occlusion()
+    fit([monitor], model, loader(images_of(), rows))
+    result = monitor.results[-1]
+    assert result.untouched.task.kind == "multilabel"
+    chosen = monitor.sample.indices
+    p = model(images_of()[chosen]).sigmoid().detach()
+    assert result.untouched.present is not None
+    assert torch.equal(result.untouched.present, rows[chosen] > 0)
+    assert result.untouched.all_probabilities is not None
+    torch.testing.assert_close(result.untouched.all_probabilities, p)
+    drawn = rows[chosen].to(torch.int64)
+    assert len(drawn.unique(dim=0)) == 4  # of different kinds
+
+
+def test_values_make_it_regression() -> None:
+    labels = torch.arange(24) / 7
+    model = Module(lambda scores, labels: F.mse_loss(scores[:, 0], labels), scores=1)
+    monitor = Occlusion()
+    fit([monitor], model, loader(images_of(), labels))
+    result = monitor.results[-1]
+    assert result.untouched.task.kind == "regression"
+    torch.testing.assert_close(
+        result.untouched.probabilities, model(images_of()[monitor.sample.indices])[:, 0].detach()
+    )
+
+
+def test_ignored_labels_are_no_class() -> None:
+    labels = torch.arange(24) % 3
+    labels[::4] = -100
+    model = Module(lambda scores, labels: F.cross_entropy(scores, labels, ignore_index=-100))
+    sinks = [MemorySink() for _ in range(3)]
+    options: dict[str, Any] = {"on_error": "raise"}
+    monitor = Occlusion(images=8)
+    probe = LayerProbeMonitor(every_n_epochs=1, heads=["softmax"], sinks=[sinks[0]], **options)
+    online = OnlineProbeMonitor(sinks=[sinks[1]], **options)
+    patches = TopPatchesMonitor(sinks=[sinks[2]], k=24, **options)
+    fit([monitor, probe, online, patches], model, loader(images_of(), labels))
+    assert online.probes is not None
+    assert online.probes.classes == 3
+    assert bool(monitor.results[-1].untouched.has_label.all())  # those without one come last
+    plan = probe.plan
+    assert plan is not None
+    learned = plan.read(model)[0]
+    assert learned.labels.tolist() == labels[labels >= 0].tolist()
+    told = {
+        tile.numbers["label"]
+        for item in sinks[2].reports[0][1].items
+        for row in getattr(item, "rows", ())
+        for tile in getattr(row, "tiles", ())
+    }
+    assert told == {0, 1, 2, "none"}
+
+
+def test_pixels_of_8_bits_are_covered_and_projected_as_the_network_takes_them() -> None:
+    pixels = (images_of() * 255).to(torch.uint8)
+    model = Module()
+    sink = MemorySink()
+    monitor = Occlusion()
+    project = DeconvnetMonitor(k=1, features=2, sinks=[sink], on_error="raise")
+    fit([monitor, project], model, loader(pixels, torch.arange(24) % 3))
+    result, chosen = monitor.results[-1], monitor.sample.indices
+    p = model(pixels[chosen]).softmax(1).detach()
+    torch.testing.assert_close(result.untouched.probabilities, p[range(4), result.untouched.targets])
+    assert torch.equal(monitor.display.pixels[0], pixels[chosen[0]].expand(3, -1, -1))
+    assert len(sink.reports) == 1
+
+
+@pytest.mark.parametrize("channels", [2, 4, 12])
+def test_which_channels_are_shown_is_said(channels: int) -> None:
+    images = images_of(24, channels)
+    sinks = [MemorySink() for _ in range(4)]
+    some = (1, 0, channels - 1)
+    monitors = [
+        Occlusion(sinks=[sinks[0]]),
+        Occlusion(name="some", display_channels=some, sinks=[sinks[1]]),
+        TopPatchesMonitor(k=1, sinks=[sinks[2]], on_error="raise"),
+        TopPatchesMonitor(name="one", k=1, display_channels=1, sinks=[sinks[3]], on_error="raise"),
+    ]
+    fit(monitors, Module(channels=channels), loader(images, torch.arange(24) % 3))
+    said = [" ".join(sink.reports[0][1].notes) for sink in sinks]
+    for which in (0, 2):
+        assert f"Of {channels} channels the mean is shown" in said[which]
+    assert f"Of {channels} channels, {', '.join(map(str, some))} are shown as red, green and blue." in said[1]
+    assert f"Of {channels} channels, 1 is shown, in gray." in said[3]
+    first = images[monitors[0].sample.indices[0]]
+    expected = (first * 255).round().mean(0)
+    assert float((monitors[0].display.pixels[0].float() - expected).abs().max()) <= 1
+    assert torch.equal(monitors[1].display.pixels[0], (first[list(some)] * 255).round().to(torch.uint8))
