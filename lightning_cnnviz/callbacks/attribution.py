@@ -9,6 +9,7 @@ from typing_extensions import Unpack
 
 from lightning_cnnviz.callbacks._base.experiment import ExperimentMonitor, Progress
 from lightning_cnnviz.callbacks._base.sample import DisplayedSample, SampleOptions
+from lightning_cnnviz.core.data.sample import Sample
 from lightning_cnnviz.core.images.attribution import (
     AttributionMaps,
     AttributionMethod,
@@ -16,8 +17,9 @@ from lightning_cnnviz.core.images.attribution import (
     check_attribution,
     check_method,
 )
+from lightning_cnnviz.core.network.heads import ByHead, NetworkHead, join_by_head
 from lightning_cnnviz.core.network.layers import select_layers
-from lightning_cnnviz.core.network.task import Task
+from lightning_cnnviz.core.network.task import Task, TaskKind
 
 __all__ = ["AttributionMonitor"]
 
@@ -52,7 +54,6 @@ class AttributionMonitor(ExperimentMonitor):
     ) -> None:
         sample, others = DisplayedSample.with_options(images, options)
         super().__init__(sample, **others)
-        self._task: Task | None = None
         check_method(method)
         self.method, self.layer = method, layer
 
@@ -64,33 +65,23 @@ class AttributionMonitor(ExperimentMonitor):
     def check(self, network: nn.Module) -> None:
         """Try the network."""
         sample = self.drawn.on_device_of(network)
-        self._task = check_attribution(
-            network,
-            sample.images,
-            sample.labels,
-            self.method,
-            layer=self.layer,
-            task=self.drawn.task,
-            output_fn=self.drawn.output_fn,
-        )
 
-    def experiment(self, network: nn.Module, progress: Progress) -> AttributionMaps | None:
+        def check(head: NetworkHead, task: TaskKind | None) -> Task:
+            options: dict[str, Any] = {"layer": self.layer, "task": task, "output_fn": head.output_fn}
+            return check_attribution(network, sample.images, head.labels, self.method, **options)
+
+        self.drawn.settle_heads(network, check)
+
+    def experiment(self, network: nn.Module, progress: Progress) -> AttributionMaps | ByHead | None:
         """Attribute."""
-        sample = self.drawn.part(network)
-        if sample is None:
-            return None
-        return attribute(
-            network,
-            sample.images,
-            sample.labels,
-            self.method,
-            layer=self.layer,
-            baseline=self.display.fill,
-            task=self._task,
-            output_fn=self.drawn.output_fn,
-            progress=progress,
-        )
+        what: dict[str, Any] = {"layer": self.layer, "baseline": self.display.fill, "progress": progress}
 
-    def merge(self, parts: list[Any]) -> AttributionMaps:
+        def make(sample: Sample, head: NetworkHead, task: Task) -> AttributionMaps:
+            options = {**what, "task": task, "output_fn": head.output_fn}
+            return attribute(network, sample.images, head.labels, self.method, **options)
+
+        return self.drawn.for_each_head(network, make)  # type: ignore[no-any-return]
+
+    def merge(self, parts: list[Any]) -> Any:
         """Put the images in order."""
-        return AttributionMaps.joined(parts)
+        return join_by_head(parts, AttributionMaps.joined)

@@ -11,6 +11,7 @@ from typing_extensions import Unpack
 from lightning_cnnviz.callbacks._base.look import Look
 from lightning_cnnviz.callbacks._base.patch_monitor import PatchMonitor, PatchOptions
 from lightning_cnnviz.core.deconvnet.projection import Method, Projection, Projector, Unit
+from lightning_cnnviz.core.network.calling import needs_rows
 from lightning_cnnviz.core.network.inputs import all_as_floats, as_floats
 from lightning_cnnviz.core.network.layers import SelectedLayer, evenly, select_layers
 from lightning_cnnviz.core.top_patches.mining import PatchMiner
@@ -81,6 +82,11 @@ class DeconvnetMonitor(PatchMonitor):
     def try_image(self, network: nn.Module, image: Tensor) -> None:
         """Try whether the network can be projected."""
         self._projecting.check(as_floats(network, image))
+        if needs_rows(network, image):
+            raise ValueError(
+                f"{self._who} projects images of which it keeps the pixels alone, and {type(network).__name__} says "
+                "something else of an image with the other inputs of another one; there is no projection of it"
+            )
 
     def part(self, look: Look, running: Any) -> tuple[TopPatches | None, list[int], Projection]:
         """Project the units of the images that this rank has seen, by their places among all units."""

@@ -12,6 +12,7 @@ from typing_extensions import Unpack
 
 from lightning_cnnviz.callbacks._base.experiment import ExperimentMonitor, Progress
 from lightning_cnnviz.callbacks._base.sample import DisplayedSample, SampleOptions
+from lightning_cnnviz.core.data.sample import Sample
 from lightning_cnnviz.core.images.invariance import (
     DEFAULT_TRANSFORMS,
     InvarianceCurves,
@@ -19,8 +20,9 @@ from lightning_cnnviz.core.images.invariance import (
     measure_invariance,
 )
 from lightning_cnnviz.core.images.transforms import Transform, resolve_transforms
+from lightning_cnnviz.core.network.heads import ByHead, NetworkHead, join_by_head
 from lightning_cnnviz.core.network.layers import select_layers
-from lightning_cnnviz.core.network.task import Task
+from lightning_cnnviz.core.network.task import Task, TaskKind
 from lightning_cnnviz.render.display import Display
 from lightning_cnnviz.render.invariance import transformed_examples
 
@@ -59,7 +61,6 @@ class InvarianceMonitor(ExperimentMonitor):
     ) -> None:
         sample, others = DisplayedSample.with_options(images, options)
         super().__init__(sample, **others)
-        self._task: Task | None = None
         self.layers, self.transforms = layers, transforms
         self._examples: dict[str, tuple[tuple[Tensor, ...], ...]] = {}
 
@@ -73,41 +74,30 @@ class InvarianceMonitor(ExperimentMonitor):
     def check(self, network: nn.Module) -> None:
         """Try the network, and the transforms."""
         sample = self.drawn.on_device_of(network)
-        self._task = check_invariance(
-            network,
-            sample.images,
-            sample.labels,
-            self.layers,
-            self.transforms,
-            normalization=self.display.mean_and_std,
-            task=self.drawn.task,
-            output_fn=self.drawn.output_fn,
-        )
+        what: dict[str, Any] = {"normalization": self.display.mean_and_std}
+
+        def check(head: NetworkHead, task: TaskKind | None) -> Task:
+            options = {**what, "task": task, "output_fn": head.output_fn}
+            return check_invariance(network, sample.images, head.labels, self.layers, self.transforms, **options)
+
+        self.drawn.settle_heads(network, check)
         self._examples = {}
 
-    def experiment(self, network: nn.Module, progress: Progress) -> InvarianceCurves | None:
+    def experiment(self, network: nn.Module, progress: Progress) -> InvarianceCurves | ByHead | None:
         """Measure."""
-        sample = self.drawn.part(network)
-        if sample is None:
-            return None
-        return measure_invariance(
-            network,
-            sample.images,
-            sample.labels,
-            self.layers,
-            self.transforms,
-            normalization=self.display.mean_and_std,
-            fill=self.display.fill,
-            task=self._task,
-            output_fn=self.drawn.output_fn,
-            progress=progress,
-        )
+        what: dict[str, Any] = {"normalization": self.display.mean_and_std, "fill": self.display.fill}
 
-    def merge(self, parts: list[Any]) -> InvarianceCurves:
+        def make(sample: Sample, head: NetworkHead, task: Task) -> InvarianceCurves:
+            options = {**what, "task": task, "output_fn": head.output_fn, "progress": progress}
+            return measure_invariance(network, sample.images, head.labels, self.layers, self.transforms, **options)
+
+        return self.drawn.for_each_head(network, make)  # type: ignore[no-any-return]
+
+    def merge(self, parts: list[Any]) -> Any:
         """Put the images in order."""
-        return InvarianceCurves.joined(parts)
+        return join_by_head(parts, InvarianceCurves.joined)
 
-    def display_of(self, result: InvarianceCurves) -> Display:
+    def display_of(self, result: Any) -> Display:
         """Return how the images are shown, with examples along the sweeps."""
         if not self._examples:
             self._examples = transformed_examples(self.transforms, self.sample.images, self.display)

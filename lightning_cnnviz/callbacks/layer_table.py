@@ -12,6 +12,7 @@ from lightning_cnnviz.callbacks._base.trainer import chosen_loader, data_loaders
 from lightning_cnnviz.core.data.batches import BatchFn
 from lightning_cnnviz.core.data.sample import draw_sample
 from lightning_cnnviz.core.layer_table.table import LayerTable, layer_table
+from lightning_cnnviz.core.network.calling import ForwardFn, give
 from lightning_cnnviz.sinks.base import Sink
 
 __all__ = ["LayerTableMonitor"]
@@ -32,6 +33,7 @@ class LayerTableMonitor(Monitor):
         batch_fn: Takes a batch and returns `(images, labels)` or images, for batches of unusual form.
         name: See `Monitor`.
         model: See `Monitor`.
+        forward_fn: See `Monitor`.
         sinks: See `Monitor`.
         on_error: See `Monitor`. Nothing is lost before training, so a failure to make the table always stops the run.
 
@@ -52,10 +54,11 @@ class LayerTableMonitor(Monitor):
         batch_fn: BatchFn | None = None,
         name: str = "",
         model: str | None = None,
+        forward_fn: ForwardFn | None = None,
         sinks: list[Sink] | None = None,
         on_error: Literal["report", "raise"] = "report",
     ) -> None:
-        super().__init__(name=name, model=model, sinks=sinks, on_error=on_error)
+        super().__init__(name=name, model=model, forward_fn=forward_fn, sinks=sinks, on_error=on_error)
         if input_size is not None and (len(input_size) != 3 or min(input_size) < 1):
             raise ValueError(f"input_size={input_size}: give channels, height and width, as in (3, 224, 224)")
         self.input_size, self.data = input_size, data
@@ -82,14 +85,16 @@ class LayerTableMonitor(Monitor):
     def _look_once(self, trainer: Any, pl_module: Any) -> None:
         def table() -> LayerTable:
             network = self.network_of(pl_module)
-            image = self.input_size if self.input_size is not None else self._image(trainer)
+            image = self.input_size if self.input_size is not None else self._image(trainer, network)
             with trainer.precision_plugin.forward_context():
                 return layer_table(network, image)
 
         self.look(trainer, table, raises=True)
 
-    def _image(self, trainer: Any) -> Tensor:
-        return draw_sample(self._loader(trainer), 1, self.batch_fn).images
+    def _image(self, trainer: Any, network: nn.Module) -> Tensor:
+        sample = draw_sample(self._loader(trainer), 1, self.batch_fn)
+        give(network, sample.given)
+        return sample.images
 
     def _loader(self, trainer: Any) -> Iterable[Any]:
         if self.data is not None:

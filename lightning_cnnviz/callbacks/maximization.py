@@ -105,6 +105,7 @@ class MaximizationMonitor(ExperimentMonitor):
 
     def experiment(self, network: nn.Module, progress: Progress) -> list[MaximizedLayer]:
         """Climb, layer by layer."""
+        self.drawn.on_device_of(network)  # so that real images have beside them what belongs to them
         mean, std = (torch.tensor(values, dtype=torch.float64) for values in self.display.mean_and_std)
         # What is shown as black to white.
         bounds = Box((-mean / std).tolist(), ((1 - mean) / std).tolist())

@@ -9,9 +9,11 @@ from typing_extensions import Unpack
 
 from lightning_cnnviz.callbacks._base.experiment import ExperimentMonitor, Progress
 from lightning_cnnviz.callbacks._base.sample import DisplayedSample, SampleOptions
+from lightning_cnnviz.core.data.sample import Sample
 from lightning_cnnviz.core.images.occlusion import OcclusionMaps, check_occlusion, occlude
+from lightning_cnnviz.core.network.heads import ByHead, NetworkHead, join_by_head
 from lightning_cnnviz.core.network.layers import select_layers
-from lightning_cnnviz.core.network.task import Task
+from lightning_cnnviz.core.network.task import Task, TaskKind
 
 __all__ = ["OcclusionMonitor"]
 
@@ -52,7 +54,6 @@ class OcclusionMonitor(ExperimentMonitor):
     ) -> None:
         sample, others = DisplayedSample.with_options(images, options)
         super().__init__(sample, **others)
-        self._task: Task | None = None
         self.size, self.stride, self.layer = size, stride, layer
 
     def prepare(self, network: nn.Module) -> None:
@@ -63,35 +64,24 @@ class OcclusionMonitor(ExperimentMonitor):
     def check(self, network: nn.Module) -> None:
         """Try the network, and the occluder."""
         sample = self.drawn.on_device_of(network)
-        self._task = check_occlusion(
-            network,
-            sample.images,
-            sample.labels,
-            self.layer,
-            size=self.size,
-            stride=self.stride,
-            task=self.drawn.task,
-            output_fn=self.drawn.output_fn,
-        )
+        what: dict[str, Any] = {"size": self.size, "stride": self.stride}
 
-    def experiment(self, network: nn.Module, progress: Progress) -> OcclusionMaps | None:
+        def check(head: NetworkHead, task: TaskKind | None) -> Task:
+            options = {**what, "task": task, "output_fn": head.output_fn}
+            return check_occlusion(network, sample.images, head.labels, self.layer, **options)
+
+        self.drawn.settle_heads(network, check)
+
+    def experiment(self, network: nn.Module, progress: Progress) -> OcclusionMaps | ByHead | None:
         """Occlude."""
-        sample = self.drawn.part(network)
-        if sample is None:
-            return None
-        return occlude(
-            network,
-            sample.images,
-            sample.labels,
-            self.layer,
-            size=self.size,
-            stride=self.stride,
-            fill=self.display.fill,
-            task=self._task,
-            output_fn=self.drawn.output_fn,
-            progress=progress,
-        )
+        what: dict[str, Any] = {"size": self.size, "stride": self.stride, "fill": self.display.fill}
 
-    def merge(self, parts: list[Any]) -> OcclusionMaps:
+        def make(sample: Sample, head: NetworkHead, task: Task) -> OcclusionMaps:
+            options = {**what, "task": task, "output_fn": head.output_fn, "progress": progress}
+            return occlude(network, sample.images, head.labels, self.layer, **options)
+
+        return self.drawn.for_each_head(network, make)  # type: ignore[no-any-return]
+
+    def merge(self, parts: list[Any]) -> Any:
         """Put the images in order."""
-        return OcclusionMaps.joined(parts)
+        return join_by_head(parts, OcclusionMaps.joined)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_cnnviz.core.images.activation_maps import ActivationMaps
 from lightning_cnnviz.render.display import Display
-from lightning_cnnviz.render.patches import brief
+from lightning_cnnviz.render.patches import brief, label_name
 from lightning_cnnviz.report import Gallery, Number, Report, Row, Tile
 
 __all__ = ["activation_maps_report"]
@@ -58,7 +58,7 @@ def _row(layer: ActivationMaps, display: Display, place: int) -> Row:
     figures_of_image: dict[str, Number] = {}
     if display.labels is not None:
         label, names = display.labels[place], display.class_names
-        figures_of_image["label"] = str(names[label]) if names is not None and 0 <= label < len(names) else label
+        figures_of_image["label"] = label_name(label, names)
     return Row(f"image {display.indices[place]}", tuple(tiles), figures_of_image)
 
 

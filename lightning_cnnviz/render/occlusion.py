@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_cnnviz.core.images.occlusion import OcclusionMaps
@@ -16,6 +17,7 @@ from lightning_cnnviz.render.figures import (
     class_label,
     figure_pixels,
     new_figure,
+    overlaid,
     scores_note,
     shorten,
     show_pixels,
@@ -23,7 +25,7 @@ from lightning_cnnviz.render.figures import (
     task_notes,
 )
 from lightning_cnnviz.render.patches import brief, to_gray_centered
-from lightning_cnnviz.report import Item, Picture, Report, Scalar
+from lightning_cnnviz.report import Gallery, Item, Number, Picture, Report, Row, Scalar, Tile
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -62,7 +64,7 @@ def occlusion_report(
             f"{result.size[0]} x {result.size[1]} pixels does, by the position of its center"
         )
         items.append(Picture(f"image {index}", _draw(result, number, image, index, class_names, fill), caption=caption))
-    items += occlusion_scalars(result)
+    items += [*_pixel_maps(result, pixels, indices, class_names), *occlusion_scalars(result)]
     explained = [
         f"Activation: the sum, above zero, of the feature map of {result.layer} that is strongest without an occluder."
     ]
@@ -75,6 +77,25 @@ def occlusion_report(
     strange = (*scores_note(result.untouched), *_occluded_note(result))
     explained += task_notes(result.untouched, class_names)
     return Report("occlusion", title="Occlusion", items=tuple(items), notes=(*strange, *explained, *notes))
+
+
+def _pixel_maps(
+    result: OcclusionMaps, pixels: Sequence[Tensor], indices: Sequence[int], class_names: Sequence[str] | None
+) -> list[Item]:
+    """Of segmentation: where in each image the network sees the class that is followed."""
+    maps = result.untouched.pixel_probabilities
+    if maps is None:
+        return []
+    rows = []
+    for number, (image, index) in enumerate(zip(pixels, indices, strict=True)):
+        size = (image.shape[-2], image.shape[-1])
+        p = F.interpolate(maps[number][None, None], size=size, mode="nearest")[0, 0]
+        target = target_label(result.untouched, number, class_names)
+        figures: dict[str, Number] = {"largest p": float(maps[number].max()), "dataset index": index}
+        seen = Tile(overlaid(image, p.nan_to_num(0), signed=False), f"p({target})", figures)
+        rows.append(Row(f"image {index}: {target}", (Tile(image, "image", figures), seen), figures))
+    caption = "p of the class that is followed, pixel by pixel: dark is 0, the brightest color 1"
+    return [Gallery("p by pixel", tuple(rows), caption=caption, enlarge=False, columns=2)]
 
 
 def occlusion_scalars(result: OcclusionMaps) -> list[Scalar]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lightning_cnnviz.render.display import Display
 from lightning_cnnviz.render.figures import class_label
+from lightning_cnnviz.render.patches import label_name
 from lightning_cnnviz.report import Gallery, Number, Report, Row, Tile
 
 __all__ = ["sample_report"]
@@ -25,7 +26,7 @@ def _tile(display: Display, place: int) -> Tile:
     caption = f"image {index}"
     if display.labels is not None:
         label, names = display.labels[place], display.class_names
-        numbers["label"] = str(names[label]) if names is not None and 0 <= label < len(names) else label
+        numbers["label"] = label_name(label, names)
         caption = class_label(names, label)
     if index in display.files:
         numbers["file"] = display.files[index]

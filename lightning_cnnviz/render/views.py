@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
+from lightning_cnnviz.core.network.heads import ByHead
 from lightning_cnnviz.core.network.suggestions import suggestion
 from lightning_cnnviz.core.top_patches.results import TopPatches
 from lightning_cnnviz.core.top_patches.search import diagnose, without_patches
@@ -85,12 +86,21 @@ def draw_view(view: str, seen: Drawable, carried: Sequence[Any] = ()) -> Report:
     Raises:
         ValueError: There is no such view.
     """
-    return _view(view).draw(seen, carried)
+    draw = _view(view).draw
+    if not isinstance(seen.result, ByHead):
+        return draw(seen, carried)
+    reports = {name: draw(each, carried) for name, each in _heads(seen)}
+    first = next(iter(reports.values()))
+    items = tuple(_under(name, item) for name, report in reports.items() for item in report.items)
+    notes = tuple(f"{name}: {note}" for name, report in reports.items() for note in report.notes)
+    return replace(first, items=items, notes=notes)
 
 
 def view_scalars(view: str, seen: Drawable, carried: Sequence[Any] = ()) -> Sequence[Scalar]:
     """Return the scalars of `draw_view`'s report, without drawing a picture; mined patches need no pixels."""
     scalars = _view(view).scalars
+    if scalars is not None and isinstance(seen.result, ByHead):
+        return [_under(name, item) for name, each in _heads(seen) for item in scalars(each, carried)]
     if scalars is not None:
         return scalars(seen, carried)
     return [item for item in draw_view(view, seen, carried).items if isinstance(item, Scalar)]
@@ -111,6 +121,19 @@ def _view(name: str) -> _View:
     if name not in _VIEWS:
         raise ValueError(f"no view is called '{name}'.{suggestion(name, _VIEWS, ' ')} There are {[*_VIEWS]}")
     return _VIEWS[name]
+
+
+def _heads(seen: Drawable) -> list[tuple[str, Seen]]:
+    """What was seen of each head of a network of several."""
+    rest: Any = {"display": seen.display, "arguments": seen.arguments, "epoch": seen.epoch}
+    return [
+        (name, Seen(result=result, **rest)) for name, result in zip(seen.result.names, seen.result.results, strict=True)
+    ]
+
+
+def _under(name: str, item: Any) -> Any:
+    """An item of a report under the name of a head."""
+    return replace(item, name=f"{name}/{item.name}")
 
 
 # Each view: from what was seen to the arguments of its render function.

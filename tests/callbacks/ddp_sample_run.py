@@ -1,4 +1,4 @@
-"""Run by test_distributed_sample.py in processes of its own: `python ddp_sample_run.py RANKS OUT`."""
+"""Run by test_distributed_sample.py in processes of its own: `python ddp_sample_run.py RANKS OUT [several]`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import lightning.pytorch as pl
 import torch
 from callbacks.littlenet import LittleNet, quiet_trainer, val_loader
+from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_cnnviz import MemorySink
 from lightning_cnnviz.callbacks.attribution import AttributionMonitor
@@ -32,7 +33,15 @@ class Shown(pl.Callback):
         torch.save(found, self.out.with_suffix(f".{trainer.global_rank}"))
 
 
-def main(ranks: int, out: Path) -> None:
+def several_labels() -> DataLoader[Any]:
+    """Images with any number of labels, one of four only mostly."""
+    images, labels = val_loader().dataset[:]
+    rows = torch.nn.functional.one_hot(labels, 4).float()
+    rows[::5] = torch.tensor([1.0, 1.0, 0.0, 1.0])
+    return DataLoader(TensorDataset(images, rows), batch_size=6)
+
+
+def main(ranks: int, out: Path, several: bool = False) -> None:
     pl.seed_everything(2, verbose=False)
     sink = MemorySink()
     monitors: list[Any] = [
@@ -44,8 +53,8 @@ def main(ranks: int, out: Path) -> None:
     strategy = "ddp_fork" if ranks > 1 else "auto"
     callbacks = [*monitors, Shown(sink, monitors, out)]
     trainer = quiet_trainer(callbacks=callbacks, devices=ranks, strategy=strategy)
-    trainer.validate(LittleNet(), val_loader(), verbose=False)
+    trainer.validate(LittleNet(), several_labels() if several else val_loader(), verbose=False)
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), Path(sys.argv[2]))
+    main(int(sys.argv[1]), Path(sys.argv[2]), "several" in sys.argv)

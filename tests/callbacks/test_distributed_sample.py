@@ -16,22 +16,26 @@ from lightning_cnnviz.report import Gallery, Picture, Scalar
 SCRIPT = Path(__file__).with_name("ddp_sample_run.py")
 
 
-def run_two(out: Path) -> None:
+def run_two(out: Path, *options: str) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    command = [sys.executable, str(SCRIPT), "2", str(out)]
+    command = [sys.executable, str(SCRIPT), "2", str(out), *options]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-def test_two_processes_show_what_one_shows(tmp_path: Path) -> None:
-    main(1, tmp_path / "one")
-    run_two(tmp_path / "two")
+@pytest.mark.parametrize("several", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_two_processes_show_what_one_shows(tmp_path: Path, several: bool) -> None:
+    main(1, tmp_path / "one", several)
+    run_two(tmp_path / "two", *["several"] * several)
     one, first, second = (torch.load(tmp_path / name, weights_only=False) for name in ("one.0", "two.0", "two.1"))
     assert second["reports"] == []
     for ours, theirs in zip(one["indices"], first["indices"], strict=True):
         assert torch.equal(ours, theirs)
     views = ["invariance", "occlusion", "attribution", "occlusion"]
     assert [report.view for report in first["reports"]] == [report.view for report in one["reports"]] == views
+    task = "multilabel" if several else "multiclass"
+    for report in first["reports"]:
+        assert f"({task}, as found;" in " ".join(report.notes)
     compared = 0
     for alone, shared in zip(one["reports"], first["reports"], strict=True):
         assert [item.name for item in alone.items] == [item.name for item in shared.items]

@@ -165,3 +165,35 @@ def test_which_channels_are_shown_is_said(channels: int) -> None:
     expected = (first * 255).round().mean(0)
     assert float((monitors[0].display.pixels[0].float() - expected).abs().max()) <= 1
     assert torch.equal(monitors[1].display.pixels[0], (first[list(some)] * 255).round().to(torch.uint8))
+
+
+class Dense(Module):
+    """A class for each pixel."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda scores, maps: F.cross_entropy(scores["out"], maps))
+        self.head = nn.Conv2d(5, 3, 1)  # type: ignore[assignment]
+
+    def forward(self, images: Tensor) -> Any:
+        return {"out": F.interpolate(self.head(self.body(images)), size=(SIZE, SIZE)), "aux": images}
+
+
+def test_label_maps_make_it_segmentation_with_p_at_each_pixel() -> None:
+    maps = torch.zeros(24, SIZE, SIZE, dtype=torch.int64)
+    maps[:, 2:7, 2:7], maps[::2, 2:7, 2:7], maps[0, 0] = 1, 2, -100
+    model = Dense()
+    monitor = Occlusion()
+    sink = monitor.sinks[0]  # type: ignore[index]
+    fit([monitor], model, loader(images_of(), maps))
+    result, chosen = monitor.results[-1].untouched, monitor.sample.indices
+    assert result.task.kind == "segmentation"
+    assert result.targets.tolist() == [2 if index % 2 == 0 else 1 for index in chosen.tolist()]
+    p = model(images_of()[chosen])["out"].softmax(1).detach()[range(4), result.targets]
+    assert result.pixel_probabilities is not None
+    torch.testing.assert_close(result.pixel_probabilities, p)
+    torch.testing.assert_close(result.probabilities, p[:, 2:7, 2:7].mean((1, 2)))
+    (drawn,) = [item for item in sink.reports[0][1].items if item.name == "p by pixel"]  # type: ignore[attr-defined]
+    assert len(drawn.rows) == 4
+    brightest = drawn.rows[0].tiles[1].pixels.float().sum(0)
+    shown = p[0].flatten().argsort()
+    assert float(brightest.flatten()[shown[-1]]) > float(brightest.flatten()[shown[0]])

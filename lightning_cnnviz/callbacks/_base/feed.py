@@ -12,10 +12,18 @@ import torch
 from torch import nn
 
 from lightning_cnnviz.callbacks._base.cost import Costs, wait_for_device
+from lightning_cnnviz.callbacks._base.following import FollowedStep, parts_of_step
 from lightning_cnnviz.callbacks._base.look import Look
 from lightning_cnnviz.callbacks._base.subscriber import Subscriber, agree, for_all, is_due
-from lightning_cnnviz.callbacks._base.trainer import batch_limit, chosen_loader, data_loaders
+from lightning_cnnviz.callbacks._base.trainer import (
+    batch_limit,
+    chosen_loader,
+    data_loaders,
+    defines_forward,
+    find_network,
+)
 from lightning_cnnviz.core.data.batches import BatchFn, indexed_batches, read_batch
+from lightning_cnnviz.core.network.calling import CalledNetwork, ForwardFn, called, give, rows_of
 from lightning_cnnviz.core.network.hooks import analysis_mode
 from lightning_cnnviz.record.identity import NetworkIdentity
 
@@ -42,7 +50,24 @@ class Feed:
         self.subscribers: list[Subscriber] = []
         self.network_seen: tuple[Any, NetworkIdentity] | None = None
         self._tried: set[Subscriber] = set()
+        self._called: dict[tuple[int, ForwardFn | None], CalledNetwork] = {}
         self._looks: list[tuple[int, BatchFn | None, Look]] = []
+
+    def network_of(self, who: str, pl_module: Any, model: str | None, forward_fn: ForwardFn | None) -> nn.Module:
+        """Return the network that is looked at, as it is used: one and the same for all who look at it in one way.
+
+        Raises:
+            ValueError: See `find_network`.
+        """
+        parts = parts_of_step(pl_module) if model is None and not defines_forward(pl_module) else []
+        # Several children that a step puts together are all of the network.
+        network = pl_module if parts else find_network(who, pl_module, model)
+        if forward_fn is None and not parts:
+            return network
+        key = (id(network), forward_fn)
+        if key not in self._called:
+            self._called[key] = called(network, forward_fn or FollowedStep(parts))
+        return self._called[key]
 
     def start(self, trainer: Any, pl_module: Any) -> None:
         """Begin a look, where one is due, at the passes that validation (or test) is about to make."""
@@ -198,10 +223,12 @@ def _read(
             # By index, since ranks may shuffle differently. A rank without images repeats one, which then counts once.
             own = (indices % world_size == rank).nonzero().flatten()
             own = own if len(own) else torch.zeros(1, dtype=torch.int64)
+            give(network, batch, images)
             images, labels = images[own], None if labels is None else labels[own]
-            look.start_pass(images, indices[own], labels, raises=raises)
-            with trainer.precision_plugin.forward_context():
-                network(images)
+            with rows_of(network, own):
+                look.start_pass(images, indices[own], labels, raises=raises)
+                with trainer.precision_plugin.forward_context():
+                    network(images)
             look.end_pass(raises=raises)
             if dry_run or not look.goes_on:
                 break

@@ -15,6 +15,7 @@ from lightning_cnnviz.callbacks._base.subscriber import RunningComputation, Subs
 from lightning_cnnviz.callbacks._base.trainer import mixed_precision
 from lightning_cnnviz.core.data.batches import BatchFn, IndexReader, class_labels, read_batch
 from lightning_cnnviz.core.data.distributed import summed
+from lightning_cnnviz.core.network.calling import give
 from lightning_cnnviz.core.network.hooks import hooks_within
 
 __all__ = ["Look"]
@@ -139,6 +140,8 @@ class Look:
         def start() -> None:
             images, labels = read_batch(batch, batch_fn)
             if len(images):
+                for network in self._networks.values():
+                    give(network, batch, images)
                 self.start_pass(images, self._reader.take(len(images)), labels, raises=raises)
 
         for_all(self.subscribers, start, raises=raises)
@@ -170,15 +173,15 @@ class Look:
 
     def abandon(self) -> None:
         """Leave no hook behind."""
-        for run in self._runs:
-            run.drop_batch()
+        self._drop_batches()
+        self._give_nothing()
 
     def finish(self) -> None:
         """Merge the ranks, and let each subscriber show its result; every rank must come here.
 
         From here on a subscriber fails on all ranks or on none.
         """
-        self.abandon()
+        self._drop_batches()
         agree(self.subscribers)
         self.images = self._all_images()
         for run in self._runs:
@@ -190,6 +193,16 @@ class Look:
                 if not owner.failed:
                     show = partial(owner.finish, self, run.computation)
                     for_all([owner], show, raises=False, meeting="the end of a look")
+        self._give_nothing()
+
+    def _drop_batches(self) -> None:
+        for run in self._runs:
+            run.drop_batch()
+
+    def _give_nothing(self) -> None:
+        """Hold no batch any longer."""
+        for network in self._networks.values():
+            give(network, None)
 
     def _merge(self, run: _Run) -> None:
         with run.charged(), mixed_precision(self.trainer):

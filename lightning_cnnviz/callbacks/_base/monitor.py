@@ -23,8 +23,9 @@ from lightning_cnnviz.callbacks._base.interruption import end_interrupted
 from lightning_cnnviz.callbacks._base.options import name_options
 from lightning_cnnviz.callbacks._base.schedule import Schedule
 from lightning_cnnviz.callbacks._base.subscriber import agree, for_all, is_due
-from lightning_cnnviz.callbacks._base.trainer import find_network, mixed_precision, refuse_sharded, step_of
+from lightning_cnnviz.callbacks._base.trainer import mixed_precision, refuse_sharded, step_of
 from lightning_cnnviz.core.data.distributed import OtherRankError, gathered_objects, rank, together
+from lightning_cnnviz.core.network.calling import ForwardFn
 from lightning_cnnviz.record.data import plain
 from lightning_cnnviz.record.identity import DataIdentity, LookIdentity, NetworkIdentity, network_identity, versions
 from lightning_cnnviz.record.store import Carried
@@ -47,6 +48,7 @@ class MonitorOptions(TypedDict, total=False):
     every_n_steps: int | None
     epochs: list[int] | Literal["log", "last"] | None
     model: str | None
+    forward_fn: ForwardFn | None
     sinks: list[Sink] | None
     on_error: Literal["report", "raise"]
 
@@ -67,7 +69,10 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
         epochs: Look after these epochs instead, counted from 1, and no others; `"log"`: after epochs 1, 2, 5, 10, 20,
             40, 80, ... and when training ends; or `"last"`: once, when training has ended.
         model: Name of the submodule that is the network; by default the LightningModule itself where it defines
-            `forward`, else its only child module.
+            `forward`, else its only child module, or what its `validation_step` makes of several.
+        forward_fn: Runs the network on a batch, where a call with the images alone does not:
+            `lambda network, batch: network(batch["image"], batch["meta"])`. Changed images stand in the batch in the
+            place of their own; images that are made up have beside them what belongs to the first one.
         sinks: Where to show it; by default every WandbLogger of the trainer, and a page in its log folder.
         on_error: `"report"`, or `"raise"` to let a failure stop the run.
 
@@ -95,6 +100,7 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
         every_n_steps: int | None = None,
         epochs: list[int] | Literal["log", "last"] | None = None,
         model: str | None = None,
+        forward_fn: ForwardFn | None = None,
         sinks: list[Sink] | None = None,
         on_error: Literal["report", "raise"] = "report",
     ) -> None:
@@ -104,6 +110,7 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
         if on_error not in ("report", "raise"):
             raise ValueError(f'on_error={on_error!r}: give "report" or "raise"')
         self.name, self.model, self.sinks, self.on_error = name, model, sinks, on_error
+        self.forward_fn = forward_fn
         self.every_n_epochs, self.every_n_steps, self.epochs = every_n_epochs, every_n_steps, epochs
         self._schedule = Schedule(every_n_epochs=every_n_epochs, every_n_steps=every_n_steps, epochs=epochs)
         self._feed = Feed(self)
@@ -347,7 +354,7 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
 
     def network_of(self, pl_module: Any) -> nn.Module:
         """Return the network that is looked at."""
-        return find_network(self._who, pl_module, self.model)
+        return self._feed.network_of(self._who, pl_module, self.model, self.forward_fn)
 
     def progress(self, work: Iterable[Any]) -> Iterable[Any]:
         """Show progress while pieces of work are done, where the trainer shows its own."""

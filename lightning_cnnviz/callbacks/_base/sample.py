@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from typing import Any, TypedDict, cast
 
 import torch
@@ -16,8 +15,10 @@ from lightning_cnnviz.callbacks._base.trainer import chosen_loader, data_loaders
 from lightning_cnnviz.core.data.batches import BatchFn
 from lightning_cnnviz.core.data.distributed import from_first
 from lightning_cnnviz.core.data.sample import Sample, draw_sample
+from lightning_cnnviz.core.network.calling import give
+from lightning_cnnviz.core.network.heads import ByHead, NetworkHead, find_heads
 from lightning_cnnviz.core.network.inputs import as_floats
-from lightning_cnnviz.core.network.task import OutputFn, TaskKind
+from lightning_cnnviz.core.network.task import OutputFn, Task, TaskKind
 from lightning_cnnviz.render.display import Display, display_of_sample
 from lightning_cnnviz.render.normalization import ChannelSpec, check_channels
 
@@ -57,7 +58,9 @@ class DisplayedSample:
         task: For occlusion, invariance, attribution and the classes of maximization: what outputs and labels mean, for
             example `"multilabel"`; by default it is found from the first outputs and labels, and reports say what was
             found.
-        output_fn: Likewise: takes what the network returns, and returns the tensor of scores.
+        output_fn: Likewise: takes what the network returns, and returns the tensor of scores. By default each of
+            several heads is looked at by itself, under its name; labels of its own are looked for in the batch under
+            the same name.
 
     Raises:
         ValueError: No image is asked for, or neither one nor three channels are to be shown.
@@ -86,6 +89,7 @@ class DisplayedSample:
         self.display_channels = display_channels
         self._drawn: tuple[Sample, Display] | None = None
         self._rank, self._ranks = 0, 1
+        self._heads: list[tuple[NetworkHead, Task]] = []
 
     @classmethod
     def with_options(
@@ -120,6 +124,7 @@ class DisplayedSample:
             loader = self._trainers_loader(who, trainer) if self.data is None else self.data
         # The first rank's: where a loader has no indices, each rank would have images of its own.
         sample: Sample = from_first(self._images_from(who, loader, trainer))
+        give(network, sample.given)
         sample = replace(sample, images=as_floats(network, sample.images))
         self._drawn = sample, self._displayed(sample, getattr(loader, "dataset", None))
 
@@ -147,6 +152,27 @@ class DisplayedSample:
         own = self.sample.part(slice(self._rank, None, self._ranks))
         return _moved(own, network) if len(own) else None
 
+    def settle_heads(self, network: nn.Module, check: Callable[[NetworkHead, TaskKind | None], Task]) -> None:
+        """Find the network's heads, and the task of each, by a check that tries all that a view needs."""
+        sample = self.on_device_of(network)
+        heads = [NetworkHead(output_fn=self.output_fn, labels=sample.labels)]
+        if self.output_fn is None:
+            heads = find_heads(network, sample.images, sample.labels, self.sample.given)
+        self._heads = [(head, check(head, self.task)) for head in heads]
+
+    def for_each_head(self, network: nn.Module, make: Callable[[Sample, NetworkHead, Task], Any]) -> Any:
+        """Return what is made of this rank's images, one result a head where there are several; None without images."""
+        part = self.part(network)
+        if part is None:
+            return None
+        results = []
+        for head, task in self._heads:
+            labels = None if head.labels is None else head.labels[self._rank :: self._ranks]
+            results.append(make(part, replace(head, labels=labels), task))
+        if len(results) == 1:
+            return results[0]
+        return ByHead(names=tuple(head.name for head, _ in self._heads), results=tuple(results))
+
     @property
     def _both(self) -> tuple[Sample, Display]:
         assert self._drawn is not None, "no images have been drawn"
@@ -155,7 +181,8 @@ class DisplayedSample:
     def _images_from(self, who: str, loader: Any, trainer: Any) -> Sample:
         if isinstance(self.images, int):
             with _validating(trainer):
-                return draw_sample(loader, self.images, partial(_as_in_steps, trainer, self.batch_fn), seed=self.seed)
+                transfer = trainer.strategy.batch_to_device  # with the LightningModule's hooks
+                return draw_sample(loader, self.images, self.batch_fn, transfer=transfer, seed=self.seed)
         images, labels = (self.images, None) if isinstance(self.images, Tensor) else self.images
         if images.ndim != 4 or not len(images):
             raise ValueError(f"{who}(images=...): they are {tuple(images.shape)}; give (N, C, H, W)")
@@ -186,13 +213,8 @@ def _validating(trainer: Any) -> Iterator[None]:
         trainer.state.stage = stage
 
 
-def _as_in_steps(trainer: Any, batch_fn: BatchFn | None, batch: Any) -> Any:
-    """What a batch is for the steps, and for the user's own `batch_fn`."""
-    batch = trainer.strategy.batch_to_device(batch)
-    return batch if batch_fn is None else batch_fn(batch)
-
-
 def _moved(sample: Sample, network: nn.Module) -> Sample:
+    give(network, sample.given)
     parameter = next(network.parameters(), None)
     if parameter is None:
         return sample
@@ -200,4 +222,4 @@ def _moved(sample: Sample, network: nn.Module) -> Sample:
     if images.is_floating_point():
         images = images.to(parameter.dtype)  # as the trainer does with half and double precision
     labels = None if sample.labels is None else sample.labels.to(parameter.device)
-    return Sample(images=images, labels=labels, indices=sample.indices)
+    return replace(sample, images=images, labels=labels)

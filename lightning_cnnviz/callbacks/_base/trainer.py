@@ -13,6 +13,7 @@ __all__ = [
     "batch_limit",
     "chosen_loader",
     "data_loaders",
+    "defines_forward",
     "find_network",
     "learning_loaders",
     "mixed_precision",
@@ -37,8 +38,7 @@ def find_network(who: str, pl_module: Any, model: str | None) -> nn.Module:
             there = ", ".join(f'"{name}"' for name, _ in pl_module.named_children())
             raise ValueError(f'{who}(model="{model}"): {kind} has no such submodule; it has {there or "none"}')
         return named[model]
-    owner = next(base for base in type(pl_module).__mro__ if "forward" in vars(base))
-    if not owner.__module__.startswith(_PACKAGES):
+    if defines_forward(pl_module):
         assert isinstance(pl_module, nn.Module)
         return pl_module
     children: dict[str, nn.Module] = dict(pl_module.named_children())
@@ -53,8 +53,14 @@ def find_network(who: str, pl_module: Any, model: str | None) -> nn.Module:
         return next(iter(children.values()))
     there = ", ".join(f'"{name}"' for name in convnets or children) or "none"
     problem = "several of its submodules may be the network" if convnets else "none of its submodules has a Conv2d"
-    mend = 'define forward, or give model="<name>"'
+    mend = 'define forward, or give model="<name>" or forward_fn=lambda network, batch: ...'
     raise ValueError(f"{who}: {kind} defines no forward, and {problem} ({there}); {mend}")
+
+
+def defines_forward(pl_module: Any) -> bool:
+    """Tell whether a LightningModule has a `forward` of its own."""
+    owner = next(base for base in type(pl_module).__mro__ if "forward" in vars(base))
+    return not owner.__module__.startswith(_PACKAGES)
 
 
 def chosen_loader(loaders: Any, dataloader_idx: int) -> Any:

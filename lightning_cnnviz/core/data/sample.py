@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from contextlib import closing
+from collections.abc import Callable, Iterable
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_cnnviz.core.data.batches import BatchFn, class_labels, has_indices, indexed_batches, read_batch
+from lightning_cnnviz.core.network.calling import GivenBatch
 from lightning_cnnviz.core.network.hooks import keep_random_state
 
 __all__ = ["Sample", "draw_sample"]
@@ -27,11 +28,13 @@ class Sample:
         images: `(N, C, H, W)`, in the values that the network is given, on the CPU.
         labels: `(N, ...)` as the data has them (see `read_batch`), or None where it has none.
         indices: `(N,)` int64, data-set indices; the order of arrival where the data set does not number them.
+        given: The batch that they were drawn in, with what else belongs to them (a `GivenBatch`), or None.
     """
 
     images: Tensor
     labels: Tensor | None
     indices: Tensor
+    given: Any = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -44,10 +47,18 @@ class Sample:
     def part(self, chosen: slice | Tensor) -> Sample:
         """Return some of the images."""
         labels = None if self.labels is None else self.labels[chosen]
-        return Sample(images=self.images[chosen], labels=labels, indices=self.indices[chosen])
+        given = None if self.given is None else self.given.part(torch.arange(len(self))[chosen])
+        return Sample(images=self.images[chosen], labels=labels, indices=self.indices[chosen], given=given)
 
 
-def draw_sample(loader: Iterable[Any], count: int, batch_fn: BatchFn | None = None, *, seed: int = 0) -> Sample:
+def draw_sample(
+    loader: Iterable[Any],
+    count: int,
+    batch_fn: BatchFn | None = None,
+    *,
+    transfer: Callable[[Any], Any] | None = None,
+    seed: int = 0,
+) -> Sample:
     """Draw images at random by a seed, of different classes where there are enough.
 
     The same images come at every call, and random transforms give the same pixels. The loader and all random number
@@ -58,6 +69,7 @@ def draw_sample(loader: Iterable[Any], count: int, batch_fn: BatchFn | None = No
         loader: Any loader of batches.
         count: How many images; fewer come where there are no more.
         batch_fn: See `read_batch`.
+        transfer: Makes of each batch what `batch_fn` is given.
         seed: Which images.
 
     Raises:
@@ -68,23 +80,24 @@ def draw_sample(loader: Iterable[Any], count: int, batch_fn: BatchFn | None = No
         raise ValueError(f"{count} images asked for: give 1 or more")
     with keep_random_state(), torch.inference_mode(False), torch.no_grad():
         torch.manual_seed(seed)
-        drawn = _drawn(loader, count, batch_fn) if has_indices(loader) else _first(loader, count, batch_fn)
+        draws = _drawn if has_indices(loader) else _first
+        drawn = draws(loader, count, batch_fn, transfer or (lambda batch: batch))
     if drawn is None:
         raise ValueError(f"the loader {type(loader).__name__} is empty: it gave no image")
     return drawn
 
 
-def _drawn(loader: Any, count: int, batch_fn: BatchFn | None) -> Sample | None:
+def _drawn(loader: Any, count: int, batch_fn: BatchFn | None, transfer: Callable[[Any], Any]) -> Sample | None:
     dataset = loader.dataset
     candidates = torch.randperm(len(dataset))[: _CANDIDATES * count]
     if not len(candidates):
         return None
-    images, labels = read_batch(loader.collate_fn([dataset[int(index)] for index in candidates]), batch_fn)
+    batch = transfer(loader.collate_fn([dataset[int(index)] for index in candidates]))
+    images, labels = read_batch(batch, batch_fn)
     if len(images) != len(candidates):
-        return _first(loader, count, batch_fn)  # its collate function leaves images out, or makes more of them
-    everything = Sample(
-        images=images.detach().cpu(), labels=None if labels is None else labels.detach().cpu(), indices=candidates
-    )
+        # Its collate function leaves images out, or makes more of them.
+        return _first(loader, count, batch_fn, transfer)
+    everything = _sample(batch, images, labels, candidates)
     return everything.part(_of_different_classes(everything, count))
 
 
@@ -116,18 +129,29 @@ def _kinds(sample: Sample) -> Tensor | None:
     return kinds
 
 
-def _first(loader: Any, count: int, batch_fn: BatchFn | None) -> Sample | None:
+def _sample(batch: Any, images: Tensor, labels: Tensor | None, indices: Tensor) -> Sample:
+    given = None
+    with suppress(ValueError):
+        given = GivenBatch.of(batch, images).part(torch.arange(len(images)), torch.device("cpu"))
+    return Sample(
+        images=images.detach().cpu(),
+        labels=None if labels is None else labels.detach().cpu(),
+        indices=indices,
+        given=given,
+    )
+
+
+def _first(loader: Any, count: int, batch_fn: BatchFn | None, transfer: Callable[[Any], Any]) -> Sample | None:
     parts: list[Sample] = []
     arrived = 0
     with closing(indexed_batches(loader)) as batches:
-        for batch, indices in batches:
+        for raw, indices in batches:
+            batch = transfer(raw)
             images, labels = read_batch(batch, batch_fn)
             if indices is None or len(indices) != len(images):
                 indices = torch.arange(arrived, arrived + len(images))
             arrived += len(images)
-            arrivals = Sample(
-                images=images.detach().cpu(), labels=None if labels is None else labels.detach().cpu(), indices=indices
-            )
+            arrivals = _sample(batch, images, labels, indices)
             if len(arrivals) and (not parts or arrivals.images.shape[1:] == parts[0].images.shape[1:]):
                 parts.append(arrivals.part(slice(count)))
             if sum(len(part) for part in parts) >= count:
@@ -139,5 +163,6 @@ def _first(loader: Any, count: int, batch_fn: BatchFn | None) -> Sample | None:
         images=torch.cat([part.images for part in parts]),
         labels=torch.cat(labelled) if len(labelled) == len(parts) else None,
         indices=torch.cat([part.indices for part in parts]),
+        given=None if None in [part.given for part in parts] else GivenBatch.joined([part.given for part in parts]),
     )
     return whole.part(slice(count))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_cnnviz.core.deconvnet.projection import Unit, project
+from lightning_cnnviz.core.network.calling import CalledNetwork, rows_of
 from lightning_cnnviz.core.network.classification import (
     Classified,
     Scorer,
@@ -130,7 +131,8 @@ def attribute(
         pairs = list(zip(images.split(together), classes.split(together), strict=True))
         for number, (batch, targets) in enumerate(progress(pairs) if progress is not None else pairs):
             own = None if regions is None else regions[number * together :][: len(batch)]
-            parts += in_chunks(partial(explain.part, batch, targets, own), len(batch))
+            with rows_of(model, slice(number * together, number * together + len(batch))):
+                parts += in_chunks(partial(explain.part, batch, targets, own), len(batch))
     # Rules that rectify, or pool, make finite numbers of NaN.
     maps = torch.cat(parts).masked_fill(~untouched.scored[:, None, None, None], torch.nan)
     return AttributionMaps(method=method, layer=name, untouched=untouched, maps=maps)
@@ -164,7 +166,8 @@ def check_attribution(
         start = fill_values(images, None).view(1, -1, 1, 1)
         scorer = Scorer(model, untouched.task, output_fn)
         regions = None if untouched.regions is None else untouched.regions[:1]
-        _Explanation(scorer, method, site, start, 2, 2)(images[:1], targets[:1], regions)
+        with rows_of(model, 0):
+            _Explanation(scorer, method, site, start, 2, 2)(images[:1], targets[:1], regions)
     return untouched.task
 
 
@@ -189,10 +192,14 @@ class _Explanation:
         self._regions: Tensor | None = None
 
     def __call__(self, images: Tensor, targets: Tensor, regions: Tensor | None = None) -> Tensor:
-        """Return the maps `(N, C, H, W)` of a batch; of segmentation one image at a time, each with its own region."""
-        if regions is not None and len(images) > 1:
-            rows = zip(images.split(1), targets.split(1), regions.split(1), strict=True)
-            return torch.cat([self(*row) for row in rows])
+        """Return the maps `(N, C, H, W)` of a batch; one by one where images have regions or inputs of their own."""
+        if len(images) > 1 and (regions is not None or isinstance(self._scorer.model, CalledNetwork)):
+            single = []
+            for number in range(len(images)):
+                one = slice(number, number + 1)
+                with rows_of(self._scorer.model, one):
+                    single.append(self(images[one], targets[one], None if regions is None else regions[one]))
+            return torch.cat(single)
         self._regions = regions
         # A copy, since captum asks for gradients of what it is given; it warns where it has to do so itself.
         own = images.clone().requires_grad_()
@@ -209,7 +216,8 @@ class _Explanation:
     def part(self, images: Tensor, targets: Tensor, regions: Tensor | None, part: slice) -> Tensor:
         """Return the maps of some images of a batch, on the CPU."""
         own = None if regions is None else regions[part]
-        return self(images[part], targets[part], own).detach().float().cpu()
+        with rows_of(self._scorer.model, part):
+            return self(images[part], targets[part], own).detach().float().cpu()
 
     def _logits(self, images: Tensor) -> Tensor:
         regions = None if self._regions is None else self._regions.expand(len(images), -1, -1)

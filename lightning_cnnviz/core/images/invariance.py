@@ -18,6 +18,7 @@ from lightning_cnnviz.core.images.transforms import (
     TransformSpec,
     resolve_transforms,
 )
+from lightning_cnnviz.core.network.calling import rows_of
 from lightning_cnnviz.core.network.classification import (
     Classified,
     Scorer,
@@ -352,7 +353,7 @@ class _Measuring:
         def see(name: str, value: Any) -> None:
             measured[name] = _distances(_features(name, value, len(copies)), self._own[name], len(places))
 
-        with hooked(self._sites, see):
+        with rows_of(self._scorer.model, chosen), hooked(self._sites, see):
             probabilities = self._scorer(copies, self._regions(chosen, places)).probabilities
         shape = (len(places), len(originals))
         targets = self._untouched.targets[chosen].repeat(len(places)).to(probabilities.device)
@@ -418,7 +419,7 @@ class _Measuring:
             # A copy: what follows may write into it.
             self._own[name] = _features(name, value, len(originals)).clone()
 
-        with hooked(self._sites, keep):
+        with rows_of(self._scorer.model, chosen), hooked(self._sites, keep):
             self._scorer.model(originals)
         for line, name in enumerate(self._sites):
             self._own_norms[line, chosen] = torch.linalg.vector_norm(self._own[name].float(), dim=1).cpu()

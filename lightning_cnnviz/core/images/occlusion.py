@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_cnnviz.core.deconvnet.projection import Projector, Unit
+from lightning_cnnviz.core.network.calling import rows_of
 from lightning_cnnviz.core.network.classification import (
     Classified,
     Scorer,
@@ -261,7 +262,7 @@ class _Sweep:
         regions = self._classified.regions
         self._region = None if regions is None else regions[number, None]
         channels = len(image)
-        with hooked({"site": self._site}, self._see):
+        with rows_of(self._scorer.model, number), hooked({"site": self._site}, self._see):
             self._sweep.attribute(
                 image[None],
                 sliding_window_shapes=(channels, *self._size),

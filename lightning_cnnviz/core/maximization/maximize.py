@@ -21,6 +21,7 @@ from lightning_cnnviz.core.maximization.objectives import (
 from lightning_cnnviz.core.maximization.parametrization import Parametrization
 from lightning_cnnviz.core.maximization.rectifiers import Rectifiers, redirected
 from lightning_cnnviz.core.maximization.regularization import RandomTransform, check_transforms, robust
+from lightning_cnnviz.core.network.calling import rows_of
 from lightning_cnnviz.core.network.classification import ScoreReader
 from lightning_cnnviz.core.network.gradients import OrderedGradients, gradient_within
 from lightning_cnnviz.core.network.hooks import analysis_mode
@@ -242,15 +243,16 @@ def strongest_images(
         reader = Reader(model, objectives, images[:1].to(device, dtype), ScoreReader(task, output_fn))
 
         def activations_of(part: slice) -> Tensor:
-            reading = reader(images[part].to(device, dtype))
+            with rows_of(model, part):
+                reading = reader(images[part].to(device, dtype))
             return torch.stack([objective.anywhere(reading).float().cpu() for objective in objectives])
 
         parts = in_chunks(activations_of, len(images), batch_size)
         activations, numbers = torch.cat(parts, 1).max(1)
-        boxes = [
-            _strongest_box(reader, objective, images[number][None].to(device, dtype))
-            for objective, number in zip(objectives, numbers.tolist(), strict=True)
-        ]
+        boxes = []
+        for objective, number in zip(objectives, numbers.tolist(), strict=True):
+            with rows_of(model, number):
+                boxes.append(_strongest_box(reader, objective, images[number][None].to(device, dtype)))
     patches = [
         images[number, :, box[0] : box[2], box[1] : box[3]].detach().float().cpu().clone()
         for number, box in zip(numbers.tolist(), torch.stack(boxes).tolist(), strict=True)

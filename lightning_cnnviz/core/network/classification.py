@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_cnnviz.core.network._labels import read_labels
+from lightning_cnnviz.core.network.calling import rows_of
 from lightning_cnnviz.core.network.memory import in_chunks, is_out_of_memory
 from lightning_cnnviz.core.network.task import OutputFn, Scores, Task, TaskKind, find_ending, find_task, output_tensor
 
@@ -47,6 +48,8 @@ class Classified:
         all_probabilities: `(N, classes)`, where there are several labels an image: of each class.
         regions: `(N, height, width)` bool, of segmentation: the target's pixels in the network's output, over which
             scores and probabilities are means.
+        pixel_probabilities: `(N, height, width)` float, 0 to 1, of segmentation: p of the target at each pixel of the
+            network's output; NaN where its scores are not finite.
     """
 
     targets: Tensor
@@ -59,6 +62,7 @@ class Classified:
     present: Tensor | None = None
     all_probabilities: Tensor | None = None
     regions: Tensor | None = None
+    pixel_probabilities: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -189,7 +193,8 @@ def classify(
     parts: list[str] = []
 
     def scores_of(chosen: slice) -> Tensor:
-        output = run_network(model, images[chosen])
+        with rows_of(model, chosen):
+            output = run_network(model, images[chosen])
         with _said_of(model, images[chosen]):
             values, part = output_tensor(output if output_fn is None else output_fn(output))
             if values.shape[:1] != images[chosen].shape[:1]:
@@ -201,7 +206,7 @@ def classify(
     if isinstance(task, Task):
         return _classified(whole, labels, task)
     # Settled here, once, for all images: the single row of another pass may look like probabilities by chance.
-    with _said_of(model, images):
+    with _said_of(model, images), rows_of(model, 0):
         found = find_task(
             whole,
             labels,
@@ -223,6 +228,9 @@ def _classified(output: Tensor, labels: Tensor | None, task: Task) -> Classified
     if not task.has_classes:
         targets = predictions = torch.zeros_like(predictions).masked_fill(predictions < 0, -1)
     labeled = task.has_classes and bool(meaning.known.any())
+    by_pixel = None
+    if meaning.regions is not None:
+        by_pixel = scored.probabilities.detach().cpu()[torch.arange(len(targets)), targets.clamp(min=0)]
     return Classified(
         targets=targets,
         labeled=labeled,
@@ -234,6 +242,7 @@ def _classified(output: Tensor, labels: Tensor | None, task: Task) -> Classified
         present=meaning.present,
         all_probabilities=None if meaning.present is None else probabilities,
         regions=meaning.regions,
+        pixel_probabilities=by_pixel,
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_cnnviz.core.network.calling import floating_numbers, rows_of
 from lightning_cnnviz.core.network.classification import run_network
 from lightning_cnnviz.core.network.hooks import analysis_mode, model_device
 
@@ -29,7 +30,10 @@ def as_floats(model: nn.Module, images: Tensor) -> Tensor:
 
     Example:
         >>> images = torch.full((1, 1, 2, 2), 255, dtype=torch.uint8)
-        >>> as_floats(nn.Flatten(), images).max()
+        >>> class Scaling(nn.Module):
+        ...     def forward(self, images):
+        ...         return images.float() / 255 - 0.5
+        >>> as_floats(Scaling(), images).max()
         tensor(255.)
     """
     return images if images.dtype != torch.uint8 else images.to(_dtype(model)) / _scale(model, images[:1])
@@ -57,11 +61,11 @@ def _dtype(model: nn.Module) -> torch.dtype:
 def _scale(model: nn.Module, image: Tensor) -> int:
     """By what an image `(1, C, H, W)` of 8 bits is divided for the network to say the same of it."""
     first, dtype = image.to(model_device(model)), _dtype(model)
-    with analysis_mode(model):
-        expected = _numbers(run_network(model, first))
+    with analysis_mode(model), rows_of(model, 0):
+        expected = floating_numbers(run_network(model, first))
         for scale in (1, 255):
             try:
-                found = _numbers(run_network(model, first.to(dtype) / scale))
+                found = floating_numbers(run_network(model, first.to(dtype) / scale))
             except ValueError:
                 continue
             if found.shape == expected.shape and torch.allclose(found, expected, rtol=1e-3, atol=1e-4, equal_nan=True):
@@ -70,12 +74,3 @@ def _scale(model: nn.Module, image: Tensor) -> int:
         f"{type(model).__name__} says something else of uint8 images than of the same as floats, from 0 to 255 or from "
         "0 to 1, which views of changed images need; give batch_fn=... that returns images as floats"
     )
-
-
-def _numbers(output: Any) -> Tensor:
-    """All floating numbers in what a network returned."""
-    if isinstance(output, Tensor):
-        return output.detach().flatten().float().cpu()
-    if not isinstance(output, (list, tuple)):
-        output = list((output if isinstance(output, Mapping) else getattr(output, "__dict__", {})).values())
-    return torch.cat([torch.empty(0), *(_numbers(part) for part in output)])

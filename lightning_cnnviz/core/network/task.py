@@ -22,6 +22,7 @@ __all__ = [
     "TaskKind",
     "find_ending",
     "find_task",
+    "named_scores",
     "output_tensor",
     "sums_to_one",
     "undone",
@@ -50,6 +51,18 @@ _PARTS = (
     "probabilities",
     "probs",
     "preds",
+)
+_FEATURES = (
+    "features",
+    "feature",
+    "feats",
+    "feat",
+    "embedding",
+    "embeddings",
+    "hidden",
+    "hidden_states",
+    "latent",
+    "z",
 )
 _NAMES = {
     "multiclass": "one class an image",
@@ -169,6 +182,26 @@ def output_tensor(output: Any) -> tuple[Tensor, str]:
         f"{form} of {len(parts)} tensors ({', '.join(map(repr, list(parts)[:6]))}), none of a name that says which are "
         f"the scores; tell it, for example output_fn=lambda output: output[{example!r}]"
     )
+
+
+def named_scores(output: Any) -> list[str]:
+    """Return the names of several scores in an output, none of which has a usual name for scores; else none.
+
+    Scores are `(N, classes)` or `(N,)`, for some N. What has a usual name for features is none, and what has a place
+    instead of a name is not known to be.
+
+    Example:
+        >>> named_scores({"species": torch.zeros(2, 3), "sex": torch.zeros(2)})
+        ['species', 'sex']
+    """
+    if isinstance(output, Tensor):
+        return []
+    parts = dict(_parts(output))
+    if any(name in parts for name in _PARTS) or not all(isinstance(name, str) for name in parts):
+        return []
+    named = {str(name): value for name, value in parts.items() if name not in _FEATURES}
+    counts = {len(value) if value.ndim in (1, 2) else -1 for value in named.values()}
+    return list(named) if len(named) > 1 and len(counts) == 1 and -1 not in counts else []
 
 
 def _parts(output: Any) -> Iterator[tuple[str | int, Tensor]]:

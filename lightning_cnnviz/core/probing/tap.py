@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from lightning_cnnviz.core.data.batches import BatchFn, has_indices, numbered_batches
 from lightning_cnnviz.core.data.distributed import gathered, ranks
+from lightning_cnnviz.core.network.calling import give, rows_of
 from lightning_cnnviz.core.network.hooks import analysis_mode
 from lightning_cnnviz.core.network.layers import LayerNotFoundError, LayerSpec, SelectedLayer, select_layers
 from lightning_cnnviz.core.network.memory import in_chunks
@@ -107,9 +108,16 @@ def tap_features(
                 labels = batch.labels[places.to(batch.labels.device)]
                 tap.indices_known &= batch.indices_known
                 own = batch.indices[places]
+                give(model, batch.given, batch.images)
 
-                def read(part: slice, images: Tensor = images, own: Tensor = own, labels: Tensor = labels) -> None:
-                    with tap.batch(images[part], own[part], labels[part]):
+                def read(
+                    part: slice,
+                    images: Tensor = images,
+                    own: Tensor = own,
+                    labels: Tensor = labels,
+                    places: Tensor = places,
+                ) -> None:
+                    with rows_of(model, places[part]), tap.batch(images[part], own[part], labels[part]):
                         model(images[part])
 
                 in_chunks(read, len(images))

@@ -171,6 +171,9 @@ def test_segmentation_is_followed_over_the_pixels_of_a_class(shape: str) -> None
     for given, p in ((images, found.untouched.probabilities), (covered, found.probabilities[:, 0, 1])):
         by_pixel = model.scores(given).softmax(1)
         for number, target in enumerate(TARGETS):
+            if given is images:
+                assert found.untouched.pixel_probabilities is not None
+                torch.testing.assert_close(found.untouched.pixel_probabilities[number], by_pixel[number, target])
             expected = by_pixel[number][:, labels[number] == target].mean(1)
             assert float(p[number]) == pytest.approx(float(expected[target]), abs=1e-6)
     by_pixel = model.scores(covered).softmax(1)
