@@ -13,6 +13,7 @@ from lightning_cnnviz.callbacks._base.look import Look
 from lightning_cnnviz.callbacks._base.trainer import refuse_compiled
 from lightning_cnnviz.callbacks.layer_probe import LAYERS
 from lightning_cnnviz.core.data.batches import class_labels, read_batch
+from lightning_cnnviz.core.network.calling import give
 from lightning_cnnviz.core.network.layers import evenly, select_layers
 from lightning_cnnviz.core.probing.dataset import why_no_labels
 from lightning_cnnviz.core.probing.map_reader import MapReader
@@ -83,6 +84,7 @@ class OnlineProbeMonitor(FeedMonitor):
             with self.guard(raises=_is_first(trainer)):
                 images, labels = read_batch(batch, self.batch_fn)
                 labels = class_labels(labels)
+                give(self.network_of(pl_module), batch, images)
                 if labels is None:
                     raise ValueError(why_no_labels(batch, self.batch_fn))
                 self._pass.enter_context(self._learning.batch(images, labels))

@@ -174,7 +174,9 @@ def chosen_normalization(
     if given is not None:
         mean, std = given
         if count and not {len(mean), len(std)} <= {1, count}:
-            raise ValueError(f"normalization={given}: the images have {count} channels; give 1 or {count} values each")
+            raise ValueError(
+                f"normalization={given} does not fit images of {count} channels: give 1 or {count} values each"
+            )
         return Normalization(tuple(mean), tuple(std)).shows(channels, count)
     found = find_normalization(dataset)
     if found is None or (count and not {len(found.mean), len(found.std)} <= {1, count}):

@@ -20,6 +20,7 @@ from lightning_cnnviz.callbacks.layer_probe import LayerProbeMonitor
 from lightning_cnnviz.callbacks.layer_table import LayerTableMonitor
 from lightning_cnnviz.callbacks.maximization import MaximizationMonitor
 from lightning_cnnviz.callbacks.occlusion import OcclusionMonitor
+from lightning_cnnviz.callbacks.online_probe import OnlineProbeMonitor
 from lightning_cnnviz.callbacks.top_patches import TopPatchesMonitor
 from lightning_cnnviz.core.images.occlusion import OcclusionMaps
 from lightning_cnnviz.core.network.heads import ByHead
@@ -126,7 +127,7 @@ def fit(monitors: Any, model: Any) -> Any:
 
 def monitors(**options: Any) -> list[Any]:
     options = {"on_error": "raise", **options}
-    sinks = [MemorySink() for _ in range(5)]
+    sinks = [MemorySink() for _ in range(6)]
     return [
         Occlusion(**options),
         TopPatchesMonitor(k=2, sinks=[sinks[0]], **options),
@@ -134,6 +135,7 @@ def monitors(**options: Any) -> list[Any]:
         LayerProbeMonitor(every_n_epochs=1, heads=["softmax"], sinks=[sinks[2]], **options),
         MaximizationMonitor(features=1, starts=1, steps=2, invariance=0, images=8, sinks=[sinks[3]], **options),
         AttributionMonitor(images=3, sinks=[sinks[4]], **options),
+        OnlineProbeMonitor(sinks=[sinks[5]], **options),
     ]
 
 

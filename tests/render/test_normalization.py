@@ -113,7 +113,7 @@ def test_channels_that_cannot_be_shown_are_refused(channels: Any) -> None:
 
 def test_a_normalization_of_other_channels_is_refused_where_it_is_told_and_not_taken_where_it_is_found() -> None:
     patches = [torch.rand(4, 3, 3)]
-    with pytest.raises(ValueError, match="have 4 channels; give 1 or 4 values"):
+    with pytest.raises(ValueError, match="does not fit images of 4 channels: give 1 or 4 values"):
         chosen_normalization((MEAN, STD), None, patches)
     found = chosen_normalization(None, wrapped(v2.Normalize(list(MEAN), list(STD)))[0], patches)
     assert found.mean == (0.0,)

@@ -104,16 +104,19 @@ def _drawn(loader: Any, count: int, batch_fn: BatchFn | None, transfer: Callable
 def _of_different_classes(sample: Sample, count: int) -> Tensor:
     """Places of images, one of each class first, then a second of each, and so on, in the order of drawing.
 
-    Images without a class come last; of rows of several labels, equal rows are a class.
+    Images without a class come last. Of rows of labels, equal rows are a class, and those of several labels come first:
+    a few images with one label each would look like data of one class an image.
     """
     kinds = _kinds(sample)
     if kinds is None:
         return torch.arange(min(count, len(sample)))
+    labels = sample.labels
+    single = [True] * len(kinds) if labels is None or labels.ndim != 2 else (labels.sum(1) < 2).tolist()
     seen: dict[int, int] = {}
     turns = []
     for place, kind in enumerate(kinds.tolist()):
         seen[kind] = seen.get(kind, 0) + 1
-        turns.append((kind < 0, seen[kind], place))
+        turns.append((kind < 0, seen[kind], single[place], place))
     return torch.tensor([place for *_, place in sorted(turns)[:count]])
 
 

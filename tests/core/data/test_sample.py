@@ -95,3 +95,17 @@ def test_nothing_to_draw() -> None:
         draw_sample([torch.rand(2, 1, 4, 4)], 0)
     with pytest.raises(TypeError, match="no images found"):
         draw_sample(["text"], 1)
+
+
+def test_images_of_several_labels_come_first_and_those_without_a_class_last() -> None:
+    rows = torch.nn.functional.one_hot(torch.arange(40) % 4, 4)
+    rows[::4] = torch.tensor([1, 0, 1, 1])
+    sample = draw_sample(DataLoader(TensorDataset(torch.rand(40, 1, 4, 4), rows), batch_size=8), 4)
+    assert sample.labels is not None
+    assert sample.labels[0].tolist() == [1, 0, 1, 1]
+    assert len(sample.labels.unique(dim=0)) == 4
+    numbers = torch.arange(40) % 4
+    numbers[numbers == 3] = -100
+    sample = draw_sample(DataLoader(TensorDataset(torch.rand(40, 1, 4, 4), numbers), batch_size=8), 8)
+    assert sample.labels is not None
+    assert -100 not in sample.labels
