@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from lightning_cnnviz import MemorySink
 from lightning_cnnviz.callbacks.layer_probe import LayerProbeMonitor
 from lightning_cnnviz.callbacks.online_probe import OnlineProbeMonitor
+from lightning_cnnviz.core.data.distributed import gathered_objects
 from lightning_cnnviz.core.probing.probe import LayerProbe
 
 
@@ -44,9 +45,11 @@ class Ranks(pl.Callback):
             self.same.append(bool(mine.any()) and all(torch.equal(mine, other) for other in theirs))
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        numbers = gathered_objects({key: float(value) for key, value in trainer.callback_metrics.items()})
         if trainer.is_global_zero:
             notes = [report.notes[1] for _, report in self.sink.reports]
-            torch.save({"probes": self.probes.found, "same": self.same, "online": notes}, self.out)
+            found = {"probes": self.probes.found, "same": self.same, "online": notes, "numbers": numbers}
+            torch.save(found, self.out)
 
 
 def main(ranks: int, out: Path) -> None:
@@ -66,7 +69,8 @@ def main(ranks: int, out: Path) -> None:
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = 0.0
     strategy = "ddp_fork" if ranks > 1 else "auto"
-    callbacks = [probes, online, Ranks(probes, online, sink, out)]
+    stopping = pl.callbacks.EarlyStopping("layer_probe/features_0/svm", mode="max", strict=False)
+    callbacks = [stopping, probes, online, Ranks(probes, online, sink, out)]
     trainer = quiet_trainer(callbacks=callbacks, devices=ranks, strategy=strategy, max_epochs=2)
     trainer.fit(model, train_loader(), val_loader())
 

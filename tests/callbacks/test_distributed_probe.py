@@ -37,3 +37,9 @@ def test_two_processes_give_the_table_of_one(tmp_path: Path) -> None:
     assert one["online"] == [f"Learned from {count} training batches, tested on 23 images." for count in (5, 10)]
     # Each process has half of the batches, and of the padded validation set no image counts twice.
     assert two["online"] == [f"Learned from {count} training batches, tested on 23 images." for count in (3, 6)]
+    # Who follows the numbers finds the same ones on every rank.
+    first, second = two["numbers"]
+    ours = {key for key in first if "probe/" in key}
+    assert {"layer_probe/features_0/svm", "online_probe/accuracy"} <= ours
+    assert {key: first[key] for key in ours} == {key: second.get(key) for key in ours}
+    assert first["layer_probe/features_0/svm"] == one["numbers"][0]["layer_probe/features_0/svm"]

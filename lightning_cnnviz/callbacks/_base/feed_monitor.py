@@ -63,6 +63,11 @@ class FeedMonitor(Monitor, Subscriber):  # type: ignore[misc]
         with self._feed.costs.look(self):
             self.look(look.trainer, lambda: self.part(look, running))
 
+    @property
+    def looks_at_validation(self) -> bool:
+        """Where it looks at validation's own passes."""
+        return self.data is None and self.every_n_steps is None
+
     def data_of(self, result: Any) -> DataIdentity:
         """Return which images were looked at."""
         return self._data

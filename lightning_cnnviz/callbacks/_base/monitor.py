@@ -9,7 +9,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from functools import partial
 from typing import Any, ClassVar, Literal, TypedDict
 
 import lightning.pytorch as pl
@@ -19,21 +18,23 @@ from tqdm.auto import tqdm
 
 from lightning_cnnviz.callbacks._base.budget import Budget
 from lightning_cnnviz.callbacks._base.feed import Feed
+from lightning_cnnviz.callbacks._base.followers import publish, refuse_too_early
 from lightning_cnnviz.callbacks._base.interruption import end_interrupted
 from lightning_cnnviz.callbacks._base.options import name_options
 from lightning_cnnviz.callbacks._base.schedule import Schedule
 from lightning_cnnviz.callbacks._base.subscriber import agree, for_all, is_due
 from lightning_cnnviz.callbacks._base.trainer import mixed_precision, refuse_sharded, step_of
-from lightning_cnnviz.core.data.distributed import OtherRankError, gathered_objects, rank, together
+from lightning_cnnviz.core.data.distributed import OtherRankError, from_first, gathered_objects, rank, together
 from lightning_cnnviz.core.network.calling import ForwardFn
 from lightning_cnnviz.record.data import plain
 from lightning_cnnviz.record.identity import DataIdentity, LookIdentity, NetworkIdentity, network_identity, versions
 from lightning_cnnviz.record.store import Carried
 from lightning_cnnviz.render.display import Display
-from lightning_cnnviz.render.views import Seen, draw_view
-from lightning_cnnviz.report import Report, Step
+from lightning_cnnviz.render.views import Seen, draw_view, view_scalars
+from lightning_cnnviz.report import Report, Scalar, Step
 from lightning_cnnviz.sinks.base import Sink
 from lightning_cnnviz.sinks.outlet import Outlet, printed_log
+from lightning_cnnviz.sinks.series import measured, prefix_of
 
 __all__ = ["Monitor", "MonitorOptions"]
 
@@ -191,8 +192,11 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
             self._outlet.open(trainer)
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        """Step aside where the weights are cut up: a strategy does so after set-up."""
+        """Step aside where the weights are cut up: a strategy does so after set-up; check who follows our numbers."""
         self._ask_for_whole_weights(trainer)
+        others = [each for each in trainer.callbacks if isinstance(each, Monitor)]
+        prefixes = {prefix_of(each.view, name=each.name): each for each in others if each.view}
+        refuse_too_early(self._who, prefixes, self, trainer, self._schedule)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Try the given loaders, before the first step."""
@@ -403,14 +407,24 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
             self._step = step_of(trainer)
         if parts is None:
             return  # on every rank
+        result, drawn = None, None
+        numbers: dict[str, float] | None = None
+        with self.guard(raises=raises), together("the numbers of a look"):
+            if trainer.is_global_zero:
+                self._network = self._identified(trainer)
+                result = self.merge(parts)
+                drawn = None if self._draws_its_view else self.render(result)
+                numbers = self._numbers(result, drawn)
+            numbers = from_first(numbers)
+        if numbers is None:
+            return  # on every rank
+        publish(trainer, numbers)
         # The first rank shows it while the others go on, unless its failure is to stop them.
         stops = raises or self.on_error == "raise"
         with self.guard(raises=raises), together("showing a look") if stops else nullcontext():
             if self._outlet.is_open:
-                self._network = self._identified(trainer)
-                result = self.merge(parts)
                 with self._feed.costs.charge([self], "showing"):
-                    self._show(result)
+                    self._show(result, drawn)
 
     @property
     def title(self) -> str:
@@ -474,14 +488,40 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
         elif self._looks == 0:
             raise ValueError(f"{self._who} saw no batch: the loader of trainer.{stage}() is empty")
 
-    def _show(self, result: Any) -> None:
+    @property
+    def looks_at_validation(self) -> bool:
+        """Whether its looks are there when validation ends, and not only when the epoch does."""
+        return False
+
+    @property
+    def leader(self) -> Monitor:
+        """The monitor at whose turn all of them look when validation ends."""
+        lead: Monitor = self._feed.lead
+        return lead
+
+    @property
+    def _draws_its_view(self) -> bool:
+        """Whether its results are drawn by its view, and not by a `render` of its own."""
+        return bool(self.view) and getattr(self.render, "__func__", None) is Monitor.render
+
+    def _numbers(self, result: Any, drawn: Report | None) -> dict[str, float]:
+        """The numbers of a whole result, by the keys that they have in every logger."""
+        if drawn is None:
+            earlier = Carried(self._outlet.earlier(self._identity(result)))
+            view, scalars = self.view, view_scalars(self.view, self._seen(result), earlier)
+        else:
+            view, scalars = drawn.view, [item for item in drawn.items if isinstance(item, Scalar)]
+        found = measured(scalars, view=view, name=self.name, stage=self._step.stage)
+        return {each.key: float(each.value) for each in found}
+
+    def _show(self, result: Any, drawn: Report | None) -> None:
         """Keep a whole result and show it; of a monitor without a view, its report."""
-        if not self.view:
-            self._outlet.show(replace(self.render(result), name=self.name), self._step)
-            return
-        draws_its_view = getattr(self.render, "__func__", None) is Monitor.render
-        own = None if draws_its_view else partial(self.render, result)
-        self._outlet.show_look(self._identity(result), self._seen(result), own)
+        if drawn is None:
+            self._outlet.show_look(self._identity(result), self._seen(result))
+        elif self.view:
+            self._outlet.show_look(self._identity(result), self._seen(result), lambda: drawn)
+        else:
+            self._outlet.show(replace(drawn, name=self.name), self._step)
 
     def _seen(self, result: Any) -> Seen:
         return Seen(result=result, display=self.display_of(result), arguments=self.arguments, epoch=self._step.epoch)

@@ -50,6 +50,16 @@ class Schedule:
         """Whether the network that training ends with is looked at, whatever ends it."""
         return not isinstance(self.epochs, list)
 
+    def first_epoch(self, trainer: Any) -> int | None:
+        """Return after which epoch the first look is due, counted from 1; None where steps say so."""
+        if self.every_n_steps is not None:
+            return None
+        if isinstance(self.epochs, list):
+            return min(self.epochs)
+        last = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else None
+        first = {"log": 1, "last": last}.get(self.epochs or "", self.every_n_epochs or 1)
+        return first if last is None or first is None else min(first, last)
+
     def due(self, trainer: Any) -> bool:
         """Whether a look is due in the epoch that the trainer is in, at its end or at a validation."""
         if trainer.state.fn != "fit" or trainer.sanity_checking:

@@ -1,0 +1,75 @@
+"""The numbers of looks, where a trainer's other callbacks find them: early stopping, checkpoints, schedulers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from lightning_cnnviz.callbacks._base.schedule import Schedule
+
+__all__ = ["publish", "refuse_too_early"]
+
+
+def publish(trainer: Any, numbers: Mapping[str, float]) -> None:
+    """Put the numbers of a look where Lightning's own are, `trainer.callback_metrics`; on every rank the same."""
+    device = trainer.strategy.root_device
+    trainer.callback_metrics.update({key: torch.tensor(float(value), device=device) for key, value in numbers.items()})
+
+
+def refuse_too_early(who: str, prefixes: Mapping[str, Any], owner: Any, trainer: Any, schedule: Schedule) -> None:
+    """Refuse a callback that asks for a monitor's number before there is one, or before the newest one is there.
+
+    Args:
+        who: The monitor, for messages.
+        prefixes: Of each monitor of the trainer, by what the keys of its numbers begin with.
+        owner: The monitor.
+        trainer: The trainer, when every callback is set up.
+        schedule: When the monitor looks.
+
+    Raises:
+        ValueError: There is such a callback; says what would do.
+    """
+    for place, callback in enumerate(trainer.callbacks):
+        key = getattr(callback, "monitor", None)
+        if not isinstance(key, str) or _owner_of(key, prefixes) is not owner or not getattr(callback, "strict", True):
+            continue
+        asked = f'{type(callback).__name__}(monitor="{key}")'
+        at_validation, option = _asks_at_validation(callback, trainer)
+        if at_validation and not owner.looks_at_validation:
+            raise ValueError(
+                f"{asked} asks when validation ends, and {who} looks when the training epoch ends: give "
+                f"{type(callback).__name__}({option}=True)"
+            )
+        if at_validation and place < trainer.callbacks.index(owner.leader):
+            raise ValueError(f"{asked} asks before {who} has looked: put it behind the monitors in callbacks=[...]")
+        first = _first_asked(callback, trainer, at_validation)
+        looks = schedule.first_epoch(trainer)
+        if first is not None and looks is not None and looks > first:
+            raise ValueError(
+                f"{asked} asks after epoch {first}, and {who} does not look before epoch {looks}: give "
+                f"{who.split(' ')[0]}(every_n_epochs={first})"
+            )
+
+
+def _owner_of(key: str, prefixes: Mapping[str, Any]) -> Any:
+    """Whose number it is: of several, the one with the longest prefix."""
+    fitting = [prefix for prefix in prefixes if key.startswith(f"{prefix}/")]
+    return prefixes[max(fitting, key=len)] if fitting else None
+
+
+def _asks_at_validation(callback: Any, trainer: Any) -> tuple[bool, str]:
+    """Whether it asks when validation ends instead of when the epoch does, and the option that says so."""
+    if hasattr(callback, "_should_save_on_train_epoch_end"):
+        return not callback._should_save_on_train_epoch_end(trainer), "save_on_train_epoch_end"
+    return not getattr(callback, "_check_on_train_epoch_end", True), "check_on_train_epoch_end"
+
+
+def _first_asked(callback: Any, trainer: Any, at_validation: bool) -> int | None:
+    """After which epoch it asks first; None where it does not go by epochs."""
+    every = getattr(callback, "_every_n_epochs", 1)
+    if every < 1:
+        return None
+    validated = (trainer.check_val_every_n_epoch or 1) if at_validation else 1
+    return int(max(every, validated))
