@@ -89,8 +89,11 @@ from .report import Table as Table
 from .report import Tile as Tile
 from .show import show as show
 from .sinks.base import Sink as Sink
+from .sinks.logger import LoggerSink as LoggerSink
 from .sinks.memory import MemorySink as MemorySink
+from .sinks.mlflow import MlflowSink as MlflowSink
 from .sinks.page import PageSink as PageSink
+from .sinks.tensorboard import TensorBoardSink as TensorBoardSink
 from .sinks.wandb import WandbSink as WandbSink
 from .studies.ablation import ablation_study as ablation_study
 from .studies.digits import digits_transfer as digits_transfer

@@ -98,8 +98,8 @@ class FineTuner(pl.LightningModule):
             cached as well unless one of your callbacks looks at its batches.
         class_names: Names of the classes, for the confusion matrix.
         image_size: `(C, H, W)` of the image with which the network is run to find its classifier and stages.
-        sinks: Where the confusion matrix goes; by default every WandbLogger of the trainer, and a page in its log
-            folder; `[]` for nowhere.
+        sinks: Where the confusion matrix goes; by default every logger of the trainer, and a page in its log folder;
+            `[]` for nowhere.
 
     Raises:
         ImportError: timm is needed and not installed.

@@ -21,9 +21,11 @@ class Sink(ABC):
 
     Attributes:
         is_default: Whether monitors whose user has named no sinks show here too, in trainers that it serves.
+        logger_kinds: Names of the classes of loggers that it logs everything to, so that no other sink does.
     """
 
     is_default: ClassVar[bool] = False
+    logger_kinds: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def serves(cls, loggers: Sequence[Any]) -> bool:

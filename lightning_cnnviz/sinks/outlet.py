@@ -134,7 +134,7 @@ class Outlet:
         if sinks is None:
             sinks = [self._shared.defaults.setdefault(kind, kind()) for kind in _default_kinds(loggers)]
         if not sinks:
-            choices = ", ".join(f"{kind.__name__}()" for kind in _kinds())
+            choices = ", ".join(f"{kind.__name__}()" for kind in _kinds() if kind.serves(loggers))
             raise ValueError(
                 f"{self.who}(sinks=[]) would show nothing anywhere: leave sinks out for "
                 f"{' and '.join(kind.__name__ for kind in _default_kinds(loggers))}, or give some of {choices}"

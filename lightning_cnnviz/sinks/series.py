@@ -95,7 +95,7 @@ def prefix_of(view: str, *, name: str = "", stage: str = "fit") -> str:
         >>> prefix_of("top_patches", name="ten classes", stage="test")
         'test/top_patches/ten_classes'
     """
-    parts = [stage] if stage != "fit" else []
+    parts = [key_part(stage)] if stage != "fit" else []
     return "/".join([*parts, key_part(view), *([key_part(name)] if name else [])])
 
 

@@ -83,6 +83,7 @@ Trainer(logger=WandbLogger(project=...)), or write elsewhere, for example with s
     """
 
     is_default: ClassVar[bool] = True
+    logger_kinds: ClassVar[tuple[str, ...]] = ("WandbLogger",)
 
     def __init__(self) -> None:
         self._loggers: list[Any] | None = None

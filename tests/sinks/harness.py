@@ -45,3 +45,9 @@ def page_text(page: Path) -> str:
     """Everything that a page's folder says, without its pictures; `page` is its `index.html`."""
     files = [page, page.with_name("looks.js"), *sorted((page.parent / "looks").glob("*.js"))]
     return "\n".join(file.read_text(encoding="utf-8") for file in files)
+
+
+def report_key(key: str) -> str:
+    """The report's key of a number, by the key that it has in loggers."""
+    parts = key.split("/")
+    return key if parts[-1] != "scalar" else "/".join([f"{parts[0]}_stats", *parts[1:]])

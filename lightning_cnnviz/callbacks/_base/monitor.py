@@ -74,7 +74,7 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
         forward_fn: Runs the network on a batch, where a call with the images alone does not:
             `lambda network, batch: network(batch["image"], batch["meta"])`. Changed images stand in the batch in the
             place of their own; images that are made up have beside them what belongs to the first one.
-        sinks: Where to show it; by default every WandbLogger of the trainer, and a page in its log folder.
+        sinks: Where to show it; by default every logger of the trainer, and a page in its log folder.
         on_error: `"report"`, or `"raise"` to let a failure stop the run.
 
     Raises:
