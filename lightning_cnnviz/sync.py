@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 
 from lightning_cnnviz.record.store import Record
@@ -52,15 +53,14 @@ def sync_record(record: Record, to: str, *, run: str | None = None) -> tuple[int
     wanted = [look for look in looks if look.identity.run == (run or runs[-1])]
     sent = known = 0
     with opened_run(to) as logger:
-        sink = WandbSink()
+        sink = WandbSink(record="never")
         sink.open([logger], record.folder)
         sink.keep_account(record.folder)
-        for look in wanted:
-            content = sink.encode(look.report(), look.step)
-            if sink.has_sent(content, look.step):
-                known += 1
-                continue
-            sink.write_encoded(content, look.step)
-            sent += 1
+        for step, moment in groupby(wanted, key=lambda look: look.step):
+            contents = [sink.encode(look.report(), step) for look in moment]
+            missing = [content for content in contents if not sink.has_sent(content, step)]
+            if missing:
+                sink.write_look(missing, step)
+            sent, known = sent + len(missing), known + len(contents) - len(missing)
         sink.close()
     return sent, known

@@ -34,7 +34,7 @@ ALLOWED = {
     "files": set(),
     "": set(),
     "render": {"core", "report"},
-    "sinks": {"report", "files", "render.image", "render.charts", "render.items", "render.tables"},
+    "sinks": {"report", "files", "render.image", "render.charts", "render.items", "render.panel", "render.tables"},
     "sinks.outlet": {"report", "render.views", "record", "sinks"},
     "sync": {"report", "record", "sinks"},
     "render.studies": {"render", "report", "studies.results"},

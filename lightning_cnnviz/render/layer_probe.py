@@ -111,26 +111,41 @@ def _chance(depth: tuple[float, ...], classes: int) -> Series:
 
 def _table(result: LayerProbe) -> Table:
     heads = result.scores[0].heads
-    columns = ["layer", "features", *(f"{head} in %" for head in heads)]
+    columns = ["layer", "features", *_columns(result.scores, "{head}")]
     columns += [f"C of {head}" for head in heads if head != "knn"]
     if result.control is not None:
-        columns += [f"{head}, random weights, in %" for head in heads]
+        columns += _columns(result.control, "{head}, random weights")
     controls = result.control or (None,) * len(result.scores)
     rows = []
     for scores, control in zip(result.scores, controls, strict=True):
-        row: list[Number] = [scores.layer, scores.dimensions, *(_with_spread(scores, head) for head in heads)]
+        row: list[Number | None] = [scores.layer, scores.dimensions, *_figures(scores, result.scores)]
         row += [_strengths(scores, head) for head in heads if head != "knn"]
         if control is not None:
-            row += [_with_spread(control, head) for head in heads]
+            row += _figures(control, result.control or ())
         rows.append(tuple(row))
-    return Table("accuracy", tuple(columns), tuple(rows), caption=f"{_learned(result)}: mean ± std over splits")
+    return Table("accuracy", tuple(columns), tuple(rows), caption=f"{_learned(result)}: mean and std over splits")
 
 
-def _with_spread(scores: ProbeScores, head: str) -> str:
-    mean, spread = 100 * scores.mean(head), 100 * scores.std(head)
-    if math.isnan(mean):
-        return "not finite"
-    return f"{mean:.1f}" if math.isnan(spread) else f"{mean:.1f} ± {spread:.1f}"
+def _columns(every: Sequence[ProbeScores], name: str) -> list[str]:
+    """A column a head, and one for its spread where there are several splits."""
+    columns = []
+    for head in every[0].heads:
+        columns.append(f"{name.format(head=head)} in %")
+        if _spreads(every, head):
+            columns.append(f"std of {name.format(head=head)}")
+    return columns
+
+
+def _figures(scores: ProbeScores, every: Sequence[ProbeScores]) -> list[Number | None]:
+    """The cells of `_columns`, in percent; None where something is not finite."""
+    values: list[float] = []
+    for head in scores.heads:
+        values += [scores.mean(head), scores.std(head)] if _spreads(every, head) else [scores.mean(head)]
+    return [round(100 * value, 2) if math.isfinite(value) else None for value in values]
+
+
+def _spreads(every: Sequence[ProbeScores], head: str) -> bool:
+    return any(not math.isnan(scores.std(head)) for scores in every)
 
 
 def _strengths(scores: ProbeScores, head: str) -> str:

@@ -20,8 +20,9 @@ _MOST_TRIES = 3  # of a report that a sink refuses for another reason than its d
 
 @dataclass
 class _Waiting:
-    content: Any
+    contents: list[Any]
     step: Step
+    is_whole: bool = True
     tries: int = 0
 
 
@@ -59,20 +60,31 @@ class Destination:
         self.put(who, content, step, raises=raises)
 
     def put(self, who: str, content: Any, step: Step, *, raises: bool = False) -> None:
-        """Write what was encoded, after what could not be written before."""
-        self._waiting.append(_Waiting(content, step))
+        """Write what was encoded, after what could not be written before; a look that is joined, when it ends."""
+        last = self._waiting[-1] if self._waiting else None
+        if last is not None and not last.is_whole and last.step == step:
+            last.contents.append(content)
+            return
+        for each in self._waiting:
+            each.is_whole = True
+        self._waiting.append(_Waiting([content], step, is_whole=not self.sink.joins_looks))
         self.write_waiting(who, raises=raises)
         while len(self._waiting) > _MOST_WAITING:
-            self._waiting.popleft()
-            self._lost += 1
+            self._lost += len(self._waiting.popleft().contents)
+
+    def end_look(self, who: str, *, raises: bool = False) -> None:
+        """Write the reports of one moment that were waiting for each other."""
+        if self._waiting and not self._waiting[-1].is_whole:
+            self._waiting[-1].is_whole = True
+            self.write_waiting(who, raises=raises)
 
     def write_waiting(self, who: str, *, raises: bool = False) -> None:
-        """Try to write all that waits."""
+        """Try to write all that waits but for a look that goes on."""
         refused: list[_Waiting] = []
-        while self._waiting:
+        while self._waiting and self._waiting[0].is_whole:
             first = self._waiting[0]
             try:
-                self.sink.write_encoded(first.content, first.step)
+                self.sink.write_look(first.contents, first.step)
             except OSError as error:
                 if raises:
                     raise
@@ -87,7 +99,7 @@ class Destination:
                 if first.tries < _MOST_TRIES:
                     refused.append(first)
                 else:
-                    self._lost += 1
+                    self._lost += len(first.contents)
                 continue
             self._waiting.popleft()
             if self._is_failing and not refused and not self._waiting:
@@ -97,8 +109,11 @@ class Destination:
 
     def close(self, who: str, *, raises: bool = False) -> None:
         """Try a last time, and say what is lost."""
+        for each in self._waiting:
+            each.is_whole = True
         self.write_waiting(who, raises=raises)
-        lost = self._lost + len(self._waiting)
+        self.sink.finish()
+        lost = self._lost + sum(len(each.contents) for each in self._waiting)
         self._waiting.clear()
         if lost:
             reports = "1 report is" if lost == 1 else f"{lost} reports are"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -26,6 +26,8 @@ class Sink(ABC):
 
     is_default: ClassVar[bool] = False
     logger_kinds: ClassVar[tuple[str, ...]] = ()
+    joins_looks: ClassVar[bool] = False
+    """Whether it takes all reports of one moment together, by `write_look`, once the last of them is there."""
 
     @classmethod
     def serves(cls, loggers: Sequence[Any]) -> bool:
@@ -77,6 +79,17 @@ class Sink(ABC):
     def write_encoded(self, content: Any, step: Step) -> None:
         """Show what `encode` has made of one report."""
         self.write(content, step)
+
+    def write_look(self, contents: Sequence[Any], step: Step) -> None:
+        """Show what `encode` has made of all reports of one moment."""
+        for content in contents:
+            self.write_encoded(content, step)
+
+    def describe(self, monitor: str, facts: Mapping[str, Any]) -> None:  # noqa: B027 - most sinks need nothing
+        """Take note of what a monitor was made with: plain values; called after `open`, before its first look."""
+
+    def finish(self) -> None:  # noqa: B027 - most sinks need nothing
+        """Show what belongs to the end of a fit, validation or test: all who showed here are closing it."""
 
     def close(self) -> None:  # noqa: B027 - most sinks need nothing
         """Finish; more may be written afterwards."""

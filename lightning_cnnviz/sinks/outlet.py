@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib
 import logging
 import pkgutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -181,6 +182,8 @@ class Outlet:
         if self._keeper is None or not self.is_open:
             return
         identity = replace(identity, run=self.run)
+        if not self._has_shown:
+            self._describe(identity, seen)
         look = self._keeper.keep(identity, seen)
         step = identity.step
         if look is not None and self._beside and draw is None and self._drawer.is_beside and not self.raises:
@@ -194,6 +197,27 @@ class Outlet:
         else:
             self._write(replace(draw(), name=identity.name), step)
         self._last = show
+
+    def _describe(self, identity: LookIdentity, seen: Seen) -> None:
+        """Tell sinks what the monitor was made with, and what it has found to look at."""
+        result, display = seen.result, seen.display
+        layers = [each.layer for each in result if hasattr(each, "layer")] if isinstance(result, Iterable) else []
+        facts = {
+            **identity.arguments,
+            "looked at": {
+                "layers": layers or [str(layer) for layer in getattr(result, "layers", ())],
+                "images": identity.data.sentence,
+                "image numbers": list(display.indices),
+                "classes": 0 if display.class_names is None else len(display.class_names),
+                "normalization": display.normalization.sentence(),
+            },
+            "network": identity.network.type,
+            "versions": dict(identity.versions),
+        }
+        name = f"{identity.monitor}/{identity.name}" if identity.name else identity.monitor
+        for sink in self._opened:
+            with suppress(OSError):  # a service that does not answer misses a description, which is in the record
+                sink.describe(name, facts)
 
     def show(self, report: Report, step: Step) -> None:
         """Keep a report of what has no result, and write it to every sink; to none where the outlet is not open."""
@@ -223,6 +247,9 @@ class Outlet:
         """Write what has been drawn meanwhile; quick where nothing is."""
         if self._shared.drawer is not None:
             self._shared.drawer.poll()
+        if self._shared.drawer is None or not self._shared.drawer.unfinished:
+            for destination in self._shared.destinations.values():
+                destination.end_look(self.who)
 
     def close(self, *, shows_progress: bool = False, waits: bool = True) -> None:
         """Write what is still being drawn, close every sink, and say once in a trainer's stage where each shows.

@@ -3,76 +3,49 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import logging
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, Literal
 
 from PIL import Image
-from torch import Tensor
 
-from lightning_cnnviz.render.image import LOSSLESS_SIDE, to_image
-from lightning_cnnviz.render.items import draw_item
-from lightning_cnnviz.report import Item, Number, Report, Scalar, Step, Table, Tile
+from lightning_cnnviz.report import Number, Report, Step
+from lightning_cnnviz.sinks._dashboard import ByDepth, Cells, Encoded, File, Lines, Value, encode_report, with_epochs
 from lightning_cnnviz.sinks._handover import Handover
 from lightning_cnnviz.sinks.base import Sink
+from lightning_cnnviz.sinks.series import key_part
 
 __all__ = ["WandbSink", "opened_run"]
 
 log = logging.getLogger("lightning_cnnviz")
 
 _ACCOUNT = "sent-to-wandb.jsonl"
-
-_MOST_ROWS = 200_000
-"""W&B cuts longer tables in silence."""
-_LONGEST = 110
-"""Bytes of a key: W&B names files and artifacts after it and the run, and the names of artifacts have at most 128."""
-
-
-@dataclass(frozen=True)
-class _File:
-    """A picture as the file that W&B is to have."""
-
-    content: bytes
-    type: str  # "png" or "jpg"
-    size: tuple[int, int]
-    caption: str
-
-
-@dataclass(frozen=True)
-class _Cells:
-    """A table whose pictures are files."""
-
-    columns: tuple[str, ...]
-    rows: list[list[Number | _File | None]]
-
-
-_Content: TypeAlias = "_File | _Cells | float"
-
-
-@dataclass(frozen=True)
-class _Encoded:
-    """A report as W&B is to have it: whose it is, and the content of each item by its key."""
-
-    source: str
-    items: Mapping[str, _Content]
+_AXIS = "cnnviz/epoch"
+_LEGEND = "cnnviz/legend"
 
 
 class WandbSink(Sink):
-    """Logs every report to the runs of the trainer's WandbLoggers, of `lightning` or of `pytorch_lightning`.
+    """Logs every look to the runs of the trainer's WandbLoggers, of `lightning` or of `pytorch_lightning`.
 
-    A gallery becomes one JPEG sheet with its labels on it, a curve a figure, a table a `wandb.Table`, a scalar a
-    number: under its key in the report, one row a report, with `epoch` and `trainer/global_step`.
+    All views of one moment are one row, under the epoch and step of Lightning's own numbers of that moment, with
+    `cnnviz/epoch` as the axis of every key. There are about 55 keys, however many layers the network has: pictures of
+    eight layers, a table of all, lines over depth, and totals to follow; `cnnviz/legend` says what each shows. What
+    monitors were made with is in the run's config under `cnnviz/<monitor>`.
 
     Training does not wait for a W&B service that is slow or hangs. What was sent is noted in the record, where one is
     kept, and `cnnviz sync` sends the rest later.
+
+    Args:
+        record: When the record is uploaded as an artifact: `"end"` of each fit, validation or test, or `"never"`. A new
+            version has the epoch as its alias, and W&B uploads of it only what it does not have yet.
+
+    Raises:
+        ValueError: `record` is none of these.
 
     Example:
         >>> from pathlib import Path
@@ -84,11 +57,19 @@ Trainer(logger=WandbLogger(project=...)), or write elsewhere, for example with s
 
     is_default: ClassVar[bool] = True
     logger_kinds: ClassVar[tuple[str, ...]] = ("WandbLogger",)
+    joins_looks: ClassVar[bool] = True
 
-    def __init__(self) -> None:
+    def __init__(self, *, record: Literal["end", "never"] = "end") -> None:
+        if record not in ("end", "never"):
+            raise ValueError(f'record={record!r}: give "end" or "never"')
+        self.record = record
         self._loggers: list[Any] | None = None
         self._handover = Handover("W&B")
         self._account: Path | None = None
+        self._newest: Step | None = None
+        self._looks: dict[str, dict[int, ByDepth]] = {}
+        self._legend: dict[str, str] = {}
+        self._known: dict[str, set[str]] = {}
 
     @classmethod
     def serves(cls, loggers: Sequence[Any]) -> bool:
@@ -131,8 +112,16 @@ Trainer(logger=WandbLogger(project=...)), or write elsewhere, for example with s
                         noted.add((entry["to"], entry["report"]))
         return all((_name_of(run), _mark(content, step)) in noted for run in self._runs())
 
+    def describe(self, monitor: str, facts: Mapping[str, Any]) -> None:
+        """Put what a monitor was made with into the config of each run."""
+        for run in self._runs():
+            update = getattr(getattr(run, "config", None), "update", None)
+            if update is not None:
+                entry = {f"cnnviz/{key_part(monitor)}": dict(facts)}
+                self._handover.put(partial(update, entry, allow_val_change=True))
+
     def write(self, report: Report, step: Step) -> None:
-        """Log one report as one row of each run.
+        """Log one report as a row of each run.
 
         Raises:
             RuntimeError: `open` has not been called.
@@ -142,20 +131,47 @@ Trainer(logger=WandbLogger(project=...)), or write elsewhere, for example with s
     @staticmethod
     def encode(report: Report, step: Step) -> Any:
         """Draw and encode the items."""
-        return _Encoded(report.source, dict(_contents(report, step)))
+        return encode_report(report, step)
 
     def write_encoded(self, content: Any, step: Step) -> None:
-        """Log what has been drawn as one row of each run, as long as the service does not keep one waiting.
+        """Log what has been drawn of one report as a row of each run."""
+        self.write_look([content], step)
+
+    def write_look(self, contents: Sequence[Any], step: Step) -> None:
+        """Log all that has been drawn of one moment as one row of each run, as long as the service answers.
 
         Raises:
             OSError: The service does not answer, and too much waits for it already.
             RuntimeError: `open` has not been called.
         """
-        for run in self._runs() if content.items else ():
+        items = {key: item for content in contents for key, item in content.items.items()}
+        self._legend |= {key: text for content in contents for key, text in content.legend.items()}
+        marks = [_mark(content, step) for content in contents]
+        for run, own in self._runs().items() if items else ():
+            prefix = f"{key_part(own)}/" if own else ""
             # Made anew for each run: a media object belongs to the first one that it is logged to. And made here: the
             # first ones take seconds to load what they need, which is no fault of the service.
-            media = {key: _media(what) for key, what in content.items.items()}
-            self._handover.put(partial(self._log, run, media, _mark(content, step), step))
+            static = {f"{prefix}{key}": item.value for key, item in items.items() if _is_static(item)}
+            media = {f"{prefix}{key}": self._media(key, item) for key, item in items.items() if not _is_static(item)}
+            summaries = {f"{prefix}{key}": item.summary for key, item in items.items() if isinstance(item, Value)}
+            known = self._known.setdefault(_name_of(run), set())
+            if not media.keys() <= known:
+                media[f"{prefix}{_LEGEND}"] = _table(("key", "what it shows"), sorted(self._legend.items()))
+            epoch, global_step = step.row
+            row = {_epoch_of(own): epoch, "trainer/global_step": global_step, _AXIS: step.epoch, **media}
+            lightnings = (_epoch_of(own), "trainer/global_step")
+            fresh = {key: summaries.get(key) for key in row if key not in known and key not in lightnings}
+            self._handover.put(partial(self._log, run, row, fresh, static, marks))
+            known |= set(row)
+        self._newest = step if items else self._newest
+
+    def finish(self) -> None:
+        """Upload the record."""
+        if self._newest is not None and self._account is not None and self.record == "end":
+            for run in self._runs():
+                with suppress(OSError):  # that the service does not answer is said below
+                    self._handover.put(partial(_upload, run, self._account.parent, self._newest))
+        self._newest = None
 
     def close(self) -> None:
         """Wait a few seconds for the service, and say what it has not taken."""
@@ -163,19 +179,56 @@ Trainer(logger=WandbLogger(project=...)), or write elsewhere, for example with s
         if missing:
             log.error("WandbSink: %d reports have not reached W&B, which does not answer. %s", missing, self.remedy)
 
-    def _runs(self) -> list[Any]:
+    def _runs(self) -> dict[Any, str]:
+        """The runs, each with the prefix of its logger."""
         if self._loggers is None:
             raise RuntimeError("this WandbSink knows no run yet: call open() first")
         # The WandbLoggers of one process usually share a run, which must not get everything twice.
-        return list({id(run): run for run in (logger.experiment for logger in self._loggers)}.values())
+        runs: dict[Any, str] = {}
+        for logger in self._loggers:
+            runs.setdefault(logger.experiment, str(getattr(logger, "_prefix", "") or ""))
+        return runs
 
-    def _log(self, run: Any, media: Mapping[str, Any], mark: str, step: Step) -> None:
+    def _log(
+        self,
+        run: Any,
+        row: Mapping[str, Any],
+        fresh: Mapping[str, str | None],
+        static: Mapping[str, float],
+        marks: Sequence[str],
+    ) -> None:
+        define = getattr(run, "define_metric", None)
+        if define is not None:
+            for key, summary in fresh.items():
+                chart = hasattr(row[key], "spec")  # W&B keeps a chart's values under a key of their own
+                if key == _AXIS:
+                    define(key)
+                else:
+                    define(f"{key}_table" if chart else key, step_metric=_AXIS, summary=summary)
         # Never `step=`: wandb drops rows below its own count of log calls, and Lightning's calls raise that too.
-        run.log({"epoch": step.epoch, "trainer/global_step": step.global_step, **media})
+        run.log(dict(row))
+        summary = getattr(run, "summary", None)
+        if static and summary is not None:
+            summary.update(static)
         if self._account is not None:
-            line = json.dumps({"to": _name_of(run), "report": mark})
+            lines = (json.dumps({"to": _name_of(run), "report": mark}) for mark in marks)
             with suppress(OSError), self._account.open("a", encoding="utf-8") as file:
-                file.write(f"{line}\n")
+                file.write("".join(f"{line}\n" for line in lines))
+
+    def _media(self, key: str, content: Any) -> Any:
+        """What W&B is to have under a key."""
+        if isinstance(content, ByDepth):
+            looks = self._looks.setdefault(key, {})
+            looks[content.epoch] = content
+            content = with_epochs([looks[epoch] for epoch in sorted(looks)])
+        if isinstance(content, Lines):
+            return _chart(content)
+        if isinstance(content, Cells):
+            return _table(content.columns, content.rows)
+        if isinstance(content, Value):
+            return content.value
+        images = [_image(file) for file in content]
+        return images[0] if len(images) == 1 else images
 
 
 @contextmanager
@@ -212,7 +265,12 @@ def _name_of(run: Any) -> str:
     return str(getattr(run, "id", ""))
 
 
-def _mark(content: _Encoded, step: Step) -> str:
+def _epoch_of(prefix: str) -> str:
+    """The key of Lightning's epoch: WandbLogger puts its prefix before it, but not before the step."""
+    return f"{prefix}-epoch" if prefix else "epoch"
+
+
+def _mark(content: Encoded, step: Step) -> str:
     """What tells a report from all others of a record."""
     parts = (content.source, step.run, step.stage, step.epoch, step.global_step, *sorted(content.items))
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
@@ -223,75 +281,13 @@ def _is_a(logger: object, name: str) -> bool:
     return any(base.__name__ == name for base in type(logger).__mro__)
 
 
-def _contents(report: Report, step: Step) -> Iterator[tuple[str, _Content]]:
-    """Draw the items: each one's key, with its content."""
-    taken: set[str] = set()
-    for item in report.items:
-        if isinstance(item, Scalar):
-            if item.measured:
-                yield _key(report, item), item.value
-            continue
-        key = _key(report, item)
-        if key in taken:  # names are unique within a kind only: a curve may be called like a gallery
-            key = f"{key}_{type(item).__name__.lower()}"
-        taken.add(key)
-        if isinstance(item, Table):
-            yield key, _cells(item)
-        else:
-            title = f"{report.heading} · {item.name} · epoch {step.epoch}"
-            yield key, _file(draw_item(item, title=title), _caption(item, report))
-
-
-def _key(report: Report, item: Item) -> str:
-    """The item's key, of what W&B takes in one: valid Unicode, since files are named after it, and no way upwards."""
-    parts = report.key(item).encode(errors="replace").decode().split("/")
-    return _short("/".join("__" if part == ".." else part for part in parts))
-
-
-def _short(key: str) -> str:
-    """A key that is not too long for W&B: the beginning, and what tells it from others."""
-    whole = key.encode()
-    if len(whole) <= _LONGEST:
-        return key
-    return f"{whole[: _LONGEST - 9].decode(errors='ignore')}-{hashlib.blake2b(whole, digest_size=4).hexdigest()}"
-
-
-def _caption(item: Item, report: Report) -> str:
-    return " ".join(text for text in (getattr(item, "caption", ""), *report.notes) if text)
-
-
-def _cells(table: Table) -> _Cells:
-    if len(table.rows) > _MOST_ROWS:
-        warnings.warn(
-            f"Table '{table.name}' has {len(table.rows):,} rows; W&B keeps the first {_MOST_ROWS:,} of a table, so "
-            "only these are logged",
-            stacklevel=2,
-        )
-    rows = [
-        [_file(cell.pixels, cell.caption) if isinstance(cell, Tile) else cell for cell in row]
-        for row in table.rows[:_MOST_ROWS]
-    ]
-    return _Cells(tuple(table.columns), rows)
-
-
-def _file(pixels: Tensor, caption: str) -> _File:
-    """Encode pixels: as JPEG, since a PNG costs a third of a second a megapixel, but for tiny pictures."""
-    image, buffer = to_image(pixels), io.BytesIO()
-    if max(image.size) <= LOSSLESS_SIDE:
-        image.save(buffer, "PNG")
-        return _File(buffer.getvalue(), "png", image.size, caption)
-    # W&B's own quality, but with full color resolution: half of it smears the color edges of small filters.
-    image.save(buffer, "JPEG", quality=75, subsampling=0)
-    return _File(buffer.getvalue(), "jpg", image.size, caption)
-
-
 class _EncodedImage(Image.Image):
     """An image that is saved as the file that it already is: wandb writes images with `save`.
 
     Given a file instead, wandb would decode it; given an array, it blackens float ones and drops sides of length 1.
     """
 
-    def __init__(self, file: _File) -> None:
+    def __init__(self, file: File) -> None:
         super().__init__()
         self._mode, self._size = "RGB", file.size
         self._content = file.content
@@ -301,13 +297,47 @@ class _EncodedImage(Image.Image):
         Path(fp).write_bytes(self._content)
 
 
-def _media(content: _Content) -> Any:
+def _is_static(item: Any) -> bool:
+    return isinstance(item, Value) and item.is_static
+
+
+def _image(file: File) -> Any:
     import wandb
 
-    if isinstance(content, _File):
-        return wandb.Image(_EncodedImage(content), caption=content.caption or None, file_type=content.type)
-    if isinstance(content, _Cells):
-        # A fresh table each time: logged again, the same one keeps its first file.
-        rows = [[_media(cell) if isinstance(cell, _File) else cell for cell in row] for row in content.rows]
-        return wandb.Table(columns=list(content.columns), data=rows)
-    return content
+    return wandb.Image(_EncodedImage(file), caption=file.caption or None, file_type=file.type)
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[Number | File | None]]) -> Any:
+    import wandb
+
+    # A fresh table each time: logged again, the same one keeps its first file.
+    data = [[_image(cell) if isinstance(cell, File) else cell for cell in row] for row in rows]
+    return wandb.Table(columns=list(columns), data=data)
+
+
+def _chart(lines: Lines) -> Any:
+    import wandb
+
+    points = lines.lines or {"none": ((), ())}
+    return wandb.plot.line_series(
+        xs=[list(x) for x, _ in points.values()],
+        ys=[list(y) for _, y in points.values()],
+        keys=list(points),
+        title=lines.title,
+        xname=lines.x_label,
+    )
+
+
+def _upload(run: Any, folder: Path, step: Step) -> None:
+    """Upload the record's looks as a new version of the run's artifact."""
+    if not hasattr(run, "log_artifact"):  # Lightning's stand-in on other ranks, and in `fast_dev_run`
+        return
+    import wandb
+
+    artifact = wandb.Artifact(f"cnnviz-record-{_name_of(run)}", type="cnnviz-record")
+    try:
+        # What the record has written does not change: no copy of it is made.
+        artifact.add_dir(str(folder), skip_cache=True, policy="immutable")
+        run.log_artifact(artifact, aliases=["latest", f"epoch-{step.epoch}"])
+    except Exception as error:
+        log.error("WandbSink: the record is not uploaded, it lies in %s: %s", folder, error)

@@ -64,7 +64,7 @@ def test_probes_learn_from_the_training_set_and_are_tested_on_the_validation_set
     assert list(numbers(report)) == [f"features.{layer}/{head}" for layer in (0, 4) for head in heads]
     assert min(numbers(report).values()) > 0.5
     assert [row[0] for row in table_of(report).rows] == ["features.0", "features.4"]
-    assert "±" in str(table_of(report).rows[0][2])
+    assert table_of(report).columns[3] == "std of svm"
     assert expected.scores[0].digest[:16] in report.notes[1]
     # The same splits at every look.
     assert sink.reports[0][1].notes[1] == report.notes[1]
@@ -102,7 +102,7 @@ def test_a_random_control_is_drawn_once_and_stays() -> None:
     sink = MemorySink()
     fitted(LayerProbeMonitor(control="random", every_n_epochs=1, splits=2, sinks=[sink], on_error="raise"))
     tables = [table_of(report) for _, report in sink.reports]
-    assert tables[0].columns[-1] == "softmax, random weights, in %"
+    assert "softmax, random weights in %" in tables[0].columns
     assert [row[-2:] for row in tables[0].rows] == [row[-2:] for row in tables[1].rows]
     curve = next(item for item in sink.reports[0][1].items if isinstance(item, Curve))
     assert [series.name for series in curve.series][2:4] == ["SVM, random weights", "softmax, random weights"]

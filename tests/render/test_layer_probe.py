@@ -55,10 +55,10 @@ def test_accuracy_rises_with_depth_within_bands_of_a_standard_deviation() -> Non
     assert svm.high == pytest.approx((70.0, 80.0))
     assert chance.y == (25.0, 25.0)
     assert curve.caption == ("Learned from four fifths of the images of each of 4 classes, 3 splits")
-    assert table.columns == ("layer", "features", "svm in %", "knn in %", "C of svm")
+    assert table.columns == ("layer", "features", "svm in %", "std of svm", "knn in %", "std of knn", "C of svm")
     assert table.rows == (
-        ("conv1", 64, "60.0 ± 10.0", "40.0 ± 0.0", "0.1, 10"),
-        ("conv2", 64, "80.0 ± 0.0", "80.0 ± 10.0", "0.1, 10"),
+        ("conv1", 64, 60.0, 10.0, 40.0, 0.0, "0.1, 10"),
+        ("conv2", 64, 80.0, 0.0, 80.0, 10.0, "0.1, 10"),
     )
     numbers = {item.name: item.value for item in report.items if isinstance(item, Scalar)}
     expected = {"conv1/svm": 0.6, "conv1/knn": 0.4, "conv2/svm": 0.8, "conv2/knn": 0.8}
@@ -74,8 +74,8 @@ def test_random_weights_stand_beside() -> None:
     curve, table = parts(report)
     assert [series.name for series in curve.series][2:] == ["SVM, random weights", "kNN, random weights", "chance"]
     assert curve.series[2].y == pytest.approx((30.0, 25.0))
-    assert table.columns[-2:] == ("svm, random weights, in %", "knn, random weights, in %")
-    assert table.rows[1][-2:] == ("25.0 ± 0.0", "20.0 ± 0.0")
+    assert table.columns[-4::2] == ("svm, random weights in %", "knn, random weights in %")
+    assert table.rows[1][-4:] == (25.0, 0.0, 20.0, 0.0)
     assert "Random weights: the same network, all layers initialized anew." in report.notes
 
 
@@ -84,7 +84,7 @@ def test_a_single_split_has_no_band() -> None:
     single = LayerProbe(scores=(scores("conv1", [[0.5], [0.25]], one),))
     curve, table = parts(layer_probe_report(single))
     assert curve.series[0].low is None
-    assert table.rows[0][2:4] == ("50.0", "25.0")
+    assert table.rows[0][2:4] == (50.0, 25.0)
     assert curve.y_label == "test accuracy in %"
     assert curve.caption.startswith("Protocol full: learned from four fifths of the images of each of 4 classes")
     curve, _ = parts(layer_probe_report(replace(single, images=(120, 40))))

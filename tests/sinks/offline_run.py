@@ -31,6 +31,26 @@ def read_offline_artifacts(folder: Path) -> list[dict[str, Path]]:
     return [{entry.path: Path(entry.local_path) for entry in artifact.manifest.contents} for artifact in artifacts]
 
 
+def read_offline_axes(folder: Path) -> dict[str, tuple[str, set[str]]]:
+    """Likewise, what was defined of each key: its axis, and which of its values stand for the run."""
+    metrics = [record.metric for kind, record in _records(folder) if kind == "metric"]
+    found = {}
+    for metric in metrics:
+        summaries = {kind for kind in ("min", "max", "last") if getattr(metric.summary, kind)}
+        found[metric.name] = (metric.step_metric, summaries)
+    return found
+
+
+def read_offline_config(folder: Path) -> dict[str, Any]:
+    """Likewise, the run's config."""
+    config: dict[str, Any] = {}
+    for kind, record in _records(folder):
+        updates = {"config": [record.config], "run": [record.run.config]}.get(kind, [])
+        for item in (item for update in updates for item in update.update):
+            config[item.key or "/".join(item.nested_key)] = json.loads(item.value_json)
+    return config
+
+
 def _row(record: Any) -> dict[str, Any]:
     row: dict[str, Any] = {}
     for item in record.history.item:

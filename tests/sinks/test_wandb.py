@@ -1,6 +1,7 @@
 import json
 import math
 import pickle
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,16 +13,15 @@ import pytest
 import torch
 from PIL import Image
 from sinks.harness import Harness, full_disk
-from sinks.offline_run import keep_wandb_inside, read_offline_artifacts, read_offline_run
+from sinks.offline_run import keep_wandb_inside, read_offline_run
 
-from lightning_cnnviz.render.charts import draw_curve
-from lightning_cnnviz.render.image import draw_sheet
-from lightning_cnnviz.render.items import draw_item
+from lightning_cnnviz.render.panel import draw_panel
 from lightning_cnnviz.report import Curve, Gallery, Item, Picture, Report, Row, Scalar, Series, Step, Table, Tile
-from lightning_cnnviz.sinks import wandb as sink_module
+from lightning_cnnviz.sinks import _dashboard
 from lightning_cnnviz.sinks.base import Sink
 from lightning_cnnviz.sinks.wandb import WandbSink
 
+AXES = ("epoch", "trainer/global_step", "cnnviz/epoch", "cnnviz/legend")
 PACKAGES = ["lightning.pytorch.loggers", "pytorch_lightning.loggers"]
 
 
@@ -31,7 +31,10 @@ def noise(height: int, width: int) -> torch.Tensor:
 
 TILE = Tile(noise(11, 11), "tench")
 GALLERY = Gallery(
-    "features.3", (Row("channel 1", (TILE,) * 9), Row("channel 2", (TILE,) * 9)), caption="Strongest first."
+    "features.3",
+    (Row("channel 1", (TILE,) * 9), Row("channel 2", (TILE,) * 9)),
+    caption="Strongest first.",
+    layer="features.3",
 )
 CURVE = Curve(
     "distance",
@@ -81,7 +84,9 @@ def write(items: tuple[Item, ...], *loggers: Any) -> None:
 
 def keys(sink: Sink, loggers: list[Any]) -> list[str]:
     rows = [row for logger in loggers for row in logger.experiment.rows]
-    return [key for row in rows for key in row if key not in ("epoch", "trainer/global_step")]
+    found = [(key, value) for row in rows for key, value in row.items() if key not in AXES]
+    # A report calls its numbers `<view>_stats/...`.
+    return [key.replace("/", "_stats/", 1) if isinstance(value, float) else key for key, value in found]
 
 
 def breaks(patch: pytest.MonkeyPatch, sink: Sink, loggers: list[Any]) -> None:
@@ -108,48 +113,40 @@ def test_an_offline_run_holds_everything(package: str, inside: Path) -> None:
     logger = pytest.importorskip(package).WandbLogger(project="test", save_dir=inside, offline=True)
     sink = WandbSink()
     sink.open([logger], inside)
-    sink.write(REPORT, Step(epoch=1, global_step=10))
+    sink.write(REPORT, Step(epoch=1, global_step=10, logged=(0, 9)))
     logger.log_metrics({"loss": 0.5}, step=11)
-    sink.write(REPORT, Step(epoch=2, global_step=20))
+    sink.write(REPORT, Step(epoch=2, global_step=20, logged=(1, 19)))
     sink.close()
     logger.experiment.finish()
 
     rows = read_offline_run(inside)
-    ours = [row for row in rows if "top_patches/features.3" in row]
+    ours = [row for row in rows if "top_patches/pictures" in row]
     assert [row.get("loss") for row in rows] == [None, 0.5, None]
-    assert [(row["epoch"], row["trainer/global_step"]) for row in ours] == [(1, 10), (2, 20)]
+    assert [(row["epoch"], row["trainer/global_step"], row["cnnviz/epoch"]) for row in ours] == [(0, 9, 1), (1, 19, 2)]
     for row in ours:
         check_row(row, inside)
-    tables = read_offline_artifacts(inside)
-    assert len(tables) == 2
-    for files in tables:
-        check_table(files)
+    assert "cnnviz/legend" in ours[0]
+    assert "cnnviz/legend" not in ours[1]
 
 
 def check_row(row: dict[str, Any], folder: Path) -> None:
-    assert row["top_patches_stats/accuracy"] == 0.25
+    assert row["top_patches/accuracy"] == 0.25
     assert not any("absent" in key for key in row)
     (files,) = folder.glob("wandb/offline-run-*/files")
-    sheet = row["top_patches/features.3"]
-    assert sheet["caption"] == "Strongest first. Seen once."
-    drawn = {"features.3": draw_sheet(GALLERY, title="any"), "distance": draw_curve(CURVE), "input": PICTURE.pixels}
-    for name, pixels in drawn.items():
-        path = files / row[f"top_patches/{name}"]["path"]
-        assert path.suffix == ".jpg"
-        with Image.open(path) as image:
-            assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (pixels.shape[2], pixels.shape[1]))
+    for name, caption, size in [
+        ("pictures", "features.3 · Strongest first.", None),
+        ("input", "input · An image.", (40, 20)),
+    ]:
+        logged = row[f"top_patches/{name}"]
+        assert logged["caption"] == caption
+        with Image.open(files / logged["path"]) as image:
+            assert (image.format, image.mode) == ("JPEG", "RGB")
+            assert image.size == size or (size is None and image.width == 800)
             assert np.asarray(image).std() > 10  # neither black nor blank
-    assert (row["top_patches/layers"]["nrows"], row["top_patches/layers"]["ncols"]) == (2, 3)
-
-
-def check_table(files: dict[str, Path]) -> None:
-    table = json.loads(files["top_patches/layers.table.json"].read_text())
-    assert table["columns"] == ["layer", "patch", "accuracy"]
-    assert [(layer, accuracy) for layer, _, accuracy in table["data"]] == [("conv1", 0.5), ("conv2", None)]
-    for _, patch, _ in table["data"]:
-        assert patch["caption"] == "tench"
-        with Image.open(files[patch["path"]]) as image:
-            assert np.array_equal(np.asarray(image), TILE.pixels.permute(1, 2, 0).numpy())
+    table = json.loads((files / row["top_patches/layers"]["path"]).read_text())
+    assert (table["columns"], table["data"]) == (["layer", "accuracy"], [["conv1", 0.5], ["conv2", None]])
+    chart = json.loads((files / row["top_patches/distance_table"]["path"]).read_text())
+    assert [point[1] for point in chart["data"]] == ["layer 1"] * 3
 
 
 def test_a_run_takes_names_of_any_kind(inside: Path) -> None:
@@ -162,8 +159,8 @@ def test_a_run_takes_names_of_any_kind(inside: Path) -> None:
     sink.write(Report("view", title=names[0], items=tuple(items), name=names[1]), Step(epoch=1, global_step=10))
     logger.experiment.finish()
     (row,) = read_offline_run(inside)
-    assert len(row) >= len(items)
-    assert len(read_offline_artifacts(inside)) == len(names)
+    assert all(re.fullmatch(r"[_a-zA-Z0-9/]+", key) for key in row)
+    assert sum("nrows" in value for value in row.values() if isinstance(value, dict)) == len(names) + 1
 
 
 @pytest.mark.parametrize("package", PACKAGES)
@@ -176,17 +173,21 @@ def test_a_disabled_run_works(package: str, inside: Path) -> None:
     sink.write(REPORT, Step(epoch=1, global_step=10))
     summary = logger.experiment.summary
     assert (summary["epoch"], summary["trainer/global_step"]) == (1, 10)
-    assert isinstance(summary["top_patches/features.3"], wandb.Image)
+    assert isinstance(summary["top_patches/pictures"], wandb.Image)
     assert isinstance(summary["top_patches/layers"], wandb.Table)
-    assert summary["top_patches_stats/accuracy"] == 0.25
+    assert summary["top_patches/accuracy"] == 0.25
 
 
-def test_one_row_a_report_without_a_step_of_its_own() -> None:
+def test_one_row_a_moment_without_a_step_of_its_own() -> None:
     run = FakeRun()  # whose `log` takes no `step`
-    write((GALLERY, CURVE, *SCALARS), WandbLogger(run))
+    sink = WandbSink()
+    sink.open([WandbLogger(run)], Path("unused"))
+    step = Step(epoch=3, global_step=40, logged=(2, 39))
+    reports = [Report(view, title="Title", items=(CURVE, *SCALARS)) for view in ("one", "two")]
+    sink.write_look([sink.encode(report, step) for report in reports], step)
     (row,) = run.rows
-    assert sorted(row) == ["epoch", "trainer/global_step", "view/distance", "view/features.3", "view_stats/accuracy"]
-    assert (row["epoch"], row["trainer/global_step"]) == (3, 40)
+    assert set(row) == {*AXES, "one/distance", "one/accuracy", "two/distance", "two/accuracy"}
+    assert (row["epoch"], row["trainer/global_step"], row["cnnviz/epoch"]) == (2, 39, 3)
 
 
 @pytest.mark.parametrize(("height", "width", "kind"), [(1, 7, "png"), (32, 32, "png"), (1, 33, "jpg"), (33, 20, "jpg")])
@@ -203,7 +204,7 @@ def test_pictures_keep_every_side_and_tiny_ones_every_bit(height: int, width: in
 
 def test_what_is_encoded_is_written_as_it_is(inside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     content = pickle.loads(pickle.dumps(WandbSink.encode(REPORT, Step(epoch=1, global_step=10))))
-    monkeypatch.setattr(sink_module, "to_image", None)
+    monkeypatch.setattr(_dashboard, "to_image", None)
     monkeypatch.setattr(Image.Image, "load", None)  # neither drawn, nor encoded, nor decoded in this process
     monkeypatch.setattr(Image, "open", None)
     logger = pytest.importorskip(PACKAGES[0]).WandbLogger(project="test", save_dir=inside, offline=True)
@@ -213,13 +214,8 @@ def test_what_is_encoded_is_written_as_it_is(inside: Path, monkeypatch: pytest.M
     logger.experiment.finish()
     (row,) = read_offline_run(inside)
     (files,) = inside.glob("wandb/offline-run-*/files")
-    logged = files / row["top_patches/features.3"]["path"]
-    assert logged.read_bytes() == content.items["top_patches/features.3"].content
-    (table,) = read_offline_artifacts(inside)
-    patches = [row[1] for row in json.loads(table["top_patches/layers.table.json"].read_text())["data"]]
-    kept = [table[patch["path"]].read_bytes() for patch in patches]
-    assert kept == [cells[1].content for cells in content.items["top_patches/layers"].rows]
-    assert (patches[0]["width"], patches[0]["height"], patches[0]["format"]) == (11, 11, "png")
+    logged = files / row["top_patches/pictures"]["path"]
+    assert logged.read_bytes() == content.items["top_patches/pictures"][0].content
 
 
 def test_a_sheet_keeps_the_color_of_every_pixel() -> None:
@@ -232,22 +228,24 @@ def test_a_sheet_keeps_the_color_of_every_pixel() -> None:
 
 
 def test_every_run_gets_everything_and_none_twice(monkeypatch: pytest.MonkeyPatch) -> None:
-    draw = Mock(side_effect=draw_item)
-    monkeypatch.setattr(sink_module, "draw_item", draw)
+    draw = Mock(side_effect=draw_panel)
+    monkeypatch.setattr(_dashboard, "draw_panel", draw)
     shared, other = FakeRun(), FakeRun()
     write((GALLERY, TABLE), WandbLogger(shared), WandbLogger(shared), OurWandbLogger(other))
     assert [len(run.rows) for run in (shared, other)] == [1, 1]
-    assert shared.rows[0]["view/features.3"] is not other.rows[0]["view/features.3"]  # a media object has one run
+    assert shared.rows[0]["view/pictures"] is not other.rows[0]["view/pictures"]  # a media object has one run
     assert shared.rows[0]["view/layers"] is not other.rows[0]["view/layers"]
     draw.assert_called_once()
 
 
 def test_items_of_one_name_do_not_overwrite_each_other() -> None:
     run = FakeRun()
-    same = Curve("features.3", CURVE.series, x_label="x", y_label="y")
-    write((GALLERY, same, Picture("features.3", PICTURE.pixels)), WandbLogger(run))
-    expected = {"view/features.3", "view/features.3_curve", "view/features.3_picture"}
-    assert expected == set(run.rows[0]) - {"epoch", "trainer/global_step"}
+    gallery, same = Gallery("x", GALLERY.rows), Curve("x", CURVE.series, x_label="x", y_label="y")
+    write(
+        (gallery, same, Picture("x", PICTURE.pixels), Table("x", ("n",), ((1,),)), Scalar("x", 1.0)), WandbLogger(run)
+    )
+    expected = {"view/x", "view/x_chart", "view/x_table", "view/x_pictures", "view/x_pictures_pictures"}
+    assert set(run.rows[0]) - set(AXES) == expected
 
 
 @pytest.mark.parametrize("items", [(), (Scalar("absent", math.nan),)])
@@ -257,20 +255,13 @@ def test_nothing_to_say_is_no_row(items: tuple[Item, ...]) -> None:
     assert run.rows == []
 
 
-def test_a_long_table_is_cut_aloud(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_a_long_table_rows_of_all_parts_are_kept_and_that_is_said() -> None:
     run = FakeRun()
-    monkeypatch.setattr(sink_module, "_MOST_ROWS", 3)
-    write((Table("short", ("n",), ((1,), (2,), (3,))),), WandbLogger(run))
-    with pytest.warns(UserWarning, match=r"Table 'long' has 4 rows; W&B keeps the first 3 of a table"):
-        write((Table("long", ("n",), ((1,), (2,), (3,), (4,))),), WandbLogger(run))
-    assert run.rows[0]["view/short"].data == [[1], [2], [3]]
-    assert run.rows[1]["view/long"].data == [[1], [2], [3]]
-
-
-def test_the_limit_is_that_of_wandb() -> None:
-    import wandb
-
-    assert sink_module._MOST_ROWS == wandb.Table.MAX_ARTIFACT_ROWS
+    write((Table("long", ("n", "rank"), tuple((n, 1 + n % 2) for n in range(3000))),), WandbLogger(run))
+    data = run.rows[0]["view/long"].data
+    assert (len(data), data[0], data[-1]) == (500, [0, 1], [2998, 1])
+    legend = dict(run.rows[0]["cnnviz/legend"].data)
+    assert legend["view/long"] == "Title: 500 of 3,000 rows, all others are in the record. long."
 
 
 @pytest.mark.parametrize(("loggers", "found"), [([], "none"), ([object()], "object")])

@@ -1,0 +1,111 @@
+"""What a person finds in a W&B run with every monitor, read back from its file."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sinks.offline_run import (
+    keep_wandb_inside,
+    read_offline_artifacts,
+    read_offline_axes,
+    read_offline_config,
+    read_offline_run,
+)
+from sinks.whole_run import figures, fit, small_network
+from torchvision import models
+
+from lightning_cnnviz.report import Report, Scalar, Step
+from lightning_cnnviz.sinks.wandb import WandbSink
+
+DOCS = Path(__file__).parents[2] / "docs" / "wandb.md"
+
+
+@pytest.fixture
+def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    import wandb
+
+    keep_wandb_inside(tmp_path, monkeypatch)
+    monkeypatch.setenv("CNNVIZ_DRAWING", "inline")
+    wandb.teardown()  # the mode is remembered until then
+    yield tmp_path
+    wandb.finish()
+    wandb.teardown()
+
+
+def documented() -> set[str]:
+    return set(re.findall(r"^\| `([^`]+)` \|", DOCS.read_text(), flags=re.MULTILINE))
+
+
+def test_a_run_with_every_monitor_has_the_documented_keys(inside: Path) -> None:
+    fit(small_network(), inside, side=24).logger.experiment.finish()
+    found = figures(inside)
+    assert {key.removesuffix("_table") for key in found.keys} == documented()
+    assert all(re.fullmatch(r"[_a-zA-Z0-9/]+", key) for key in found.keys)
+    assert len(found.keys) < 60
+
+    # One row a look, under the numbers of Lightning's own row.
+    losses = [(row["epoch"], row["trainer/global_step"]) for row in read_offline_run(inside) if "val/loss" in row]
+    looks = [(row["epoch"], row["trainer/global_step"]) for row in found.rows if row["cnnviz/epoch"] > 0]
+    assert looks == losses
+    assert [row["cnnviz/epoch"] for row in found.rows] == [0, 1, 2]
+
+    axes = read_offline_axes(inside)
+    assert {key: axes[key][0] for key in found.keys} == {
+        key: "" if key == "cnnviz/epoch" else "cnnviz/epoch" for key in found.keys
+    }
+    assert axes["layer_probe/svm"][1] == {"max"}
+    assert axes["top_patches/dead_features"][1] == {"last"}
+
+    config = read_offline_config(inside)
+    facts = config["cnnviz/TopPatchesMonitor"]
+    assert facts["looked at"]["layers"] == ["network.0", "network.3"]
+    assert {"torch", "lightning_cnnviz"} <= set(facts["versions"])
+    records = [files for files in read_offline_artifacts(inside) if any("looks" in path for path in files)]
+    assert len(records) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["resnet50", "densenet121"])
+def test_a_deep_network_gives_no_more_keys_than_a_small_one(name: str, inside: Path) -> None:
+    epochs = 2
+    fit(getattr(models, name)(weights=None, num_classes=4), inside, side=64, epochs=epochs).logger.experiment.finish()
+    found = figures(inside)
+    assert len(found.keys) < 60
+    assert found.files < 60 * epochs
+    assert found.megabytes < 10 * epochs
+    assert found.table_rows < 2000 * epochs
+
+
+def written(logger: Any, stage: str = "fit") -> None:
+    sink = WandbSink()
+    sink.open([logger], Path("unused"))
+    report = Report("layer_probe", title="Probes", items=(Scalar("conv.1/svm", 0.5, layer="conv.1"),))
+    sink.write(report, Step(epoch=2, global_step=8, stage=stage, logged=(1, 7)))
+    sink.close()
+
+
+@pytest.mark.parametrize("package", ["lightning.pytorch.loggers", "pytorch_lightning.loggers"])
+def test_a_run_that_the_user_has_made_gets_the_axis_too(package: str, inside: Path) -> None:
+    import wandb
+
+    run = wandb.init(project="own", dir=inside, mode="offline")
+    written(pytest.importorskip(package).WandbLogger(experiment=run))
+    run.finish()
+    assert read_offline_axes(inside)["layer_probe/svm"] == ("cnnviz/epoch", {"max"})
+
+
+def test_a_prefix_stands_before_our_keys_and_lightnings_epoch(inside: Path) -> None:
+    from lightning.pytorch.loggers import WandbLogger
+
+    logger = WandbLogger(project="test", save_dir=inside, offline=True, prefix="run a")
+    logger.log_metrics({"epoch": 1, "val/loss": 0.5}, step=7)
+    written(logger, stage="validate")
+    logger.experiment.finish()
+    lightnings, ours = read_offline_run(inside)
+    common = {key for key in lightnings if not key.startswith("_")} - {"run a-val/loss"}
+    assert {key: ours[key] for key in common} == {key: lightnings[key] for key in common}
+    assert ours["run_a/validate/layer_probe/svm"] == 0.5
