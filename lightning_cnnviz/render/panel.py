@@ -13,7 +13,7 @@ from lightning_cnnviz.render._text import INK, PAPER, PENCIL, fit, fit_numbers, 
 from lightning_cnnviz.render.image import from_image, to_image
 from lightning_cnnviz.report import Gallery, Row, Tile
 
-__all__ = ["draw_panel", "evenly", "overview"]
+__all__ = ["draw_panel", "overview", "places_evenly"]
 
 _WIDTH, _MOST_HEIGHT = 800, 1000
 _EDGE, _GAP, _TILE_GAP = 14, 16, 2
@@ -100,15 +100,15 @@ def _chosen(gallery: Gallery, strips: bool) -> list[Tile]:
     rows = [row for row in gallery.rows if row.tiles]
     if rows and (strips or rows[0].channel is None):
         tiles = rows[0].tiles
-        return [tiles[place] for place in evenly(len(tiles), _MOST_TILES)]
+        return [tiles[place] for place in places_evenly(len(tiles), _MOST_TILES)]
     return [row.tiles[0] for row in rows[:_MOST_TILES]]
 
 
-def evenly(count: int, most: int) -> list[int]:
+def places_evenly(count: int, most: int) -> list[int]:
     """Return which of `count` things stand for all: the first, the last and evenly between.
 
     Example:
-        >>> evenly(53, 8), evenly(3, 8)
+        >>> places_evenly(53, 8), places_evenly(3, 8)
         ([0, 7, 15, 22, 30, 37, 45, 52], [0, 1, 2])
     """
     if count <= most:

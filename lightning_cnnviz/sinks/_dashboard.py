@@ -15,7 +15,7 @@ from typing import TypeAlias
 from torch import Tensor
 
 from lightning_cnnviz.render.image import LOSSLESS_SIDE, to_image
-from lightning_cnnviz.render.panel import draw_panel, evenly, overview
+from lightning_cnnviz.render.panel import draw_panel, overview, places_evenly
 from lightning_cnnviz.report import Curve, Gallery, Number, Picture, Report, Row, Scalar, Series, Step, Table, Tile
 from lightning_cnnviz.sinks.series import Measured, Summary, key_part, measured, prefix_of
 
@@ -140,7 +140,7 @@ def with_epochs(looks: Sequence[ByDepth]) -> Lines:
     """Return the looks at one number as a line each, over depth: the first, the newest, and those evenly between."""
     depth = max(len(look.values) for look in looks)
     most = max(1, min(6, _CHART_ROWS // max(depth, 1)))
-    places = evenly(len(looks), most) if most > 1 else [len(looks) - 1]
+    places = places_evenly(len(looks), most) if most > 1 else [len(looks) - 1]
     lines = {}
     for look in (looks[place] for place in places):
         points = [(float(x), y) for x, y in enumerate(look.values, start=1) if math.isfinite(y)]
@@ -231,7 +231,7 @@ def _thinned(rows: list[tuple[Number | Tile | None, ...]], table: Table) -> list
     if len(plain) > _TABLE_ROWS and "rank" in table.columns:
         rank = table.columns.index("rank")
         plain = [row for row in plain if row[rank] == 1]
-    return [plain[place] for place in evenly(len(plain), _TABLE_ROWS)]
+    return [plain[place] for place in places_evenly(len(plain), _TABLE_ROWS)]
 
 
 def _curves(report: Report) -> Iterator[_Found]:
@@ -242,7 +242,7 @@ def _curves(report: Report) -> Iterator[_Found]:
             rest = _rest(item.name, item.layer) if item.layer else item.name.rpartition("/")[2]
             groups.setdefault(rest or "curves", []).append(item)
     for rest, curves in groups.items():
-        shown = [curves[place] for place in evenly(len(curves), _LAYERS)]
+        shown = [curves[place] for place in places_evenly(len(curves), _LAYERS)]
         lines: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {}
         for curve in shown:
             for series in curve.series:
@@ -257,7 +257,7 @@ def _curves(report: Report) -> Iterator[_Found]:
 
 def _with_band(series: Series) -> Iterator[tuple[str, tuple[tuple[float, ...], tuple[float, ...]]]]:
     """A line, and where it has a band its borders."""
-    places = evenly(len(series.x), max(_POINTS, 1))
+    places = places_evenly(len(series.x), max(_POINTS, 1))
     yield series.name, _finite([series.x[at] for at in places], [series.y[at] for at in places])
     if series.low is not None and series.high is not None:
         for name, values in (("lower", series.low), ("upper", series.high)):
@@ -286,7 +286,7 @@ def _sheets(report: Report) -> Iterator[_Found]:
         elif isinstance(item, Gallery):
             alone.append(item)
     for rest, galleries in groups.items():
-        shown = [galleries[place] for place in evenly(len(galleries), _LAYERS)]
+        shown = [galleries[place] for place in places_evenly(len(galleries), _LAYERS)]
         of = "" if len(shown) == len(galleries) else f"{len(shown)} of {len(galleries)} layers, evenly. "
         if rest == "" and report.view in _BY_LAYER:
             files = [_sheet(report, gallery, gallery.name) for gallery in shown]
@@ -302,7 +302,7 @@ def _sheets(report: Report) -> Iterator[_Found]:
     for item in alone:
         yield _path(item.name), _files([_sheet(report, item, item.name)]), f"{report.title}: {item.caption}."
     if loose:
-        shown_loose = [loose[place] for place in evenly(len(loose), _PICTURES)]
+        shown_loose = [loose[place] for place in places_evenly(len(loose), _PICTURES)]
         files = [(item.pixels, f"{item.name} · {item.caption}") for item in shown_loose]
         key = _path(loose[0].name) if len(loose) == 1 else "pictures" if "" not in groups else "more_pictures"
         yield key, _files(files), f"{report.title}: {loose[0].caption}."

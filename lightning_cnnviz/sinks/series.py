@@ -63,7 +63,7 @@ def measured(
         >>> dead = [Scalar(f"features.{at}/dead_features", at, layer=f"features.{at}") for at in (0, 3)]
         >>> {each.key: each.value for each in measured(dead, view="top_patches")}
         {'top_patches/features_0/dead_features': 0, 'top_patches/features_3/dead_features': 3, \
-'top_patches/dead_features': 3}
+'top_patches/dead_features': 3.0}
     """
     prefix = prefix_of(view, name=name, stage=stage)
     scalars = list(scalars)
