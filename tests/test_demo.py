@@ -56,10 +56,10 @@ def test_ends_by_saying_what_there_is(demo: tuple[Path, str]) -> None:
 def test_the_run_has_every_epoch(demo: tuple[Path, str]) -> None:
     out, _ = demo
     (run,) = (out / "wandb").glob("offline-run-*")
-    rows = [row for row in read_offline_run(run) if any("top_patches" in key for key in row)]
-    steps = [(row["epoch"], row["trainer/global_step"]) for row in rows if "table" not in str(list(row))]
+    rows = [row for row in read_offline_run(run) if "top_patches/pictures" in row]
+    steps = [(row["cnnviz/epoch"], row["epoch"], row["trainer/global_step"]) for row in rows]
     per_epoch = 19
-    assert steps[:EPOCHS] == [(epoch, per_epoch * epoch) for epoch in range(1, EPOCHS + 1)]
+    assert steps[:EPOCHS] == [(epoch + 1, epoch, per_epoch * (epoch + 1) - 1) for epoch in range(EPOCHS)]
 
 
 @pytest.mark.browser

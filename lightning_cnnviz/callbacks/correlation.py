@@ -19,7 +19,7 @@ class CorrelationMonitor(FeedMonitor):
     """Shows which channels of a layer say the same: the correlations of their feature maps' means over the images.
 
     For each chosen layer the matrix of correlations under `correlation/<layer>`, with channels that are alike side by
-    side, and which fraction of the channels is redundant under `correlation_stats/<layer>/redundant`. No labels are
+    side, and which fraction of the channels is redundant under `correlation/<layer>/redundant`. No labels are
     needed.
 
     Args:

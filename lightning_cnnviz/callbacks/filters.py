@@ -26,7 +26,7 @@ class FilterMonitor(ExperimentMonitor):
     """Shows the kernels of the first convolution as pictures on one common scale (Zeiler & Fergus 2013, Fig. 6).
 
     One sheet a layer under `filters/<layer>`, the filters' RMS from strong to weak under `filters/<layer>/rms`, and
-    under `filters_stats/<layer>/...` which fraction of the filters dominates (RMS above 10 times the median) and which
+    under `filters/<layer>/...` which fraction of the filters dominates (RMS above 10 times the median) and which
     is near zero (at most 0.01 of it), and the median and largest RMS. `RenormalizeFilters` is the paper's remedy.
 
     Args:

@@ -33,7 +33,7 @@ class InvarianceMonitor(ExperimentMonitor):
     """Shows what moving, enlarging and turning images does to features and class (Zeiler & Fergus 2013, Fig. 5).
 
     For each transform one picture under `invariance/<transform>`: examples along the sweep, the distance of features at
-    the first and at a deep layer, p(true class); areas and half widths to be followed under `invariance_stats/...`. The
+    the first and at a deep layer, p(true class); areas and half widths to be followed under `invariance/...`. The
     same images at every look. A look costs a forward pass of each transformed copy: 78 an image by default.
 
     Args:

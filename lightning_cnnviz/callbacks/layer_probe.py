@@ -30,7 +30,7 @@ class LayerProbeMonitor(ExperimentMonitor):
     """Shows what each layer already knows: linear classifiers on its features (Zeiler & Fergus 2013, Table 7).
 
     Accuracy against depth under `layer_probe/accuracy by depth`, the table behind it under `layer_probe/accuracy`, each
-    number to follow over epochs under `layer_probe_stats/<layer>/<head>`. In fit, probes learn from the trainer's
+    number to follow over epochs under `layer_probe/<layer>/<head>`. In fit, probes learn from the trainer's
     training set and are tested on its validation set; elsewhere, and where one loader is given, both are drawn from the
     same set. Features of validation images come from the passes that validation makes anyway, where these were made
     with the weights of the look and the loader tells its order. Others are read in an order of our own, with the same

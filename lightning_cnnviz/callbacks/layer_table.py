@@ -23,7 +23,7 @@ class LayerTableMonitor(Monitor):
 
     Output sizes with the sums that give them, parameters, multiply-adds, activation memory, cumulative strides,
     receptive fields, and what does not fit: a table under `layer_table/layers`, the totals under
-    `layer_table_stats/...`. In `trainer.validate` and `trainer.test`, once before the first batch.
+    `layer_table/...`. In `trainer.validate` and `trainer.test`, once before the first batch.
 
     Args:
         input_size: Channels, height and width of an image; by default that of an image of the validation (or test)

@@ -23,7 +23,7 @@ class OcclusionMonitor(ExperimentMonitor):
 
     For each image one picture under `occlusion/image <index>`: by the occluder's position the activation of a deep
     layer's strongest feature map, p(true class) and the most probable class, and that feature map projected to pixels;
-    how much hangs on one place under `occlusion_stats/...`. The same images at every look. A look costs a forward pass
+    how much hangs on one place under `occlusion/...`. The same images at every look. A look costs a forward pass
     for each position: about 144 an image by default.
 
     Args:

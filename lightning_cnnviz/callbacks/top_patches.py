@@ -23,7 +23,7 @@ class TopPatchesMonitor(PatchMonitor):
 
     For each feature map of each chosen layer, the k images with the strongest activation and the exact receptive field
     of that unit in them: one sheet a layer under `top_patches/<layer>`, dead features, stability and label purity under
-    `top_patches_stats/<layer>/...`, and at the end of the run a table of all patches.
+    `top_patches/<layer>/...`, and at the end of the run a table of all patches.
 
     Args:
         layers: `"conv"` for every convolution, or names, globs and keywords (see `select_layers`).

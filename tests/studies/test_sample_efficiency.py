@@ -211,8 +211,8 @@ def test_runs_are_one_group_with_a_summary(photos: Path, tmp_path: Path, monkeyp
     assert set(named) == {"scratch, 2 a class, seed 0", "study summary"}
     assert {run.run_group for run in runs} == {"study"}
     assert {run.project for run in runs} == {"flowers"}
-    assert any(key.startswith("sample_efficiency/accuracy") for key in rows)
-    assert any(key.startswith("sample_efficiency_stats/scratch") for key in rows)
+    assert any(key.startswith("test/sample_efficiency/accuracy") for key in rows)
+    assert any(key.startswith("test/sample_efficiency/scratch") for key in rows)
 
 
 def test_the_result_is_kept_in_the_folder(photos: Path, tmp_path: Path) -> None:
