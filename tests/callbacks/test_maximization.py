@@ -148,7 +148,7 @@ def test_a_network_without_classes_and_the_other_package() -> None:
     monitor = Recording(classes=None)
     fit(monitor, Maps(), max_epochs=1)
     assert [layer.name for layer in monitor.results[-1]] == ["features.0", "features.4"]
-    with pytest.raises(ValueError, match=r"Maps returns no scores \(N, classes\)"):
+    with pytest.raises(ValueError, match=r"classes=2: Maps returns, for 23 images, .*give classes=0"):
         fit(Recording(classes=2), Maps(), max_epochs=1)
 
     class Other(pytorch_lightning.LightningModule):
