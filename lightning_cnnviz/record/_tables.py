@@ -20,7 +20,7 @@ from lightning_cnnviz.core.layer_table.table import LayerTable
 from lightning_cnnviz.core.maximization.plan import MaximizedLayer
 from lightning_cnnviz.core.network.classification import Classified
 from lightning_cnnviz.core.probing.online import OnlineScores
-from lightning_cnnviz.core.probing.probe import LayerProbe
+from lightning_cnnviz.core.probing.probe import LayerProbe, ProbeScores
 from lightning_cnnviz.core.top_patches.results import LayerTopPatches, TopPatches
 from lightning_cnnviz.render.display import Display
 from lightning_cnnviz.report import Report, Table, Tile
@@ -141,11 +141,20 @@ def _layer_probe(result: LayerProbe, display: Display) -> Iterator[Columns]:
                 "split": np.tile(np.arange(splits), heads),
                 "accuracy": layer.accuracy.flatten().numpy(),
                 "C": layer.C.flatten().numpy(),
+                **_tried(layer),
                 "converged": layer.converged.flatten().numpy(),
                 "dimensions": layer.dimensions,
                 "classes": layer.classes,
                 "protocol": layer.protocol.name,
             }
+
+
+def _tried(layer: ProbeScores) -> Columns:
+    """Between which values C was chosen, and whether it lies inside."""
+    if layer.tried is None or layer.bracketed is None:
+        return dict.fromkeys(("lowest_C", "highest_C", "bracketed"))
+    lowest, highest = layer.tried.flatten(0, 1).unbind(-1)
+    return {"lowest_C": lowest.numpy(), "highest_C": highest.numpy(), "bracketed": layer.bracketed.flatten().numpy()}
 
 
 def _online_probe(result: OnlineScores, display: Display) -> Iterator[Columns]:

@@ -178,22 +178,36 @@ def _notes(result: LayerProbe) -> tuple[str, ...]:
     notes += [
         "Classifiers on the fixed features of a layer; C and scaling are chosen on training images alone.",
         f"Splits {first.digest[:16]} (seed {protocol.seed}): equal numbers stand for the same images. Scaling: "
-        f'"{protocol.scaling}"; C from {", ".join(f"{value:g}" for value in protocol.Cs)}.',
+        f'"{protocol.scaling}"; C from {", ".join(f"{value:g}" for value in protocol.Cs)}{_beyond(every)}.',
     ]
     if train:
         notes.append(f"Features of {train:,} images" + (f" to learn from and {test:,} to test on." if test else "."))
     if result.control is not None:
         notes.append("Random weights: the same network, all layers initialized anew.")
-    ends = [head for head in first.heads if protocol.chooses and head != "knn" and _at_the_end(result, head) > 0.5]
-    notes += [f"{_HEADS[head]} mostly chose the largest C: it may do better with larger ones." for head in ends]
+    notes += [note for head in first.heads if (note := _at_the_end(every, head))]
     slow = [scores.layer for scores in every if not bool(scores.converged.all())]
     if slow:
         notes.append(f"The solver did not reach its tolerance at {', '.join(dict.fromkeys(slow))}.")
     return tuple(notes)
 
 
-def _at_the_end(result: LayerProbe, head: str) -> float:
-    """The fraction of the fits in which the largest C was chosen."""
-    chosen: list[float] = [value for scores in result for value in scores.C[scores.heads.index(head)].tolist()]
-    largest = max(result.scores[0].protocol.Cs)
-    return chosen.count(largest) / len(chosen)
+def _beyond(every: Sequence[ProbeScores]) -> str:
+    """How far beyond the protocol's values C was looked for."""
+    given = every[0].protocol.Cs
+    tried = [value for scores in every if scores.tried is not None for value in scores.tried.flatten().tolist()]
+    reached = [value for value in tried if not math.isnan(value)]
+    if not reached or (min(reached) >= min(given) and max(reached) <= max(given)):
+        return ""
+    return f", and beyond the best end of these, from {min(reached):g} up to {max(reached):g}"
+
+
+def _at_the_end(every: Sequence[ProbeScores], head: str) -> str:
+    """Of how many fits the best C was still at an end of what was tried."""
+    inside = [scores.bracketed[scores.heads.index(head)] for scores in every if scores.bracketed is not None]
+    fits, ends = sum(len(row) for row in inside), sum(int((~row).sum()) for row in inside)
+    if not ends:
+        return ""
+    return (
+        f"{_HEADS[head]}: the best C was at an end of all that were tried in {ends} of {fits} fits: it may do better "
+        "beyond, with another Cs or more extensions of the protocol."
+    )

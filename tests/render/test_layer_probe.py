@@ -111,13 +111,27 @@ def test_a_solver_that_gave_up_is_named() -> None:
     assert not any("tolerance" in note for note in layer_probe_report(found()).notes)
 
 
-def test_a_c_at_the_end_of_its_range_is_told() -> None:
-    note = "SVM mostly chose the largest C: it may do better with larger ones."
-    edge = found()
-    assert note not in layer_probe_report(edge).notes
-    for scores_ in edge.scores:
-        scores_.C[0, :2] = 10.0
-    assert note in layer_probe_report(edge).notes
+def test_a_best_c_at_the_end_of_what_was_tried_is_told() -> None:
+    inside = torch.ones(2, 3, dtype=torch.bool)
+    tried = torch.tensor([0.1, 10.0], dtype=torch.float64).expand(2, 3, 2).clone()
+    probed = found()
+    assert "C from 0.1, 1, 10." in " ".join(layer_probe_report(probed).notes)  # of an earlier version: not known
+    probed = replace(
+        probed, scores=tuple(replace(one, bracketed=inside.clone(), tried=tried.clone()) for one in probed.scores)
+    )
+    notes = " ".join(layer_probe_report(probed).notes)
+    assert "C from 0.1, 1, 10." in notes
+    assert "at an end" not in notes
+    bracketed, reached = probed.scores[0].bracketed, probed.scores[1].tried
+    assert bracketed is not None
+    assert reached is not None
+    bracketed[0, :2] = False
+    reached[0, 1, 1] = 1e5
+    reached[1] = torch.nan  # kNN has no C
+    notes = " ".join(layer_probe_report(probed).notes)
+    assert "C from 0.1, 1, 10, and beyond the best end of these, from 0.1 up to 100000." in notes
+    assert "SVM: the best C was at an end of all that were tried in 2 of 6 fits: it may do better beyond" in notes
+    assert "kNN: the best" not in notes
 
 
 def test_layers_stand_by_name_along_the_axis_whatever_their_number() -> None:

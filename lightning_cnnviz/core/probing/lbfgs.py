@@ -26,6 +26,8 @@ __all__ = [
     "SquaredHinge",
     "Vector",
     "minimize",
+    "objective_of",
+    "search",
 ]
 
 _MEMORY = 10
@@ -33,8 +35,7 @@ _ITERATIONS = 400
 _LINE_STEPS = 12
 _SLOPE = 0.1  # a line search ends where the slope has fallen to this fraction of that at its start
 _CURVATURE_CHANGE = 2.0  # the preconditioner is made anew once the mean curvature has changed by this factor
-_PATIENCE = 8  # iterations without progress after which single precision has given all it has
-_STALLED = 1e-7
+_PATIENCE = 8  # iterations without progress after which a precision has given all it has
 _REFRESHES = 3
 
 
@@ -219,16 +220,17 @@ class SquaredHinge(Loss):
         super().__init__(labels, classes, strength)
         self.signs = self.targets * 2 - 1
 
-    def _violations(self, scores: Tensor) -> Tensor:
+    def violations(self, scores: Tensor) -> Tensor:
+        """Return by how much each image misses the margin of each class, `(B, N, K)`, at least 0."""
         return (1 - self.signs * scores).clamp_(min=0)
 
     def value(self, scores: Tensor) -> Tensor:
         """Sum the losses."""
-        return self.strength * self.total(self._violations(scores).square_())
+        return self.strength * self.total(self.violations(scores).square_())
 
     def slopes(self, scores: Tensor) -> Tensor:
         """Differentiate."""
-        return self._violations(scores).mul_(self.signs).mul_(-2 * self.strength)
+        return self.violations(scores).mul_(self.signs).mul_(-2 * self.strength)
 
     def along(self, scores: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
         """Differentiate along a direction."""
@@ -279,17 +281,19 @@ class Minimum:
         point: The point.
         objective: Of each block, `(B, 1, K)` or `(B, 1, 1)`.
         iterations: Number of iterations.
-        converged: Whether every block is as near to its minimum as was asked for, by the estimate.
+        converged: Whether every block is as near to its minimum as was asked for.
+        gap: The duality gap of each block, like `objective`, where it was measured.
     """
 
     point: Vector
     objective: Tensor
     iterations: int
     converged: bool
+    gap: Tensor | None = None
 
 
 def minimize(space: Space, loss: Loss, at: Tensor, tolerance: float, iterations: int = _ITERATIONS) -> Minimum:
-    """Minimize by preconditioned L-BFGS, each block by itself."""
+    """Minimize by preconditioned L-BFGS, each block by itself; converged by an estimate of the distance."""
     point = space.vector(at)
     history: list[tuple[Vector, Tensor, Tensor]] = []
     curvature = loss.curvature(point.scores)
@@ -299,10 +303,10 @@ def minimize(space: Space, loss: Loss, at: Tensor, tolerance: float, iterations:
     for iteration in range(iterations):
         step = _descent(space, loss, gradient, history)
         decrement = loss.total(gradient * step.dual)
-        objective = _objective(space, loss, point)
+        objective = objective_of(space, loss, point)
         done = decrement <= 2 * tolerance * objective
         whole = float(objective.double().sum())
-        waited = 0 if whole < best * (1 - _STALLED) else waited + 1
+        waited = 0 if whole < best * (1 - torch.finfo(objective.dtype).eps) else waited + 1
         best = min(best, whole)
         if bool(done.all()) or waited > _PATIENCE:
             if fresh or refreshed == _REFRESHES:
@@ -312,7 +316,7 @@ def minimize(space: Space, loss: Loss, at: Tensor, tolerance: float, iterations:
             gradient = space.gradient(point.at, loss.slopes(point.scores))
             continue
         fresh = False
-        length = _search(space, loss, point, step, decrement).masked_fill_(done, 0)
+        length = search(space, loss, point, step, decrement).masked_fill_(done, 0)
         move = step.times(-length)
         point = Vector(*(a + b for a, b in zip(point, move, strict=True)))
         before, gradient = gradient, space.gradient(point.at, loss.slopes(point.scores))
@@ -325,7 +329,7 @@ def minimize(space: Space, loss: Loss, at: Tensor, tolerance: float, iterations:
         if ratio > math.log(_CURVATURE_CHANGE):
             curvature = now
             space.prepare(curvature)
-    return Minimum(point, _objective(space, loss, point), iterations, False)
+    return Minimum(point, objective_of(space, loss, point), iterations, False)
 
 
 def _descent(space: Space, loss: Loss, gradient: Tensor, history: Sequence[tuple[Vector, Tensor, Tensor]]) -> Vector:
@@ -341,8 +345,8 @@ def _descent(space: Space, loss: Loss, gradient: Tensor, history: Sequence[tuple
     return step
 
 
-def _search(space: Space, loss: Loss, point: Vector, step: Vector, decrement: Tensor) -> Tensor:
-    """How far to go against `step`: Newton's method along the line, kept in a bracket."""
+def search(space: Space, loss: Loss, point: Vector, step: Vector, decrement: Tensor) -> Tensor:
+    """Return how far to go against `step`: Newton's method along the line, kept in a bracket."""
     linear = -loss.total(space.regular(point.at) * space.regular(step.dual))
     square = loss.total(space.regular(step.at) * space.regular(step.dual))
     low, high = torch.zeros_like(decrement), torch.full_like(decrement, math.inf)
@@ -360,5 +364,6 @@ def _search(space: Space, loss: Loss, point: Vector, step: Vector, decrement: Te
     return length
 
 
-def _objective(space: Space, loss: Loss, point: Vector) -> Tensor:
+def objective_of(space: Space, loss: Loss, point: Vector) -> Tensor:
+    """Return the objective of each block."""
     return 0.5 * loss.total(space.regular(point.at) * space.regular(point.dual)) + loss.value(point.scores)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,7 +12,8 @@ from torch import Tensor
 
 from lightning_cnnviz.core.probing.features import Features, LayerFeatures
 from lightning_cnnviz.core.probing.protocols import Manifest, Protocol, Split, check_classes, draw_splits, find_protocol
-from lightning_cnnviz.core.probing.solvers import Head, fit_features, fit_gram, fit_path
+from lightning_cnnviz.core.probing.solvers import Classifier, Head, fit_features, fit_gram, fit_path
+from lightning_cnnviz.core.probing.strengths import Choice, choose_strength
 
 __all__ = ["LayerProbe", "ProbeScores", "gram_matrix", "probe", "probe_layers"]
 
@@ -29,12 +31,17 @@ class ProbeScores:
         accuracy: `(heads, splits)` float64, 0 to 1, on the test images, averaged as the protocol says; NaN where the
             layer's features are not finite, so that nothing is fitted.
         C: `(heads, splits)` float64, chosen on training images; NaN for knn.
-        converged: `(heads, splits)` bool: whether the solver came within its tolerance of the optimum.
+        converged: `(heads, splits)` bool: whether the solver came within its tolerance of the optimum: of the SVM by
+            the duality gap, 1e-11 of the objective, which bounds the distance; of softmax by an estimate.
         dimensions: Number of features.
         classes: Number of classes.
         protocol: How it was measured.
         digest: Of the split manifest: equal digests, equal images.
         nonfinite: The lowest index of an image whose features are not finite, or None.
+        tried: `(heads, splits, 2)` float64, the smallest and the largest C that were tried; None in results of earlier
+            versions.
+        bracketed: `(heads, splits)` bool: whether the chosen C lies inside what was tried, or accuracy no longer
+            changes at that end; None in results of earlier versions.
     """
 
     layer: str
@@ -47,9 +54,14 @@ class ProbeScores:
     protocol: Protocol
     digest: str
     nonfinite: int | None = None
+    tried: Tensor | None = None
+    bracketed: Tensor | None = None
 
     def __post_init__(self) -> None:
-        shapes = {tuple(part.shape) for part in (self.accuracy, self.C, self.converged)}
+        parts = [self.accuracy, self.C, self.converged]
+        parts += [] if self.tried is None else [self.tried[..., 0]]
+        parts += [] if self.bracketed is None else [self.bracketed]
+        shapes = {tuple(part.shape) for part in parts}
         if len(shapes) != 1 or self.accuracy.shape[0] != len(self.heads):
             raise ValueError(f"scores of {len(self.heads)} heads have shapes {sorted(shapes)}")
 
@@ -99,8 +111,9 @@ def probe(
 ) -> ProbeScores:
     """Fit linear probes on the features of one layer and test them.
 
-    C, scaling and weights depend on the training images of a split alone. Where features outnumber training images, the
-    Gram matrix of all images is computed once and serves every split, head and C.
+    C, scaling and weights depend on the training images of a split alone. Where the best C is at an end of `Cs`, more
+    are tried beyond it, see `Protocol`. Where features outnumber training images, the Gram matrix of all images is
+    computed once and serves every split, head and C.
 
     Args:
         features: `(N, D)` floats, or those of a layer that `tap_features` read.
@@ -135,14 +148,18 @@ def probe(
     targets = numbers if test_labels is None else torch.searchsorted(names, test_labels)
     data = _Data(learned, tested, protocol, device, [split.train for split in manifest.splits])
     results = [_probe_split(data, split, numbers, targets, len(names), protocol) for split in manifest.splits]
-    accuracy, strengths = (torch.tensor([result[n] for result in results], dtype=torch.float64).T for n in (0, 1))
-    converged = torch.tensor([result[2] for result in results]).T
+
+    def column(value: Callable[[_Tested], Any], dtype: torch.dtype = torch.float64) -> Tensor:
+        return torch.tensor([[value(one) for one in row] for row in zip(*results, strict=True)], dtype=dtype)
+
     return ProbeScores(
         layer=learned.layer,
         heads=protocol.heads,
-        accuracy=accuracy,
-        C=strengths,
-        converged=converged,
+        accuracy=column(lambda one: one.accuracy),
+        C=column(lambda one: one.choice.C),
+        tried=column(lambda one: (one.choice.lowest, one.choice.highest)),
+        bracketed=column(lambda one: one.choice.bracketed, torch.bool),
+        converged=column(lambda one: one.converged, torch.bool),
         dimensions=learned.dimensions,
         classes=len(names),
         protocol=protocol,
@@ -207,6 +224,8 @@ def _unmeasured(
         accuracy=torch.full(shape, torch.nan, dtype=torch.float64),
         C=torch.full(shape, torch.nan, dtype=torch.float64),
         converged=torch.ones(shape, dtype=torch.bool),
+        tried=torch.full((*shape, 2), torch.nan, dtype=torch.float64),
+        bracketed=torch.ones(shape, dtype=torch.bool),
         dimensions=layer.dimensions,
         classes=len(labels.unique()),
         protocol=protocol,
@@ -331,46 +350,60 @@ class _Data:
             yield chunk
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Tested:
+    """One head on one split."""
+
+    accuracy: float
+    converged: bool
+    choice: Choice
+
+
 def _probe_split(
     data: _Data, split: Split, labels: Tensor, targets: Tensor, classes: int, protocol: Protocol
-) -> tuple[list[float], list[float], list[bool]]:
-    """Accuracy, C and convergence of each head on one split."""
+) -> list[_Tested]:
+    """Fit and test each head."""
     chosen = _chosen_strengths(data, split, labels, classes, protocol)
     inner, outer, norms = data.matrices(split.train, split.test, test=True)
     own = labels[split.train].to(inner.device)
     wanted = targets[split.test]
-    accuracy, strengths, converged = [], [], []
+    results = []
     for head in protocol.heads:
         if head == "knn":
             scores = _neighbors(inner, outer, norms, own, classes, protocol.neighbors, in_gram=data.in_gram)
-            strengths.append(float("nan"))
-            converged.append(True)
+            choice, converged = Choice(C=math.nan, lowest=math.nan, highest=math.nan, bracketed=True), True
         else:
+            choice = chosen[head]
             fit = fit_gram if data.in_gram else fit_features
-            fitted = fit(inner, own, classes, head=_solved(head), C=chosen[head])
-            scores = fitted.scores(outer)
-            strengths.append(chosen[head])
-            converged.append(fitted.converged)
-        accuracy.append(_accuracy(scores.argmax(1).cpu(), wanted, protocol.average))
-    return accuracy, strengths, converged
+            fitted = fit(inner, own, classes, head=_solved(head), C=choice.C)
+            scores, converged = fitted.scores(outer), fitted.converged
+        accuracy = _accuracy(scores.argmax(1).cpu(), wanted, protocol.average)
+        results.append(_Tested(accuracy=accuracy, converged=converged, choice=choice))
+    return results
 
 
-def _chosen_strengths(data: _Data, split: Split, labels: Tensor, classes: int, protocol: Protocol) -> dict[str, float]:
+def _chosen_strengths(data: _Data, split: Split, labels: Tensor, classes: int, protocol: Protocol) -> dict[str, Choice]:
     """C of each head: the most accurate on the held-out training images, of equal ones the smallest."""
     heads = [head for head in protocol.heads if head != "knn"]
     if not protocol.chooses:
-        return dict.fromkeys(heads, protocol.Cs[0])
+        alone = protocol.Cs[0]
+        return dict.fromkeys(heads, Choice(C=alone, lowest=alone, highest=alone, bracketed=True))
     inner, outer, _ = data.matrices(split.fit, split.held_out, test=False)
     own, wanted = labels[split.fit].to(inner.device), labels[split.held_out]
-    strengths = sorted(set(protocol.Cs))
-    chosen = {}
-    for head in heads:
-        path = fit_path(
-            inner, own, classes, head=_solved(head), Cs=strengths, space=data.space, tolerance=_CHOICE_TOLERANCE
-        )
-        accuracies = [_accuracy(fit.scores(outer).argmax(1).cpu(), wanted, protocol.average) for fit in path]
-        chosen[head] = strengths[accuracies.index(max(accuracies))]
-    return chosen
+
+    def choice_of(head: str) -> Choice:
+        largest: Classifier | None = None
+
+        def accuracies_of(strengths: Sequence[float]) -> list[float]:
+            nonlocal largest
+            options: dict[str, Any] = {"space": data.space, "tolerance": _CHOICE_TOLERANCE}
+            path = fit_path(inner, own, classes, head=_solved(head), Cs=strengths, start=largest, **options)
+            largest = path[-1]
+            return [_accuracy(fit.scores(outer).argmax(1).cpu(), wanted, protocol.average) for fit in path]
+
+        return choose_strength(accuracies_of, protocol.Cs, protocol.extensions)
+
+    return {head: choice_of(head) for head in heads}
 
 
 def _neighbors(

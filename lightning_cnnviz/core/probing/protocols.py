@@ -26,6 +26,8 @@ __all__ = [
 
 Scaling = Literal["center", "standard", "none"]
 
+_NO_IMAGES = ("paper", "name", "extensions")  # fields that have no part in which images are drawn
+
 
 @dataclass(frozen=True)
 class Protocol:
@@ -40,6 +42,8 @@ class Protocol:
         heads: Of `"svm"`, `"softmax"` and `"knn"`.
         Cs: What C is chosen from, inside the training split; one alone is taken as it is. In the units of features that
             are scaled as `scaling` says.
+        extensions: While the best C is at an end of these, and better than its neighbor, more are tried beyond it, in
+            steps of their own ratio: at most so many. 0 for `Cs` alone.
         val_per_class: So many training images of each class are held out to choose C, before the probe is fitted again
             on all; by default a fifth, at least one.
         neighbors: Of the k-nearest-neighbors head.
@@ -58,6 +62,7 @@ class Protocol:
     test_per_class: int | None = None
     heads: tuple[str, ...] = HEADS
     Cs: tuple[float, ...] = (0.1, 1.0, 10.0)
+    extensions: int = 4
     val_per_class: int | None = None
     neighbors: int = 5
     scaling: Scaling = "center"
@@ -71,6 +76,8 @@ class Protocol:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value}: give 1 or more")
+        if self.extensions < 0:
+            raise ValueError(f"extensions={self.extensions}: give 0 or more")
         wrong = [head for head in self.heads if head not in (*HEADS, "knn")]
         if wrong or not self.heads:
             raise ValueError(f'heads={self.heads}: choose some of "svm", "softmax", "knn"')
@@ -209,7 +216,7 @@ def draw_splits(
         test_indices = indices
     elif test_indices is None:
         test_indices = torch.arange(len(test_labels))
-    told = {name: value for name, value in asdict(protocol).items() if name not in ("paper", "name")}
+    told = {name: value for name, value in asdict(protocol).items() if name not in _NO_IMAGES}
     digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
     order, test_order = indices.argsort(stable=True), test_indices.argsort(stable=True)
     splits = []

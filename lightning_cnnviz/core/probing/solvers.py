@@ -7,13 +7,22 @@ Problems of one size can be solved as a batch.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from lightning_cnnviz.core.probing.lbfgs import CrossEntropy, FeatureSpace, GramSpace, Space, SquaredHinge, minimize
+from lightning_cnnviz.core.probing.lbfgs import (
+    CrossEntropy,
+    FeatureSpace,
+    GramSpace,
+    Minimum,
+    Space,
+    SquaredHinge,
+    minimize,
+)
+from lightning_cnnviz.core.probing.newton import newton, step_cost
 
 __all__ = ["HEADS", "Classifier", "Head", "fit_features", "fit_gram", "fit_path"]
 
@@ -21,6 +30,10 @@ Head = Literal["svm", "softmax"]
 """`"svm"`: squared hinge, one class against the rest; `"softmax"`: multinomial cross-entropy."""
 
 HEADS: tuple[Head, ...] = ("svm", "softmax")
+
+_FIRST_ITERATIONS, _ITERATIONS = 15, 400  # of L-BFGS, before a step of Newton's method is looked at, and in all
+_STEP_IN_ITERATIONS = 20  # a step may cost as much as so many iterations
+_CAUTION = 0.1  # an estimate is no bound
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -34,8 +47,11 @@ class Classifier:
         intercept: `(K,)`.
         objective: Value of scikit-learn's objective, `()`; for the SVM the sum over its classes. Float64.
         iterations: Number of iterations.
-        converged: Whether the estimated distance to the optimum was below the tolerance. False where the iterations
-            ran out or the precision did.
+        converged: Whether it is as near to the optimum as was asked for: of the SVM by the duality gap, for each class
+            by itself; of softmax by an estimate. False where the iterations ran out or the precision did.
+        gap: Of the SVM, `()` float64: the duality gap of the sum over its classes. The objective is at most so far
+            above the least one, and each class's weights are no farther than the root of twice its gap from the best
+            ones. Before rounding to the precision of the inputs. None for softmax.
     """
 
     weights: Tensor
@@ -43,6 +59,7 @@ class Classifier:
     objective: Tensor
     iterations: int
     converged: bool
+    gap: Tensor | None = None
 
     def scores(self, inputs: Tensor) -> Tensor:
         """Return the scores `(M, K)` of features `(M, D)`, or of Gram rows `(M, N)` against the training images."""
@@ -56,6 +73,7 @@ class Classifier:
             objective=self.objective[place],
             iterations=self.iterations,
             converged=self.converged,
+            gap=None if self.gap is None else self.gap[place],
         )
 
 
@@ -83,7 +101,8 @@ def fit_gram(
         head: Which loss.
         C: Inverse strength of the regularization; one for each problem of a batch, or one for all.
         start: Where to start, for example the solution for a smaller C.
-        tolerance: Estimated relative distance of the objective from its minimum at which to stop.
+        tolerance: Relative distance of the objective from its minimum at which to stop: of the SVM the duality gap,
+            which it cannot exceed, of softmax an estimate.
 
     Raises:
         ValueError: Shapes, labels or C do not fit, or something is not finite.
@@ -138,6 +157,7 @@ def fit_path(
     head: Head,
     Cs: Sequence[float],  # noqa: N803
     space: Literal["gram", "features"],
+    start: Classifier | None = None,
     tolerance: float = 1e-11,
 ) -> list[Classifier]:
     """Fit one classifier for each C: from the smallest up, each from the last one; as one batch on a GPU.
@@ -149,6 +169,7 @@ def fit_path(
         head: Which loss.
         Cs: Any order; the result is in it.
         space: What `inputs` are.
+        start: Where the first fit starts; not used on a GPU.
         tolerance: When to stop.
     """
     fit = fit_gram if space == "gram" else fit_features
@@ -157,7 +178,7 @@ def fit_path(
         whole = fit(batch, labels.expand(len(Cs), -1), classes, head=head, C=Cs, tolerance=tolerance)
         return [whole.part(place) for place in range(len(Cs))]
     fitted: dict[float, Classifier] = {}
-    last = None
+    last = start
     for C in sorted(set(Cs)):  # noqa: N806
         last = fitted[C] = fit(inputs, labels, classes, head=head, C=C, start=last, tolerance=tolerance)
     return [fitted[C] for C in Cs]
@@ -186,25 +207,54 @@ def _fit(
     shift = inputs.mean(-2, keepdim=True) if free else None
     coordinates = _coordinates(inputs, shift, kind)
     at = _start(start, coordinates, classes, shift, kind, batched)
-    iterations = 0
-    # What single precision cannot settle, double precision ends from there.
-    for dtype in dict.fromkeys((inputs.dtype, torch.float64)):
-        space = kind(coordinates.to(dtype), free)
-        loss = (CrossEntropy if free else SquaredHinge)(labels, classes, strength.to(dtype))
-        solution = minimize(space, loss, at.to(dtype), tolerance)
-        iterations, at = iterations + solution.iterations, solution.point.at
-        if solution.converged:
-            break
-    weights, intercept = _weights(at, shift, kind)
+    solve = _solve_softmax if free else _solve_hinge
+    solution = solve(kind, coordinates, labels, classes, strength, at, tolerance)
+    weights, intercept = _weights(solution.point.at, shift, kind)
     objective = solution.objective.double().sum((-2, -1)) * (2 if free and classes == 2 else 1)
     whole = Classifier(
         weights=weights.to(inputs.dtype),
         intercept=intercept.to(inputs.dtype),
         objective=objective,
-        iterations=iterations,
+        gap=None if solution.gap is None else solution.gap.sum((-2, -1)),
+        iterations=solution.iterations,
         converged=solution.converged,
     )
     return whole if batched else whole.part(0)
+
+
+def _solve_softmax(
+    kind: type[Space], coordinates: Tensor, labels: Tensor, classes: int, strength: Tensor, at: Tensor, tolerance: float
+) -> Minimum:
+    iterations = 0
+    # What single precision cannot settle, double precision ends from there.
+    for dtype in dict.fromkeys((coordinates.dtype, torch.float64)):
+        space, loss = kind(coordinates.to(dtype), True), CrossEntropy(labels, classes, strength.to(dtype))
+        solution = minimize(space, loss, at.to(dtype), tolerance)
+        iterations, at = iterations + solution.iterations, solution.point.at
+        if solution.converged:
+            break
+    return replace(solution, iterations=iterations)
+
+
+def _solve_hinge(
+    kind: type[Space], coordinates: Tensor, labels: Tensor, classes: int, strength: Tensor, at: Tensor, tolerance: float
+) -> Minimum:
+    """L-BFGS until few images violate the margin, then Newton's method; the duality gap says when to stop."""
+    iterations = 0
+    for dtype in dict.fromkeys((coordinates.dtype, torch.float64)):
+        space, loss = kind(coordinates.to(dtype), False), SquaredHinge(labels, classes, strength.to(dtype))
+        iteration_cost = 2.0 * coordinates.numel() * classes
+        for limit in (_FIRST_ITERATIONS, _ITERATIONS):
+            solution = minimize(space, loss, at.to(dtype), tolerance * _CAUTION, limit)
+            iterations, at = iterations + solution.iterations, solution.point.at
+            cheap = step_cost(space, loss, solution.point) <= _STEP_IN_ITERATIONS * iteration_cost
+            if cheap or solution.converged:
+                break
+        if cheap:
+            break
+    space, loss = kind(coordinates.double(), False), SquaredHinge(labels, classes, strength.double())
+    solution = newton(space, loss, at.double(), tolerance)
+    return replace(solution, iterations=iterations + solution.iterations)
 
 
 def _coordinates(inputs: Tensor, shift: Tensor | None, kind: type[Space]) -> Tensor:

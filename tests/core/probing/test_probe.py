@@ -53,7 +53,10 @@ def oracle(head: str, strength: float) -> Any:
 
 
 def by_scikit_learn(features: Tensor, labels: Tensor, split: Split, head: str, protocol: Protocol) -> tuple[float, Any]:
-    """Accuracy and C of a whole pipeline: C chosen on held-out images, of equal ones the smallest."""
+    """Accuracy and C of a whole pipeline: C chosen on held-out images, of equal ones the smallest.
+
+    The grid goes on by tenths and tens while its end is the best and better than the one beside it.
+    """
 
     def accuracy(strength: float, learned: Tensor, tested: Tensor) -> float:
         inputs = scaled(features, learned, protocol.scaling).numpy()
@@ -64,8 +67,13 @@ def by_scikit_learn(features: Tensor, labels: Tensor, split: Split, head: str, p
 
     chosen = math.nan
     if head != "knn":
-        found = [accuracy(strength, split.fit, split.held_out) for strength in protocol.Cs]
-        chosen = protocol.Cs[found.index(max(found))]
+        found = {power: accuracy(10.0**power, split.fit, split.held_out) for power in (-1, 0, 1)}
+        while found[last := max(found)] > max(value for power, value in found.items() if power != last):
+            found[last + 1] = accuracy(10.0 ** (last + 1), split.fit, split.held_out)
+        while found[first := min(found)] == max(found.values()) and found[first] > found[first + 1]:
+            found[first - 1] = accuracy(10.0 ** (first - 1), split.fit, split.held_out)
+        best = max(found.values())
+        chosen = 10.0 ** min(power for power, value in found.items() if value == best)
     return accuracy(chosen, split.train, split.test), chosen
 
 
@@ -86,6 +94,11 @@ def test_scores_are_those_of_a_pipeline_of_scikit_learn(scaling: Any, size: int)
             accuracy, strength = by_scikit_learn(features, labels, split, head, protocol)
             assert float(found.accuracy[row, place]) == pytest.approx(accuracy, abs=0.005), head
             assert float(found.C[row, place]) == pytest.approx(strength, nan_ok=True), head
+            if head != "knn":
+                assert found.tried is not None
+                assert float(found.tried[row, place, 0]) <= strength <= float(found.tried[row, place, 1])
+    assert found.bracketed is not None
+    assert bool(found.bracketed.all())
     # The problem is neither solved nor hopeless: else the comparison would say little.
     assert 0.4 < found.mean("svm") < 0.95
     assert found.std("svm") == pytest.approx(float(found.accuracy[0].std()))
@@ -342,7 +355,8 @@ def test_results_have_shapes_that_fit() -> None:
     found = bad()
     with pytest.raises(ValueError, match="scores of 2 heads have shapes"):
         replace(found, C=found.C[:1])
-    single = replace(found, accuracy=found.accuracy[:, :1], C=found.C[:, :1], converged=found.converged[:, :1])
+    names = ("accuracy", "C", "converged", "tried", "bracketed")
+    single = replace(found, **{name: getattr(found, name)[:, :1] for name in names})
     assert math.isnan(single.std("svm"))
     empty = Features(layers=(), labels=torch.empty(0, dtype=torch.int64), indices=torch.empty(0, dtype=torch.int64))
     with pytest.raises(ValueError, match="tells classes apart, but all 0 images"):

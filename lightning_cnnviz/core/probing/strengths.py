@@ -1,0 +1,79 @@
+"""The choice of C: a grid that is extended until the best one lies inside."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+__all__ = ["Choice", "choose_strength"]
+
+
+class Choice(NamedTuple):
+    """A chosen C, and between what it was chosen.
+
+    Attributes:
+        C: The most accurate; of equal ones the smallest.
+        lowest: The smallest C that was tried.
+        highest: The largest one.
+        bracketed: Whether it lies inside what was tried, or accuracy no longer changes at that end.
+    """
+
+    C: float
+    lowest: float
+    highest: float
+    bracketed: bool
+
+
+def choose_strength(
+    accuracies_of: Callable[[Sequence[float]], Sequence[float]], grid: Sequence[float], extensions: int
+) -> Choice:
+    """Choose the most accurate C; while that is an end of the grid, and better than its neighbor, go on beyond it.
+
+    Steps beyond an end have the ratio of the last two there.
+
+    Args:
+        accuracies_of: Takes values of C, ascending, and returns the accuracy of each.
+        grid: Two or more values to begin with; a single one is taken as it is.
+        extensions: How many steps beyond the grid at most.
+
+    Example:
+        >>> choose_strength(lambda Cs: [-abs(C - 200) for C in Cs], (0.1, 1.0, 10.0), 4)
+        Choice(C=100.0, lowest=0.1, highest=1000.0, bracketed=True)
+    """
+    tried = sorted(set(grid))
+    if len(tried) == 1:
+        return Choice(C=tried[0], lowest=tried[0], highest=tried[0], bracketed=True)
+    accuracies = list(accuracies_of(tried))
+    below, above = tried[1] / tried[0], tried[-1] / tried[-2]
+    for _ in range(extensions):
+        end = _end_of_choice(accuracies)
+        following = _rounded(tried[-1] * above if end else tried[0] / below)
+        if end is None or not 0 < following < math.inf:
+            break
+        at = len(tried) if end else 0
+        tried.insert(at, following)
+        accuracies[at:at] = accuracies_of([following])
+    return Choice(
+        C=tried[_choice(accuracies)],
+        lowest=tried[0],
+        highest=tried[-1],
+        bracketed=_end_of_choice(accuracies) is None,
+    )
+
+
+def _choice(accuracies: list[float]) -> int:
+    return accuracies.index(max(accuracies))
+
+
+def _end_of_choice(accuracies: list[float]) -> bool | None:
+    """Whether the choice is the last, True, or the first, False, and better than its neighbor; else None."""
+    choice = _choice(accuracies)
+    if choice == len(accuracies) - 1:
+        return True
+    return False if choice == 0 and accuracies[0] > accuracies[1] else None
+
+
+def _rounded(value: float) -> float:
+    """Without what division leaves behind: 0.01, not 0.010000000000000002."""
+    return float(f"{value:.12g}")
