@@ -29,12 +29,12 @@ class Stages:
         parameters: Names of each stage's parameters, from the lowest stage to the head; a parameter that two stages
             share is the higher one's.
         modules: The stage of each module that has parameters of its own, or no parts.
-        head: Name of the head.
+        heads: Names of the layers that make up the head.
     """
 
     parameters: tuple[tuple[str, ...], ...]
     modules: dict[str, int]
-    head: str
+    heads: tuple[str, ...]
 
     @property
     def top(self) -> int:
@@ -60,7 +60,7 @@ def find_stages(model: nn.Module, classifiers: ClassifyingLayers, size: tuple[in
         >>> find_stages(model, find_classifiers(model, (1, 8, 8)), (1, 8, 8)).parameters
         (('0.weight', '0.bias'), ('2.weight', '2.bias'), ('4.weight', '4.bias'))
     """
-    head = classifiers.main.name
+    heads = classifiers.heads
     modules = {name: module for name, module in model.named_modules() if name}
     parts = {name: owner for name in modules if (owner := _owner_of(name)) is not None}
     own = {
@@ -69,12 +69,12 @@ def find_stages(model: nn.Module, classifiers: ClassifyingLayers, size: tuple[in
         if name not in parts and (_has_own(module) or not list(module.children()))
     }
     ran = _run(model, own, size)
-    body = [(name, extent) for name, extent in ran if not _inside(name, head)]
+    body = [(name, extent) for name, extent in ran if not _inside_any(name, heads)]
     numbers = _numbers([item for item in body if _is_layer(own[item[0]])], own)
     top = max(numbers.values(), default=-1) + 1
     stage = _by_module(body, numbers)
     for name in own:
-        if _inside(name, head):
+        if _inside_any(name, heads):
             stage[name] = top
         elif any(_inside(name, extra.name) for extra in classifiers.auxiliary):
             stage[name] = max(0, top - 1)
@@ -85,7 +85,7 @@ def find_stages(model: nn.Module, classifiers: ClassifyingLayers, size: tuple[in
             stage[name] = min(near, max(0, top - 1)) if top else 0
     # What computes a layer's weights is part of the layer.
     stage |= {name: stage[owner] for name, owner in parts.items() if owner in stage}
-    return Stages(_grouped(model, stage, top + 1), stage, head)
+    return Stages(_grouped(model, stage, top + 1), stage, heads)
 
 
 def lowest_trained(mode: Mode, unfreeze_at: Sequence[int], epoch: int, top: int) -> int:
@@ -118,7 +118,7 @@ def settle_modes(model: nn.Module, stages: Stages, lowest: int) -> None:
     live: set[str] = set()
     for name, module in model.named_modules():
         number = stages.modules.get(name)
-        if number is None or _inside(name, stages.head):
+        if number is None or _inside_any(name, stages.heads):
             continue
         parameters = list(module.parameters(recurse=False))
         if number >= lowest and (not parameters or any(value.requires_grad for value in parameters)):
@@ -126,7 +126,7 @@ def settle_modes(model: nn.Module, stages: Stages, lowest: int) -> None:
             live.update(name.rsplit(".", cut)[0] for cut in range(1, name.count(".") + 1))
             live.add("")
     for name, module in model.named_modules():
-        if name not in live and not _inside(name, stages.head):
+        if name not in live and not _inside_any(name, stages.heads):
             module.training = False
 
 
@@ -221,6 +221,10 @@ def _owner_of(name: str) -> str | None:
     """The layer whose weights a module computes, as `torch.nn.utils.parametrize` names it."""
     parts = name.split(".")
     return ".".join(parts[: parts.index(_PARAMETRIZATIONS)]) if _PARAMETRIZATIONS in parts else None
+
+
+def _inside_any(name: str, outers: Sequence[str]) -> bool:
+    return any(_inside(name, outer) for outer in outers)
 
 
 def _inside(name: str, outer: str) -> bool:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import copy
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -53,13 +54,28 @@ class ClassifyingLayers:
 
     Attributes:
         main: The one whose logits count.
-        auxiliary: Those that run in training alone, and only help: inception's and googlenet's.
+        joined: Further ones whose outputs are averaged or summed with the main one's: levit's and deit's second head.
+        auxiliary: Those that only help in training: inception's and googlenet's, and heads of other outputs that were
+            named.
         training_key: Which part of the output is the main one's logits in training, as `ClassifyingLayer.key`.
+        makers: All layers with weights that the logits that count are made by.
     """
 
     main: ClassifyingLayer
+    joined: tuple[str, ...] = ()
     auxiliary: tuple[ClassifyingLayer, ...] = ()
     training_key: int | str | None = None
+    makers: tuple[str, ...] = ()
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """The names of the layers that make the logits that count."""
+        return (self.main.name, *self.joined)
+
+    @property
+    def replaced(self) -> tuple[str, ...]:
+        """The names of all layers that give way to new ones, each once."""
+        return tuple(dict.fromkeys((*self.heads, *(extra.name for extra in self.auxiliary))))
 
 
 def sample_images(model: nn.Module, size: tuple[int, int, int], count: int = 1) -> Tensor:
@@ -69,16 +85,20 @@ def sample_images(model: nn.Module, size: tuple[int, int, int], count: int = 1) 
     return images.to(model_device(model), dtype)
 
 
-def find_classifiers(model: nn.Module, size: tuple[int, int, int], name: str | None = None) -> ClassifyingLayers:
+def find_classifiers(
+    model: nn.Module, size: tuple[int, int, int], name: str | Sequence[str] | None = None
+) -> ClassifyingLayers:
     """Run a network and say which of its layers (Linear or 1x1 convolution) make its logits.
 
     From the output its computation is followed back to the layers with weights that are met first; their names say
-    nothing. A second pass, in training mode, finds auxiliary classifiers.
+    nothing. Several that have as many outputs as there are logits are one head. A second pass, in training mode, finds
+    auxiliary classifiers.
 
     Args:
         model: The network; left as it is.
         size: `(C, H, W)` of the images that it takes.
-        name: The classifying layer, where several could be meant.
+        name: The classifying layer, where several could be meant; or several: the logits of the first one's output
+            count, and those of other outputs are auxiliary.
 
     Raises:
         ValueError: The network cannot be run; no layer or several layers could be meant.
@@ -95,7 +115,8 @@ def find_classifiers(model: nn.Module, size: tuple[int, int, int], name: str | N
             f"{type(model).__name__} cannot be run on an image of {_words(size)}: {error}; "
             "give image_size=(C, H, W) of the images that it takes"
         ) from error
-    main = _chosen(model, size, output_layers, name)
+    names = [name] if isinstance(name, str) else list(name or [])
+    main, joined = _chosen(model, size, output_layers, names)
     try:
         in_training = _frontiers(model, size, training=True)
     except _CannotRunError as error:
@@ -104,13 +125,24 @@ def find_classifiers(model: nn.Module, size: tuple[int, int, int], name: str | N
             "give image_size=(C, H, W) of the images that it will be trained on"
         ) from error
     # In training mode an output may have parts that it has not otherwise.
-    own = next((key for key, layers in in_training.items() if main.name in layers), None)
+    own = next((key for key, part in in_training.items() if main.name in part.layers), None)
     auxiliary = tuple(
-        ClassifyingLayer(name=layers[0], key=key)
-        for key, layers in in_training.items()
-        if key != own and len(layers) == 1 and layers[0] != main.name and key not in output_layers
+        ClassifyingLayer(name=part.layers[0], key=key)
+        for key, part in in_training.items()
+        if key != own
+        and len(part.layers) == 1
+        and part.layers[0] != main.name
+        and (key not in output_layers or part.layers[0] in names)
     )
-    return ClassifyingLayers(main=main, auxiliary=auxiliary, training_key=own)
+    told = {main.name, *joined, *(extra.name for extra in auxiliary)}
+    for other in names:
+        if other not in told:
+            raise ValueError(
+                f"classifier={names}: '{other}' makes no output of {type(model).__name__} by itself that could be an "
+                f"auxiliary one beside that of '{main.name}'; leave it out"
+            )
+    makers = tuple(output_layers[main.key].layers) if main.key in output_layers else ()
+    return ClassifyingLayers(main=main, joined=joined, auxiliary=auxiliary, training_key=own, makers=makers)
 
 
 def install_heads(
@@ -139,9 +171,12 @@ def install_heads(
             f'head={head!r}: give "linear", "mlp" or a module.{suggestion(str(head), ["linear", "mlp"], " ")}'
         )
     given = _input_shape(model, classifiers.main.name, size)
+    ending = "" if set(classifiers.makers) <= set(classifiers.heads) else _told_together(model, classifiers.makers)
     _replace(model, classifiers.main.name, head if isinstance(head, nn.Module) else _new(old, num_classes, head))
-    for extra in classifiers.auxiliary:
-        _replace(model, extra.name, _new(model.get_submodule(extra.name), num_classes, "linear"))
+    for name in classifiers.replaced[1:]:
+        kind = head if name in classifiers.joined else "linear"
+        new = copy.deepcopy(kind) if isinstance(kind, nn.Module) else _new(model.get_submodule(name), num_classes, kind)
+        _replace(model, name, new)
     what = f"head={head!r}" if isinstance(head, str) else f"head={type(head).__name__}(...)"
     where = f"layer '{classifiers.main.name}' is given features of shape {given}"
     for training in (False, True):
@@ -149,15 +184,20 @@ def install_heads(
         try:
             output = _run(model, size, training=training)
         except _CannotRunError as error:
-            raise ValueError(f"{what} does not fit: {where}, and the network fails with it: {error}") from error
-        logits, others = read_logits(output, classifiers, training=training)
-        for made in (logits, *others):
+            message = f"{what} does not fit: {where}, and the network fails with it: {error}{ending}"
+            raise ValueError(message) from error
+        logits, auxiliary = read_logits(output, classifiers, training=training)
+        for made in (logits, *auxiliary):
             if not isinstance(made, Tensor) or tuple(made.shape) != (count, num_classes):
                 returned = tuple(made.shape) if isinstance(made, Tensor) else type(made).__name__
                 raise ValueError(
                     f"{what} does not fit: {where}, and the network returns {returned} for {count} images; "
-                    f"num_classes={num_classes} needs {(count, num_classes)}"
+                    f"num_classes={num_classes} needs {(count, num_classes)}{ending}"
                 )
+
+
+def _told_together(model: nn.Module, makers: Sequence[str]) -> str:
+    return f"; its output is made by {_listed(model, makers)} together: leave classifier out, or give {list(makers)}"
 
 
 def read_logits(output: Any, classifiers: ClassifyingLayers, *, training: bool) -> tuple[Tensor, list[Tensor]]:
@@ -239,8 +279,15 @@ def _is_list(output: Any) -> bool:
     return isinstance(output, (list, tuple))
 
 
-def _frontiers(model: nn.Module, size: tuple[int, int, int], *, training: bool) -> dict[int | str | None, list[str]]:
-    """Of each part of the output, the layers with weights that its computation meets first, walking back."""
+class _Part(NamedTuple):
+    """A part of an output: the layers with weights that its computation meets first, walking back, and its shape."""
+
+    layers: list[str]
+    shape: tuple[int, ...]
+
+
+def _frontiers(model: nn.Module, size: tuple[int, int, int], *, training: bool) -> dict[int | str | None, _Part]:
+    """Each part of the output."""
     modules = {name: module for name, module in model.named_modules() if isinstance(module, _WEIGHTED)}
     made: dict[Any, str] = {}
 
@@ -256,7 +303,9 @@ def _frontiers(model: nn.Module, size: tuple[int, int, int], *, training: bool) 
                 output = model(images)
             except Exception as error:
                 raise _CannotRunError(f"{type(error).__name__}: {error}") from error
-    return {key: sorted(set(_walk(value.grad_fn, made))) for key, value in _parts(output).items()}
+    return {
+        key: _Part(sorted(set(_walk(value.grad_fn, made))), tuple(value.shape)) for key, value in _parts(output).items()
+    }
 
 
 def _walk(start: Any, made: Mapping[Any, str]) -> Iterator[str]:
@@ -273,40 +322,76 @@ def _walk(start: Any, made: Mapping[Any, str]) -> Iterator[str]:
 
 
 def _chosen(
-    model: nn.Module, size: tuple[int, int, int], output_layers: dict[int | str | None, list[str]], name: str | None
-) -> ClassifyingLayer:
+    model: nn.Module,
+    size: tuple[int, int, int],
+    output_layers: dict[int | str | None, _Part],
+    asked: Sequence[str],
+) -> tuple[ClassifyingLayer, tuple[str, ...]]:
+    """The layer whose logits count, and those that are joined with it."""
     who = type(model).__name__
-    names = sorted({layer for layers in output_layers.values() for layer in layers})
-    fit = [layer for layer in names if _classifies(model.get_submodule(layer))]
-    listed = ", ".join(f"'{layer}' ({_describe(model.get_submodule(layer))})" for layer in names) or "none"
-    if name is not None:
-        modules = {layer: module for layer, module in model.named_modules() if layer}
-        if name not in modules:
-            hint = suggestion(name, modules)
-            raise ValueError(f"classifier='{name}': {who} has no such layer. {hint} Its output is made by {listed}")
-        if not _classifies(modules[name]):
-            raise ValueError(
-                f"classifier='{name}' is {_describe(modules[name])}; a Linear or a 1x1 convolution is needed"
-            )
+    names = sorted({layer for part in output_layers.values() for layer in part.layers})
+    if asked:
+        _check_named(model, asked, names)
         # A layer that is named need not be the last one: then the output as a whole is meant.
-        key = next((key for key, layers in output_layers.items() if name in layers), next(iter(output_layers), None))
-        return ClassifyingLayer(name=name, key=key)
+        first = asked[0]
+        key = next(
+            (key for key, part in output_layers.items() if first in part.layers), next(iter(output_layers), None)
+        )
+        joined = [layer for layer in asked[1:] if key in output_layers and layer in output_layers[key].layers]
+        return ClassifyingLayer(name=first, key=key), tuple(joined)
     if not names and len(output_layers) == 1:
         # Part of the network hides from autograd: the last layer to run is meant.
         last = find_default_layers(model, sample_images(model, size)).classifier
         if last is not None and _classifies(last.module):
-            return ClassifyingLayer(name=last.name, key=next(iter(output_layers)))
-    if len(fit) != 1 or len(names) != 1:
-        problem = (
-            "several layers make its output" if len(names) > 1 else "no Linear or 1x1 convolution makes its output"
+            return ClassifyingLayer(name=last.name, key=next(iter(output_layers))), ()
+    able = {key: part.layers for key, part in output_layers.items() if _makes_logits(model, part)}
+    if len(able) != 1:
+        several = len(names) > 1
+        problem = "several layers make its output" if several else "no Linear or 1x1 convolution makes its output"
+        more = (
+            f", or several, of which the first one's output counts and others are auxiliary: classifier={names}"
+            if len(able) > 1
+            else ""
         )
         raise ValueError(
-            f"which layer of {who} classifies? {problem} (candidates: {listed}); "
-            'name the one to replace with classifier="..."'
+            f"which layer of {who} classifies? {problem} (candidates: {_listed(model, names)}); "
+            f'name the one to replace with classifier="..."{more}'
         )
-    if not fit[0]:
+    ((key, layers),) = able.items()
+    if not layers[0]:
         raise ValueError(f"{who} is itself the classifying layer: put it into a torch.nn.Sequential")
-    return ClassifyingLayer(name=fit[0], key=next(key for key, layers in output_layers.items() if layers))
+    return ClassifyingLayer(name=layers[0], key=key), tuple(layers[1:])
+
+
+def _check_named(model: nn.Module, asked: Sequence[str], names: Sequence[str]) -> None:
+    modules = {layer: module for layer, module in model.named_modules() if layer}
+    for name in asked:
+        if name not in modules:
+            hint = suggestion(name, modules)
+            listed = _listed(model, names)
+            raise ValueError(
+                f"classifier='{name}': {type(model).__name__} has no such layer. {hint} Its output is made by {listed}"
+            )
+        if not _classifies(modules[name]):
+            raise ValueError(
+                f"classifier='{name}' is {_describe(modules[name])}; a Linear or a 1x1 convolution is needed"
+            )
+
+
+def _makes_logits(model: nn.Module, part: _Part) -> bool:
+    """Whether layers that classify, each with as many outputs as there are logits, make a part of an output."""
+    modules = [model.get_submodule(layer) for layer in part.layers]
+    if not modules or not all(_classifies(module) for module in modules):
+        return False
+    return len(modules) == 1 or (len(part.shape) == 2 and all(_outputs(module) == part.shape[1] for module in modules))
+
+
+def _outputs(module: nn.Module) -> int:
+    return int(module.out_features if isinstance(module, nn.Linear) else module.out_channels)  # type: ignore[arg-type]
+
+
+def _listed(model: nn.Module, names: Sequence[str]) -> str:
+    return ", ".join(f"'{layer}' ({_describe(model.get_submodule(layer))})" for layer in names) or "none"
 
 
 def _classifies(module: nn.Module) -> bool:

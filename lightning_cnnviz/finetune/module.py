@@ -80,7 +80,10 @@ class FineTuner(pl.LightningModule):
             torchvision's enum; a local file, or `"FILE:student"` of one that holds several networks. No code is run
             that a file brings.
         head: `"linear"`, `"mlp"`, or a module that takes what the old classifying layer was given.
-        classifier: Name of the classifying layer, where several could be meant.
+        classifier: Name of the classifying layer, where several could be meant. Of a network with several outputs, all
+            but the named one's are left alone; with a list, those of the others are auxiliary: their loss counts 0.4
+            (of one) or 0.3 (of each of several) in training, as inception's and googlenet's do, which are found.
+            Layers whose outputs are averaged (levit's, deit's) are found, and replaced together.
         mode: `"head"` trains the head alone, `"full"` everything, `"staged"` the head first, then more from the top.
         unfreeze_at: For `"staged"`: the epochs, counted from 0, that unfreeze the next stage each.
         layer_decay: The learning rate of each stage is this factor times the next higher one's.
@@ -113,7 +116,7 @@ class FineTuner(pl.LightningModule):
         *,
         weights: str | None = None,
         head: Literal["linear", "mlp"] | nn.Module = "linear",
-        classifier: str | None = None,
+        classifier: str | list[str] | None = None,
         mode: Literal["head", "full", "staged"] = "full",
         unfreeze_at: Sequence[int] | None = None,
         layer_decay: float = 1.0,
@@ -162,6 +165,11 @@ class FineTuner(pl.LightningModule):
         frozen = {id(value) for value in self.network.parameters() if not value.requires_grad}
         install_heads(self.network, self.classifiers, num_classes, head, self.image_size)
         self._always_frozen = frozenset(name for name, value in self.network.named_parameters() if id(value) in frozen)
+        if cache_features and self.classifiers.joined:
+            raise ValueError(
+                f"cache_features=True: the logits of {self.backbone_name} are made by {list(self.classifiers.heads)} "
+                "together, and features are kept for one layer; train with cache_features=False"
+            )
         self._endings = find_endings(self.network, self.classifiers, self.image_size)
         self.stages = find_stages(self.network, self.classifiers, self.image_size)
         if len(self.unfreeze_at) > self.stages.top:
@@ -198,7 +206,7 @@ class FineTuner(pl.LightningModule):
 
     def export_backbone(self, path: str | Path) -> None:
         """Write the weights of everything but the head, readable with `weights_only=True` and as `weights=path`."""
-        heads = (self.classifiers.main.name, *(extra.name for extra in self.classifiers.auxiliary))
+        heads = self.classifiers.replaced
         state = {
             key: value.detach().cpu().clone()
             for key, value in self.network.state_dict().items()

@@ -110,9 +110,11 @@ def load_weights(
         WeightsError: Any other key is missing, left over, or of another shape; or the network is there several times.
     """
     expected = model.state_dict()
-    heads = [classifiers.main.name, *(extra.name for extra in classifiers.auxiliary)]
+    heads = list(classifiers.replaced)
     stripped = _stripped(given, expected, heads, source)
-    optional = [name.rpartition(".")[0] for name in heads[1:]]
+    around = [extra.name.rpartition(".")[0] for extra in classifiers.auxiliary]
+    # What encloses an auxiliary classifier alone may be missing.
+    optional = [outer for outer in around if not any(name.startswith(f"{outer}.") for name in classifiers.heads)]
     for name in heads:
         ours, theirs = _below(expected, name), _below(stripped, name)
         if {key: tuple(expected[key].shape) for key in ours} == {key: tuple(stripped[key].shape) for key in theirs}:

@@ -178,13 +178,13 @@ def _notes(result: LayerProbe) -> tuple[str, ...]:
     notes += [
         "Classifiers on the fixed features of a layer; C and scaling are chosen on training images alone.",
         f"Splits {first.digest[:16]} (seed {protocol.seed}): equal numbers stand for the same images. Scaling: "
-        f'"{protocol.scaling}"; C from {", ".join(f"{value:g}" for value in protocol.Cs)}{_beyond(every)}.',
+        f'"{protocol.scaling}"; C from {", ".join(f"{value:g}" for value in protocol.Cs)}.',
     ]
     if train:
         notes.append(f"Features of {train:,} images" + (f" to learn from and {test:,} to test on." if test else "."))
     if result.control is not None:
         notes.append("Random weights: the same network, all layers initialized anew.")
-    notes += [note for head in first.heads if (note := _at_the_end(every, head))]
+    notes += [note for note in (_beyond(every), *(_at_the_end(every, head) for head in first.heads)) if note]
     slow = [scores.layer for scores in every if not bool(scores.converged.all())]
     if slow:
         notes.append(f"The solver did not reach its tolerance at {', '.join(dict.fromkeys(slow))}.")
@@ -198,7 +198,7 @@ def _beyond(every: Sequence[ProbeScores]) -> str:
     reached = [value for value in tried if not math.isnan(value)]
     if not reached or (min(reached) >= min(given) and max(reached) <= max(given)):
         return ""
-    return f", and beyond the best end of these, from {min(reached):g} up to {max(reached):g}"
+    return f"C was looked for beyond the ends where the best one was: from {min(reached):g} up to {max(reached):g}."
 
 
 def _at_the_end(every: Sequence[ProbeScores], head: str) -> str:

@@ -70,7 +70,7 @@ def test_every_parameter_is_in_exactly_one_stage(name: str) -> None:
     assert sorted(names) == sorted(name for name, _ in model.named_parameters())
     assert all(found.parameters)
     head = found.parameters[-1]
-    assert all(parameter.startswith(f"{found.head}.") for parameter in head)
+    assert all(parameter.startswith(f"{found.heads[0]}.") for parameter in head)
     assert len(head) == 2
 
 

@@ -92,13 +92,81 @@ def test_of_several_outputs_the_one_that_is_named_is_taken(form: Any) -> None:
     assert model.right.out_features == 5
 
 
-def test_the_sum_of_two_layers_is_ambiguous_and_replacing_one_does_not_fit() -> None:
-    model = Two(lambda a, b: a + b)
+@pytest.mark.parametrize("form", [lambda a, b: a + b, lambda a, b: (a + b) / 2])
+def test_layers_whose_outputs_are_joined_are_replaced_together(form: Any) -> None:
+    model = Two(form)
+    found = find_classifiers(model, (1, 8, 8))
+    assert found.heads == ("left", "right")
+    assert find_classifiers(model, (1, 8, 8), ["right", "left"]).heads == ("right", "left")
+    alone = find_classifiers(model, (1, 8, 8), "left")
+    message = r"does not fit.*made by 'left' .*, 'right' .* together: leave classifier out, or give \['left', 'right'\]"
+    with pytest.raises(ValueError, match=message):
+        install_heads(Two(form), alone, 3, "linear", (1, 8, 8))
+    install_heads(model, found, 3, "mlp", (1, 8, 8))
+    images = torch.rand(2, 1, 8, 8)
+    features = model.eval().trunk(images).relu().mean((2, 3))
+    logits, others = read_logits(model(images), found, training=False)
+    assert torch.equal(logits, form(model.right(features), model.left(features)))
+    assert logits.shape == (2, 3)
+    assert not others
+    own = nn.Linear(4, 3)
+    install_heads(model, found, 3, own, (1, 8, 8))
+    assert model.left is own
+    assert model.right is not own
+    assert torch.equal(model.right.weight, own.weight)
+
+
+def test_layers_that_make_an_output_side_by_side_are_ambiguous() -> None:
     with pytest.raises(ValueError, match="several layers make its output"):
+        find_classifiers(Two(lambda a, b: torch.cat([a, b], 1)), (1, 8, 8))
+
+
+def test_an_output_without_logits_is_not_in_the_way() -> None:
+    class WithMaps(Two):
+        def forward(self, images: Tensor) -> Any:
+            maps = self.trunk(images)
+            return maps, self.left(maps.mean((2, 3)))
+
+    model = WithMaps(None)
+    found = find_classifiers(model, (1, 8, 8))
+    assert (found.main.name, found.main.key) == ("left", 1)
+    install_heads(model, found, 3, "linear", (1, 8, 8))
+
+
+def test_further_outputs_that_are_named_are_auxiliary() -> None:
+    model = Two(lambda a, b: {"a": a, "b": b})
+    with pytest.raises(ValueError, match=r"others are auxiliary: classifier=\['left', 'right'\]"):
         find_classifiers(model, (1, 8, 8))
-    found = find_classifiers(model, (1, 8, 8), "left")
-    with pytest.raises(ValueError, match="does not fit"):
-        install_heads(model, found, 3, "linear", (1, 8, 8))
+    found = find_classifiers(model, (1, 8, 8), ["left", "right"])
+    assert (found.main.name, [extra.name for extra in found.auxiliary]) == ("left", ["right"])
+    install_heads(model, found, 3, "linear", (1, 8, 8))
+    images = torch.rand(2, 1, 8, 8)
+    logits, others = read_logits(model(images), found, training=True)
+    assert [tuple(one.shape) for one in (logits, *others)] == [(2, 3), (2, 3)]
+    assert torch.equal(logits, model(images)["b"])
+    with pytest.raises(ValueError, match="'inner' makes no output of Inner by itself"):
+        find_classifiers(Inner(), (1, 8, 8), ["last", "inner"])
+
+
+class Inner(nn.Module):
+    """A linear layer before the last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.last = nn.Linear(64, 4), nn.Linear(4, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        found: Tensor = self.last(self.inner(images.flatten(1)).relu())
+        return found
+
+
+@pytest.mark.parametrize("name", ["levit_128s", "deit_tiny_distilled_patch16_224"])
+def test_averaged_heads_of_timm_are_replaced_together(name: str) -> None:
+    pytest.importorskip("timm")
+    model, size = make_network(f"timm/{name}", values=False), (3, 224, 224)
+    found = find_classifiers(model, size)
+    assert len(found.heads) == 2
+    install_heads(model, found, CLASSES, "linear", size)
 
 
 def test_what_runs_last_without_reaching_the_output_is_no_classifier() -> None:

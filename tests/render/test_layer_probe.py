@@ -121,7 +121,7 @@ def test_a_best_c_at_the_end_of_what_was_tried_is_told() -> None:
     )
     notes = " ".join(layer_probe_report(probed).notes)
     assert "C from 0.1, 1, 10." in notes
-    assert "at an end" not in notes
+    assert "beyond" not in notes
     bracketed, reached = probed.scores[0].bracketed, probed.scores[1].tried
     assert bracketed is not None
     assert reached is not None
@@ -129,7 +129,7 @@ def test_a_best_c_at_the_end_of_what_was_tried_is_told() -> None:
     reached[0, 1, 1] = 1e5
     reached[1] = torch.nan  # kNN has no C
     notes = " ".join(layer_probe_report(probed).notes)
-    assert "C from 0.1, 1, 10, and beyond the best end of these, from 0.1 up to 100000." in notes
+    assert "C was looked for beyond the ends where the best one was: from 0.1 up to 100000." in notes
     assert "SVM: the best C was at an end of all that were tried in 2 of 6 fits: it may do better beyond" in notes
     assert "kNN: the best" not in notes
 
