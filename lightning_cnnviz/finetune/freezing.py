@@ -60,7 +60,7 @@ def find_stages(model: nn.Module, classifiers: ClassifyingLayers, size: tuple[in
         >>> find_stages(model, find_classifiers(model, (1, 8, 8)), (1, 8, 8)).parameters
         (('0.weight', '0.bias'), ('2.weight', '2.bias'), ('4.weight', '4.bias'))
     """
-    heads = classifiers.heads
+    heads, beside = classifiers.heads, (*(extra.name for extra in classifiers.auxiliary), *classifiers.beside)
     modules = {name: module for name, module in model.named_modules() if name}
     parts = {name: owner for name in modules if (owner := _owner_of(name)) is not None}
     own = {
@@ -69,14 +69,14 @@ def find_stages(model: nn.Module, classifiers: ClassifyingLayers, size: tuple[in
         if name not in parts and (_has_own(module) or not list(module.children()))
     }
     ran = _run(model, own, size)
-    body = [(name, extent) for name, extent in ran if not _inside_any(name, heads)]
+    body = [(name, extent) for name, extent in ran if not _inside_any(name, (*heads, *beside))]
     numbers = _numbers([item for item in body if _is_layer(own[item[0]])], own)
     top = max(numbers.values(), default=-1) + 1
     stage = _by_module(body, numbers)
     for name in own:
         if _inside_any(name, heads):
             stage[name] = top
-        elif any(_inside(name, extra.name) for extra in classifiers.auxiliary):
+        elif _inside_any(name, beside):
             stage[name] = max(0, top - 1)
         elif name not in stage:
             around = [name.rsplit(".", cut)[0] for cut in range(1, name.count(".") + 1)]

@@ -59,6 +59,7 @@ class ClassifyingLayers:
             named.
         training_key: Which part of the output is the main one's logits in training, as `ClassifyingLayer.key`.
         makers: All layers with weights that the logits that count are made by.
+        beside: Layers that classify for other outputs alone: they are no stage of the network.
     """
 
     main: ClassifyingLayer
@@ -66,6 +67,7 @@ class ClassifyingLayers:
     auxiliary: tuple[ClassifyingLayer, ...] = ()
     training_key: int | str | None = None
     makers: tuple[str, ...] = ()
+    beside: tuple[str, ...] = ()
 
     @property
     def heads(self) -> tuple[str, ...]:
@@ -111,6 +113,12 @@ def find_classifiers(
     try:
         output_layers = _frontiers(model, size, training=False)
     except _CannotRunError as error:
+        if any(isinstance(module, (nn.Conv1d, nn.Conv3d)) for module in model.modules()):
+            raise ValueError(
+                f"{type(model).__name__} takes signals or clips, and not an image of {_words(size)}: it has "
+                "convolutions of one or three dimensions, and FineTuner trains networks of images (C, H, W) alone "
+                f"({error})"
+            ) from error
         raise ValueError(
             f"{type(model).__name__} cannot be run on an image of {_words(size)}: {error}; "
             "give image_size=(C, H, W) of the images that it takes"
@@ -142,7 +150,15 @@ def find_classifiers(
                 f"auxiliary one beside that of '{main.name}'; leave it out"
             )
     makers = tuple(output_layers[main.key].layers) if main.key in output_layers else ()
-    return ClassifyingLayers(main=main, joined=joined, auxiliary=auxiliary, training_key=own, makers=makers)
+    beside = {layer for part in output_layers.values() for layer in part.layers} - {*makers, main.name, *joined}
+    return ClassifyingLayers(
+        main=main,
+        joined=joined,
+        auxiliary=auxiliary,
+        training_key=own,
+        makers=makers,
+        beside=tuple(sorted(layer for layer in beside if _classifies(model.get_submodule(layer)))),
+    )
 
 
 def install_heads(

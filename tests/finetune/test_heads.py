@@ -222,6 +222,12 @@ def test_images_of_a_wrong_size_are_named() -> None:
         find_classifiers(model, (3, 9, 9))
 
 
+def test_a_network_of_clips_is_refused_in_our_words() -> None:
+    model = nn.Sequential(nn.Conv3d(3, 4, 3), nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(4, 3))
+    with pytest.raises(ValueError, match=r"takes signals or clips, and not an image of 3 x 8 x 8.*images \(C, H, W\)"):
+        find_classifiers(model, (3, 8, 8))
+
+
 def test_finding_leaves_no_trace() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Dropout(), nn.Flatten(), nn.Linear(144, 5))

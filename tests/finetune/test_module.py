@@ -262,6 +262,60 @@ def test_auxiliary_classifiers_learn_with_their_weight() -> None:
     fit(tuner(Helped(), mode="staged", unfreeze_at=[1]), max_epochs=2)
 
 
+class TwoHeads(nn.Module):
+    """A trunk of two stages and two heads, whose outputs are averaged or returned side by side."""
+
+    def __init__(self, *, averaged: bool) -> None:
+        super().__init__()
+        self.early, self.late = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3, stride=2)
+        self.left, self.right = nn.Linear(4, 9), nn.Linear(4, 9)
+        self.averaged = averaged
+
+    def forward(self, pixels: Tensor) -> Any:
+        features = self.late(self.early(pixels).relu()).relu().mean((2, 3))
+        left, right = self.left(features), self.right(features)
+        return (left + right) / 2 if self.averaged else {"left": left, "right": right}
+
+
+@pytest.mark.parametrize("mode", ["head", "full", "staged"])
+@pytest.mark.parametrize(
+    ("averaged", "classifier", "learning"),
+    [
+        (True, None, {"head": {"left", "right"}, "full": {"left", "right", "early", "late"}}),
+        (False, "right", {"head": {"right"}, "full": {"right", "early", "late"}}),
+        # An auxiliary head helps what is below it: it learns with the uppermost stage there.
+        (False, ["right", "left"], {"head": {"right"}, "full": {"left", "right", "early", "late"}}),
+    ],
+    ids=["averaged", "one", "auxiliary"],
+)
+def test_networks_of_two_heads_are_tuned_in_every_mode(
+    mode: Any, averaged: bool, classifier: Any, learning: dict[str, set[str]]
+) -> None:
+    torch.manual_seed(0)
+    network = TwoHeads(averaged=averaged)
+    module = tuner(network, mode=mode, classifier=classifier, unfreeze_at=[1, 2] if mode == "staged" else None)
+    batch = next(iter(val_loader()))
+    output = network(batch[0])
+    expected = F.cross_entropy(output if averaged else output["right"], batch[1])
+    if classifier == ["right", "left"] and mode == "full":
+        expected = expected + 0.4 * F.cross_entropy(output["left"], batch[1])
+    module.log = lambda *_, **__: None  # type: ignore[method-assign]
+    assert module.training_step(batch, 0).item() == pytest.approx(expected.item(), rel=1e-6)
+    del module.log
+    seen = fit(module, max_epochs=3)
+    moved = {key.split(".")[0] for key in differing(seen.weights[0], seen.weights[-1])}
+    assert moved == learning["head" if mode == "head" else "full"]
+    if mode == "staged":
+        first = {key.split(".")[0] for key in differing(seen.weights[0], seen.weights[1])}
+        assert first == learning["head"]
+    assert module(batch[0]).shape == (len(batch[0]), 3)
+
+
+def test_averaged_heads_are_not_cached() -> None:
+    with pytest.raises(ValueError, match=r"cache_features=True: .*\['left', 'right'\] together.*cache_features=False"):
+        tuner(TwoHeads(averaged=True), mode="head", cache_features=True)
+
+
 class Fixed(nn.Module):
     """Says what its images' first pixel says."""
 

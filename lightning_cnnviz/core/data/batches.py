@@ -58,6 +58,13 @@ def read_batch(batch: Any, batch_fn: BatchFn | None = None) -> tuple[Tensor, Ten
             f"no images found in a batch of form {_form(given)}: it takes a tensor, (images, labels), or a mapping "
             f"with one of {', '.join(_IMAGE_NAMES[:4])}, ...; give batch_fn=... that returns (images, labels)"
         )
+    if images.ndim == 5:
+        raise TypeError(
+            f"the batch's input has five dimensions, {tuple(images.shape)}, as clips (N, C, T, H, W) and volumes have, "
+            "and views are of images (N, C, H, W): what a network makes of a clip as a whole is not shown. A network "
+            "of single frames can be: give batch_fn=lambda batch: (batch[0][:, :, 0], batch[1]), or each frame as an "
+            "image"
+        )
     if images.ndim != 4 or not (images.is_floating_point() or images.dtype == torch.uint8):
         raise TypeError(
             f"the batch's input is {images.dtype} of shape {tuple(images.shape)}; images are float or uint8 tensors "

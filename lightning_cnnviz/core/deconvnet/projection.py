@@ -388,7 +388,7 @@ class Projector:
             if self._method == "deconvnet" and tape.convolutions(name) > 1 and not tape.rectifies(name):
                 raise ValueError(
                     f"method='deconvnet': between layer '{name}' and the pixels there is no ReLU or similar "
-                    "nonlinearity to rectify at; give method='gradient' for the plain gradient"
+                    "nonlinearity to rectify at; project(..., method='gradient') is the plain gradient"
                 )
 
     @staticmethod

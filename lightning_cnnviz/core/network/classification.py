@@ -291,6 +291,7 @@ def check_images(images: Tensor) -> None:
         raise ValueError(
             f"images are {images.dtype} of shape {tuple(images.shape)}; give one or more as a float or uint8 tensor "
             "(N, C, H, W), in the values that the network is given"
+            + ("; clips (N, C, T, H, W) are not served" if images.ndim == 5 else "")
         )
 
 

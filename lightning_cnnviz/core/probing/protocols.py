@@ -346,7 +346,8 @@ def _too_few(labels: Tensor, classes: Sequence[int], protocol: Protocol, own_tes
     hopeless = {number: count for number, count in counts.items() if count < least}
     if protocol.chooses and protocol.per_class == 1:
         raise ValueError(
-            "per_class=1 leaves no training image to choose C on: give one C, Cs=(1.0,), or per_class=2 or more"
+            "per_class=1 leaves no training image to choose C on: give one C, Protocol(Cs=(1.0,)), or more images of a "
+            "class"
         )
     refused = few if protocol.per_class is not None and not protocol.allow_fewer else {}
     told = refused or hopeless
@@ -360,7 +361,9 @@ def _too_few(labels: Tensor, classes: Sequence[int], protocol: Protocol, own_tes
         shown = ", ".join(f"class {number}: {count}" for number, count in list(told.items())[:10])
         more = f" and {len(told) - 10} more" if len(told) > 10 else ""
         mend = (
-            "give allow_fewer=True, or a lower per_class" if refused else "leave these classes out, or give more images"
+            "give Protocol(allow_fewer=True, ...), or the monitor allow_fewer=True, or fewer images of a class"
+            if refused
+            else "leave these classes out, or give more images"
         )
         raise ValueError(
             f"protocol '{protocol.name}' needs {sum(parts.values())} or more images a class ({need}), but there are "

@@ -251,10 +251,11 @@ def _why_never_ran(model: nn.Module, missing: list[str]) -> str:
     if compiled:
         return (
             f"the hooks on layer {names} were never called: the network is compiled (torch.compile), and compiled code "
-            "does not see hooks. Give data=<a loader>, for a pass of its own that runs uncompiled, or compile the "
-            "network only for training"
+            "does not see hooks. Compile the network only for training; a monitor with data=<a loader> makes a pass of "
+            "its own that runs uncompiled"
         )
     return (
         f"layer {names} did not run when this batch was processed, although it runs in the network's forward pass: "
-        'give model="..." to name the network that the step runs, or data=<a loader> for a pass of its own'
+        'a monitor with model="..." watches the network that the step runs, and one with data=<a loader> makes a pass '
+        "of its own"
     )

@@ -359,3 +359,13 @@ def test_which_loaders_have_indices() -> None:
     sampler = BatchSampler(SequentialSampler(data), 2, drop_last=False)
     assert not has_indices(DataLoader(data, batch_sampler=sampler))
     assert not has_indices([IMAGES])
+
+
+def test_clips_are_refused_in_our_words_and_frames_are_taken() -> None:
+    clips = torch.rand(2, 3, 4, 8, 8), torch.tensor([0, 1])
+    with pytest.raises(TypeError, match=r"clips \(N, C, T, H, W\).*not shown.*batch_fn=lambda batch"):
+        read_batch(clips)
+    images, labels = read_batch(clips, lambda batch: (batch[0][:, :, 0], batch[1]))
+    assert torch.equal(images, clips[0][:, :, 0])
+    assert labels is not None
+    assert labels.tolist() == [0, 1]
