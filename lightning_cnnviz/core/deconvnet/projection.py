@@ -387,7 +387,7 @@ class Projector:
         for name in names:
             if self._method == "deconvnet" and tape.convolutions(name) > 1 and not tape.rectifies(name):
                 raise ValueError(
-                    f"method='deconvnet': between layer '{name}' and the pixels there is no ReLU or similar "
+                    f"no deconvnet: between layer '{name}' and the pixels there is no ReLU or similar "
                     "nonlinearity to rectify at; project(..., method='gradient') is the plain gradient"
                 )
 

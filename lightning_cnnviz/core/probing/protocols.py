@@ -346,8 +346,8 @@ def _too_few(labels: Tensor, classes: Sequence[int], protocol: Protocol, own_tes
     hopeless = {number: count for number, count in counts.items() if count < least}
     if protocol.chooses and protocol.per_class == 1:
         raise ValueError(
-            "per_class=1 leaves no training image to choose C on: give one C, Protocol(Cs=(1.0,)), or more images of a "
-            "class"
+            "one image of a class leaves no training image to choose C on: give one C, Protocol(Cs=(1.0,)), or more "
+            "images of a class"
         )
     refused = few if protocol.per_class is not None and not protocol.allow_fewer else {}
     told = refused or hopeless

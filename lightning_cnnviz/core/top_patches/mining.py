@@ -256,6 +256,6 @@ def _why_never_ran(model: nn.Module, missing: list[str]) -> str:
         )
     return (
         f"layer {names} did not run when this batch was processed, although it runs in the network's forward pass: "
-        'a monitor with model="..." watches the network that the step runs, and one with data=<a loader> makes a pass '
-        "of its own"
+        "a monitor with model=<its name> watches the network that the step runs, and one with data=<a loader> makes a "
+        "pass of its own"
     )

@@ -137,7 +137,7 @@ def test_labels_of_a_test_set_choose_no_training_image(found: list[int]) -> None
 def test_too_few_images_are_named_with_their_counts() -> None:
     labels = torch.tensor([0] * 9 + [1] * 3 + [2] * 5 + [7] * 2)
     with pytest.raises(
-        ValueError, match=r"needs 6 or more .* only class 1: 3, class 2: 5, class 7: 2: give allow_fewer"
+        ValueError, match=r"needs 6 or more .* only class 1: 3, class 2: 5, class 7: 2: give Protocol.allow_fewer"
     ):
         draw_splits(labels, Protocol(per_class=5))
     with pytest.raises(
@@ -198,7 +198,7 @@ def test_wrong_protocols_are_refused_at_once(changes: dict[str, Any], match: str
 
 
 def test_no_image_to_choose_c_on_and_no_such_protocol() -> None:
-    with pytest.raises(ValueError, match="per_class=1 leaves no training image to choose C on"):
+    with pytest.raises(ValueError, match="one image of a class leaves no training image to choose C on"):
         draw_splits(torch.arange(12) % 3, Protocol(per_class=1))
     (split,) = draw_splits(torch.arange(12) % 3, Protocol(per_class=1, splits=1, Cs=(1.0,))).splits
     assert len(split.held_out) == 0
