@@ -34,8 +34,7 @@ class LayerProbeMonitor(ExperimentMonitor):
     training set and are tested on its validation set; elsewhere, and where one loader is given, both are drawn from the
     same set. Features of validation images come from the passes that validation makes anyway, where these were made
     with the weights of the look and the loader tells its order. Others are read in an order of our own, with the same
-    pixels at every look. Ranks share the images. C is chosen on training images, beyond the ends of the protocol's
-    values where the best lies there; the table says which, and the notes how far was looked, and where not far enough.
+    pixels at every look. Ranks share the images. C is looked for beyond the protocol's values where it is best.
 
     Args:
         layers: Names, globs and keywords (see `select_layers`); by default up to six convolutions, evenly spread in
