@@ -72,5 +72,5 @@ def _scale(model: nn.Module, image: Tensor) -> int:
                 return scale
     raise ValueError(
         f"{type(model).__name__} says something else of uint8 images than of the same as floats, from 0 to 255 or from "
-        "0 to 1, which views of changed images need; give images as floats: a monitor with batch_fn=... that returns them does"
+        "0 to 1, which views of changed images need; give images as floats, a monitor with batch_fn=... that does"
     )
