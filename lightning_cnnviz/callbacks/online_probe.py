@@ -31,9 +31,8 @@ class OnlineProbeMonitor(FeedMonitor):
     to follow over epochs as `online_probe/<layer>/accuracy`. It costs a few percent of a training step; but such probes
     trail behind a network that changes, and only come close to the best linear classifier (see `LayerProbeMonitor`).
 
-    Probes learn on over epochs and, from a checkpoint, over runs. On several ranks each rank's probes learn from its
-    own images and become their mean when validation begins. Of a step that calls the network several times, the first
-    call with as many images as there are labels counts.
+    Probes learn on over epochs and, from a checkpoint, over runs. Each rank's learn from its own images, and are averaged
+    when validation begins. Of several calls of the network in a step, the first with as many images as labels counts.
 
     Args:
         layers: See `LayerProbeMonitor`.
