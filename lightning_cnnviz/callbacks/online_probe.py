@@ -31,8 +31,8 @@ class OnlineProbeMonitor(FeedMonitor):
     to follow over epochs as `online_probe/<layer>/accuracy`. It costs a few percent of a training step; but such probes
     trail behind a network that changes, and only come close to the best linear classifier (see `LayerProbeMonitor`).
 
-    Probes learn on over epochs and, from a checkpoint, over runs. Each rank's learn from its own images, and are averaged
-    when validation begins. Of several calls of the network in a step, the first with as many images as labels counts.
+    Probes learn on over epochs and, from checkpoints, over runs. Each rank's learn from its own images and are
+    averaged when validation begins. Of several calls of the network in a step, the first with an image a label counts.
 
     Args:
         layers: See `LayerProbeMonitor`.
