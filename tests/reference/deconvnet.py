@@ -66,7 +66,7 @@ class Recording:
             self._of_node[node] = self._result(model, node, image)
             if node is last:
                 break
-        self._image: _Value = next(iter(self._of_node.values()))
+        self._image: _Value = self._values[0]  # as it was given, whatever was written into it
         self._layer: _Value = self._of_node[layer]
         self.activations = self._layer.tensor[0]
 
@@ -598,10 +598,35 @@ def _permute(x: _Value, *dims: Any) -> _Value:
     return _view(x, x.tensor.permute(order), lambda signal: signal.permute(back))
 
 
+def _moved(x: _Value, move: Callable[[Tensor], Tensor]) -> _Value:
+    """Values that go elsewhere, some to several places, some to none; what comes from nowhere is zero."""
+    # Where each value was taken from; zero for nowhere, and the first place is one.
+    origins = move(torch.arange(1.0, 1 + x.tensor.numel()).double().view(x.tensor.shape)).long().flatten()
+
+    def back(signal: Tensor) -> Tensor:
+        places = torch.zeros(1 + x.tensor.numel(), dtype=signal.dtype)
+        places.scatter_add_(0, origins, signal.flatten())
+        return places[1:].view(x.tensor.shape)
+
+    return _linear(x, move(x.tensor), back)
+
+
 def _pad(x: _Value, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> _Value:
-    if mode != "constant":
-        raise NotImplementedError(f"padding of mode {mode}")
-    return _linear(x, F.pad(x.tensor, list(pad), mode, value), lambda signal: F.pad(signal, [-size for size in pad]))
+    if value:
+        raise NotImplementedError(f"padding with {value}")
+    return _moved(x, lambda tensor: F.pad(tensor, list(pad), mode))
+
+
+def _interpolate(x: _Value, *args: Any, **kwargs: Any) -> _Value:
+    """Each channel by itself, times a matrix whose columns are what becomes of single pixels."""
+    rows, columns = x.tensor.shape[2:]
+    pixels = torch.eye(rows * columns, dtype=x.tensor.dtype).view(-1, 1, rows, columns)
+    matrix = F.interpolate(pixels, *args, **kwargs).flatten(1)
+
+    def back(signal: Tensor) -> Tensor:
+        return (signal.flatten(2) @ matrix.T).view(x.tensor.shape)
+
+    return _linear(x, F.interpolate(x.tensor, *args, **kwargs), back)
 
 
 def _contiguous(x: _Value) -> _Value:
@@ -658,6 +683,11 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "transpose": _transpose,
     "permute": _permute,
     "pad": _pad,
+    "interpolate": _interpolate,
+    "pixel_shuffle": lambda x, factor: _moved(x, lambda tensor: F.pixel_shuffle(tensor, factor)),
+    "pixel_unshuffle": lambda x, factor: _moved(x, lambda tensor: F.pixel_unshuffle(tensor, factor)),
+    "roll": lambda x, shifts, dims: _moved(x, lambda tensor: tensor.roll(shifts, dims)),
+    "clone": lambda x: _linear(x, x.tensor.clone(), lambda signal: signal),
     "contiguous": _contiguous,
     "dropout": _same,
     "dropout2d": _same,

@@ -225,7 +225,7 @@ class _Side:
             found[layer] = channel_means(maps)
 
         with hooked(self._sites, take):
-            self._model(images)
+            self._model(images.clone())
         return {layer: found[layer].cpu() for layer in self._sites}
 
 

@@ -339,6 +339,7 @@ class Projector:
     ) -> tuple[Tape, dict[str, Tensor]]:
         """Run images as far as the last of some layers, or so many operations; return the tape, and feature maps."""
         tape, values = Tape(self._method), dict[str, Tensor]()
+        images = images.clone()  # the network may write into them
 
         def keep(layer: str, value: Any) -> None:
             if layer not in values:

@@ -116,7 +116,7 @@ def channel_correlation(
         for batch in numbered_batches(loader, batch_fn, progress):
             images = batch.images.to(device)
             with running.batch(images, batch.indices, batch.labels):
-                model(images)
+                model(images.clone())
         return running.compute()
 
 

@@ -420,7 +420,7 @@ class _Measuring:
             self._own[name] = _features(name, value, len(originals)).clone()
 
         with rows_of(self._scorer.model, chosen), hooked(self._sites, keep):
-            self._scorer.model(originals)
+            self._scorer.model(originals.clone())
         for line, name in enumerate(self._sites):
             self._own_norms[line, chosen] = torch.linalg.vector_norm(self._own[name].float(), dim=1).cpu()
         self._own_slice = chosen

@@ -263,7 +263,7 @@ def run_network(model: nn.Module, images: Tensor) -> Any:
         ValueError: The network does not take such images.
     """
     try:
-        return model(images)
+        return model(images.clone())  # it may write into what it is given
     except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
         if is_out_of_memory(error):
             raise

@@ -323,7 +323,7 @@ def find_ending(model: nn.Module, images: Tensor, output_fn: OutputFn | None = N
     """
     endings = EndingMode()
     with analysis_mode(model), endings:
-        output = model(images)
+        output = model(images.clone())
         values, _ = output_tensor(output if output_fn is None else output_fn(output))
         return endings.of(values)
 

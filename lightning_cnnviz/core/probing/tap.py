@@ -118,7 +118,7 @@ def tap_features(
                     places: Tensor = places,
                 ) -> None:
                     with rows_of(model, places[part]), tap.batch(images[part], own[part], labels[part]):
-                        model(images[part])
+                        model(images[part].clone())
 
                 in_chunks(read, len(images))
         return tap.compute()

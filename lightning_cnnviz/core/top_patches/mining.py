@@ -124,7 +124,8 @@ class PatchMiner:
             raise RuntimeError("the ranks have been merged: no batch can follow; each look takes a new PatchMiner")
         traced = self._trace(images)
         lists = self._lists = self._lists or self._start(traced)
-        batch = Batch(images, indices.cpu(), None if labels is None else labels.cpu(), lists.seen)
+        # A copy: in a pass of somebody else's, the network may write into its images before patches are cut from them.
+        batch = Batch(images.clone(), indices.cpu(), None if labels is None else labels.cpu(), lists.seen)
         watch = _Watch(batch, traced, partial(self._read, lists, batch))
         with hooked({layer: maps.site for layer, maps in traced.items()}, watch):
             yield

@@ -107,7 +107,7 @@ def mine_top_patches(
                 part: slice, images: Tensor = images, indices: Tensor = indices, labels: Tensor | None = labels
             ) -> None:
                 with miner.batch(images[part], indices[part], None if labels is None else labels[part]):
-                    model(images[part])
+                    model(images[part].clone())
 
             in_chunks(mine, len(images))
         miner.merge()

@@ -59,6 +59,8 @@ def compact(bounds: Bounds, dims: Sequence[int]) -> Bounds:
 def over_channels(side: Tensor) -> Tensor:
     """The farthest of all channels, `(N, 1, H, W)`; reckoned once a tensor, since layers in a row pass the same on."""
     known = getattr(side, "_over_channels", None)
+    if known is None and side.shape[1] == 0:
+        return side.new_full((1,) * side.ndim, NOTHING).expand(side.shape[0], 1, *side.shape[2:])
     if known is None:
         known = side[:, :1] if side.shape[1] == 1 or side.stride(1) == 0 else thin(side).amax(1, keepdim=True)
         known = known.expand(side.shape[0], 1, *side.shape[2:])

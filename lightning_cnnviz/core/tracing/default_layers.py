@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,8 +13,11 @@ from torch import Tensor, nn
 from lightning_cnnviz.core.network.hooks import Site, analysis_mode, hooked, takes_hooks
 from lightning_cnnviz.core.network.layers import LayerNotFoundError, LayerSpec, SelectedLayer, select_layers
 from lightning_cnnviz.core.tracing.feature_maps import trace_feature_maps
+from lightning_cnnviz.core.tracing.layouts import LayoutReader, Layouts
 
 __all__ = ["DefaultLayers", "find_default_layers", "is_channels_last", "layer_site"]
+
+log = logging.getLogger(__name__)
 
 _WEIGHTED = (nn.Linear, nn.modules.conv._ConvNd)
 # They pass on what another layer has computed; feature maps are read before them.
@@ -49,10 +53,13 @@ def find_default_layers(model: nn.Module, image: Tensor) -> DefaultLayers:
         ('0', '1', '4')
     """
     modules = {name: module for name, module in model.named_modules() if name}
-    walk = _Walk(modules, image)
     sites = {name: Site(module) for name, module in modules.items() if takes_hooks(module)}
-    with analysis_mode(model), hooked(sites, walk.on_output):
-        model(image)
+    with analysis_mode(model):
+        image = image.detach().clone()
+        reader = LayoutReader(image)
+        walk = _Walk(modules, image, reader.layouts)
+        with hooked(sites, walk.on_output), reader:
+            model(image)
     once = [name for name in walk.ran if walk.ran.count(name) == 1]
     weighted = [name for name in once if isinstance(modules[name], _WEIGHTED)]
     first = next((name for name in weighted if isinstance(modules[name], nn.Conv2d)), None)
@@ -64,15 +71,16 @@ def find_default_layers(model: nn.Module, image: Tensor) -> DefaultLayers:
     deep = before[-1] if before else None
 
     def chosen(name: str | None, literal: bool) -> SelectedLayer | None:
-        return None if name is None else SelectedLayer(name, modules[name], literal, name in walk.channels_last)
+        return None if name is None else SelectedLayer(name, modules[name], literal, walk.channels_last.get(name, False))
 
     return DefaultLayers(first=chosen(first, False), deep=chosen(deep, True), classifier=chosen(classifier, True))
 
 
 def is_channels_last(shape: Sequence[int], image: Sequence[int]) -> bool:
-    """Return whether maps of a shape are `(N, H, W, C)`, as transformers have them, and not `(N, C, H, W)`.
+    """Guess whether maps of a shape are `(N, H, W, C)`, as transformers have them, and not `(N, C, H, W)`.
 
-    Rows and columns are told from channels by their proportion, which is the image's.
+    For maps that could not be followed from the image, see `Layouts`: rows and columns are told from channels by their
+    proportion, which is the image's.
 
     Example:
         >>> is_channels_last((1, 7, 7, 768), (224, 224)), is_channels_last((1, 768, 7, 7), (224, 224))
@@ -86,12 +94,12 @@ def is_channels_last(shape: Sequence[int], image: Sequence[int]) -> bool:
 class _Walk:
     """What runs, in the order in which it ends."""
 
-    def __init__(self, modules: dict[str, nn.Module], image: Tensor) -> None:
+    def __init__(self, modules: dict[str, nn.Module], image: Tensor, layouts: Layouts) -> None:
         self.ran: list[str] = []
         # Each feature maps' names, the narrowest first.
         self.spatial: list[list[str]] = []
-        self.channels_last: set[str] = set()
-        self._modules, self._size = modules, tuple(image.shape[-2:])
+        self.channels_last: dict[str, bool] = {}
+        self._modules, self._size, self._layouts = modules, tuple(image.shape[-2:]), layouts
         self._last: Any = None
         self._pooled: Any = None
         self._pool = ""
@@ -100,7 +108,9 @@ class _Walk:
         self.ran.append(name)
         if not isinstance(output, Tensor) or output.ndim != 4:
             return
-        channels_last = is_channels_last(output.shape, self._size)
+        channels_last = self._layouts.is_channels_last(output)
+        if channels_last is None:
+            channels_last = is_channels_last(output.shape, self._size)
         rows, columns = output.shape[1:3] if channels_last else output.shape[2:]
         if rows * columns <= 1 or isinstance(self._modules[name], _PASSING):
             return
@@ -118,8 +128,7 @@ class _Walk:
             self._last = state
         else:
             return
-        if channels_last:
-            self.channels_last.add(name)
+        self.channels_last[name] = channels_last
 
 
 def _same(one: Any, other: Any) -> bool:
@@ -146,7 +155,7 @@ def layer_site(model: nn.Module, image: Tensor, layer: LayerSpec | None) -> tupl
                 f"{type(model).__name__} has no layer that returns feature maps (N, C, H, W) of more than one "
                 'position before its classifier; name one with layer="..."'
             )
-        chosen = [deep]
+        chosen = [_in_its_layout(model, image, deep)]
     else:
         chosen = select_layers(model, layer)
     if len(chosen) != 1:
@@ -167,13 +176,27 @@ def _in_its_layout(model: nn.Module, image: Tensor, layer: SelectedLayer) -> Sel
     """A layer that was named, with whether its maps are `(N, H, W, C)`."""
     if not takes_hooks(layer.module):
         return layer
-    shapes: list[tuple[int, ...]] = []
+    found: list[bool] = []
+    with analysis_mode(model):
+        image = image.detach().clone()
+        reader = LayoutReader(image)
 
-    def note(_name: str, output: Any) -> None:
-        if isinstance(output, Tensor):
-            shapes.append(tuple(output.shape))
+        def note(_name: str, output: Any) -> None:
+            if isinstance(output, Tensor) and output.ndim == 4:
+                known = reader.layouts.is_channels_last(output)
+                found.append(_guessed(layer.name, output, image) if known is None else known)
 
-    with analysis_mode(model), hooked({layer.name: Site(layer.module)}, note):
-        model(image)
-    spatial = len(shapes) == 1 and len(shapes[0]) == 4
-    return replace(layer, channels_last=spatial and is_channels_last(shapes[0], image.shape[-2:]))
+        with hooked({layer.name: Site(layer.module)}, note), reader:
+            model(image)
+    return replace(layer, channels_last=len(found) == 1 and found[0])
+
+
+def _guessed(name: str, maps: Tensor, image: Tensor) -> bool:
+    last = is_channels_last(maps.shape, image.shape[-2:])
+    if 1 not in maps.shape[1:]:
+        log.warning(
+            "layer '%s': where the image's rows and columns lie in its maps %s could not be followed through the "
+            "network; by their proportions they are taken to be %s",
+            *(name, tuple(maps.shape), "(N, H, W, C)" if last else "(N, C, H, W)"),
+        )
+    return last

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lightning_cnnviz.core.network.hooks import Site, analysis_mode, hooked
 from lightning_cnnviz.core.network.layers import LayerNotFoundError, SelectedLayer
+from lightning_cnnviz.core.tracing.layouts import LayoutReader, Layouts
 from lightning_cnnviz.core.tracing.readable import check_readable
 from lightning_cnnviz.core.tracing.receptive_field import BoundsMode, ReceptiveField
 
@@ -27,8 +28,8 @@ class FeatureMaps:
 
     Attributes:
         layer: The layer's name.
-        site: Where to read them. For a convolution that was chosen by kind and is directly followed by a BatchNorm,
-            behind the BatchNorm: as the nonlinearity reads them.
+        site: Where to read them, and in which layout they are. For a convolution that was chosen by kind and is
+            directly followed by a BatchNorm, behind the BatchNorm: as the nonlinearity reads them.
         shape: Channels, height and width; a layer without spatial output counts as 1 x 1.
         field: The receptive fields of its units, for the traced size of input.
     """
@@ -56,15 +57,16 @@ def trace_feature_maps(model: nn.Module, image: Tensor, layers: Sequence[Selecte
         TypeError: A layer chosen by name does not return a tensor `(N, C, H, W)` or `(N, C)`.
     """
     check_readable(model)
-    trace = _Trace(BoundsMode(), [])
-    outputs = {layer.name: Site(layer.module, channels_last=layer.channels_last) for layer in layers}
+    by_name = {layer.name: layer for layer in layers}
+    outputs = {layer.name: Site(layer.module) for layer in layers}
     norms = _norm_sites(model)
     with analysis_mode(model):
         # The copy is ours, so that following it leaves the caller's tensor out of it.
         image = image.detach().clone()
-        with trace.bounds.follow(image), hooked(outputs, trace.on_layer), hooked(norms, trace.on_norm):
+        reader = LayoutReader(image)
+        trace = _Trace(BoundsMode(), reader.layouts, {layer.name: layer.channels_last for layer in layers})
+        with trace.bounds.follow(image), reader, hooked(outputs, trace.on_layer), hooked(norms, trace.on_norm):
             model(image)
-    by_name = {layer.name: layer for layer in layers}
     fired = [name for name, _, _, _ in trace.seen]
     repeated = {name for name in fired if fired.count(name) > 1}
     _check_runs(model, by_name, set(fired), repeated)
@@ -82,9 +84,8 @@ def trace_feature_maps(model: nn.Module, image: Tensor, layers: Sequence[Selecte
             continue
         # A BatchNorm that runs behind two convolutions would be read twice: then each is read by itself.
         behind = None if layer.literal or trace.norms.count(norm) != 1 else norm
-        traced.append(
-            FeatureMaps(layer=name, site=norms[behind] if behind else outputs[name], shape=shape, field=field)
-        )
+        site = norms[behind] if behind else outputs[name]._replace(channels_last=trace.channels_last[name])
+        traced.append(FeatureMaps(layer=name, site=site, shape=shape, field=field))
     if not traced:
         raise LayerNotFoundError(
             f"none of the {len(layers)} chosen layers of {type(model).__name__} runs exactly once in a pass"
@@ -103,9 +104,12 @@ class _Trace:
     """What the hooks of one traced pass have seen."""
 
     bounds: BoundsMode
-    seen: list[tuple[str, tuple[int, int, int] | None, ReceptiveField | None, str | None]]
+    layouts: Layouts
+    # Of each layer whether its maps are (N, H, W, C); at first as it was given, for where that cannot be followed.
+    channels_last: dict[str, bool]
 
     def __post_init__(self) -> None:
+        self.seen: list[tuple[str, tuple[int, int, int] | None, ReceptiveField | None, str | None]] = []
         self.norms: list[str | None] = []
         self._last: Any = None  # kept alive, so that no other tensor can take its identity
         self._entered: tuple[str, bool] = ("", False)
@@ -116,6 +120,10 @@ class _Trace:
         if not isinstance(output, Tensor) or output.ndim not in (2, 4) or len(output) != 1:
             self.seen.append((name, None, None, None))
             return
+        if output.ndim == 4:
+            known = self.layouts.is_channels_last(output)
+            self.channels_last[name] = last = self.channels_last[name] if known is None else known
+            output = output.permute(0, 3, 1, 2) if last else output
         shape = (output.shape[1], *output.shape[2:]) if output.ndim == 4 else (output.shape[1], 1, 1)
         self.seen.append((name, shape, self.bounds.receptive_field(name, output), None))
 
