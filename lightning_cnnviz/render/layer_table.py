@@ -80,6 +80,8 @@ def _notes(table: LayerTable) -> list[str]:
         notes.append(f"{total:,} of the parameters, in {_listed(parts)}, do not run in eval mode.")
     if any(row.clipped and any(row.receptive_field or ()) for row in table.layers):
         notes.append("At least (>=): such a field could be measured within the borders of this image only.")
+    if not all(row.followed for row in table.layers):
+        notes.append("Not known: which pixels are read is decided by values, or by an operation that is not followed.")
     return notes
 
 
@@ -145,7 +147,9 @@ def _field(row: LayerRow) -> str:
     if row.receptive_field is None:
         return ""
     sizes = row.receptive_field[:1] if len(set(row.receptive_field)) == 1 else row.receptive_field
-    least = ">=" if row.clipped and sizes != (None,) else ""
+    if not row.followed and None in sizes:
+        return "not known"
+    least = "<=" if not row.followed else ">=" if row.clipped and sizes != (None,) else ""
     return least + " x ".join("image" if size is None else str(size) for size in sizes)
 
 

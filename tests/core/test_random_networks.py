@@ -1,4 +1,4 @@
-"""Networks at random: receptive fields against perturbation, mining against brute force, projection against a reference.
+"""Random networks: receptive fields against perturbation, mining against brute force, projection against a reference.
 
 By default a few of each; slow tests try many. To try more of them, set RANDOM_NETWORKS to how many, and a seed:
 `RANDOM_NETWORKS=2000 pytest -m slow --hypothesis-seed=7 tests/core/test_random_networks.py`.
@@ -175,11 +175,11 @@ def check_mining(case: Case, k: int, per_image: int | None) -> None:
     names = [name for name, _ in network.named_children()]
     assume(names)
     maps: dict[str, list[Tensor]] = {name: [] for name in names}
+    loader = DataLoader(images, batch_size=2)  # type: ignore[arg-type]
     with torch.no_grad():
-        for batch in images.split(2):
+        for batch in loader:
             steps_of(network)(batch, lambda name, value: maps[name].append(value.clone()))
         expected_boxes = nan_boxes(steps_of(network), images[:1])
-    loader = DataLoader(images, batch_size=2)  # type: ignore[arg-type]
     found = mine_top_patches(network, loader, layers=names, k=k, per_image=per_image, features=None)
     for layer in found:
         boxes = expected_boxes[layer.layer]

@@ -75,6 +75,9 @@ class LayerRow:
             apart from rows that layers drop at its end. None altogether where it depends on no pixel.
         clipped: Whether the field could be measured on this size of image only, since the network refuses others or
             depends on it, so that borders may cut it off; None then stands for a field that covers this size.
+        followed: Whether every operation up to here could be followed. Else the field is not known, but to be no larger
+            than what stands here: where pixels are read is decided by values (a sampling grid, the offsets of a
+            deformable convolution), or by an operation that nobody has told of.
         first_center: Center of the first unit's field in pixels, down and across; 0 is the middle of the first pixel,
             negative is beyond the border. None where the field is the whole image, or clipped.
         fit: How the windows lie on rows and on columns; empty where there are none.
@@ -102,6 +105,7 @@ class LayerRow:
     clipped: bool
     first_center: tuple[float, float] | None
     fit: tuple[WindowFit, ...]
+    followed: bool = True
 
     @property
     def name(self) -> str:
@@ -296,6 +300,7 @@ def _row(operation: Operation, use: int, parameters: int, seen: bool, field: Fie
         clipped=field.clipped,
         first_center=field.center,
         fit=fits,
+        followed=operation.followed,
     )
 
 

@@ -138,6 +138,8 @@ class TensorBounds:
 
     def __init__(self) -> None:
         self._own, self._written = WeakTensorKeyDictionary(), dict[int, _Memory]()
+        # Whether the last operation could not be followed, and was taken to depend on all of its inputs.
+        self.estimated = False
 
     def get(self, tensor: Tensor) -> Bounds | None:
         """Return the bounds of a tensor; None where it depends on no pixel."""

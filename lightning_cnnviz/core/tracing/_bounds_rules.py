@@ -25,10 +25,13 @@ from lightning_cnnviz.core.tracing._bounds import (
 from lightning_cnnviz.core.tracing._bounds_windows import (
     convolution_bounds,
     fixed_size_pool_bounds,
+    folded_bounds,
     interpolation_bounds,
     pool_3d_bounds,
     pool_bounds,
+    unfolded_bounds,
 )
+from lightning_cnnviz.core.tracing._sampling import sampler_bounds
 
 __all__ = ["RULES", "output_bounds"]
 
@@ -123,11 +126,47 @@ def _reduced(step: Step) -> list[Bounds] | None:
 
 
 def _mixed_along(step: Step) -> list[Bounds] | None:
-    """Softmax and running sums: every element of a line depends on the whole line."""
+    """Softmax and sorting: every element of a line depends on the whole line."""
     if not step.only_first:
         return None
-    dim = step.args[1]
-    return [each(lambda b: b.amax(dim, keepdim=True).expand(b.shape), step.bounds(step.args[0]))]
+    reach = each(lambda b: b.amax(step.argument("dim"), keepdim=True), step.bounds(step.args[0]))
+    return [each(lambda b, shape=tensor.shape: b.expand(shape), reach) for tensor in step.outputs]  # type: ignore[misc]
+
+
+def _running(step: Step) -> list[Bounds] | None:
+    if not step.only_first:
+        return None
+    reach = each(lambda b: b.cummax(int(step.argument("dim")))[0], step.bounds(step.args[0]))
+    return [reach for _ in step.outputs]
+
+
+def _complex_view(step: Step) -> list[Bounds] | None:
+    if step.name == "view_as_complex":
+        return [each(lambda b: b.amax(-1), step.bounds(step.args[0]))]
+    return [each(lambda b: b[..., None].expand(*b.shape, 2), step.bounds(step.args[0]))]
+
+
+def _fourier(step: Step) -> list[Bounds] | None:
+    if not step.only_first:
+        return None
+    shape = step.outputs[0].shape
+    return [each(lambda b: b.amax(step.args[1], keepdim=True).expand(shape), step.bounds(step.args[0]))]
+
+
+def _attention(step: Step) -> list[Bounds] | None:
+    """Each query `(..., L, E)` with all keys `(..., S, E)` and values of its own batch and head, and its bias."""
+    queries, keys, values = step.args[:3]
+    out = step.outputs[0]
+    if not queries.shape[:-2] == keys.shape[:-2] == values.shape[:-2] == out.shape[:-2]:
+        return None
+    reach = []
+    for tensor, dims in ((queries, (-1,)), (keys, (-2, -1)), (values, (-2, -1))):
+        if id(tensor) in step.given:
+            reach.append(each(lambda b, dims=dims: b.amax(dims, keepdim=True), step.bounds(tensor)))  # type: ignore[misc]
+    bias = step.argument("attn_mask") if step.argument("attn_bias") is None else step.argument("attn_bias")
+    if bias is not None and id(bias) in step.given:
+        reach.append(each(lambda b: b.amax(-1, keepdim=True), step.bounds(bias)))
+    return [union(reach, out.shape), *[everything(step.given.values(), tensor) for tensor in step.outputs[1:]]]
 
 
 def _layer_norm(step: Step) -> list[Bounds] | None:
@@ -177,7 +216,9 @@ def _addmm(step: Step) -> list[Bounds] | None:
 
 def _product(step: Step, left: Tensor, right: Tensor) -> list[Bounds]:
     if right.ndim < 2:
-        return [everything(step.given.values(), step.outputs[0])]
+        lines = [each(lambda b: b.amax(-1), step.bounds(left))] if id(left) in step.given and left.ndim > 1 else []
+        others = [bounds for tensor, bounds in step.given.items() if not lines or tensor != id(left)]
+        return [union([*lines, *([everything(others, step.outputs[0])] if others else [])], step.outputs[0].shape)]
     # Weights are large and reach nothing: only what depends on the image is looked at.
     reach = []
     if id(left) in step.given:
@@ -195,6 +236,13 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(calls.JOINS, _joined),
     **dict.fromkeys(calls.REDUCTIONS, _reduced),
     **dict.fromkeys(calls.ALONG_A_LINE, _mixed_along),
+    **dict.fromkeys(calls.RUNNING, _running),
+    **dict.fromkeys(calls.COMPLEX_VIEWS, _complex_view),
+    **dict.fromkeys(calls.FOURIER_TRANSFORMS, _fourier),
+    **dict.fromkeys(calls.ATTENTIONS, _attention),
+    **dict.fromkeys(calls.UNFOLDINGS, unfolded_bounds),
+    **dict.fromkeys(calls.FOLDINGS, folded_bounds),
+    **dict.fromkeys(calls.SAMPLERS, sampler_bounds),
     **dict.fromkeys(calls.BATCH_NORMS, _batch_norm),
     **dict.fromkeys(calls.LAYER_NORMS, _layer_norm),
     **dict.fromkeys(calls.GROUP_NORMS, _group_norm),
@@ -203,7 +251,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(calls.CONVOLUTIONS, convolution_bounds),
     **dict.fromkeys(calls.MAX_POOLS | calls.AVERAGE_POOLS, pool_bounds),
     **dict.fromkeys(calls.POOLS_3D, pool_3d_bounds),
-    **dict.fromkeys(calls.ADAPTIVE_POOLS, fixed_size_pool_bounds),
+    **dict.fromkeys(calls.ADAPTIVE_POOLS | calls.ADAPTIVE_POOLS_3D, fixed_size_pool_bounds),
     **dict.fromkeys(calls.INTERPOLATIONS, interpolation_bounds),
     "copy": _copied,
 }

@@ -4,21 +4,44 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_cnnviz.core.tracing._bounds import NOTHING, Bounds, Step, each, over_channels, thin
+from lightning_cnnviz.core.tracing._bounds import (
+    NOTHING,
+    Bounds,
+    Step,
+    each,
+    everything,
+    over_channels,
+    thin,
+    union,
+)
 
-__all__ = ["convolution_bounds", "fixed_size_pool_bounds", "interpolation_bounds", "pool_3d_bounds", "pool_bounds"]
+__all__ = [
+    "convolution_bounds",
+    "fixed_size_pool_bounds",
+    "folded_bounds",
+    "interpolation_bounds",
+    "pool_3d_bounds",
+    "pool_bounds",
+    "unfolded_bounds",
+]
 
 _Pair = tuple[int, int]
 
 
 def convolution_bounds(step: Step) -> list[Bounds] | None:
-    if not step.only_first or step.args[0].ndim != 4:
+    image, weight = step.args[0], step.argument("weight")
+    if not step.only_first and id(image) in step.given:
+        return None if len(image) > 1 else _with_own_weights(step)
+    if not step.only_first or image.ndim != weight.ndim:
         return None
+    if image.ndim != 4:
+        return _convolution_of_any_dims(step)
     kernel, stride, padding, dilation = step.window_2d
     groups, out = int(step.argument("groups", 1)), step.outputs[0]
 
@@ -40,6 +63,47 @@ def convolution_bounds(step: Step) -> list[Bounds] | None:
     return [each(run, step.bounds(step.args[0]))]
 
 
+def _with_own_weights(step: Step) -> list[Bounds] | None:
+    """Weights that are computed from the image: each unit depends on what any of them does."""
+    image = step.args[0]
+    alone = replace(step, dependent=[image], given={id(image): step.given[id(image)]})
+    others = [bounds for tensor, bounds in step.given.items() if tensor != id(image)]
+    made = convolution_bounds(alone)
+    if made is None:
+        return None
+    out = step.outputs[0]
+    return [union([*made, everything(others, out)], out.shape)]
+
+
+def _convolution_of_any_dims(step: Step) -> list[Bounds]:
+    """Over sequences `(N, C, L)` or volumes `(N, C, D, H, W)`, one dimension after the other."""
+    out, groups = step.outputs[0], int(step.argument("groups", 1))
+    window = step.window(out.ndim - 2)
+
+    def run(b: Tensor) -> Tensor:
+        b = b.reshape(len(b), groups, -1, *b.shape[2:]).amax(2)
+        for axis, numbers in enumerate(zip(*window, strict=True)):
+            b = _along(b, 2 + axis, numbers, out.shape[2 + axis], transposed=step.is_transposed)
+        return b.repeat_interleave(out.shape[1] // groups, dim=1)
+
+    return [each(run, step.bounds(step.args[0]))]
+
+
+def _along(b: Tensor, dim: int, window: tuple[int, ...], out: int, *, transposed: bool = False) -> Tensor:
+    """The maximum over each window along one dimension."""
+    kernel, stride, padding, dilation = window
+    if transposed:  # which inputs are spread to an output
+        taps = torch.arange(out)[:, None] + padding - torch.arange(kernel) * dilation
+        taps = torch.where(taps % stride == 0, taps // stride, -1)
+    else:
+        taps = torch.arange(out)[:, None] * stride - padding + torch.arange(kernel) * dilation
+    # Beyond its ends there is one more, which reaches nothing.
+    size = b.shape[dim]
+    taps = torch.where((taps >= 0) & (taps < size), taps, size)
+    beyond = b.new_full((*b.shape[:dim], 1, *b.shape[dim + 1 :]), NOTHING)
+    return torch.cat([b, beyond], dim).index_select(dim, taps.flatten()).unflatten(dim, taps.shape).amax(dim + 1)
+
+
 def pool_bounds(step: Step) -> list[Bounds] | None:
     if step.args[0].ndim != 4:
         return None
@@ -54,22 +118,23 @@ def pool_bounds(step: Step) -> list[Bounds] | None:
 
 
 def pool_3d_bounds(step: Step) -> list[Bounds] | None:
-    """Averages over neighboring feature maps, in local response normalization."""
-    if step.args[0].ndim != 5:
-        return None
-    kernel, stride, padding, dilation = step.window(3)
-    ceil = bool(step.argument("ceil_mode"))
-    return [
-        each(lambda b: F.max_pool3d(b, kernel, stride, padding, dilation, ceil), step.bounds(step.args[0]))
-        for _ in step.outputs
-    ]
+    """Averages over neighboring feature maps, in local response normalization; and pooling of volumes."""
+    out, window = step.outputs[0], step.window(3)
+
+    def run(b: Tensor) -> Tensor:
+        for axis, numbers in enumerate(zip(*window, strict=True)):
+            b = _along(b, b.ndim - 3 + axis, numbers, out.shape[axis - 3])
+        return b
+
+    return [each(run, step.bounds(step.args[0])) for _ in step.outputs]
 
 
 def fixed_size_pool_bounds(step: Step) -> list[Bounds] | None:
-    out = step.outputs[0]
+    out, dims = step.outputs[0], 3 if "3d" in step.name else 2
 
     def run(b: Tensor) -> Tensor:
-        for dim, bins in ((-2, out.shape[-2]), (-1, out.shape[-1])):
+        for dim in range(-dims, 0):
+            bins = out.shape[dim]
             size = b.shape[dim]
             pieces = [
                 b.narrow(dim, (i * size) // bins, -((-(i + 1) * size) // bins) - (i * size) // bins).amax(dim)
@@ -135,10 +200,10 @@ def _transposed_window(
 
 def interpolation_bounds(step: Step) -> list[Bounds] | None:
     """Enlarging or reducing between rows: an output row depends on the input rows that it reads with weight."""
-    if not step.only_first or step.args[0].ndim != 4:
+    if not step.only_first:
         return None
     out = step.outputs[0]
-    taps = [_taps(step, axis) for axis in (0, 1)]
+    taps = [_taps(step, axis) for axis in range(out.ndim - 2)]
 
     def run(b: Tensor) -> Tensor:
         b = b[:, :1] if b.stride(1) == 0 else b
@@ -149,6 +214,36 @@ def interpolation_bounds(step: Step) -> list[Bounds] | None:
             else:
                 b = b.index_select(dim, read.flatten()).unflatten(dim, read.shape).amax(dim + 1)
         return b.expand(out.shape)
+
+    return [each(run, step.bounds(step.args[0]))]
+
+
+def unfolded_bounds(step: Step) -> list[Bounds] | None:
+    """Windows as columns: each value is one that went in, or one of the padding."""
+    if not step.only_first:
+        return None
+    kernel, stride, padding, dilation = step.window_2d
+    pad = (padding[1], padding[1], padding[0], padding[0])
+    return [each(lambda b: F.unfold(F.pad(b, pad, value=NOTHING), kernel, dilation, 0, stride),
+                 step.bounds(step.args[0]))]  # fmt: skip
+
+
+def folded_bounds(step: Step) -> list[Bounds] | None:
+    """Columns back to windows, whose values are added where they overlap."""
+    out = step.outputs[0]
+    if not step.only_first or out.ndim != 4:
+        return None
+    kernel, stride, padding, dilation = step.window_2d
+    rows, columns = out.shape[2:]
+    # Of each value the place to which it is added; those beyond the border to one more place.
+    places = torch.arange(rows * columns, dtype=torch.float64).view(1, 1, rows, columns)
+    pad = (padding[1], padding[1], padding[0], padding[0])
+    own = F.unfold(F.pad(places, pad, value=rows * columns), kernel, dilation, 0, stride).long().flatten()
+
+    def run(b: Tensor) -> Tensor:
+        values = b.reshape(len(b), out.shape[1], -1)
+        made = b.new_full((*out.shape[:2], rows * columns + 1), NOTHING)
+        return made.scatter_reduce(2, own.expand_as(values), values, "amax")[..., :-1].view(out.shape)
 
     return [each(run, step.bounds(step.args[0]))]
 
@@ -166,7 +261,7 @@ def _taps(step: Step, axis: int) -> Tensor:
     rows = torch.arange(source)
     probe = torch.zeros(1, period, 2, source, dtype=torch.float64)
     probe[0, rows % period, :, rows] = 1
-    packet = getattr(torch.ops.aten, step.name)
+    packet = getattr(torch.ops.aten, step.name if step.outputs[0].ndim == 4 else "upsample_bilinear2d")
     weights = packet.default(probe, [2, size], corners, None, scale)[0, :, 0]
     places = torch.arange(size, dtype=torch.float64)
     center = places * ((source - 1) / max(1, size - 1)) if corners else (places + 0.5) * ratio - 0.5
@@ -179,8 +274,11 @@ def _taps(step: Step, axis: int) -> Tensor:
     return torch.where(used, chosen, chosen[:1]).T.contiguous()
 
 
+_SCALES = {1: ("scales",), 2: ("scales_h", "scales_w"), 3: ("scales_d", "scales_h", "scales_w")}
+
+
 def _given_scale(step: Step, axis: int) -> float | None:
     """The factor along an axis that the network gave, and that torch goes by rather than by the two sizes."""
     both = step.argument("scale_factors")
-    given = step.argument(("scales_h", "scales_w")[axis]) if both is None else both[axis]
+    given = step.argument(_SCALES[step.outputs[0].ndim - 2][axis]) if both is None else both[axis]
     return float(given) if given else None

@@ -43,6 +43,7 @@ class Operation:
             `log_operations`.
         scaled: Ratios of sizes at what gives a fixed number of rows, here and before: they stretch with the image.
         after: Position of the operation that made its input; None for the image.
+        followed: Whether it, and every operation before it, could be followed: else what it reaches is at most `lines`.
     """
 
     kind: Kind
@@ -61,6 +62,7 @@ class Operation:
     boundless: bool = False
     scaled: tuple[Fraction, ...] = ()
     after: int | None = None
+    followed: bool = True
 
 
 @dataclass(eq=False)
@@ -70,10 +72,12 @@ class ShapedCall(Call):
     Attributes:
         shapes: Those of its inputs that depend on the image, as they were before it ran.
         output: Shape of its first output.
+        axes: Which dimensions of its first input are rows and columns.
     """
 
     shapes: list[tuple[int, ...]]
     output: tuple[int, ...]
+    axes: tuple[int, int] = (2, 3)
 
     def record(self, kind: Kind, **attributes: Any) -> Operation:
         """An `Operation`, still without its owner."""
@@ -98,9 +102,9 @@ def scale_of(call: ShapedCall, operation: Operation | None) -> tuple[tuple[Fract
     if operation is not None and operation.kind in ("pool", "resize") and min(after) > 0:
         ratios = (Fraction(before[0], after[0]), Fraction(before[1], after[1]))
         return ratios, () if after == (1, 1) else ratios
-    if call.name in calls.SLICES and call.argument("dim") % 4 >= 2:
+    if call.name in calls.SLICES and call.argument("dim") % 4 in call.axes:
         step = Fraction(int(call.argument("step")))
-        return ((step, Fraction(1)) if call.argument("dim") % 4 == 2 else (Fraction(1), step)), ()
+        return ((step, Fraction(1)) if call.argument("dim") % 4 == call.axes[0] else (Fraction(1), step)), ()
     return one, ()
 
 
@@ -120,6 +124,20 @@ def _convolution(call: ShapedCall) -> Operation | None:
     )
 
 
+def _deformable(call: ShapedCall) -> Operation | None:
+    """torchvision's: a convolution whose taps lie where offsets say."""
+    weight = tuple(call.args[1].shape)
+    stride, padding, dilation = (tuple(call.args[place : place + 2]) for place in (5, 7, 9))
+    return call.record(
+        "conv",
+        window=(weight[2:], stride, padding, dilation),
+        options={"groups": int(call.args[11]), "output_padding": (0, 0)},
+        weight=weight,
+        bias=True,  # zeros, where none is given
+        macs=math.prod(call.output) * math.prod(weight[1:]),
+    )
+
+
 def _pool(call: ShapedCall) -> Operation | None:
     return call.record("pool", window=call.window(2), options={"ceil_mode": bool(call.argument("ceil_mode"))})
 
@@ -134,7 +152,7 @@ def _global_pool(call: ShapedCall) -> Operation | None:
     if dims is None or len(call.shapes[0]) != 4:
         return None
     over = {dim % 4 for dim in ([dims] if isinstance(dims, int) else dims)}
-    return call.record("pool") if over == {2, 3} else None
+    return call.record("pool") if over == set(call.axes) else None
 
 
 def _product(call: ShapedCall) -> Operation | None:
@@ -184,4 +202,5 @@ RULES: dict[str, Callable[[ShapedCall], Operation | None]] = {
     **dict.fromkeys(calls.SUMS, _join("sum")),
     **dict.fromkeys(calls.JOINS, _join("concatenation")),
     "mul": _join("product"),
+    "torchvision::deform_conv2d": _deformable,
 }

@@ -64,6 +64,7 @@ MAX_POOLS = frozenset(["max_pool2d_with_indices", "mkldnn_max_pool2d"])
 AVERAGE_POOLS = frozenset(["avg_pool2d"])
 POOLS_3D = frozenset(["avg_pool3d", "max_pool3d_with_indices", "mkldnn_max_pool3d"])
 ADAPTIVE_POOLS = frozenset(["_adaptive_avg_pool2d", "adaptive_max_pool2d", "mkldnn_adaptive_avg_pool2d"])
+ADAPTIVE_POOLS_3D = frozenset(["_adaptive_avg_pool3d", "adaptive_max_pool3d"])
 # They put values in places that other values name.
 POOLS_BY_INDEX = frozenset(["fractional_max_pool2d", "max_unpool2d"])
 NEAREST_UPSAMPLINGS = frozenset(
@@ -88,6 +89,11 @@ EDGE_PADS = frozenset(
 JOINS = frozenset(["cat", "stack"])
 SUMS = frozenset(["add", "sub"])
 PRODUCTS = frozenset(["mul", "div"])
+# Windows as columns, and columns back to windows.
+UNFOLDINGS = frozenset(["im2col"])
+FOLDINGS = frozenset(["col2im"])
+# They read where values say, between pixels.
+SAMPLERS = frozenset(["grid_sampler_2d", "_grid_sampler_2d_cpu_fallback", "cudnn_grid_sampler"])
 # The same values in the same places.
 COPIES = frozenset(["clone", "_to_copy", "detach", "alias", "lift_fresh"])
 # Views and copies that move values about without mixing them.
@@ -98,7 +104,7 @@ SLICES = frozenset(["slice"])
 OTHER_MOVES = frozenset(
     [
         *("t", "select", "unbind", "expand", "unsqueeze", "squeeze", "diagonal", "unfold"),
-        *("repeat", "flip", "roll", "index", "index_select"),
+        *("repeat", "flip", "roll", "index", "index_select", "gather"),
         *("pixel_shuffle", "pixel_unshuffle", "channel_shuffle"),
     ]
 )
@@ -115,10 +121,16 @@ REDUCTIONS = frozenset(
     [
         *("mean", "sum", "amax", "amin", "max", "min", "argmax", "argmin", "prod", "any", "all"),
         *("var", "std", "var_mean", "std_mean", "logsumexp", "linalg_vector_norm"),
+        *("median", "nanmedian", "kthvalue", "mode"),
     ]
 )
 # Every element of a line depends on the whole line.
-ALONG_A_LINE = frozenset(["_softmax", "_log_softmax", "_safe_softmax", "cumsum"])
+ALONG_A_LINE = frozenset(["_softmax", "_log_softmax", "_safe_softmax", "sort", "topk"])
+# Every element of a line depends on those before it, and on itself.
+RUNNING = frozenset(["cumsum", "cumprod", "logcumsumexp", "cummax", "cummin"])
+# Two real numbers as a complex one, and back.
+COMPLEX_VIEWS = frozenset(["view_as_real", "view_as_complex"])
+FOURIER_TRANSFORMS = frozenset(["_fft_r2c", "_fft_c2r", "_fft_c2c"])
 MATRIX_PRODUCTS = frozenset(["mm", "bmm", "mv", "dot"])
 MATRIX_PRODUCTS_ADDED = frozenset(["addmm", "baddbmm", "addmv"])
 # On shapes alone, and on devices without these, attention runs as matrix products.

@@ -71,7 +71,9 @@ def find_default_layers(model: nn.Module, image: Tensor) -> DefaultLayers:
     deep = before[-1] if before else None
 
     def chosen(name: str | None, literal: bool) -> SelectedLayer | None:
-        return None if name is None else SelectedLayer(name, modules[name], literal, walk.channels_last.get(name, False))
+        return (
+            None if name is None else SelectedLayer(name, modules[name], literal, walk.channels_last.get(name, False))
+        )
 
     return DefaultLayers(first=chosen(first, False), deep=chosen(deep, True), classifier=chosen(classifier, True))
 

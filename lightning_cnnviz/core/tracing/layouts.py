@@ -53,6 +53,18 @@ class Layouts:
 
         return after
 
+    def axes(self, maps: Tensor, *, channels_last: bool = False) -> tuple[int, int] | None:
+        """Return which dimensions are rows and columns, where they are two; if not known, as it is said of four."""
+        layout: _Layout | None = self._known.get(maps)
+        if layout is not None:
+            rows, columns = _place(layout, _ROWS), _place(layout, _COLUMNS)
+            if rows is not None and columns is not None and min(rows, columns) >= 0 and rows != columns:
+                return rows, columns
+        if maps.ndim != 4:
+            return None
+        known = self.is_channels_last(maps)
+        return (1, 2) if (channels_last if known is None else known) else (2, 3)
+
     def is_channels_last(self, maps: Tensor) -> bool | None:
         """Return whether maps of four dimensions are `(N, H, W, C)` or `(N, C, H, W)`; None where that is not known.
 
@@ -96,7 +108,7 @@ def _names(dim: _Dim) -> set[str]:
 
 
 def _place(layout: _Layout, wanted: str) -> int | None:
-    """The one dimension that counts this and nothing else; None where it has length one, -1 where there is none such."""
+    """The one dimension that counts this and nothing else; None where it has length one, -1 where there is none."""
     own = [place for place, dim in enumerate(layout) if wanted in _names(dim)]
     if not own:
         return None
@@ -116,7 +128,7 @@ _Rule = Callable[[Call, _Given, tuple[int, ...]], "_Layout | None"]
 
 
 def _same_dimensions(call: Call, given: _Given, shape: tuple[int, ...]) -> _Layout | None:
-    """Most operations keep the dimensions: convolutions, pooling, slices, norms, sums of maps and of what broadcasts."""
+    """Most operations keep the dimensions: convolutions, pooling, slices, norms, sums, also where maps broadcast."""
     made: list[_Dim] = [()] * len(shape)
     for tensor in call.dependent:
         layout = given[id(tensor)]
@@ -217,7 +229,7 @@ _RULES: dict[str, _Rule] = {
     **dict.fromkeys(calls.RESHAPES, _view),
     "permute": _permute,
     **dict.fromkeys(["transpose", "t"], _transpose),
-    **dict.fromkeys(["squeeze", "select", "unbind"] + sorted(calls.REDUCTIONS), _without),
+    **dict.fromkeys(["squeeze", "select", "unbind", *sorted(calls.REDUCTIONS)], _without),
     "unsqueeze": _unsqueeze,
     "stack": _stack,
     **dict.fromkeys(calls.MATRIX_PRODUCTS | calls.MATRIX_PRODUCTS_ADDED, _product),

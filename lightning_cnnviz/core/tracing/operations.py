@@ -34,6 +34,7 @@ from lightning_cnnviz.core.tracing._operation_rules import (
 )
 from lightning_cnnviz.core.tracing._symmetry import treats_axes_alike
 from lightning_cnnviz.core.tracing.calls import OperationReader, Operator, input_tensors, tensors_in
+from lightning_cnnviz.core.tracing.layouts import Layouts
 from lightning_cnnviz.core.tracing.receptive_field import BoundsMode
 
 __all__ = ["Along", "Kind", "Lines", "Operation", "OperationLog", "log_operations"]
@@ -99,7 +100,7 @@ def log_operations(model: nn.Module, image: Tensor, *, values: bool, along: Alon
             for name, tensor in ({} if values else {**parameters, **buffers}).items()
         }
         sources = {_plain(name): standins.get(name, parameters[name]) for name in parameters}
-        logger = _OperationLogger(bounds, stack, modules, sources, along)
+        logger = _OperationLogger(bounds, stack, modules, sources, along, image)
         try:
             with hooked(sites, logger.on_module), bounds.follow(image, axis=along.axis if along else None), logger:
                 logger.start(image)
@@ -152,6 +153,7 @@ class _Trail:
     scaled: tuple[Fraction, ...] = ()
     made_by: int | None = None
     boundless: bool = False
+    followed: bool = True
 
 
 class _OperationLogger(OperationReader):
@@ -164,16 +166,18 @@ class _OperationLogger(OperationReader):
         modules: dict[str, nn.Module],
         parameters: dict[str, Tensor],
         along: Along | None,
+        image: Tensor,
     ) -> None:
         super().__init__()
         self.operations: list[Operation] = []
         self.axes_alike, self._along = True, along
         self._bounds, self._stack, self._modules = bounds, stack, modules
+        self._layouts = Layouts(image)
         self._sources, self._trails = WeakTensorKeyDictionary(), WeakTensorKeyDictionary()
         for name, tensor in parameters.items():
             self._sources[tensor] = frozenset([name])
         self._entered: list[tuple[int, tuple[int, ...] | None]] = []
-        self._last: tuple[Any, bool, tuple[Lines, Lines] | None] | None = None
+        self._last: tuple[Any, tuple[int, int] | None, tuple[Lines, Lines] | None] | None = None
 
     def start(self, image: Tensor) -> None:
         """Begin at the image."""
@@ -191,11 +195,17 @@ class _OperationLogger(OperationReader):
         begun, input_shape = self._entered.pop()
         inside = self.operations[begun:]
         # A linear layer is run on lines of what it is given, a norm on a permutation: they say what was meant.
+        if len(inside) == 2 and isinstance(self._modules[name], nn.Linear) and inside[1].type == "functional add":
+            # Of some layouts torch adds the bias by itself.
+            bias = self.operations.pop()
+            inside[0].parameters, inside[0].bias = tuple(sorted({*inside[0].parameters, *bias.parameters})), True
+            self._trails[value] = replace(self._trails[value], made_by=len(self.operations) - 1)
+            inside = inside[:1]
         if len(inside) == 1 and inside[0].kind in ("linear", "norm") and input_shape is not None and shape is not None:
             last = isinstance(self._modules[name], nn.Linear) or type(self._modules[name]) is nn.LayerNorm
             operation = inside[0]
             operation.input_shape, operation.output_shape = input_shape, shape
-            operation.lines = self._lines_of(self._bounds.reach(value), channels_last=last)
+            operation.lines = self._lines_of(value, channels_last=last)
 
     @override
     def on_operation(self, operator: Operator, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
@@ -205,7 +215,10 @@ class _OperationLogger(OperationReader):
         dependent = [tensor for tensor, _ in reaches]
         shapes = [tuple(tensor.shape) for tensor in dependent]  # before it runs: unsqueeze_ changes them
         sources = frozenset().union(*(self._sources.get(tensor, frozenset()) for tensor in given))
+        layouts = self._layouts.before(operator, args, kwargs)
+        axes = (self._layouts.axes(dependent[0]) if dependent else None) or (2, 3)
         result = operator.func(*args, **kwargs)
+        layouts(result)
         made = tensors_in(result)
         if not dependent:
             if sources and made and self._log_constant(operator, args, kwargs, made[0], sources):
@@ -215,7 +228,7 @@ class _OperationLogger(OperationReader):
                     self._sources[tensor] = sources
             return result
         if made and self._bounds.reach(made[0]) is not None:
-            call = ShapedCall(operator, args, kwargs, dependent, shapes, tuple(made[0].shape))
+            call = ShapedCall(operator, args, kwargs, dependent, shapes, tuple(made[0].shape), axes)
             self.axes_alike = self.axes_alike and treats_axes_alike(call)
             self._log(call, made, sources, self._goes_far(call, [reach for _, reach in reaches], made[0]))
         return result
@@ -270,14 +283,16 @@ class _OperationLogger(OperationReader):
         is_norm = operation.kind == "norm" and "Norm" in type(owner).__name__
         if is_norm or isinstance(owner, _MADE_FOR.get(operation.kind, ())):
             operation.type = type(owner).__name__
-        operation.lines = self._lines_of(self._bounds.reach(made[0]), channels_last=False)
+        operation.lines = self._lines_of(made[0])
         operation.jump, operation.scaled, operation.boundless = trail.jump, trail.scaled, trail.boundless
+        operation.followed = trail.followed
         self.operations.append(operation)
 
-    def _lines_of(self, reach: Bounds | None, *, channels_last: bool) -> tuple[Lines, Lines] | None:
-        if self._last is None or self._last[0] is not reach or self._last[1] != channels_last:
+    def _lines_of(self, tensor: Tensor, *, channels_last: bool = False) -> tuple[Lines, Lines] | None:
+        reach, axes = self._bounds.reach(tensor), self._layouts.axes(tensor, channels_last=channels_last)
+        if self._last is None or self._last[0] is not reach or self._last[1] != axes:
             # A norm passes on what it is given, and modules what their operations have made.
-            self._last = (reach, channels_last, _lines(reach, channels_last=channels_last))
+            self._last = (reach, axes, _lines(reach, axes))
         return self._last[2]
 
     def _owner(self, sources: frozenset[str]) -> str:
@@ -298,7 +313,8 @@ class _OperationLogger(OperationReader):
             factor, ratios = scale_of(call, operation)
             scaled += tuple(ratio for ratio in ratios if ratio not in scaled)
             jump = (jump[0] * factor[0], jump[1] * factor[1]) if jump is not None else None
-        return _Trail(jump, scaled, like[0].made_by, far or any(trail.boundless for trail in trails))
+        followed = not self._bounds.estimated and all(trail.followed for trail in trails)
+        return _Trail(jump, scaled, like[0].made_by, far or any(trail.boundless for trail in trails), followed)
 
 
 def _all_on_meta(func: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
@@ -322,19 +338,18 @@ def _lengths(neg_first: Tensor, last: Tensor) -> tuple[float, float]:
     return (float(lengths.amin()), float(lengths.amax())) if lengths.numel() else (0.0, 0.0)
 
 
-def _lines(reach: tuple[Tensor, ...] | None, *, channels_last: bool) -> tuple[Lines, Lines] | None:
-    """What the rows, and what the columns of a map `(1, C, H, W)` reach; of anything else, its farthest element."""
+def _lines(reach: tuple[Tensor, ...] | None, axes: tuple[int, int] | None) -> tuple[Lines, Lines] | None:
+    """What the rows, and what the columns of a map reach; of anything else, its farthest element."""
     if reach is None or reach[0].numel() == 0:
         return None
     with _disable_current_modes():  # what is computed here is none of the network's
-        return _lines_of(reach, channels_last)
+        return _lines_of(reach, axes)
 
 
-def _lines_of(reach: tuple[Tensor, ...], channels_last: bool) -> tuple[Lines, Lines] | None:
+def _lines_of(reach: tuple[Tensor, ...], axes: tuple[int, int] | None) -> tuple[Lines, Lines] | None:
     lines = []
-    for axis, (first, last) in enumerate((reach[:2], reach[2:])):
-        if first.ndim == 4:
-            kept = axis + (1 if channels_last else 2)
+    for kept, (first, last) in zip(axes or (None, None), (reach[:2], reach[2:]), strict=True):
+        if kept is not None:
             lines.append((-_largest(first, kept), _largest(last, kept)))
         else:
             for dim in range(first.ndim):
@@ -349,11 +364,11 @@ def _lines_of(reach: tuple[Tensor, ...], channels_last: bool) -> tuple[Lines, Li
 
 def _largest(side: Tensor, kept: int) -> Tensor:
     side = over_channels(side) if kept != 1 else side
-    for dim in range(4):
+    for dim in range(side.ndim):
         if dim != kept and side.stride(dim) == 0:
             side = side.narrow(dim, 0, 1)
     # One dimension after the other, the last one first: many times faster than all at once.
-    for dim in (3, 2, 1, 0):
+    for dim in reversed(range(side.ndim)):
         if dim != kept and side.shape[dim] > 1:
             side = side.amax(dim, keepdim=True)
     return side.flatten()
@@ -368,7 +383,12 @@ def _function(name: str) -> str:
     return _FUNCTIONS.get(name, name.strip("_"))
 
 
-_FUNCTIONS = {"max_pool2d_with_indices": "max_pool2d", "addmm": "linear", "mm": "linear"}
+_FUNCTIONS = {
+    "torchvision::deform_conv2d": "deform_conv2d",
+    "max_pool2d_with_indices": "max_pool2d",
+    "addmm": "linear",
+    "mm": "linear",
+}
 _MADE_FOR: dict[str, tuple[type[nn.Module], ...]] = {
     "conv": (nn.modules.conv._ConvNd,),
     "transposed": (nn.modules.conv._ConvNd,),

@@ -116,6 +116,11 @@ class BoundsMode:
         """
         return self._bounds.get(tensor)
 
+    @property
+    def estimated(self) -> bool:
+        """Whether the last operation on what depends on the image could not be followed; see the module."""
+        return self._bounds.estimated
+
     def receptive_field(self, layer: str, output: Tensor) -> ReceptiveField | None:
         """Return the receptive fields of `output`, `(1, C, H, W)` or `(1, C)`; None where it depends on no pixel."""
         bounds = self._bounds.get(output)
@@ -158,7 +163,8 @@ class _BoundsReader(OperationReader):
 
     def _follow(self, step: Step) -> None:
         results = output_bounds(step)
-        if results is None or len(results) != len(step.outputs):
+        self._bounds.estimated = results is None or len(results) != len(step.outputs)
+        if results is None or self._bounds.estimated:
             log.debug("receptive field: %s is taken to depend on all of its inputs", step.operator.func)
             results = [everything(step.given.values(), tensor) for tensor in step.outputs]
         for tensor, bounds in zip(step.outputs, results, strict=True):

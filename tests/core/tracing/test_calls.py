@@ -27,7 +27,6 @@ WITHOUT_RULE: dict[str, dict[str, str]] = {
     "receptive field": {
         "RECTIFIED_CONVOLUTIONS": "runs in graphs that torch.jit has optimized only; taken as a whole, for safety",
         "POOLS_BY_INDEX": WHOLE,
-        "ATTENTIONS": WHOLE,
         "SUMS": "pointwise by its tag",
         "PRODUCTS": "pointwise by its tag",
         "RECTIFIERS": "pointwise by its tag, or by UNTAGGED_POINTWISE",
@@ -41,7 +40,9 @@ WITHOUT_RULE: dict[str, dict[str, str]] = {
         "BATCH_NORMS": "a row of kind norm comes of its parameters",
         "LAYER_NORMS": "a row of kind norm comes of its parameters",
         "GROUP_NORMS": "a row of kind norm comes of its parameters",
-        "POOLS_3D": "averages over neighboring channels, as local response normalization takes them",
+        **dict.fromkeys(["POOLS_3D", "ADAPTIVE_POOLS_3D"], "in networks of images, over channels and not over maps"),
+        **dict.fromkeys(["UNFOLDINGS", "FOLDINGS", "COMPLEX_VIEWS"], MOVES),
+        **dict.fromkeys(["SAMPLERS", "FOURIER_TRANSFORMS", "RUNNING"], POINTWISE),
         "POOLS_BY_INDEX": "their windows lie where chance or other values say: no arithmetic",
         "div": POINTWISE,
         **dict.fromkeys(["COPIES", "RESHAPES", "PERMUTATIONS", "SPLITS", "SLICES", "OTHER_MOVES"], MOVES),
@@ -54,7 +55,9 @@ WITHOUT_RULE: dict[str, dict[str, str]] = {
     "projection": {
         **dict.fromkeys(["LAYER_NORMS", "GROUP_NORMS", "POOLS_3D", "ADAPTIVE_POOLS", "POOLS_BY_INDEX"], BY_AUTOGRAD),
         **dict.fromkeys(["NEAREST_UPSAMPLINGS", "INTERPOLATIONS", "EDGE_PADS", "OTHER_MOVES"], BY_AUTOGRAD),
-        **dict.fromkeys(["REDUCTIONS", "ALONG_A_LINE", "ATTENTIONS"], BY_AUTOGRAD),
+        **dict.fromkeys(["REDUCTIONS", "ALONG_A_LINE", "ATTENTIONS", "FOURIER_TRANSFORMS"], BY_AUTOGRAD),
+        **dict.fromkeys(["ADAPTIVE_POOLS_3D", "UNFOLDINGS", "FOLDINGS", "SAMPLERS"], BY_AUTOGRAD),
+        **dict.fromkeys(["RUNNING", "COMPLEX_VIEWS"], BY_AUTOGRAD),
         **dict.fromkeys(["MATRIX_PRODUCTS", "MATRIX_PRODUCTS_ADDED"], BY_AUTOGRAD),
         "mkldnn_max_pool2d": "its tensors have no places to put switches in; goes back by its own gradient",
         "stack": BY_AUTOGRAD,
@@ -94,7 +97,7 @@ def test_each_operation_has_a_rule_or_a_stated_reason(user: str) -> None:
 @pytest.mark.parametrize("user", USERS)
 def test_no_rule_is_for_an_operation_that_is_in_no_list(user: str) -> None:
     listed = {name for kind in KINDS.values() for name in kind}
-    alone = {"as_strided", "copy", "neg"}  # one operation each, under one name
+    alone = {"as_strided", "copy", "neg", "torchvision::deform_conv2d"}  # one operation each, under one name
     assert set(USERS[user]) - listed <= alone
 
 
