@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
 from reference.brute_force import brute_force_top_k
 from reference.deconvnet import METHODS, Recording
-from reference.random_networks import Network, networks
+from reference.random_networks import Network, Step, networks
 from reference.support import Compute, See, change_boxes, nan_boxes
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -122,6 +122,35 @@ def test_boxes_are_what_nan_reaches_in_many(case: Case) -> None:
 @many()
 def test_boxes_are_what_moves_where_a_pixel_does_in_many(case: Case) -> None:
     check_boxes(case, smooth=True)
+
+
+# What has failed, as explicit cases
+
+FAILED: list[list[Step]] = [
+    # A piece without channels, in a concatenation.
+    [
+        ("concatenated", {"kernel": 5, "kind": "halves"}),
+        ("resize", {"mode": "nearest", "scale": 1.5, "size": None, "corners": False}),
+    ],
+    # The image itself is written to.
+    [("written", {"kind": "zero"}), ("shuffled", {"groups": 2})],
+    [("written", {"kind": "channel added"}), ("norm", {})],
+    [("activation", {"kind": "relu_"})],
+    [("squeeze", {"kind": "in place"}), ("residual", {"kernel": 1, "kind": "difference"})],
+]
+
+
+@pytest.mark.parametrize("steps", FAILED)
+def test_what_has_failed_before(steps: list[Step]) -> None:
+    for channels in (1, 2):
+        network = Network(steps, channels, (9, 7), 3)
+        images = torch.rand(3, channels, 9, 7, generator=torch.Generator().manual_seed(4))
+        before = images.clone()
+        check_boxes((network, images), smooth=False)
+        check_mining((network, images), 3, None)
+        assert torch.equal(images, before)
+        for layer in range(len(network)):
+            check_projection((network.float(), images), "deconvnet", layer)
 
 
 # The layer table

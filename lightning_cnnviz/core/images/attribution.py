@@ -28,6 +28,7 @@ from lightning_cnnviz.core.network.layers import LayerSpec
 from lightning_cnnviz.core.network.memory import images_at_once, in_chunks, with_less
 from lightning_cnnviz.core.network.task import OutputFn, Task, TaskKind
 from lightning_cnnviz.core.tracing.default_layers import layer_site
+from lightning_cnnviz.core.tracing.readable import check_readable
 
 __all__ = ["AttributionMaps", "AttributionMethod", "attribute", "check_attribution", "check_method"]
 
@@ -116,6 +117,7 @@ def attribute(
         ('1', torch.Size([2, 1, 28, 28]))
     """
     check_method(method)
+    check_readable(model)
     if steps < 2:
         raise ValueError(f"steps={steps}: an integral takes 2 or more")
     check_images(images)
@@ -157,6 +159,7 @@ def check_attribution(
         ValueError: See `attribute`.
     """
     check_method(method)
+    check_readable(model)
     check_images(images)
     images = as_floats(model, images.detach().to(model_device(model)))
     with analysis_mode(model):

@@ -29,11 +29,12 @@ from lightning_cnnviz.core.network.classification import (
 )
 from lightning_cnnviz.core.network.hooks import Site, analysis_mode, hooked, model_device
 from lightning_cnnviz.core.network.inputs import as_floats
-from lightning_cnnviz.core.network.layers import LayerNotFoundError, LayerSpec, select_layers
+from lightning_cnnviz.core.network.layers import LayerNotFoundError, LayerSpec, one_piece, select_layers
 from lightning_cnnviz.core.network.memory import images_at_once, in_chunks
 from lightning_cnnviz.core.network.task import OutputFn, Task, TaskKind
 from lightning_cnnviz.core.tracing.default_layers import find_default_layers
 from lightning_cnnviz.core.tracing.feature_maps import trace_feature_maps
+from lightning_cnnviz.core.tracing.readable import check_readable
 
 __all__ = [
     "DEFAULT_TRANSFORMS",
@@ -282,10 +283,12 @@ def _sites(model: nn.Module, image: Tensor, layers: LayerSpec | None) -> dict[st
     """Where features are read, in the order in which the layers run."""
     if layers is not None:
         return {maps.layer: maps.site for maps in trace_feature_maps(model, image, select_layers(model, layers))}
+    check_readable(model)
     ends = find_default_layers(model, image)
     if ends.first is None or ends.classifier is None:
         raise LayerNotFoundError(
-            f"{type(model).__name__} has no convolution that runs exactly once in a pass; choose layers=[...]"
+            f"{type(model).__name__} has no convolution that runs exactly once in a pass; "
+            + (one_piece(model) or "choose layers=[...]")
         )
     (first,) = trace_feature_maps(model, image, [ends.first])
     sites = {first.layer: first.site}

@@ -27,6 +27,7 @@ from lightning_cnnviz.core.network.gradients import OrderedGradients, gradient_w
 from lightning_cnnviz.core.network.hooks import analysis_mode
 from lightning_cnnviz.core.network.memory import in_chunks
 from lightning_cnnviz.core.network.task import OutputFn, Task, TaskKind
+from lightning_cnnviz.core.tracing.readable import check_readable
 
 __all__ = ["Maximization", "Strongest", "maximize", "strongest_images", "unit_input_size"]
 
@@ -162,6 +163,7 @@ def maximize(
         >>> optima.images.shape, optima.activations.shape
         (torch.Size([4, 1, 5, 5]), torch.Size([4]))
     """
+    check_readable(model)
     asked = checked_objectives(objectives)
     size = _checked(input_size, starts, steps, learning_rate, batch_size)
     check_transforms(transforms)

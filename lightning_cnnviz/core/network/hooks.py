@@ -138,9 +138,10 @@ def hooked(sites: Mapping[str, Site], on_value: Callable[[str, Any], None]) -> I
     """
     for name, (module, *_) in sites.items():
         if not takes_hooks(module):
+            who = f"layer '{name}' is part of a network that" if name else "the network is one that"
             raise LayerNotFoundError(
-                f"layer '{name}' is part of a network that torch.jit has traced, scripted or frozen, which runs as one "
-                "piece: its layers cannot be read. Give the network that it was made from"
+                f"{who} torch.jit has traced, scripted or frozen, which runs as one piece: its layers cannot be read. "
+                "Give the network that it was made from"
             )
     handles = []
     analysis, around = _ANALYSIS.get(), _AROUND.get()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TypeVar
 
+import torch
 from torch import nn
 
 from lightning_cnnviz.core.network.suggestions import closest_names, did_you_mean
@@ -17,6 +18,8 @@ __all__ = [
     "LayerSpec",
     "SelectedLayer",
     "evenly",
+    "one_piece",
+    "quantized_part",
     "resolve_features",
     "select_layers",
 ]
@@ -136,7 +139,7 @@ def _match(model: nn.Module, named: dict[str, nn.Module], part: object) -> list[
     if isinstance(part, type) and issubclass(part, nn.Module):
         chosen = [SelectedLayer(name, module, False) for name, module in named.items() if isinstance(module, part)]
         if not chosen:
-            raise LayerNotFoundError(f"{_who(model)} has no {part.__name__}; {_kinds(named)}")
+            raise LayerNotFoundError(f"{_who(model)} has no {part.__name__}; {one_piece(model) or _kinds(named)}")
         return chosen
     if not isinstance(part, str):
         raise TypeError(f"a layer is chosen by a name, a glob or a module type, not by {part!r}")
@@ -146,14 +149,42 @@ def _match(model: nn.Module, named: dict[str, nn.Module], part: object) -> list[
         chosen = [SelectedLayer(name, module, False) for name, module in named.items() if isinstance(module, types)]
         if not chosen:
             kinds = " or ".join(kind.__name__ for kind in types)
-            raise LayerNotFoundError(f'layers="{part}": {_who(model)} has no {kinds}; {_kinds(named)}')
+            raise LayerNotFoundError(
+                f'layers="{part}": {_who(model)} has no {kinds}; {one_piece(model) or _kinds(named)}'
+            )
         return chosen
     if part in named:
         return [SelectedLayer(part, named[part], True)]
     matched = [name for name in named if fnmatchcase(name, part)]
     if not matched:
-        raise LayerNotFoundError(f"no layer of {_who(model)} matches '{part}'. {_suggest(part, list(named))}")
+        raise LayerNotFoundError(
+            f"no layer of {_who(model)} matches '{part}'. {one_piece(model) or _suggest(part, list(named))}"
+        )
     return [SelectedLayer(name, named[name], True) for name in matched]
+
+
+def one_piece(model: nn.Module) -> str:
+    """Say why the layers of a network cannot be read, since `torch.jit` or quantization has made it; else nothing."""
+    made = [name for name, module in model.named_modules() if isinstance(module, torch.jit.ScriptModule)]
+    if not made:
+        return quantized_part(model)
+    which = f"'{made[0]}'" if made[0] else "it"
+    return (
+        f"torch.jit has traced, scripted or frozen {which}, which runs as one piece: its layers cannot be read. Give "
+        "the network that it was made from"
+    )
+
+
+def quantized_part(model: nn.Module) -> str:
+    """Say which layer is quantized to whole numbers, and the way out; nothing where none is."""
+    for name, module in model.named_modules():
+        if ".quantized" in type(module).__module__ and hasattr(module, "_packed_params"):
+            who = f"'{name}' of {type(model).__name__}" if name else "the network"
+            return (
+                f"{who} ({type(module).__name__}) is quantized: its weights are packed, and its operations, on whole "
+                "numbers, are none that can be followed. Give the network in floating point that it was made from"
+            )
+    return ""
 
 
 def _who(model: nn.Module) -> str:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from lightning_cnnviz.core.network.hooks import Site, analysis_mode, hooked
+from lightning_cnnviz.core.network.hooks import Site, analysis_mode, hooked, takes_hooks
 
 __all__ = ["images_at_once", "in_chunks", "is_out_of_memory", "numbers_at_once", "with_less"]
 
@@ -50,6 +50,8 @@ def images_at_once(model: nn.Module, image: Tensor, *, gradients: bool = False) 
             sizes.append(value.numel() * value.element_size())
 
     leaves = {name: Site(module) for name, module in model.named_modules() if not list(module.children())}
+    if not all(takes_hooks(module) for module, *_ in leaves.values()):
+        return 1  # what torch.jit has made does not tell how much it takes
     with analysis_mode(model), hooked(leaves, see):
         run_network(model, image)
     values = sum(sizes) if gradients else max(sizes, default=0)

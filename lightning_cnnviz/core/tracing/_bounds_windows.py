@@ -101,7 +101,8 @@ def _along(b: Tensor, dim: int, window: tuple[int, ...], out: int, *, transposed
     size = b.shape[dim]
     taps = torch.where((taps >= 0) & (taps < size), taps, size)
     beyond = b.new_full((*b.shape[:dim], 1, *b.shape[dim + 1 :]), NOTHING)
-    return torch.cat([b, beyond], dim).index_select(dim, taps.flatten()).unflatten(dim, taps.shape).amax(dim + 1)
+    read: Tensor = torch.cat([b, beyond], dim).index_select(dim, taps.flatten()).unflatten(dim, taps.shape)
+    return read.amax(dim + 1)
 
 
 def pool_bounds(step: Step) -> list[Bounds] | None:

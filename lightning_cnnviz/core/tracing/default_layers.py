@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_cnnviz.core.network.hooks import Site, analysis_mode, hooked, takes_hooks
-from lightning_cnnviz.core.network.layers import LayerNotFoundError, LayerSpec, SelectedLayer, select_layers
+from lightning_cnnviz.core.network.layers import LayerNotFoundError, LayerSpec, SelectedLayer, one_piece, select_layers
 from lightning_cnnviz.core.tracing.feature_maps import trace_feature_maps
 from lightning_cnnviz.core.tracing.layouts import LayoutReader, Layouts
 
@@ -155,7 +155,7 @@ def layer_site(model: nn.Module, image: Tensor, layer: LayerSpec | None) -> tupl
         if deep is None:
             raise LayerNotFoundError(
                 f"{type(model).__name__} has no layer that returns feature maps (N, C, H, W) of more than one "
-                'position before its classifier; name one with layer="..."'
+                "position before its classifier; " + (one_piece(model) or 'name one with layer="..."')
             )
         chosen = [_in_its_layout(model, image, deep)]
     else:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
+
+from lightning_cnnviz.core.network.layers import quantized_part
 
 __all__ = ["check_countable", "check_readable"]
 
@@ -13,13 +16,9 @@ def check_readable(model: nn.Module) -> None:
     Raises:
         ValueError: With the module, the reason and the way out.
     """
-    for name, module in model.named_modules():
-        if ".quantized" in type(module).__module__ and hasattr(module, "_packed_params"):
-            raise ValueError(
-                f"{_who(model, name)} ({type(module).__name__}) is quantized: its weights are packed, and its "
-                "operations, on whole numbers, are none that can be followed. Give the network in floating point that "
-                "it was made from"
-            )
+    reason = quantized_part(model)
+    if reason:
+        raise ValueError(reason)
 
 
 def check_countable(model: nn.Module) -> None:
@@ -29,7 +28,8 @@ def check_countable(model: nn.Module) -> None:
         ValueError: With the module, the reason and the way out.
     """
     for name, module in model.named_modules():
-        if not hasattr(module, "training"):
+        # Its own graph no longer has the flag, though whoever holds it may have set one on it.
+        if isinstance(module, torch.jit.ScriptModule) and not module._c.hasattr("training"):  # type: ignore[attr-defined]
             raise ValueError(
                 f"{_who(model, name)} is frozen by torch.jit: its parameters have become constants, which cannot be "
                 "counted. Give the network that it was made from"
