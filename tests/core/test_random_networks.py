@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, Phase, assume, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from reference.brute_force import brute_force_top_k
 from reference.deconvnet import METHODS, Recording
@@ -202,7 +202,8 @@ def test_the_table_has_the_fields_of_long_images_in_many(case: Case) -> None:
 def check_mining(case: Case, k: int, per_image: int | None) -> None:
     network, images = case
     names = [name for name, _ in network.named_children()]
-    assume(names)
+    if not names:
+        return
     maps: dict[str, list[Tensor]] = {name: [] for name in names}
     loader = DataLoader(images, batch_size=2)  # type: ignore[arg-type]
     with torch.no_grad():
@@ -245,8 +246,8 @@ def strongest(maps: Tensor) -> tuple[int, int, int]:
     return (channel, *divmod(rest, maps.shape[2]))
 
 
-def by_autograd(network: Network, image: Tensor, layer: str, place: tuple[int, int, int]) -> Tensor:
-    """One unit's gradient, times its activation."""
+def by_autograd(network: Network, image: Tensor, layer: str, place: tuple[int, int, int]) -> Tensor | None:
+    """One unit's gradient, times its activation; None where autograd cannot tell."""
     pixels = image.clone().requires_grad_()
     kept: dict[str, Tensor] = {}
     steps_of(network)(pixels, lambda name, value: kept.__setitem__(name, value.clone()))
@@ -256,14 +257,16 @@ def by_autograd(network: Network, image: Tensor, layer: str, place: tuple[int, i
     try:
         (gradient,) = torch.autograd.grad(unit, pixels, allow_unused=True)
     except RuntimeError as error:  # what autograd had kept was written over
-        assume("modified by an inplace operation" not in str(error))
-        raise
+        if "modified by an inplace operation" not in str(error):
+            raise
+        return None
     return torch.zeros_like(image[0]) if gradient is None else gradient[0] * unit.detach()
 
 
 def check_projection(case: Case, method: str, choice: int) -> None:
     network, images = case
-    assume(len(network) > 0)
+    if not len(network):
+        return
     network.double()
     image = images[:1].double()
     layer = str(choice % len(network))
@@ -287,6 +290,8 @@ def check_projection(case: Case, method: str, choice: int) -> None:
             expected = by_autograd(network, image, layer, place)
         else:
             expected = recording.projection(*place, method)
+        if expected is None:
+            continue
         got = projection.on_image(number)
         scale = max(float(expected.abs().max()), 1e-12)
         assert float((got - expected).abs().max()) <= 1e-9 * max(scale, 1e-3), (layer, place, method)
