@@ -29,7 +29,7 @@ def check_countable(model: nn.Module) -> None:
     """
     for name, module in model.named_modules():
         # Its own graph no longer has the flag, though whoever holds it may have set one on it.
-        if isinstance(module, torch.jit.ScriptModule) and not module._c.hasattr("training"):  # type: ignore[attr-defined]
+        if isinstance(module, torch.jit.ScriptModule) and not module._c.hasattr("training"):
             raise ValueError(
                 f"{_who(model, name)} is frozen by torch.jit: its parameters have become constants, which cannot be "
                 "counted. Give the network that it was made from"
