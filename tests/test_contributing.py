@@ -61,7 +61,7 @@ def stems(folder: str) -> set[str]:
 VIEWS = sorted(stems("callbacks") & stems("render") & {path.stem for path in PACKAGE.glob("core/*/*.py")})
 # Of these, each file has its test.
 EXAMPLES = [view for view in ("filters", "correlation") if view in VIEWS]
-SINKS = sorted(stems("sinks") - {"base", "outlet"})
+SINKS = sorted(stems("sinks") - {"base", "outlet", "series"})
 
 
 def test_there_are_recipes_and_examples() -> None:

@@ -407,13 +407,16 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
             self._step = step_of(trainer)
         if parts is None:
             return  # on every rank
-        result, drawn = None, None
+        result: Any = None
+        drawn: Report | None = None
         numbers: dict[str, float] | None = None
         with self.guard(raises=raises), together("the numbers of a look"):
             if trainer.is_global_zero:
                 self._network = self._identified(trainer)
                 result = self.merge(parts)
-                drawn = None if self._draws_its_view else self.render(result)
+                if not self._draws_its_view:
+                    with self._feed.costs.charge([self], "showing"):
+                        drawn = self.render(result)
                 numbers = self._numbers(result, drawn)
             numbers = from_first(numbers)
         if numbers is None:
