@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["occlusion_report", "occlusion_scalars"]
 
 _PANELS = 5
-# So many classes have a color of their own in the map of the most probable class.
+# So many classes have a color of their own in the maps of the most probable class.
 _CLASSES_SHOWN = 7
 
 
@@ -57,16 +57,20 @@ def occlusion_report(
         notes: What else a reader needs to know, for example how the network's input is shown.
     """
     items: list[Item] = []
+    colors = _class_colors(result)
     for number, (image, index) in enumerate(zip(pixels, indices, strict=True)):
         target = target_label(result.untouched, number, class_names)
         caption = (
             f"image {index}, {result.untouched.target_name} {target}: what an occluder of "
             f"{result.size[0]} x {result.size[1]} pixels does, by the position of its center"
         )
-        items.append(Picture(f"image {index}", _draw(result, number, image, index, class_names, fill), caption=caption))
+        drawn = _draw(result, number, image, index, class_names, fill, colors)
+        items.append(Picture(f"image {index}", drawn, caption=caption))
     items += [*_pixel_maps(result, pixels, indices, class_names), *occlusion_scalars(result)]
     explained = [
-        f"Activation: the sum, above zero, of the feature map of {result.layer} that is strongest without an occluder."
+        "At each position of the occluder's center, a map has what is found then; untouched is the value without an "
+        "occluder, a line in the map's scale.",
+        f"Activation: the sum, above zero, of the feature map of {result.layer} that is strongest without an occluder.",
     ]
     if result.unprojected:
         explained.append(f"The feature map is not projected to pixels: {result.unprojected}.")
@@ -142,6 +146,7 @@ def _draw(
     index: int,
     class_names: Sequence[str] | None,
     fill: Tensor | None,
+    colors: Mapping[int, tuple[float, float, float]],
 ) -> Tensor:
     height, width = image.shape[-2:]
     untouched = result.untouched
@@ -154,14 +159,14 @@ def _draw(
         channel, start = int(result.channels[number]), float(result.untouched_activations[number])
         title = f"activation of map {channel}" if channel >= 0 else "activation of no map"
         title += f"\n{shorten(result.layer, 24)}, {_untouched(start)}"
-        _heat(panels[1], gray, result, result.activations[number], title, start)
+        _heat(panels[1], gray, result, result.activations[number], title, start, limits=(0, start))
         _draw_projection(panels[2], result, number, channel)
         p = float(untouched.probabilities[number])
         title = f"{untouched.quantity}\n{_untouched(p)}"
-        low = 0 if untouched.task.has_classes else None
-        _heat(panels[3], gray, result, result.probabilities[number], title, p, low=low)
+        limits = (0, 1) if untouched.task.has_classes else (p, p)
+        _heat(panels[3], gray, result, result.probabilities[number], title, p, limits=limits)
         if untouched.task.has_classes:
-            _classes(panels[4], gray, result, number, class_names)
+            _classes(panels[4], gray, result, number, class_names, colors)
         else:
             panels[4].set_axis_off()
         return figure_pixels(figure)
@@ -221,11 +226,17 @@ def _extent(result: OcclusionMaps) -> tuple[float, float, float, float]:
 
 
 def _heat(
-    axes: Axes, gray: Tensor, result: OcclusionMaps, values: Tensor, title: str, start: float, low: float | None = None
+    axes: Axes,
+    gray: Tensor,
+    result: OcclusionMaps,
+    values: Tensor,
+    title: str,
+    start: float,
+    limits: tuple[float, float],
 ) -> None:
-    """Lay a map over the gray image, with its scale: from the lowest value, or where it is told, a line where it was.
+    """Lay a map over the gray image, with its scale, in which a line says what the value was without an occluder.
 
-    The scale reaches the untouched value in any case, so that what has never been lost does not look like a drop.
+    The scale spans `limits` at least, so that what has hardly changed does not look like a drop.
     """
     show_pixels(axes, gray, title)
     height, width = gray.shape[-2:]
@@ -233,17 +244,10 @@ def _heat(
     if not (len(finite) and math.isfinite(start)):
         _say_not_finite(axes, "not finite")
         return
-    low = min(float(finite.min()), start) if low is None else low
-    high = max(float(finite.max()), start)
+    low, high = min(float(finite.min()), *limits), max(float(finite.max()), *limits)
     high = high if high > low else low + 1
     drawn = axes.imshow(
-        values.numpy(),
-        extent=_extent(result),
-        cmap="turbo",
-        vmin=low,
-        vmax=high,
-        alpha=0.6,
-        interpolation="nearest",
+        values.numpy(), extent=_extent(result), cmap="viridis", vmin=low, vmax=high, interpolation="nearest"
     )
     axes.set_xlim(0, width)
     axes.set_ylim(height, 0)
@@ -251,6 +255,7 @@ def _heat(
     ticks = [low + (high - low) * part / 4 for part in range(5)]
     bar.set_ticks(ticks, labels=[brief(tick) for tick in ticks])
     bar.ax.tick_params(labelsize=8)
+    bar.ax.axhline(start, color="white", linewidth=4)
     bar.ax.axhline(start, color="black", linewidth=2)
     outline: Any = bar.outline
     outline.set_visible(False)
@@ -261,8 +266,27 @@ def _say_not_finite(axes: Axes, text: str) -> None:
     axes.text(0.5, 0.5, text, ha="center", va="center", transform=axes.transAxes, fontsize=11, fontweight="bold")
 
 
-def _classes(axes: Axes, gray: Tensor, result: OcclusionMaps, number: int, class_names: Sequence[str] | None) -> None:
-    """Color each position by its most probable class; the rarest share one color."""
+def _class_colors(result: OcclusionMaps) -> dict[int, tuple[float, float, float]]:
+    """A color for each of the classes that are most probable most often, the same in all images; true ones first."""
+    if not result.untouched.task.has_classes:
+        return {}
+    predictions = result.predictions[result.predictions >= 0]
+    counted = torch.bincount(predictions, minlength=result.untouched.classes)
+    targets = {int(target) for target in result.untouched.targets}
+    found = counted.nonzero().flatten().tolist()
+    ordered = sorted(found, key=lambda each: (each not in targets, -int(counted[each]), each))
+    return {each: class_color(place) for place, each in enumerate(ordered[:_CLASSES_SHOWN])}
+
+
+def _classes(
+    axes: Axes,
+    gray: Tensor,
+    result: OcclusionMaps,
+    number: int,
+    class_names: Sequence[str] | None,
+    colors: Mapping[int, tuple[float, float, float]],
+) -> None:
+    """Color each position by its most probable class; those that have no color of their own are white."""
     from matplotlib.patches import Patch
 
     show_pixels(axes, gray, "most probable class\nby position of the occluder")
@@ -273,21 +297,23 @@ def _classes(axes: Axes, gray: Tensor, result: OcclusionMaps, number: int, class
         return
     counted = torch.bincount(predictions[predictions >= 0], minlength=result.untouched.classes)
     order = sorted((c for c in counted.nonzero().flatten().tolist()), key=lambda c: (c != target, -int(counted[c])))
-    shown = order if len(order) <= _CLASSES_SHOWN else order[: _CLASSES_SHOWN - 1]
-    colors = torch.ones(*predictions.shape, 3)
+    drawn = torch.ones(*predictions.shape, 3)
     patches = []
-    for place, found_class in enumerate(shown):
-        color = class_color(place)
-        colors[predictions == found_class] = torch.tensor(color)
+    for found_class in (each for each in order if each in colors):
+        color = colors[found_class]
+        drawn[predictions == found_class] = torch.tensor(color)
         fraction = float(counted[found_class]) / predictions.numel()
         patches.append(Patch(color=color, label=f"{class_label(class_names, found_class, 22)} {fraction:.0%}"))
-    if len(order) > len(shown):
-        rest = float(sum(int(counted[c]) for c in order[len(shown) :])) / predictions.numel()
-        patches.append(Patch(color=(1, 1, 1), label=f"{len(order) - len(shown)} other classes {rest:.0%}"))
+    others = [each for each in order if each not in colors]
+    if others:
+        rest = float(sum(int(counted[each]) for each in others)) / predictions.numel()
+        name = class_label(class_names, others[0], 22) if len(others) == 1 else f"{len(others)} other classes"
+        patches.append(Patch(color=(1, 1, 1), label=f"{name} {rest:.0%}"))
     height, width = gray.shape[-2:]
-    axes.imshow(colors.numpy(), extent=_extent(result), alpha=0.6, interpolation="nearest")
+    axes.imshow(drawn.numpy(), extent=_extent(result), alpha=0.6, interpolation="nearest")
     axes.set_xlim(0, width)
     axes.set_ylim(height, 0)
     legend = axes.legend(handles=patches, loc="upper left", bbox_to_anchor=(1.02, 1), frameon=False, fontsize=8)
     for patch in legend.get_patches():
         patch.set_edgecolor("#606060")
+        patch.set_alpha(0.75)

@@ -12,6 +12,7 @@ from render.classified import classified, has_color, pictures, scalars, shown
 
 from lightning_cnnviz.core.images.occlusion import OcclusionMaps, occluder_boxes
 from lightning_cnnviz.core.network.task import Task
+from lightning_cnnviz.render.figures import class_color
 from lightning_cnnviz.render.occlusion import occlusion_report
 
 
@@ -42,7 +43,7 @@ def test_one_picture_an_image_under_its_number_in_the_data_set() -> None:
     assert pictures(report)["image 3"].caption == (
         "image 3, true class cock: what an occluder of 4 x 4 pixels does, by the position of its center"
     )
-    assert "Projection" in report.notes[1]
+    assert "Projection" in report.notes[2]
     kept = (found.predictions == found.untouched.targets[:, None, None]).float().mean()
     drop = (0.8 - found.probabilities.flatten(1).amin(1)).mean()
     lost = 1 - found.activations.flatten(1).amin(1).mean() / 10
@@ -53,6 +54,22 @@ def test_one_picture_an_image_under_its_number_in_the_data_set() -> None:
             "features.4/largest_drop": float(lost),
         }
     )
+
+
+def test_a_class_has_one_color_in_all_images() -> None:
+    predictions = torch.full((2, 3, 4), 3)
+    predictions[1, 1:] = 2  # in this image alone, class 2 is found most often
+    black = [torch.zeros(3, 12, 16, dtype=torch.uint8)] * 2
+    drawn = pictures(occlusion_report(occlusions(predictions=predictions), black, [0, 1]))
+
+    def area(image: int, number: int) -> int:
+        """How many pixels have the n-th color, laid over a black image."""
+        color = 0.6 * 255 * torch.tensor(class_color(number)).view(3, 1, 1) + 0.4 * 95
+        return int(((drawn[f"image {image}"].pixels.float() - color).abs() < 3).all(0).sum())
+
+    assert area(0, 0) > 1000
+    assert area(0, 1) == 0
+    assert area(1, 1) > 1.5 * area(1, 0) > 500
 
 
 def test_the_occluder_is_shown_in_its_color() -> None:
