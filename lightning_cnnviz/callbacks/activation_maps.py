@@ -35,6 +35,7 @@ class ActivationMapMonitor(ExperimentMonitor):
     """
 
     view = "activation_maps"
+    of_convolutions = True
     every_rank = True
 
     def __init__(

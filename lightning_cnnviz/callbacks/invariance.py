@@ -100,5 +100,5 @@ class InvarianceMonitor(ExperimentMonitor):
     def display_of(self, result: Any) -> Display:
         """Return how the images are shown, with examples along the sweeps."""
         if not self._examples:
-            self._examples = transformed_examples(self.transforms, self.sample.images, self.display)
+            self._examples = transformed_examples(self.transforms, self.sample.images.float(), self.display)
         return replace(self.display, examples=self._examples)

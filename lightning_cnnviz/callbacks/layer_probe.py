@@ -11,7 +11,7 @@ from typing_extensions import Unpack
 from lightning_cnnviz.callbacks._base.experiment import ExperimentMonitor, Progress
 from lightning_cnnviz.callbacks._base.features_along import FeaturesAlong
 from lightning_cnnviz.callbacks._base.monitor import MonitorOptions
-from lightning_cnnviz.callbacks._base.trainer import learning_loaders
+from lightning_cnnviz.callbacks._base.trainer import learning_loaders, of_one_size
 from lightning_cnnviz.core.data.batches import BatchFn
 from lightning_cnnviz.core.data.distributed import rank, ranks
 from lightning_cnnviz.core.network.layers import SelectedLayer, evenly, select_layers
@@ -62,7 +62,7 @@ class LayerProbeMonitor(ExperimentMonitor):
     """
 
     view = "layer_probe"
-    every_rank = True
+    of_convolutions = every_rank = True
 
     def __init__(
         self,
@@ -125,7 +125,7 @@ class LayerProbeMonitor(ExperimentMonitor):
         if self.plan is None:
             loaders = learning_loaders(trainer, self.data, self.dataloader_idx)
             options: dict[str, Any] = {"pool": self.pool, "limit": self._limit, "batch_fn": self.batch_fn}
-            with trainer.precision_plugin.forward_context():
+            with trainer.precision_plugin.forward_context(), of_one_size():
                 self.plan = ProbePlan(network, self._chosen, self._protocol, *loaders, seed=self.seed, **options)
 
     def experiment(self, network: nn.Module, progress: Progress) -> list[FeatureSets]:

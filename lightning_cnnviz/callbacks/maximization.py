@@ -56,6 +56,7 @@ class MaximizationMonitor(ExperimentMonitor):
     """
 
     view = "maximization"
+    of_convolutions = True
 
     def __init__(
         self,

@@ -10,7 +10,7 @@ from typing_extensions import Unpack
 
 from lightning_cnnviz.callbacks._base.feed_monitor import FeedMonitor, FeedOptions
 from lightning_cnnviz.callbacks._base.look import Look
-from lightning_cnnviz.callbacks._base.trainer import refuse_compiled
+from lightning_cnnviz.callbacks._base.trainer import is_compiled, refuse_compiled
 from lightning_cnnviz.callbacks.layer_probe import LAYERS
 from lightning_cnnviz.core.data.batches import class_labels, read_batch
 from lightning_cnnviz.core.network.calling import give
@@ -59,7 +59,6 @@ class OnlineProbeMonitor(FeedMonitor):
 
     def prepare(self, network: nn.Module) -> None:
         """Choose the layers, and keep the probes of a fit before."""
-        refuse_compiled(self._who, network)
         chosen = select_layers(network, "conv" if self.layers is None else self.layers)
         self._maps = MapReader(network, evenly(chosen, LAYERS) if self.layers is None else chosen, pool=self.pool)
         self._learner = OnlineLearner(self._maps, self.probes)
@@ -67,8 +66,8 @@ class OnlineProbeMonitor(FeedMonitor):
     def check_trainer(self, trainer: Any, stage: str) -> None:
         """Start anew in fit; elsewhere refuse probes that have learned nothing."""
         super().check_trainer(trainer, stage)
-        if getattr(trainer.lightning_module, "_compiler_ctx", None) is not None:
-            refuse_compiled(self._who, trainer.lightning_module, compiled=True)
+        network = self.network_of(trainer.lightning_module)
+        refuse_compiled(self._who, network, compiled=is_compiled(trainer, network))
         if stage == "fit":
             self._learning.probes = None  # a checkpoint, if there is one, is loaded after set-up
         elif self.probes is None:

@@ -27,17 +27,19 @@ class DataIdentity:
         dataset: The class of the data set (or of the loader), for people; "" for weights alone.
         images: How many were looked at; None where that is not known.
         loader: Which of several loaders; -1 for one that the monitor was given.
+        source: Which loader of which stage, for people; "" for one of the monitor's own, or for weights alone.
     """
 
     dataset: str = ""
     images: int | None = None
     loader: int = 0
+    source: str = ""
 
     @property
     def sentence(self) -> str:
         """What is known of them, for people; "" for nothing."""
         count = "" if self.images is None else f"{self.images:,} images"
-        return " of ".join(part for part in (count, self.dataset) if part)
+        return ", ".join(filter(None, (" of ".join(filter(None, (count, self.dataset))), self.source)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,11 +50,18 @@ class NetworkIdentity:
         type: Its class.
         parameters: How many it has.
         checksum: Of all parameters and buffers, 16 hexadecimal digits: other weights, another checksum.
+        weights: Who has averaged the weights, as `"EMAWeightAveraging"`; "" for those that training has at the moment.
     """
 
     type: str = ""
     parameters: int = 0
     checksum: str = ""
+    weights: str = ""
+
+    @property
+    def sentence(self) -> str:
+        """Which network, for people."""
+        return f"{self.type}, weights averaged by {self.weights}" if self.weights else self.type
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +107,7 @@ class LookIdentity:
             stage=self.stage,
             run=self.run,
             data=self.data.sentence,
-            network=self.network.type,
+            network=self.network.sentence,
             logged=self.logged,
         )
 

@@ -34,7 +34,7 @@ def layer_probe_report(result: LayerProbe) -> Report:
 
 
 def online_probe_report(result: OnlineScores) -> Report:
-    """Draw the validation accuracy of probes that learn along with the network against depth.
+    """Draw the accuracy of probes that learn along with the network against depth.
 
     Scalars are accuracies, 0 to 1; table and chart are in percent.
     """
@@ -44,13 +44,16 @@ def online_probe_report(result: OnlineScores) -> Report:
         "accuracy by depth",
         (Series("softmax, learned online", x=depth, y=tuple(accuracy)), _chance(depth, result.classes)),
         x_label="layer, in order of depth",
-        y_label="validation accuracy in %",
+        y_label="accuracy in %",
         caption=f"Learned along with the network, {result.classes} classes",
         x_names=result.layers,
     )
     rows = tuple((layer, round(value, 2)) for layer, value in zip(result.layers, accuracy, strict=True))
     table = Table(
-        "accuracy", ("layer", "accuracy in %"), rows, caption=f"Accuracy over {result.images:,} validation images"
+        "accuracy",
+        ("layer", "accuracy in %"),
+        rows,
+        caption=f"Accuracy over {result.images:,} images that no probe has learned from",
     )
     scalars = [
         Scalar(f"{layer}/accuracy", value / 100, layer=layer)

@@ -64,8 +64,9 @@ def test_a_network_that_cannot_be_projected_is_refused_before_training() -> None
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             return self.net(images)  # type: ignore[no-any-return]
 
+    monitor = DeconvnetMonitor(sinks=[MemorySink()], on_error="raise")
     with pytest.raises(ValueError, match="no ReLU or similar"):
-        quiet_trainer(callbacks=[DeconvnetMonitor(sinks=[MemorySink()])]).fit(Linear(), train_loader(), val_loader())
+        quiet_trainer(callbacks=[monitor]).fit(Linear(), train_loader(), val_loader())
 
 
 def test_a_few_layers_from_the_first_to_the_last() -> None:

@@ -231,7 +231,7 @@ class Picky(LittleNet):
         ({"images": (torch.rand(2, 1, 14, 14), torch.tensor([0]))}, LittleNet, "one whole number for each of the 2"),
         ({"images": torch.rand(2, 1, 6, 6)}, Picky, r"Picky does not take images of shape \(1, 6, 6\)"),
         ({"images": torch.rand(2, 3, 14, 14)}, LittleNet, r"LittleNet does not take images of shape \(3, 14, 14\)"),
-        ({}, NoLogits, "NoLogits returns, for .* images, a tensor of shape"),
+        ({"on_error": "raise"}, NoLogits, "NoLogits returns, for .* images, a tensor of shape"),
         ({"normalization": ([0.5] * 2, [1.0] * 2)}, LittleNet, "does not fit images of 1 channels"),
         ({"images": 0}, LittleNet, "images=0: give 1 or more"),
     ],

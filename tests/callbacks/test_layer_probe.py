@@ -175,8 +175,9 @@ class Soft(LittleNet):
     ],
     ids=["multi-label", "float", "none"],
 )
-def test_labels_that_cannot_be_learned_stop_the_run_before_the_first_step(data: Any, match: str) -> None:
-    model, trainer = Soft(), quiet_trainer(callbacks=[LayerProbeMonitor(sinks=[MemorySink()])])
+def test_labels_that_cannot_be_learned_are_refused_before_the_first_step(data: Any, match: str) -> None:
+    monitor = LayerProbeMonitor(sinks=[MemorySink()], on_error="raise")
+    model, trainer = Soft(), quiet_trainer(callbacks=[monitor])
     with pytest.raises(ValueError, match=match):
         trainer.fit(model, DataLoader(data, batch_size=5), DataLoader(data, batch_size=5))
     assert trainer.global_step == 0
@@ -202,7 +203,7 @@ def few(telling: bool) -> DataLoader[Any]:
 
 
 def test_too_few_images_are_named_unless_fewer_are_allowed(caplog: pytest.LogCaptureFixture) -> None:
-    match = "only class 0: 3, class 1: 3, class 2: 3, class 3: 2: give allow_fewer=True"
+    match = "only class 0: 3, class 1: 3, class 2: 3, class 3: 2: give Protocol.allow_fewer=True"
     monitor = LayerProbeMonitor(per_class=8, every_n_epochs=1, sinks=[MemorySink()])
     model = LittleNet()
     before = copy.deepcopy(model.state_dict())
@@ -211,14 +212,14 @@ def test_too_few_images_are_named_unless_fewer_are_allowed(caplog: pytest.LogCap
     # Before the first step, where the data set tells its labels.
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     fitted(monitor, train=few(telling=False))
-    assert "LayerProbeMonitor has failed and is switched off" in caplog.text
+    assert "LayerProbeMonitor steps aside: protocol 'custom' needs" in caplog.text
     sink = MemorySink()
     monitor = LayerProbeMonitor(per_class=8, allow_fewer=True, every_n_epochs=2, sinks=[sink], on_error="raise")
     fitted(monitor, train=few(telling=True))
     assert len(sink.reports) == 1
     one = DataLoader(TensorDataset(corners(20).tensors[0], torch.ones(20, dtype=torch.int64)), batch_size=5)
     with pytest.raises(ValueError, match=r"all 20 images are of class \[1\]"):
-        fitted(LayerProbeMonitor(every_n_epochs=1, sinks=[MemorySink()]), train=one, val=one)
+        fitted(LayerProbeMonitor(every_n_epochs=1, sinks=[MemorySink()], on_error="raise"), train=one, val=one)
 
 
 @pytest.mark.parametrize("own_test", [True, False])

@@ -221,24 +221,24 @@ class Soft(LittleNet):
         self(batch[0])
 
 
-def test_what_could_not_work_stops_the_run_at_the_first_step() -> None:
+def test_what_could_not_work_is_refused_at_the_first_step() -> None:
     floats = DataLoader(TensorDataset(torch.rand(16, 1, 14, 14), torch.rand(16)), batch_size=8)
     for options, match in (
         ({"num_sanity_val_steps": 0}, "class numbers, but the labels are torch.float32"),
         ({}, "a probe needs the class of each image"),
     ):
-        trainer = quiet_trainer(callbacks=[OnlineProbeMonitor(sinks=[MemorySink()])], **options)
+        trainer = quiet_trainer(callbacks=[OnlineProbeMonitor(sinks=[MemorySink()], on_error="raise")], **options)
         with pytest.raises(ValueError, match=match):
             trainer.fit(Soft(), floats, floats)
         assert trainer.global_step == 0
     with pytest.raises(ValueError, match=r"over 8 images was expected, but layers \['features.0', 'features.4'\]"):
-        fitted(OnlineProbeMonitor(sinks=[MemorySink()]), Silent())
+        fitted(OnlineProbeMonitor(sinks=[MemorySink()], on_error="raise"), Silent())
     with pytest.raises(ValueError, match="compiled networks"):
-        fitted(OnlineProbeMonitor(sinks=[MemorySink()]), torch.compile(LittleNet()))  # type: ignore[arg-type]
+        fitted(OnlineProbeMonitor(sinks=[MemorySink()], on_error="raise"), torch.compile(LittleNet()))  # type: ignore[arg-type]
     compiled = LittleNet()
     compiled.features.compile()
     with pytest.raises(ValueError, match="compiled networks"):
-        fitted(OnlineProbeMonitor(sinks=[MemorySink()]), compiled)
+        fitted(OnlineProbeMonitor(sinks=[MemorySink()], on_error="raise"), compiled)
     with pytest.raises(ValueError, match="pool=0"):
         OnlineProbeMonitor(pool=0)
     assert not torch.nn.modules.module._global_forward_hooks

@@ -13,6 +13,7 @@ from lightning_cnnviz.callbacks._base.cost import wait_for_device
 from lightning_cnnviz.callbacks._base.monitor import Monitor, MonitorOptions
 from lightning_cnnviz.callbacks._base.sample import DisplayedSample
 from lightning_cnnviz.callbacks._base.subscriber import is_due
+from lightning_cnnviz.callbacks._base.trainer import validated_weights
 from lightning_cnnviz.core.data.sample import Sample
 from lightning_cnnviz.record.identity import DataIdentity
 from lightning_cnnviz.render.display import Display
@@ -89,7 +90,9 @@ class ExperimentMonitor(Monitor):
 
     def data_of(self, result: Any) -> DataIdentity:
         """Return which images were experimented on."""
-        return DataIdentity() if self._images is None else DataIdentity(images=len(self.sample))
+        if self._images is None:
+            return DataIdentity()
+        return DataIdentity(images=len(self.sample), loader=self.drawn.loader, source=self.drawn.source)
 
     # When: Lightning's hooks.
 
@@ -138,7 +141,7 @@ class ExperimentMonitor(Monitor):
             return
         network = self.network_of(pl_module)
         wait_for_device(trainer)
-        with self._feed.costs.look(self):
+        with self._feed.costs.look(self), validated_weights(trainer):
             self.look(trainer, lambda: self.experiment(network, self.progress), raises=outside)
 
     def _try(self, trainer: Any, pl_module: Any) -> None:

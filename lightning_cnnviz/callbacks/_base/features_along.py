@@ -36,6 +36,8 @@ class FeaturesAlong(Subscriber):
         monitor: Looks at the end of the epoch.
     """
 
+    only_along = True
+
     def __init__(self, monitor: LayerProbeMonitor) -> None:
         self._monitor = monitor
         self.dataloader_idx, self.batch_fn = monitor.dataloader_idx, monitor.batch_fn

@@ -21,6 +21,8 @@ from lightning_cnnviz.callbacks._base.trainer import (
     data_loaders,
     defines_forward,
     find_network,
+    is_compiled,
+    validated_weights,
 )
 from lightning_cnnviz.core.data.batches import BatchFn, indexed_batches, read_batch
 from lightning_cnnviz.core.network.calling import CalledNetwork, ForwardFn, called, give, rows_of
@@ -72,7 +74,7 @@ class Feed:
     def start(self, trainer: Any, pl_module: Any) -> None:
         """Begin a look, where one is due, at the passes that validation (or test) is about to make."""
         self.abandon()
-        members = [member for member in self.subscribers if member.data is None]
+        members = [member for member in self.subscribers if not _needs_passes(trainer, member)]
         wanted = [member for member in members if is_due(member, member.due, trainer)]
         raises = _may_raise(trainer)
         begun: list[tuple[int, BatchFn | None, Look]] = []
@@ -114,7 +116,8 @@ class Feed:
                 look.abandon()
             else:
                 wait_for_device(trainer)
-                for_all(look.subscribers, look.finish, raises=False, meeting="the end of a look")
+                with validated_weights(trainer):
+                    for_all(look.subscribers, look.finish, raises=False, meeting="the end of a look")
 
     def abandon(self) -> None:
         """Forget the looks that are open, and leave no hook behind."""
@@ -124,12 +127,15 @@ class Feed:
 
     def try_data(self, trainer: Any, pl_module: Any) -> None:
         """Read the first batch of the subscribers' own loaders."""
-        self.read(trainer, pl_module, [each for each in self.subscribers if each.data is not None], dry_run=True)
+        self.read(trainer, pl_module, self._with_passes_of_their_own(trainer), dry_run=True)
 
     def read_data(self, trainer: Any, pl_module: Any) -> None:
         """Look at the subscribers' own loaders, where a look is due."""
-        members = [each for each in self.subscribers if each.data is not None]
+        members = self._with_passes_of_their_own(trainer)
         self.read(trainer, pl_module, [each for each in members if is_due(each, each.due, trainer)])
+
+    def _with_passes_of_their_own(self, trainer: Any) -> list[Subscriber]:
+        return [each for each in self.subscribers if _needs_passes(trainer, each)]
 
     def read_last(self, trainer: Any, pl_module: Any) -> None:
         """Look at the trained network, for those whose newest look is not at that."""
@@ -161,7 +167,8 @@ class Feed:
                     passes.setdefault(key, (loader, {}))[1][member] = network
         for (_, _, batch_fn, limit), (loader, networks) in passes.items():
             make = partial(self._make_passes, trainer, loader, networks, batch_fn, limit, raises, dry_run)
-            for_all(list(networks), make, raises=raises, meeting="passes of our own")
+            with validated_weights(trainer):
+                for_all(list(networks), make, raises=raises, meeting="passes of our own")
 
     def _make_passes(
         self,
@@ -187,6 +194,17 @@ class Feed:
             look.abandon()
         if not dry_run:
             look.finish()
+
+
+def _needs_passes(trainer: Any, member: Subscriber) -> bool:
+    """Whether passes are made for a subscriber: over a loader of its own, or since validation's run compiled code."""
+    if member.data is not None:
+        return True
+    with member.guard():
+        return not (member.failed or member.only_along) and is_compiled(
+            trainer, member.network_of(trainer.lightning_module)
+        )
+    return False
 
 
 def _may_raise(trainer: Any) -> bool:

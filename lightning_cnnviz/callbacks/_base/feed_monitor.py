@@ -10,7 +10,9 @@ from typing_extensions import Unpack
 from lightning_cnnviz.callbacks._base.look import Look
 from lightning_cnnviz.callbacks._base.monitor import Monitor, MonitorOptions
 from lightning_cnnviz.callbacks._base.subscriber import RunningComputation, Subscriber
+from lightning_cnnviz.callbacks._base.trainer import source_of
 from lightning_cnnviz.core.data.batches import BatchFn
+from lightning_cnnviz.core.network.arguments import WrongArgumentError
 from lightning_cnnviz.record.identity import DataIdentity
 
 __all__ = ["FeedMonitor", "FeedOptions"]
@@ -37,6 +39,8 @@ class FeedMonitor(Monitor, Subscriber):  # type: ignore[misc]
             `every_n_steps`, and when training ends between validations, we make a pass of our own over these images.
     """
 
+    of_convolutions = True
+
     def __init__(
         self,
         *,
@@ -59,7 +63,8 @@ class FeedMonitor(Monitor, Subscriber):  # type: ignore[misc]
         self.dataset = look.dataset
         kind = type(look.loader if self.dataset is None else self.dataset).__name__
         loader = self.dataloader_idx if self.data is None else -1
-        self._data = DataIdentity(dataset=kind, images=look.images, loader=loader)
+        source = source_of(look.trainer, loader) if self.data is None else ""
+        self._data = DataIdentity(dataset=kind, images=look.images, loader=loader, source=source)
         with self._feed.costs.look(self):
             self.look(look.trainer, lambda: self.part(look, running))
 
@@ -95,9 +100,8 @@ class FeedMonitor(Monitor, Subscriber):  # type: ignore[misc]
             return
         name = "limit_test_batches" if stage == "test" else "limit_val_batches"
         if getattr(trainer, name) == 0:
-            raise ValueError(
-                f"{self._who} looks at the {stage} batches, but {name}=0; raise it, or give data=<a loader>"
-            )
+            batches = "test" if stage == "test" else "validation"
+            raise ValueError(f"{self._who} looks at {batches} batches, but {name}=0; raise it, or give data=<a loader>")
         if stage != "fit":
             return
         if not trainer.enable_validation:
@@ -107,4 +111,6 @@ class FeedMonitor(Monitor, Subscriber):  # type: ignore[misc]
             )
         never = self._schedule.never_validated(trainer)
         if never is not None:
-            raise ValueError(f"{self._who}: {never}, after none of these; change either, or give data=<a loader>")
+            raise WrongArgumentError(
+                f"{self._who}: {never}, after none of these; change either, or give data=<a loader>"
+            )

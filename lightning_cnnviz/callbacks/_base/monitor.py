@@ -22,10 +22,26 @@ from lightning_cnnviz.callbacks._base.followers import publish, refuse_too_early
 from lightning_cnnviz.callbacks._base.interruption import end_interrupted
 from lightning_cnnviz.callbacks._base.options import name_options
 from lightning_cnnviz.callbacks._base.schedule import Schedule
+from lightning_cnnviz.callbacks._base.stepping_aside import (
+    chooses_layers_itself,
+    is_callers,
+    is_in_our_words,
+    list_of_those_aside,
+    what_was_found,
+)
 from lightning_cnnviz.callbacks._base.subscriber import agree, for_all, is_due
-from lightning_cnnviz.callbacks._base.trainer import mixed_precision, refuse_sharded, step_of
+from lightning_cnnviz.callbacks._base.trainer import (
+    averaging_callback,
+    is_tuning,
+    makes_layers_late,
+    mixed_precision,
+    refuse_sharded,
+    step_of,
+)
 from lightning_cnnviz.core.data.distributed import OtherRankError, from_first, gathered_objects, rank, together
+from lightning_cnnviz.core.network.arguments import WrongArgumentError
 from lightning_cnnviz.core.network.calling import ForwardFn
+from lightning_cnnviz.core.network.layers import check_convolutional
 from lightning_cnnviz.record.data import plain
 from lightning_cnnviz.record.identity import DataIdentity, LookIdentity, NetworkIdentity, network_identity, versions
 from lightning_cnnviz.record.store import Carried
@@ -58,8 +74,9 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
     """Looks at a network while it trains, and shows what it sees; works in either package's Trainer.
 
     Training is not disturbed: weights after any number of steps are bit-identical with and without it. Wrong arguments
-    raise at set-up, or when the first batch is seen before training. Later, a failure is reported once with its
-    traceback, this monitor is switched off, and the run goes on.
+    raise at set-up, or when the first batch is seen before training. Where the network, its data or the trainer does
+    not suit, the monitor steps aside: one line says what it found and what it would need, and once more when the run
+    ends. Later, a failure is reported once with its traceback, this monitor is switched off, and the run goes on.
 
     Args:
         name: Keeps this monitor apart from others of its class on the same trainer: its reports are shown under
@@ -75,7 +92,7 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
             `lambda network, batch: network(batch["image"], batch["meta"])`. Changed images stand in the batch in the
             place of their own; images that are made up have beside them what belongs to the first one.
         sinks: Where to show it; by default every logger of the trainer, and a page in its log folder.
-        on_error: `"report"`, or `"raise"` to let a failure stop the run.
+        on_error: `"report"`, or `"raise"` to let a failure stop the run, and what does not suit.
 
     Raises:
         ValueError: An option is wrong. (Two monitors of one class and name are refused by the Trainer, since its
@@ -84,6 +101,8 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
 
     view: ClassVar[str] = ""
     """Which of `render.views` draws its results; a monitor without one has a `render` of its own."""
+    of_convolutions: ClassVar[bool] = False
+    """Whether it shows, where no layers are given, what the network's convolutions have learned."""
     every_rank: ClassVar[bool] = False
     """Whether each rank makes a part of a look's result, instead of rank zero all of it."""
     options_of: ClassVar[tuple[type, ...]] = ()
@@ -118,7 +137,7 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
         self._outlet = Outlet(self._who, sinks, raises=on_error == "raise")
         self._failure: str | None = None
         self._budget: Budget | None = None
-        self._steps_aside = False
+        self._steps_aside = self._trains = self._waits = False
         self._looks = self._steps = 0
         self._shows_progress = False
         self._step = Step(epoch=0, global_step=0)
@@ -173,9 +192,9 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Check everything that can be known before a batch is seen."""
         stage = str(trainer.state.fn.value)  # the argument may be an enum, which prints otherwise
-        if stage == "predict":
+        self._failure, self._looks, self._steps_aside, self._trains = None, 0, False, False
+        if stage == "predict" or is_tuning(trainer):
             return
-        self._failure, self._looks, self._steps_aside = None, 0, False
         if self._budget is not None:
             self._budget.start()
         lead = next(other for other in trainer.callbacks if isinstance(other, Monitor))
@@ -183,23 +202,42 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
         self._feed.rear = self
         if self.model is not None:
             self.network_of(pl_module)  # a wrong name is wrong, not unsuitable
-        with self.guard(raises=True), together("set-up"):
-            self.prepare(self.network_of(pl_module))
-            self.check_trainer(trainer, stage)
+        self._waits = makes_layers_late(pl_module)
+        if not self._waits:
+            self._with_all("set-up", lambda: self._set_up(trainer, pl_module, stage), raises=True)
         bar = trainer.progress_bar_callback
         self._shows_progress = bool(trainer.is_global_zero and bar is not None and bar.is_enabled)
         with together("opening the sinks"):
             self._outlet.open(trainer)
 
+    def _set_up(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        network = self.network_of(pl_module)
+        if self.of_convolutions and chooses_layers_itself(self):
+            check_convolutional(network)
+        try:
+            self.prepare(network)
+        except TypeError as error:
+            raise WrongArgumentError(str(error)) from error
+        self.check_trainer(trainer, stage)
+
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        """Step aside where the weights are cut up: a strategy does so after set-up; check who follows our numbers."""
-        self._ask_for_whole_weights(trainer)
+        """Check what is there only after set-up; and who follows our numbers."""
+        self._complete_set_up(trainer, pl_module, "fit")
         others = [each for each in trainer.callbacks if isinstance(each, Monitor)]
         prefixes = {prefix_of(each.view, name=each.name): each for each in others if each.view}
         refuse_too_early(self._who, prefixes, self, trainer, self._schedule)
 
+    def _complete_set_up(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Look for layers that `configure_model` has made, and step aside where a strategy has cut the weights up."""
+        if self._waits:
+            self._waits = False
+            self._with_all("set-up", lambda: self._set_up(trainer, pl_module, stage), raises=True)
+        if not self.failed:
+            self._ask_for_whole_weights(trainer)
+
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Try the given loaders, before the first step."""
+        self._trains = True
         self._steps = self._feed.first_step = trainer.global_step
         self._feed.costs.start()
         if self._leads:
@@ -216,7 +254,7 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
             if trainer.state.fn != "fit":
                 for monitor in trainer.callbacks:
                     if isinstance(monitor, Monitor):
-                        monitor._ask_for_whole_weights(trainer)
+                        monitor._complete_set_up(trainer, pl_module, str(trainer.state.fn.value))
             raises = trainer.sanity_checking or trainer.state.fn != "fit"
             self._with_all("the start of looks", lambda: self._feed.start(trainer, pl_module), raises=raises)
 
@@ -308,7 +346,7 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
         stage = str(trainer.state.fn.value)
         with self.guard(raises=stage != "fit"):
             self._feed.abandon()
-            if stage != "predict":
+            if stage != "predict" and not is_tuning(trainer):
                 self._finish(trainer, stage)
             self._feed = Feed(self)  # what subscribed may hold on to the trainer
 
@@ -321,10 +359,11 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
                         self._outlet.show_last()
             finally:
                 self._outlet.close(shows_progress=self._shows_progress)
-        if stage == "fit" and self._feed.rear is self and trainer.is_global_zero:
-            summary = self._feed.costs.summary([each for each in trainer.callbacks if isinstance(each, Monitor)])
-            if summary:
-                printed_log.info("%s", summary)
+        if self._feed.rear is self and trainer.is_global_zero:
+            monitors = [each for each in trainer.callbacks if isinstance(each, Monitor)]
+            summary = self._feed.costs.summary(monitors) if stage == "fit" else ""
+            for text in filter(None, (summary, list_of_those_aside(monitors))):
+                printed_log.info("%s", text)
 
     # How: a look, its guard, its sinks.
 
@@ -332,6 +371,16 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
     def failed(self) -> bool:
         """Whether it has failed, and looks no more."""
         return self._failure is not None
+
+    @property
+    def is_chosen(self) -> bool:
+        """Whether somebody has chosen this view, and not all that there are."""
+        return self._budget is None
+
+    @property
+    def is_aside(self) -> bool:
+        """Whether the network, its data or the trainer does not suit, and it looks no more."""
+        return self._steps_aside
 
     @property
     def failure(self) -> str | None:
@@ -373,20 +422,24 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
         except Exception as error:
             if getattr(error, "_ends_the_run", False):  # another monitor inside lets it pass
                 raise
-            unsuitable = isinstance(error, ValueError) or getattr(error, "unsuitable", False)
-            if raises and self._budget is not None and (self.on_error == "report" or unsuitable):
-                self._step_aside(error)
-                return
-            if raises or self.on_error == "raise":
+            if (raises and is_callers(self, error)) or self._is_to_raise(error):
                 _name(error, self._who)
                 error._ends_the_run = True  # type: ignore[attr-defined]
                 raise
             elsewhere = isinstance(error, OtherRankError)
+            if raises or is_in_our_words(error) or getattr(error, "unsuitable", False):
+                self._step_aside(error)
+                return
             self.fail(str(error) if elsewhere else f"{type(error).__name__}: {error}")
             if elsewhere and rank() == 0:  # that rank logs its traceback
                 log.error("%s is switched off and the run goes on: %s", self._who, error)
             elif not elsewhere:
                 log.error("%s has failed and is switched off; the run goes on", self._who, exc_info=True)
+
+    def _is_to_raise(self, error: Exception) -> bool:
+        """Whether the user wants to be stopped; of all that there is, what does not suit was chosen by nobody."""
+        unsuitable = isinstance(error, ValueError) or getattr(error, "unsuitable", False)
+        return self.on_error == "raise" and not (self._budget is not None and unsuitable)
 
     def _with_all(self, what: str, work: Callable[[], Any], *, raises: bool = False) -> None:
         """Do what ranks meet in: if it fails on one of them, this looks no more on any."""
@@ -468,13 +521,12 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
         try:
             refuse_sharded(self._who, trainer)
         except ValueError as error:
-            if self.on_error == "raise" and self._budget is None:
+            if self._is_to_raise(error):
                 raise
             self._step_aside(error)
 
     def _step_aside(self, error: Exception) -> None:
-        found = str(error).removeprefix(self._who).lstrip(": ")
-        found = found if isinstance(error, ValueError) else f"{type(error).__name__}: {found}"
+        found = what_was_found(self._who, error)
         self.fail(found)
         self._steps_aside = True
         if rank() == 0:
@@ -486,9 +538,9 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
             return
         if self._failure is not None:
             log.warning("%s was switched off during the run: %s", self._who, self._failure)
-        elif self._looks == 0 and stage == "fit":
+        elif self._looks == 0 and stage == "fit" and self._trains:
             log.warning("%s has shown nothing: no look was due, or there was no data", self._who)
-        elif self._looks == 0:
+        elif self._looks == 0 and stage != "fit":
             raise ValueError(f"{self._who} saw no batch: the loader of trainer.{stage}() is empty")
 
     @property
@@ -550,7 +602,9 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
         moment = (id(network), trainer.global_step, trainer.current_epoch, str(trainer.state.fn))
         feed = self._feed
         if feed.network_seen is None or feed.network_seen[0] != moment:
-            feed.network_seen = moment, network_identity(network)
+            averaging = averaging_callback(trainer)
+            weights = "" if averaging is None else type(averaging).__name__
+            feed.network_seen = moment, replace(network_identity(network), weights=weights)
         return feed.network_seen[1]
 
 

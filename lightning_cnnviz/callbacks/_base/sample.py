@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from lightning_cnnviz.callbacks._base.monitor import MonitorOptions
-from lightning_cnnviz.callbacks._base.trainer import chosen_loader, data_loaders
+from lightning_cnnviz.callbacks._base.trainer import chosen_loader, data_loaders, source_of
 from lightning_cnnviz.core.data.batches import BatchFn
 from lightning_cnnviz.core.data.distributed import from_first
 from lightning_cnnviz.core.data.sample import Sample, draw_sample
+from lightning_cnnviz.core.network.arguments import WrongArgumentError
 from lightning_cnnviz.core.network.calling import give
 from lightning_cnnviz.core.network.heads import ByHead, NetworkHead, find_heads
 from lightning_cnnviz.core.network.inputs import as_floats
@@ -88,6 +89,7 @@ class DisplayedSample:
         check_channels(display_channels)
         self.display_channels = display_channels
         self._drawn: tuple[Sample, Display] | None = None
+        self._loader, self._source = -1, ""
         self._rank, self._ranks = 0, 1
         self._heads: list[tuple[NetworkHead, Task]] = []
 
@@ -119,6 +121,9 @@ class DisplayedSample:
             ValueError: There is no data to draw from, or the given images have another shape.
         """
         self._rank, self._ranks = trainer.global_rank, trainer.world_size
+        own = not isinstance(self.images, int) or self.data is not None
+        self._loader = -1 if own else self.dataloader_idx
+        self._source = "" if own else source_of(trainer, self.dataloader_idx)
         loader = None
         if isinstance(self.images, int):
             loader = self._trainers_loader(who, trainer) if self.data is None else self.data
@@ -132,6 +137,16 @@ class DisplayedSample:
     def is_drawn(self) -> bool:
         """Whether there are images."""
         return self._drawn is not None
+
+    @property
+    def loader(self) -> int:
+        """Which of the trainer's loaders they are from; -1 for none of them."""
+        return self._loader
+
+    @property
+    def source(self) -> str:
+        """Which loader that is, for people."""
+        return self._source
 
     @property
     def sample(self) -> Sample:
@@ -185,7 +200,7 @@ class DisplayedSample:
                 return draw_sample(loader, self.images, self.batch_fn, transfer=transfer, seed=self.seed)
         images, labels = (self.images, None) if isinstance(self.images, Tensor) else self.images
         if images.ndim != 4 or not len(images):
-            raise ValueError(f"{who}(images=...): they are {tuple(images.shape)}; give (N, C, H, W)")
+            raise WrongArgumentError(f"{who}(images=...): they are {tuple(images.shape)}; give (N, C, H, W)")
         return Sample(images=images, labels=labels, indices=torch.arange(len(images)))
 
     def _trainers_loader(self, who: str, trainer: Any) -> Any:

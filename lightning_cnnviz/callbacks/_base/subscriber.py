@@ -41,8 +41,10 @@ class Subscriber(ABC):
         data: A loader to look at in passes of our own; None for the passes that validation and test make.
         dataloader_idx: Which of several validation (or test) loaders is looked at.
         batch_fn: See `read_batch`.
+        only_along: Whether it does without passes that cannot be read, instead of having them made for it.
     """
 
+    only_along: bool = False
     data: Any = None
     dataloader_idx: int = 0
     batch_fn: BatchFn | None = None
@@ -131,6 +133,8 @@ def for_all(owners: Sequence[Any], work: Callable[[], Any], *, raises: bool, mee
         with together(meeting) if meeting else nullcontext():
             return work()
     except Exception as error:
+        if meeting and not hasattr(error, "_doing"):
+            error._doing = meeting  # type: ignore[attr-defined]
         for owner in owners:
             if not owner.failed:
                 with owner.guard(raises=raises):

@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from torch import nn
 
+from lightning_cnnviz.core.network.arguments import WrongArgumentError
 from lightning_cnnviz.report import Step
 
 __all__ = [
+    "averaging_callback",
     "batch_limit",
     "chosen_loader",
     "data_loaders",
     "defines_forward",
     "find_network",
+    "is_compiled",
+    "is_tuning",
     "learning_loaders",
+    "makes_layers_late",
     "mixed_precision",
+    "of_one_size",
     "refuse_compiled",
     "refuse_sharded",
+    "source_of",
     "step_of",
+    "validated_weights",
 ]
 
 _PACKAGES = ("lightning.", "pytorch_lightning.")
@@ -36,7 +45,7 @@ def find_network(who: str, pl_module: Any, model: str | None) -> nn.Module:
         named: dict[str, nn.Module] = dict(pl_module.named_modules())
         if model not in named:
             there = ", ".join(f'"{name}"' for name, _ in pl_module.named_children())
-            raise ValueError(f'{who}(model="{model}"): {kind} has no such submodule; it has {there or "none"}')
+            raise WrongArgumentError(f'{who}(model="{model}"): {kind} has no such submodule; it has {there or "none"}')
         return named[model]
     if defines_forward(pl_module):
         assert isinstance(pl_module, nn.Module)
@@ -59,8 +68,17 @@ def find_network(who: str, pl_module: Any, model: str | None) -> nn.Module:
 
 def defines_forward(pl_module: Any) -> bool:
     """Tell whether a LightningModule has a `forward` of its own."""
-    owner = next(base for base in type(pl_module).__mro__ if "forward" in vars(base))
-    return not owner.__module__.startswith(_PACKAGES)
+    return _defines(pl_module, "forward")
+
+
+def makes_layers_late(pl_module: Any) -> bool:
+    """Return whether a LightningModule may make its layers after set-up: in `configure_model`."""
+    return _defines(pl_module, "configure_model")
+
+
+def _defines(pl_module: Any, method: str) -> bool:
+    owner = next((base for base in type(pl_module).__mro__ if method in vars(base)), None)
+    return owner is not None and not owner.__module__.startswith(_PACKAGES)
 
 
 def chosen_loader(loaders: Any, dataloader_idx: int) -> Any:
@@ -74,7 +92,7 @@ def chosen_loader(loaders: Any, dataloader_idx: int) -> Any:
     if not isinstance(loaders, (list, tuple)):
         loaders = [loaders]
     if dataloader_idx >= len(loaders):
-        raise ValueError(f"dataloader_idx={dataloader_idx}: there are {len(loaders)} loaders")
+        raise WrongArgumentError(f"dataloader_idx={dataloader_idx}: there are {len(loaders)} loaders")
     return loaders[dataloader_idx]
 
 
@@ -93,6 +111,48 @@ def batch_limit(trainer: Any, dataloader_idx: int) -> int | None:
     limits = trainer.num_test_batches if trainer.state.fn == "test" else trainer.num_val_batches
     limit = limits[dataloader_idx] if dataloader_idx < len(limits) else float("inf")
     return None if limit == float("inf") else int(limit)
+
+
+def source_of(trainer: Any, dataloader_idx: int) -> str:
+    """Return which of the trainer's own images are looked at, for people: the stage's, and of several loaders which."""
+    stage = "test" if trainer.state.fn == "test" else "validation"
+    loaders = data_loaders(trainer)
+    names = list(loaders) if isinstance(loaders, dict) else []
+    count = len(loaders) if isinstance(loaders, (dict, list, tuple)) else 1
+    if count < 2:
+        return f"{stage} images"
+    name = f' "{names[dataloader_idx]}"' if names else ""
+    return f"{stage} loader {dataloader_idx}{name} of {count}"
+
+
+def averaging_callback(trainer: Any) -> Any:
+    """Return the callback that validates averaged weights while training goes on with others; None without one."""
+    return (
+        next(
+            (
+                each
+                for each in trainer.callbacks
+                if getattr(each, "_average_model", None) is not None and hasattr(each, "_swap_models")
+            ),
+            None,
+        )
+        if trainer.state.fn == "fit"
+        else None
+    )
+
+
+@contextmanager
+def validated_weights(trainer: Any) -> Iterator[None]:
+    """Look at the weights that validation uses: between validations, Lightning's `WeightAveraging` keeps others."""
+    averaging = averaging_callback(trainer)
+    if averaging is None:
+        yield
+        return
+    averaging._swap_models(trainer.lightning_module)
+    try:
+        yield
+    finally:
+        averaging._swap_models(trainer.lightning_module)
 
 
 def learning_loaders(trainer: Any, data: Any, dataloader_idx: int) -> tuple[Any, Any]:
@@ -115,17 +175,39 @@ def learning_loaders(trainer: Any, data: Any, dataloader_idx: int) -> tuple[Any,
     return chosen_loader(trainer.train_dataloader, 0), None if without_test else chosen_loader(loaders, dataloader_idx)
 
 
+@contextmanager
+def of_one_size() -> Iterator[None]:
+    """Say what it means that images which were drawn cannot be put into one batch."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "equal size" not in str(error):
+            raise
+        raise ValueError(
+            "images that are drawn from the data set are of different sizes, and no batch can be made of them: give "
+            "data=<a loader> whose transforms make them of one size"
+        ) from error
+
+
+def is_compiled(trainer: Any, network: nn.Module) -> bool:
+    """Return whether passes that the trainer makes over a network run compiled code, which does not see hooks."""
+    return getattr(trainer.lightning_module, "_compiler_ctx", None) is not None or _has_compiled_parts(network)
+
+
+def _has_compiled_parts(network: nn.Module) -> bool:
+    return any(
+        type(module).__name__ == "OptimizedModule" or getattr(module, "_compiled_call_impl", None) is not None
+        for module in network.modules()
+    )
+
+
 def refuse_compiled(who: str, network: nn.Module, *, compiled: bool = False) -> None:
     """Refuse a network whose training steps cannot be read: compiled code does not see hooks, or is compiled with them.
 
     Raises:
         ValueError: It is compiled, or some module of it is.
     """
-    compiled = compiled or any(
-        type(module).__name__ == "OptimizedModule" or getattr(module, "_compiled_call_impl", None) is not None
-        for module in network.modules()
-    )
-    if compiled:
+    if compiled or _has_compiled_parts(network):
         raise ValueError(
             f"{who} reads features in the training step, which compiled networks (torch.compile) do not show: use "
             "LayerProbeMonitor, which makes passes of its own, or train uncompiled"
@@ -152,6 +234,11 @@ def refuse_sharded(who: str, trainer: Any) -> None:
             'FSDP, tensor parallelism and ZeRO stage 3 do): train with strategy="ddp", or look at whole weights that '
             "were saved, with cnnviz explore"
         )
+
+
+def is_tuning(trainer: Any) -> bool:
+    """Return whether a run is the Tuner's, who only looks for a learning rate or a batch size."""
+    return any(getattr(callback, "_early_exit", False) for callback in trainer.callbacks)
 
 
 def step_of(trainer: Any) -> Step:

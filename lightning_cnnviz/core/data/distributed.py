@@ -17,6 +17,8 @@ from typing import Any, NamedTuple, NoReturn
 import torch
 from torch import Tensor
 
+from lightning_cnnviz.core.network.arguments import is_wrong_argument
+
 __all__ = [
     "OtherRankError",
     "agreed",
@@ -32,7 +34,7 @@ __all__ = [
 
 _LINE = 1024  # bytes that each rank says at a meeting
 _LARGE = 1_000_000  # bytes from which on ranks also meet when they have found memory for an exchange
-_WELL, _FAILED, _UNSUITABLE = "well", "failed", "unsuitable"
+_WELL, _FAILED, _UNSUITABLE, _WRONG = "well", "failed", "unsuitable", "wrong"
 
 # How many blocks of `together` the code that runs now is in.
 _DEPTH: ContextVar[int] = ContextVar("depth", default=0)
@@ -43,11 +45,12 @@ class OtherRankError(RuntimeError):
 
     Attributes:
         unsuitable: Whether the other rank has raised a ValueError.
+        wrong: Whether that was of an argument that is wrong; see `is_wrong_argument`.
     """
 
-    def __init__(self, message: str, *, unsuitable: bool = False) -> None:
+    def __init__(self, message: str, *, unsuitable: bool = False, wrong: bool = False) -> None:
         super().__init__(message)
-        self.unsuitable = unsuitable
+        self.unsuitable, self.wrong = unsuitable, wrong
 
 
 class _Leaves(BaseException):
@@ -93,7 +96,7 @@ def together(what: str) -> Iterator[None]:
     except Exception as error:
         if not _is_told(error):
             _told(error)
-            state = _UNSUITABLE if isinstance(error, ValueError) else _FAILED
+            state = _WRONG if is_wrong_argument(error) else _UNSUITABLE if isinstance(error, ValueError) else _FAILED
             _meet(what, f"{type(error).__name__}: {error}", state)
         raise
     finally:
@@ -213,7 +216,9 @@ def _meet(where: str, words: str = "", state: str = _WELL) -> list[_Said]:
         depth = min(int(each.depth) for each in failed.values())
         if state == _WELL or depth < _DEPTH.get():
             number, first = next(iter(failed.items()))
-            error = OtherRankError(f"it failed on rank {number}: {first.words}", unsuitable=first.state == _UNSUITABLE)
+            text = f"it failed on rank {number}: {first.words}"
+            unsuitable = first.state in (_UNSUITABLE, _WRONG)
+            error = OtherRankError(text, unsuitable=unsuitable, wrong=first.state == _WRONG)
             _leave(depth, error)
     elif len({each.where for each in said}) > 1:
         places = ", ".join(f"rank {number} at {each.where}" for number, each in enumerate(said))

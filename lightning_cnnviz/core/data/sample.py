@@ -92,7 +92,10 @@ def _drawn(loader: Any, count: int, batch_fn: BatchFn | None, transfer: Callable
     candidates = torch.randperm(len(dataset))[: _CANDIDATES * count]
     if not len(candidates):
         return None
-    batch = transfer(loader.collate_fn([dataset[int(index)] for index in candidates]))
+    try:
+        batch = transfer(loader.collate_fn([dataset[int(index)] for index in candidates]))
+    except RuntimeError:  # they are of different sizes, and only the loader's own batches go together
+        return _first(loader, count, batch_fn, transfer)
     images, labels = read_batch(batch, batch_fn)
     if len(images) != len(candidates):
         # Its collate function leaves images out, or makes more of them.

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_cnnviz.core.deconvnet.tape import FarEnough, Method, ProjectionError, Seed, Tape
+from lightning_cnnviz.core.network.arguments import WrongArgumentError
 from lightning_cnnviz.core.network.hooks import analysis_mode, hooked, model_device
 from lightning_cnnviz.core.network.inputs import all_as_floats
 from lightning_cnnviz.core.network.layers import LayerSpec, SelectedLayer, select_layers
@@ -177,7 +178,7 @@ class Projector:
 
     def __init__(self, model: nn.Module, layers: Sequence[SelectedLayer], method: Method = "deconvnet") -> None:
         if method not in get_args(Method):
-            raise ValueError(f"method={method!r}: it is one of {', '.join(map(repr, get_args(Method)))}")
+            raise WrongArgumentError(f"method={method!r}: it is one of {', '.join(map(repr, get_args(Method)))}")
         self._model, self._layers, self._method = model, list(layers), method
         self._traced: dict[tuple[int, ...], dict[str, FeatureMaps]] = {}
         self._ways: dict[tuple[tuple[int, ...], tuple[str, ...]], _Way] = {}

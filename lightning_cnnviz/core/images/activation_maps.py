@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_cnnviz.core.network import classification
+from lightning_cnnviz.core.network.arguments import WrongArgumentError
 from lightning_cnnviz.core.network.hooks import Site, analysis_mode, hooked
 from lightning_cnnviz.core.network.layers import FeatureSpec, LayerSpec, resolve_features, select_layers
 from lightning_cnnviz.core.tracing.feature_maps import FeatureMaps, trace_feature_maps
@@ -59,7 +60,7 @@ def find_maps(model: nn.Module, image: Tensor, layers: LayerSpec = "conv") -> li
     flat = [layer.layer for layer in traced if layer.shape[1:] == (1, 1)]
     refused = next((name for name in flat if name in literal or len(flat) == len(traced)), None)
     if refused is not None:
-        raise ValueError(
+        raise (WrongArgumentError if refused in literal else ValueError)(
             f"layer '{refused}' gives one value a channel for an image of {image.shape[-2]} x {image.shape[-1]}, "
             "which is no map: choose layers before the pooling, or larger images"
         )

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lightning_cnnviz.core.data.batches import BatchFn, numbered_batches
 from lightning_cnnviz.core.data.distributed import gathered, ranks, summed
 from lightning_cnnviz.core.data.once import EachOnce, SeenImages
+from lightning_cnnviz.core.network.arguments import WrongArgumentError
 from lightning_cnnviz.core.network.hooks import Site, analysis_mode, hooked, model_device
 from lightning_cnnviz.core.network.layers import LayerSpec, SelectedLayer, select_layers
 from lightning_cnnviz.core.tracing.feature_maps import channel_means, trace_feature_maps
@@ -141,7 +142,7 @@ class RunningCorrelation:
 
     def __init__(self, model: nn.Module, layers: Sequence[SelectedLayer], *, threshold: float = 0.95) -> None:
         if not 0 < threshold <= 1:
-            raise ValueError(f"threshold={threshold}: give an absolute correlation above 0, up to 1")
+            raise WrongArgumentError(f"threshold={threshold}: give an absolute correlation above 0, up to 1")
         self._model, self._layers, self._threshold = model, layers, threshold
         self._sites: dict[str, Site] = {}
         self._moments: dict[str, _Moments] = {}

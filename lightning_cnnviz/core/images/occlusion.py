@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_cnnviz.core.deconvnet.projection import Projector, Unit
+from lightning_cnnviz.core.network.arguments import WrongArgumentError
 from lightning_cnnviz.core.network.calling import rows_of
 from lightning_cnnviz.core.network.classification import (
     Classified,
@@ -305,18 +306,18 @@ def _geometry(
         size = max(1, round(_SIZE * min(height, width)))
     size = (size, size) if isinstance(size, int) else (size[0], size[1])
     if min(size) < 1 or size[0] > height or size[1] > width:
-        raise ValueError(
+        raise WrongArgumentError(
             f"size={size}: the occluder (height, width) has to be between 1 and the images' {height} x {width} pixels"
         )
     if stride is None:
         stride = max(1, min(*size, round(_STRIDE * min(height, width))))
     stride = (stride, stride) if isinstance(stride, int) else (stride[0], stride[1])
     if min(stride) < 1 or stride[0] > height or stride[1] > width:
-        raise ValueError(
+        raise WrongArgumentError(
             f"stride={stride}: the step (down, right) has to be between 1 and the images' {height} x {width} pixels"
         )
     if stride[0] > size[0] or stride[1] > size[1]:
-        raise ValueError(
+        raise WrongArgumentError(
             f"stride={stride} is larger than the occluder, size={size}: parts of the image would never be covered; "
             "give a smaller stride or a larger size"
         )

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_cnnviz.core.network.arguments import WrongArgumentError
+
 __all__ = ["TRANSFORMS", "PixelScale", "Transform", "TransformSpec", "resolve_transforms"]
 
 # The side of the paper's images: its values in pixels are in proportion to it.
@@ -98,7 +100,7 @@ class PixelScale:
         changed_images = transform.apply(given.clone(), value)
         if not isinstance(changed_images, Tensor) or changed_images.shape != images.shape:
             got = tuple(changed_images.shape) if isinstance(changed_images, Tensor) else type(changed_images).__name__
-            raise ValueError(
+            raise WrongArgumentError(
                 f"transform '{transform.name}' at {value:g} made {got} of images {tuple(images.shape)}; it has to keep "
                 "their shape"
             )
@@ -134,7 +136,7 @@ def resolve_transforms(
     for transform in asked:
         if isinstance(transform, str):
             if transform not in TRANSFORMS:
-                raise ValueError(
+                raise WrongArgumentError(
                     f"transforms: there is no '{transform}'; there are {', '.join(TRANSFORMS)}, and your own by "
                     "Transform(name, function, values)"
                 )
@@ -148,7 +150,7 @@ def resolve_transforms(
         chosen.append(transform)
     names = [transform.name for transform in chosen]
     if not names or len(set(names)) < len(names):
-        raise ValueError(f"transforms={names}: give one or more, each name once")
+        raise WrongArgumentError(f"transforms={names}: give one or more, each name once")
     return chosen
 
 

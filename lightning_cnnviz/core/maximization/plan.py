@@ -19,6 +19,7 @@ from lightning_cnnviz.core.maximization.objectives import ChannelActivation, Cla
 from lightning_cnnviz.core.maximization.optimum import OptimumInvariance, optimum_invariance
 from lightning_cnnviz.core.maximization.parametrization import Box, Parametrization, color_correlation
 from lightning_cnnviz.core.maximization.regularization import RandomTransform, TotalVariation
+from lightning_cnnviz.core.network.arguments import WrongArgumentError
 from lightning_cnnviz.core.network.classification import classify
 from lightning_cnnviz.core.network.hooks import analysis_mode
 from lightning_cnnviz.core.network.layers import FeatureSpec, LayerSpec, evenly, resolve_features, select_layers
@@ -150,14 +151,14 @@ def plan_classes(
     except ValueError as error:
         if classes is None and not told:
             return None
-        raise ValueError(f"classes={classes}: {error}; give classes=0 for none") from error
+        raise WrongArgumentError(f"classes={classes}: {error}; give classes=0 for none") from error
     if classes is None and not told and found.task.kind == "segmentation" and labels is None:
         return None  # maps of features rather
     count = found.classes
     wanted = _CLASSES if classes is None else classes
     indices = list(range(min(wanted, count))) if isinstance(wanted, int) else wanted
     if any(not 0 <= index < count for index in indices) or (isinstance(wanted, int) and wanted < 0):
-        raise ValueError(f"classes={classes}: the network has {count} classes (0 to {count - 1})")
+        raise WrongArgumentError(f"classes={classes}: the network has {count} classes (0 to {count - 1})")
     names = [class_names[index] if class_names and index < len(class_names) else "" for index in indices]
     what = "class" if found.task.has_classes else "value"
     return MaximizationPlan(

@@ -10,6 +10,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from lightning_cnnviz.core.network.arguments import WrongArgumentError
 from lightning_cnnviz.core.network.suggestions import closest_names, did_you_mean
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "LayerNotFoundError",
     "LayerSpec",
     "SelectedLayer",
+    "check_convolutional",
     "evenly",
     "one_piece",
     "quantized_part",
@@ -40,7 +42,7 @@ _COMPILED_PREFIX = "_orig_mod."
 _Layer = TypeVar("_Layer")
 
 
-class LayerNotFoundError(ValueError):
+class LayerNotFoundError(WrongArgumentError):
     """No layer of the network is what was asked for."""
 
 
@@ -108,11 +110,13 @@ def resolve_features(layer: str, channels: int, features: FeatureSpec) -> tuple[
         return tuple(range(channels))
     if isinstance(chosen, int):
         if chosen < 0 or (chosen == 0 and not isinstance(features, Mapping)):
-            raise ValueError(f"features={chosen}: at least one feature map is shown of each layer; None for all")
+            raise WrongArgumentError(
+                f"features={chosen}: at least one feature map is shown of each layer; None for all"
+            )
         return tuple(range(min(chosen, channels)))
     wrong = [feature for feature in chosen if not 0 <= feature < channels]
     if wrong:
-        raise ValueError(
+        raise WrongArgumentError(
             f"features={wrong} asked for, but layer '{layer}' has {channels} feature maps (0 to {channels - 1}); "
             "features={'layer': [...]} chooses them layer by layer"
         )
@@ -149,9 +153,8 @@ def _match(model: nn.Module, named: dict[str, nn.Module], part: object) -> list[
         chosen = [SelectedLayer(name, module, False) for name, module in named.items() if isinstance(module, types)]
         if not chosen:
             kinds = " or ".join(kind.__name__ for kind in types)
-            raise LayerNotFoundError(
-                f'layers="{part}": {_who(model)} has no {kinds}; {one_piece(model) or _kinds(named)}'
-            )
+            why = one_piece(model) or (_why_no_convolution(named) if part == "conv" else _kinds(named))
+            raise LayerNotFoundError(f'layers="{part}": {_who(model)} has no {kinds}; {why}')
         return chosen
     if part in named:
         return [SelectedLayer(part, named[part], True)]
@@ -200,6 +203,32 @@ def _suggest(asked: str, names: list[str]) -> str:
     shown = ", ".join(f"'{name}'" for name in names[:8])
     more = f" and {len(names) - 8} more" if len(names) > 8 else ""
     return f"Its layers are {shown}{more}; keywords are " + ", ".join(f'"{word}"' for word in _KEYWORDS)
+
+
+def check_convolutional(model: nn.Module) -> None:
+    """Refuse a network whose one convolution only cuts images into patches, as a vision transformer's does.
+
+    Raises:
+        ValueError: With the reason and the way out.
+    """
+    found = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Conv2d)]
+    if len(found) == 1 and max(found[0][1].kernel_size) > 1 and found[0][1].kernel_size == found[0][1].stride:
+        name, kernel = _plain(found[0][0]), " x ".join(map(str, found[0][1].kernel_size))
+        raise ValueError(
+            f"the one convolution of {_who(model)}, '{name}', cuts images into patches of {kernel}, as a vision "
+            "transformer's does: it is not what the network has learned. Name layers that return feature maps "
+            f'(N, C, H, W) or (N, H, W, C), or this one, as layers=["{name}"]'
+        )
+
+
+def _why_no_convolution(named: dict[str, nn.Module]) -> str:
+    kinds = {type(module) for module in named.values()}
+    if any(".quantized" in kind.__module__ and kind.__name__.startswith("Conv") for kind in kinds):
+        return "its convolutions are quantized to whole numbers: give the network in floating point that it was made of"
+    for dimensions, what in ((1, "signals (N, C, L)"), (3, "volumes (N, C, D, H, W)")):
+        if any(kind.__name__ == f"Conv{dimensions}d" for kind in kinds):
+            return f"its convolutions are Conv{dimensions}d, of {what}: this view is one of images (N, C, H, W)"
+    return f'{_kinds(named)}; layers="linear" or names choose others'
 
 
 def _kinds(named: dict[str, nn.Module]) -> str:

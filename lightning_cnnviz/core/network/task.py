@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from lightning_cnnviz.core.network.arguments import WrongArgumentError
 from lightning_cnnviz.core.network.hooks import analysis_mode
 
 __all__ = [
@@ -250,7 +251,7 @@ def find_task(
         'multilabel'
     """
     if kind is not None and kind not in get_args(TaskKind):
-        raise ValueError(f"task={kind!r}: it is one of {', '.join(map(repr, get_args(TaskKind)))}")
+        raise WrongArgumentError(f"task={kind!r}: it is one of {', '.join(map(repr, get_args(TaskKind)))}")
     values, part = output_tensor(output)
     if not values.is_floating_point() or values.ndim not in (1, 2, 4):
         raise ValueError(f"{_form(values)}; scores are floats (N, classes), (N,) or (N, classes, height, width)")
@@ -300,11 +301,17 @@ def _check(kind: TaskKind, values: Tensor) -> None:
     if dense and kind == "segmentation":
         return
     if dense or kind == "segmentation":
-        raise ValueError(f'{_form(values)}, which does not fit task="{kind}": maps of scores are of "segmentation"')
+        raise WrongArgumentError(
+            f'{_form(values)}, which does not fit task="{kind}": maps of scores are of "segmentation"'
+        )
     if kind == "multiclass" and single:
-        raise ValueError(f'{_form(values)}: one score is no choice between classes; task="binary" makes it a yes or no')
+        raise WrongArgumentError(
+            f'{_form(values)}: one score is no choice between classes; task="binary" makes it a yes or no'
+        )
     if kind == "binary" and not single:
-        raise ValueError(f'{_form(values)}: a yes or no has one score; several are task="multiclass" or "multilabel"')
+        raise WrongArgumentError(
+            f'{_form(values)}: a yes or no has one score; several are task="multiclass" or "multilabel"'
+        )
 
 
 def find_ending(model: nn.Module, images: Tensor, output_fn: OutputFn | None = None) -> Ending:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from lightning_cnnviz.core.network.arguments import WrongArgumentError
 from lightning_cnnviz.core.probing.solvers import HEADS
 
 __all__ = [
@@ -345,7 +346,7 @@ def _too_few(labels: Tensor, classes: Sequence[int], protocol: Protocol, own_tes
     few = {number: count for number, count in counts.items() if count < asked + spare}
     hopeless = {number: count for number, count in counts.items() if count < least}
     if protocol.chooses and protocol.per_class == 1:
-        raise ValueError(
+        raise WrongArgumentError(
             "one image of a class leaves no training image to choose C on: give one C, Protocol(Cs=(1.0,)), or more "
             "images of a class"
         )
@@ -365,7 +366,7 @@ def _too_few(labels: Tensor, classes: Sequence[int], protocol: Protocol, own_tes
             if refused
             else "leave these classes out, or give more images"
         )
-        raise ValueError(
+        raise (WrongArgumentError if refused else ValueError)(
             f"protocol '{protocol.name}' needs {sum(parts.values())} or more images a class ({need}), but there are "
             f"only {shown}{more}: {mend}"
         )

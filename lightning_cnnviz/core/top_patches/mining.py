@@ -10,6 +10,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
+from lightning_cnnviz.core.network.arguments import WrongArgumentError
 from lightning_cnnviz.core.network.hooks import hooked
 from lightning_cnnviz.core.network.layers import FeatureSpec, SelectedLayer, resolve_features
 from lightning_cnnviz.core.top_patches._batch import Batch, size_of
@@ -73,7 +74,7 @@ class PatchMiner:
     ) -> None:
         TopK(0, k, per_image=per_image)  # refuses wrong numbers before anything runs
         if rank_by not in get_args(RankBy):
-            raise ValueError(f"rank_by={rank_by!r}: images rank by one of {get_args(RankBy)}")
+            raise WrongArgumentError(f"rank_by={rank_by!r}: images rank by one of {get_args(RankBy)}")
         _check_features(layers, features)
         self.indices_known = True
         self._model, self._layers = model, {layer.name: layer for layer in layers}
@@ -240,7 +241,7 @@ def _check_features(layers: Sequence[SelectedLayer], features: FeatureSpec) -> N
         names = [layer.name for layer in layers]
         strange = [name for name in features if name not in names]
         if strange:
-            raise ValueError(f"features names the layers {strange}, which are not among those chosen: {names}")
+            raise WrongArgumentError(f"features names the layers {strange}, which are not among those chosen: {names}")
 
 
 def _why_never_ran(model: nn.Module, missing: list[str]) -> str:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_cnnviz.core.data.distributed import gathered
+from lightning_cnnviz.core.network.arguments import WrongArgumentError
 from lightning_cnnviz.core.top_patches._units import Units
 
 __all__ = ["TopK"]
@@ -38,9 +39,11 @@ class TopK:
         self, features: int, k: int = 9, *, per_image: int | None = 1, dtype: torch.dtype = torch.float32
     ) -> None:
         if k < 1:
-            raise ValueError(f"k={k}: at least one unit is kept of each feature map")
+            raise WrongArgumentError(f"k={k}: at least one unit is kept of each feature map")
         if per_image is not None and per_image < 1:
-            raise ValueError(f"per_image={per_image}: at least one unit of an image counts; None for any number")
+            raise WrongArgumentError(
+                f"per_image={per_image}: at least one unit of an image counts; None for any number"
+            )
         self.k = k
         self.per_image = k if per_image is None else min(per_image, k)
         self.units = Units.none(features, k, dtype=dtype)

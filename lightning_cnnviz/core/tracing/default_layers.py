@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lightning_cnnviz.core.network.arguments import WrongArgumentError
 from lightning_cnnviz.core.network.hooks import Site, analysis_mode, hooked, takes_hooks
 from lightning_cnnviz.core.network.layers import LayerNotFoundError, LayerSpec, SelectedLayer, one_piece, select_layers
 from lightning_cnnviz.core.tracing.feature_maps import trace_feature_maps
@@ -162,12 +163,12 @@ def layer_site(model: nn.Module, image: Tensor, layer: LayerSpec | None) -> tupl
         chosen = select_layers(model, layer)
     if len(chosen) != 1:
         names = ", ".join([f"'{one.name}'" for one in chosen[:6]] + ["..."] * (len(chosen) > 6))
-        raise ValueError(f"layer={layer!r} means {len(chosen)} layers ({names}); give the name of one")
+        raise WrongArgumentError(f"layer={layer!r} means {len(chosen)} layers ({names}); give the name of one")
     if layer is not None and chosen[0].literal:
         chosen = [_in_its_layout(model, image, chosen[0])]
     (maps,) = trace_feature_maps(model, image, chosen)
     if maps.shape[1] * maps.shape[2] <= 1:
-        raise ValueError(
+        raise (ValueError if layer is None else WrongArgumentError)(
             f"layer '{maps.layer}' has features of shape {maps.shape}: a convolution, or another layer with feature "
             "maps of more than one position, is needed"
         )

@@ -132,7 +132,7 @@ def test_what_could_not_work_is_refused_before_training() -> None:
         with pytest.raises(ValueError, match=match):
             fit(monitor)
     with pytest.raises(ValueError, match="there is none: give data"):
-        fit(Brightness(sinks=[MemorySink()]), limit_val_batches=0)
+        fit(Brightness(sinks=[MemorySink()], on_error="raise"), limit_val_batches=0)
     with pytest.raises(ValueError, match="images=0"):
         Brightness(0)
 
