@@ -182,6 +182,7 @@ class Projector:
         self._model, self._layers, self._method = model, list(layers), method
         self._traced: dict[tuple[int, ...], dict[str, FeatureMaps]] = {}
         self._ways: dict[tuple[tuple[int, ...], tuple[str, ...]], _Way] = {}
+        self._units_at_once: dict[tuple[tuple[int, ...], str], int] = {}
 
     def check(self, image: Tensor) -> None:
         """Try whether units of all layers can be projected, with one image `(1, C, H, W)`.
@@ -224,25 +225,31 @@ class Projector:
             _check_unit(units[number], maps[units[number].layer])
         asked = {units[number].layer for number in members}
         names = [name for name in maps if name in asked]
-        way = self._way(first, names)
+        way, recorded = self._way(first, names)
         # Where the activation is given, and weights alone lead back, no pass is needed; else only a part of it.
         complete = [number for number in members if _is_complete(units[number])]
         ready = [number for number in complete if units[number].layer in way.free]
-        # Recorded anew each time, for weights may have changed.
-        tape = self._record(first, {name: maps[name] for name in names})[0] if complete else Tape(self._method)
+        # Recorded anew in each call, for weights may have changed.
+        if complete and recorded is None:
+            recorded = self._record(first, {name: maps[name] for name in names})
+        tape = recorded[0] if recorded is not None else Tape(self._method)
         for name in names:
             own = [number for number in ready if units[number].layer == name]
-            step = 16 * way.together[name]
+            step = 16 * self._together(tape, name, len(own))
             for at in range(0, len(own), step):
-                yield partial(self._back, tape, own[at : at + step], None, maps, way.together)
+                yield partial(self._back, tape, own[at : at + step], None, maps)
         by_image: dict[int, list[int]] = {}
         for number in sorted(set(members) - set(ready)):
             by_image.setdefault(units[number].image, []).append(number)
         queue = list(by_image.items())
+        if recorded is not None and len(queue) == 1 and queue[0][0] == units[members[0]].image:
+            yield partial(self._one_image, *recorded, queue[0], maps)
+            return
+        if not complete:
+            tape = Tape(self._method)  # so that a pass that nobody needs any more is not kept
         step = _IMAGES if way.batched else 1
         for at in range(0, len(queue), step):
-            chosen = queue[at : at + step]
-            yield partial(self._in_parts, tape, images, chosen, units, maps, way.together, device)
+            yield partial(self._in_parts, tape, images, queue[at : at + step], maps, device)
 
     def _in_parts(self, first: Tape, images: Any, chosen: Sequence[Any], *how: Any) -> None:
         """Project the units on some images; on fewer at a time where memory does not suffice."""
@@ -253,23 +260,43 @@ class Projector:
         first: Tape,
         images: Any,
         chosen: Sequence[tuple[int, list[int]]],
-        units: Sequence[Unit],
         maps: Mapping[str, FeatureMaps],
-        together: Mapping[str, int],
         device: torch.device,
         results: _Results,
     ) -> None:
         """Run some images as far as needed, and project the units on them."""
         numbers = [number for _, own in chosen for number in own]
         batch = torch.stack([images[image] for image, _ in chosen]).to(device)
-        names = {units[number].layer for number in numbers}
+        names = {results.units[number].layer for number in numbers}
         sites = {name: own for name, own in maps.items() if name in names}
         slots = {image: slot for slot, (image, _) in enumerate(chosen)}
-        complete = all(_is_complete(units[number]) for number in numbers)
+        complete = all(_is_complete(results.units[number]) for number in numbers)
         tape, values = self._record(batch, sites, first.operations_with_data(names) if complete else None)
         if complete and not tape.complete(first):  # what a network does may depend on the image
             tape, values = self._record(batch, sites)
-        for number in [] if complete else numbers:
+        if not complete:
+            self._find(numbers, slots, values, results)
+        self._back(tape, numbers, slots, maps, results)
+
+    def _one_image(
+        self,
+        tape: Tape,
+        values: Mapping[str, Tensor],
+        chosen: tuple[int, list[int]],
+        maps: Mapping[str, FeatureMaps],
+        results: _Results,
+    ) -> None:
+        """Project the units on the one image that has been recorded."""
+        image, numbers = chosen
+        self._find(numbers, {image: 0}, values, results)
+        self._back(tape, numbers, {image: 0}, maps, results)
+
+    @staticmethod
+    def _find(
+        numbers: Sequence[int], slots: Mapping[int, int], values: Mapping[str, Tensor], results: _Results
+    ) -> None:
+        """Find out where units are that are the strongest of their feature maps, and how strong."""
+        for number in numbers:
             unit = results.units[number]
             own = values[unit.layer][slots[unit.image], unit.channel]
             row, column = unit.row, unit.column
@@ -279,7 +306,6 @@ class Projector:
             if unit.activation is not None:
                 activation = unit.activation
             results.units[number] = unit._replace(row=row, column=column, activation=activation)
-        self._back(tape, numbers, slots, maps, together, results)
 
     def _back(
         self,
@@ -287,7 +313,6 @@ class Projector:
         numbers: Sequence[int],
         slots: Mapping[int, int] | None,
         maps: Mapping[str, FeatureMaps],
-        together: Mapping[str, int],
         results: _Results,
     ) -> None:
         """Project units that belong to the images of a tape (or to none, where weights alone are needed)."""
@@ -296,15 +321,14 @@ class Projector:
             by_layer.setdefault(results.units[number].layer, []).append(number)
         # The pass may run in half precision; the way back does not.
         with torch.autocast(tape.device.type, enabled=False):
-            self._back_from(tape, by_layer, slots, maps, together, results)
+            self._back_from(tape, by_layer, slots, maps, results)
 
-    @staticmethod
     def _back_from(
+        self,
         tape: Tape,
         by_layer: Mapping[str, list[int]],
         slots: Mapping[int, int] | None,
         maps: Mapping[str, FeatureMaps],
-        together: Mapping[str, int],
         results: _Results,
     ) -> None:
         for name, members in by_layer.items():
@@ -333,7 +357,7 @@ class Projector:
                 for values, (number, box, top, left) in zip(pixels, places, strict=True):
                     results.pixels[number] = _cut(values, box, top, left)
 
-            in_chunks(project, len(members), together[name], "unit")
+            in_chunks(project, len(members), self._together(tape, name, len(members)), "unit")
 
     def _record(
         self, images: Tensor, maps: Mapping[str, FeatureMaps], enough: int | None = None
@@ -368,22 +392,22 @@ class Projector:
             self._traced[shape] = {maps.layer: maps for maps in traced}
         return self._traced[shape]
 
-    def _way(self, image: Tensor, names: Sequence[str]) -> _Way:
-        """What one image tells of the way back from some layers."""
-        key = tuple(image.shape), tuple(names)
+    def _way(self, image: Tensor, names: Sequence[str]) -> tuple[_Way, tuple[Tape, dict[str, Tensor]] | None]:
+        """What one image tells of the way back from some layers; and its recorded pass, where there was one."""
+        key, recorded = (tuple(image.shape), tuple(names)), None
         if key not in self._ways:
             maps = self._feature_maps(image)
-            tape = self._record(image, {name: maps[name] for name in names})[0]
+            recorded = self._record(image, {name: maps[name] for name in names})
+            tape = recorded[0]
             self._check_method(tape, names)
             for name in names:
                 if not tape.follows_windows(name):
                     log.debug("the way back from layer '%s' leaves windows: it is followed over whole maps", name)
             self._ways[key] = _Way(
-                {name: self._together(tape, name) for name in names},
                 frozenset(name for name in names if not tape.needs_data(name)),
                 all(tape.batched(name) for name in names),
             )
-        return self._ways[key]
+        return self._ways[key], recorded
 
     def _check_method(self, tape: Tape, names: Sequence[str]) -> None:
         for name in names:
@@ -393,9 +417,18 @@ class Projector:
                     "nonlinearity to rectify at; project(..., method='gradient') is the plain gradient"
                 )
 
+    def _together(self, tape: Tape, name: str, wanted: int) -> int:
+        """How many units of a layer go back together, of so many that are wanted: tried with one, once a size."""
+        if wanted <= 1:
+            return 1
+        key = tape.image_size, name
+        if key not in self._units_at_once:
+            self._units_at_once[key] = self._fitting(tape, name)
+        return self._units_at_once[key]
+
     @staticmethod
-    def _together(tape: Tape, name: str) -> int:
-        """How many units of a layer go back together: tried with one."""
+    def _fitting(tape: Tape, name: str) -> int:
+        """How many units of a layer fit into caches, or memory."""
         widest = 1
 
         def watch(elements: int) -> None:
@@ -416,12 +449,10 @@ class _Way:
     """The way back from some layers, for one size of image.
 
     Attributes:
-        together: How many units of a layer go back together.
         free: Layers from which weights alone lead back.
         batched: Whether images can be run together.
     """
 
-    together: Mapping[str, int]
     free: frozenset[str]
     batched: bool
 

@@ -50,6 +50,11 @@ class Tape:
         self.device = torch.device("cpu")
         self._batch, self._dtype = 0, torch.float32
 
+    @property
+    def image_size(self) -> tuple[int, ...]:
+        """The shape of one image that was recorded."""
+        return self._shapes[0][1:]
+
     @contextmanager
     def record(self, images: Tensor, *, enough: int | None = None) -> Iterator[None]:
         """Record what is computed from `images` `(N, C, H, W)` inside the block; `FarEnough` ends it without a trace.

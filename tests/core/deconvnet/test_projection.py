@@ -133,7 +133,7 @@ def test_what_comes_after_the_layer_does_not_run(model: nn.Module) -> None:
     model[3].register_forward_hook(lambda *_: runs.append("pool"))  # type: ignore[index]
     model[7].register_forward_hook(lambda *_: runs.append("linear"))  # type: ignore[index]
     projector.project(IMAGES, [Unit(0, "4", 0, 0, 0)])
-    assert runs == ["pool"] * 2  # to learn the way back, and for the switches
+    assert runs == ["pool"]  # to learn the way back and for the switches at once
     runs.clear()
     # The first layer's way back needs weights alone.
     projector.project(IMAGES, [Unit(image, "0", 0, 0, 0, 1.0) for image in range(4)])
@@ -377,7 +377,7 @@ def test_with_little_memory_fewer_units_go_back_together(monkeypatch: pytest.Mon
         monkeypatch.setattr(memory, "_free_bytes", lambda _device, free=free: free)
         projector = Projector(net, select_layers(net, ["3"]))
         same = projector.project(image, units)
-        together += [way.together["3"] for way in projector._ways.values()]
+        together += projector._units_at_once.values()
         assert all(torch.allclose(one, other) for one, other in zip(whole.pixels, same.pixels, strict=True))
     assert together[0] == 256
     assert 1 < together[1] < 256
