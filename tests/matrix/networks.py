@@ -61,6 +61,7 @@ def _timm(name: str, **how: object) -> Network:
 _SCORED = ("invariance", "occlusion", "saliency", "Grad-CAM", "guided Grad-CAM")
 _TUNED = ("FineTuner head", "FineTuner staged", "FineTuner full")
 _NO_CLASSES = {**dict.fromkeys(_SCORED, NO_SCORES), **dict.fromkeys(_TUNED, "classif")}
+_NOT_TUNED = dict.fromkeys(_TUNED, "classif")
 _LAYERS = ("layer table", "top patches", "gradient", "deconvnet", "guided", "probe", "maximize")
 _CLIPS = dict.fromkeys(
     (*_LAYERS, *_SCORED, *_TUNED), r"clips|volumes|images? .*\(N?1?,? ?C, H, W\)|feature maps|take images"
@@ -98,14 +99,15 @@ CLASSIFICATION = [
     Network("convnext_tiny", siblings=("convnext_small", "convnext_base", "convnext_large")),
 ]
 SEGMENTATION = [
-    Network("fcn_resnet50", kind="segmentation", size=32, siblings=("fcn_resnet101",)),
+    Network("fcn_resnet50", kind="segmentation", size=32, siblings=("fcn_resnet101",), refusals=_NOT_TUNED),
     Network(
         "deeplabv3_mobilenet_v3_large",
         kind="segmentation",
         size=48,
         siblings=("deeplabv3_resnet50", "deeplabv3_resnet101"),
+        refusals=_NOT_TUNED,
     ),
-    Network("lraspp_mobilenet_v3_large", kind="segmentation", size=48),
+    Network("lraspp_mobilenet_v3_large", kind="segmentation", size=48, refusals=_NOT_TUNED),
 ]
 DETECTION = [
     Network(
