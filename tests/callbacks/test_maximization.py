@@ -154,7 +154,7 @@ def test_a_network_without_classes_and_the_other_package() -> None:
     class Other(pytorch_lightning.LightningModule):
         def __init__(self) -> None:
             super().__init__()
-            self.net = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(3 * 144, 2))
+            self.net = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(3 * 144, 4))
 
         def forward(self, images: Tensor) -> Tensor:
             scores: Tensor = self.net(images)

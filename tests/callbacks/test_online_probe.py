@@ -74,8 +74,8 @@ def test_probes_learn_without_a_pass_of_their_own() -> None:
     assert watched.passes == plain.passes > 0
     assert [step.epoch for step, _ in sink.reports] == list(range(1, 13))
     first, last = numbers(sink.reports[0][1]), numbers(sink.reports[-1][1])
-    assert list(last) == ["features.0", "features.4"]
-    assert last["features.0"] > max(0.6, first["features.0"])
+    assert list(last) == ["features.0/accuracy", "features.4/accuracy"]
+    assert last["features.0/accuracy"] > max(0.6, first["features.0/accuracy"])
     assert "Learned from 96 training batches, tested on 23 images." in sink.reports[-1][1].notes
     assert not torch.nn.modules.module._global_forward_hooks
 
@@ -132,7 +132,7 @@ def test_gradient_checkpointing_is_read_once(reentrant: bool) -> None:
 def test_other_precisions(precision: Any) -> None:
     sink = MemorySink()
     fitted(monitor(sink), max_epochs=8, precision=precision)
-    assert numbers(sink.reports[-1][1])["features.0"] > 0.5
+    assert numbers(sink.reports[-1][1])["features.0/accuracy"] > 0.5
     assert torch.get_default_dtype() == torch.float32
 
 
@@ -163,13 +163,13 @@ class Manual(LittleNet):
 def test_the_first_pass_over_the_batch_counts_also_by_hand() -> None:
     sink = MemorySink()
     fitted(monitor(sink), Manual(), max_epochs=12)
-    assert numbers(sink.reports[-1][1])["features.0"] > 0.5
+    assert numbers(sink.reports[-1][1])["features.0/accuracy"] > 0.5
 
 
 def test_a_layer_chosen_by_kind_and_its_norm_chosen_by_name() -> None:
     sink = MemorySink()
     fitted(monitor(sink, "conv", "features.1"), max_epochs=1)
-    assert list(numbers(sink.reports[-1][1])) == ["features.0", "features.1", "features.4"]
+    assert list(numbers(sink.reports[-1][1])) == [f"features.{n}/accuracy" for n in (0, 1, 4)]
 
 
 def test_probes_go_on_from_a_checkpoint(tmp_path: Path) -> None:
