@@ -23,6 +23,7 @@ from lightning_cnnviz.core.maximization import objectives, parametrization, regu
 from lightning_cnnviz.core.maximization.maximize import strongest_images
 from lightning_cnnviz.core.maximization.optimum import optimum_invariance
 from lightning_cnnviz.core.maximization.plan import MaximizationPlan, MaximizedLayer
+from lightning_cnnviz.core.network.heads import ByHead
 from lightning_cnnviz.core.network.task import Task
 from lightning_cnnviz.core.probing.lbfgs import Vector
 from lightning_cnnviz.core.probing.online import OnlineScores
@@ -146,6 +147,7 @@ def made() -> list[Any]:
         Signal(images(1), Window((1, 2), (0, 0))),
         Seed(slots=numbers, channels=numbers, rows=numbers, columns=numbers),
         PixelScale(mean=(0.0, 0.5), std=(1.0, 2.0)),
+        ByHead(names=("species", "color"), results=(PixelScale(mean=(0.5,), std=(1.0,)), numbers)),
         Field(size=(3, None), jump=(1.0, 2.0), center=None, clipped=True),
         objectives.Reading(images=images(1), maps=maps, centers={"3": (1, 1)}, scores=None),
         MaximizationPlan(name="3", captions=("a",), objectives=(objectives.ChannelActivation("3", 1),), size=SIZE),

@@ -77,6 +77,8 @@ def test_every_type_that_can_be_kept_has_an_example(kept: dict[str, list[Any]]) 
     others = {name.partition(".")[0] for name in without_data()} | {
         "Along",
         "DefaultLayers",
+        "GivenBatch",
+        "NetworkHead",
         "Operator",
         "Site",
         "WeightSource",

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-__all__ = ["Choice", "choose_strength"]
+__all__ = ["choose_strength"]
 
 
 class Choice(NamedTuple):
