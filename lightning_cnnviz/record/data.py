@@ -68,12 +68,22 @@ def load(path: str | os.PathLike[str]) -> Any:
         ValueError: It was written by no `save`, is damaged, or is of a newer version; the file is named.
     """
     path = _file(path)
-    try:
-        check_header(path)
-        with safetensors.safe_open(path, framework="pt") as file:
-            return _value(file)
-    except (ValueError, safetensors.SafetensorError, RecursionError) as error:
-        raise ValueError(f"{path} cannot be loaded: {error}") from error
+    # Header and tensors are read one after the other, by the file's name: another process may put a new file in between.
+    while True:
+        found = _identity(path)
+        try:
+            check_header(path)
+            with safetensors.safe_open(path, framework="pt") as file:
+                return _value(file)
+        except (ValueError, safetensors.SafetensorError, RecursionError) as error:
+            if _identity(path) == found:
+                raise ValueError(f"{path} cannot be loaded: {error}") from error
+
+
+def _identity(path: Path) -> tuple[int, int, int]:
+    """Tell a file from another one of its name."""
+    status = path.stat()
+    return status.st_ino, status.st_mtime_ns, status.st_size
 
 
 def _file(path: str | os.PathLike[str]) -> Path:
