@@ -65,7 +65,8 @@ def run(case: Case, folder: Any, monitors: list[Any]) -> tuple[Any, dict[str, Te
     module = case.module()
     trainer = quiet_trainer(callbacks=[*case.callbacks(), *monitors], default_root_dir=folder, **case.trainer)
     case.run(trainer, module, *case.loaders())
-    left = {name: value.clone() for name, value in module.state_dict().items() if isinstance(value, Tensor)}
+    values = {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
+    left = {name: value.dequantize() if value.is_quantized else value.clone() for name, value in values.items()}
     return module, left | {"random state": torch.get_rng_state()}
 
 

@@ -330,17 +330,13 @@ CASES = [
         title="Volumes `(N, C, D, H, W)`, Conv3d",
         module=of(user.of_volumes),
         data=lambda count, seed: labelled(count, seed=seed, size=(6, 6, 6)),
-        aside=_NOT_2D,
+        aside={**_NOT_2D, **because("the batch's input has five dimensions", "layer_table", *_OF_SCORES)},
     ),
     Case(
         name="quantized",
         title="Quantized convolutions",
         module=of(user.quantized),
-        aside={
-            **because("its convolutions are quantized", "filters", *_OF_CONVOLUTIONS),
-            **because("is quantized", "layer_table", "attribution", "occlusion"),
-            "invariance": "has no convolution that runs exactly once",
-        },
+        aside=because("is quantized", *VIEWS),
     ),
     Case(
         name="compiled",
@@ -375,7 +371,13 @@ CASES = [
         aside=because("missing 1 required positional argument", *(view for view in VIEWS if view != "filters")),
     ),
     Case(name="ignored", title="Some labels are -100 (ignore)", data=user.pairs(ignored), quick=False, checked=False),
-    Case(name="no_test_labels", title="`trainer.test` on images without labels", run=test_after, aside=_PROBES),
+    Case(
+        name="no_test_labels",
+        title="`trainer.test` on images without labels",
+        run=test_after,
+        aside=_PROBES,
+        checked=False,
+    ),
     Case(
         name="sizes",
         title="Each batch has images of a size of its own",
@@ -414,7 +416,7 @@ CASES = [
     Case(name="two_validations", title="Two validation loaders", val=2, quick=True),
     Case(name="limit_val_0", title="`limit_val_batches=0`", trainer={"limit_val_batches": 0}, aside=_NO_VALIDATION),
     Case(name="no_sanity", title="`num_sanity_val_steps=0`", trainer={"num_sanity_val_steps": 0}),
-    Case(name="fast_dev_run", title="`fast_dev_run=True`", trainer={"fast_dev_run": True}, checked=False),
+    Case(name="fast_dev_run", title="`fast_dev_run=True`", trainer={"fast_dev_run": True}, shown=False, checked=False),
     Case(name="accumulation", title="`accumulate_grad_batches=2`", trainer={"accumulate_grad_batches": 2}),
     Case(name="clipping", title="`gradient_clip_val=0.1`", trainer={"gradient_clip_val": 0.1}),
     Case(name="bf16_mixed", title='`precision="bf16-mixed"`', trainer={"precision": "bf16-mixed"}, checked=False),

@@ -223,8 +223,6 @@ def check_convolutional(model: nn.Module) -> None:
 
 def _why_no_convolution(named: dict[str, nn.Module]) -> str:
     kinds = {type(module) for module in named.values()}
-    if any(".quantized" in kind.__module__ and kind.__name__.startswith("Conv") for kind in kinds):
-        return "its convolutions are quantized to whole numbers: give the network in floating point that it was made of"
     for dimensions, what in ((1, "signals (N, C, L)"), (3, "volumes (N, C, D, H, W)")):
         if any(kind.__name__ == f"Conv{dimensions}d" for kind in kinds):
             return f"its convolutions are Conv{dimensions}d, of {what}: this view is one of images (N, C, H, W)"
