@@ -68,7 +68,7 @@ def load(path: str | os.PathLike[str]) -> Any:
         ValueError: It was written by no `save`, is damaged, or is of a newer version; the file is named.
     """
     path = _file(path)
-    # Header and tensors are read one after the other, by the file's name: another process may put a new file in between.
+    # Header and tensors are read one after the other by the file's name: another process may put a new file there.
     while True:
         found = _identity(path)
         try:
