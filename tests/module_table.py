@@ -16,9 +16,10 @@ def page() -> str:
         "# Your module, our views",
         "",
         "Each line is a LightningModule or a Trainer as users have them, with all monitors attached and no argument",
-        "given. Its training ends with the very weights that it has without monitors. A view that suits is shown (●),",
-        "and a test compares its values with a plain computation; one that does not steps aside and says why (a number",
-        "stands for the reason). The tests make this page: `python tests/module_table.py`.",
+        "given. Its training ends with the very weights that it has without monitors. A view that suits is shown: ●",
+        "where a test compares p, activations, filters and counts with a plain computation, ○ where it only runs. One",
+        "that does not suit steps aside and says why (a number stands for the reason). The tests make this page:",
+        "`python tests/module_table.py`.",
         "",
         "| your module | " + " | ".join(view.replace("_", " ") for view in VIEWS) + " |",
         "| --- |" + " --- |" * len(VIEWS),
@@ -32,7 +33,7 @@ def page() -> str:
 def _cell(case: Case, view: str, reasons: list[str]) -> str:
     if view in case.aside:
         return str(reasons.index(case.aside[view]) + 1)
-    return "●" if case.shown else ""
+    return ("●" if case.checked else "○") if case.shown else ""
 
 
 if __name__ == "__main__":
