@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack, suppress
+from collections.abc import Callable
+from contextlib import ExitStack, nullcontext, suppress
 from typing import Any
 
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from lightning_cnnviz.callbacks._base.look import Look
 from lightning_cnnviz.callbacks._base.trainer import is_compiled, refuse_compiled
 from lightning_cnnviz.callbacks.layer_probe import LAYERS
 from lightning_cnnviz.core.data.batches import class_labels, read_batch
+from lightning_cnnviz.core.data.distributed import together
 from lightning_cnnviz.core.network.calling import give
 from lightning_cnnviz.core.network.layers import evenly, select_layers
 from lightning_cnnviz.core.probing.dataset import why_no_labels
@@ -78,19 +80,11 @@ class OnlineProbeMonitor(FeedMonitor):
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Watch the step's forward pass."""
-        if not self.failed:
-            with self.guard(raises=_is_first(trainer)):
-                images, labels = read_batch(batch, self.batch_fn)
-                labels = class_labels(labels)
-                give(self.network_of(pl_module), batch, images)
-                if labels is None:
-                    raise ValueError(why_no_labels(batch, self.batch_fn))
-                self._pass.enter_context(self._learning.batch(images, labels))
+        self._in_step(trainer, lambda: self._watch(pl_module, batch))
 
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Tensor) -> None:
         """Learn from what the step has shown: gradient checkpointing is about to run layers again."""
-        with self.guard(raises=_is_first(trainer)):
-            self._pass.close()
+        self._in_step(trainer, self._pass.close)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Learn from a step that went without a backward pass, too."""
@@ -132,6 +126,25 @@ class OnlineProbeMonitor(FeedMonitor):
         """Return the accuracies."""
         scores: OnlineScores = running.compute()
         return scores
+
+    def _watch(self, pl_module: Any, batch: Any) -> None:
+        images, labels = read_batch(batch, self.batch_fn)
+        labels = class_labels(labels)
+        give(self.network_of(pl_module), batch, images)
+        if labels is None:
+            raise ValueError(why_no_labels(batch, self.batch_fn))
+        self._pass.enter_context(self._learning.batch(images, labels))
+
+    def _in_step(self, trainer: Any, work: Callable[[], None]) -> None:
+        """Do some of a step's work; in the first step, what does not suit one rank's images stops the run on all."""
+        try:
+            with together("the first step") if _is_first(trainer) else nullcontext():
+                if not self.failed:
+                    work()
+        except Exception as error:
+            unsuitable = isinstance(error, ValueError) or getattr(error, "unsuitable", False)
+            with self.guard(raises=unsuitable and _is_first(trainer)):
+                raise error
 
     @property
     def probes(self) -> OnlineProbes | None:

@@ -194,13 +194,10 @@ class _PredictionWriter(BasePredictionWriter):
     def on_predict_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Write the rows of all ranks in the order of the images."""
         folder = log_folder(trainer)
-        parts: list[dict[int, list[Any]]] = [self._rows]
-        if trainer.world_size > 1:
-            parts = [{}] * trainer.world_size
-            torch.distributed.all_gather_object(parts, self._rows)
+        parts: list[dict[int, list[Any]] | None] = to_first(self._rows)
         if not trainer.is_global_zero:
             return
-        rows = {index: row for part in parts for index, row in part.items()}
+        rows = {index: row for part in parts if part for index, row in part.items()}
         shown = min(_TOP, len(trainer.predict_dataloaders.dataset.classes))
         others = [name for place in range(2, shown + 1) for name in (f"class_{place}", f"probability_{place}")]
         columns = ["file", "true_class", "predicted_class", "probability", *others]

@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from lightning_cnnviz.core.data.distributed import gathered_objects, rank, ranks, together
 from lightning_cnnviz.core.network.suggestions import suggestion
 from lightning_cnnviz.finetune.decoding import broken_files
 from lightning_cnnviz.finetune.images import EpochOrder, LabeledImages
@@ -189,8 +190,8 @@ class ImageFolderDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
         """Return the training images, in an order of its own for each epoch."""
-        ranks, rank = (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
-        order = EpochOrder(self.train_set, self.seed, ranks, rank)
+        count, place = (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
+        order = EpochOrder(self.train_set, self.seed, count, place)
         one_left = len(order) % self.batch_size == 1 and len(order) > 1
         return self._loader(self.train_set, sampler=order, drop_last=one_left and self.batch_size > 1)
 
@@ -362,16 +363,10 @@ class ImageFolderDataModule(pl.LightningDataModule):
     def _check(self, files: Sequence[str]) -> dict[str, str]:
         """Return which files cannot be read, of those not yet checked. Ranks share the work."""
         waiting = [file for file in dict.fromkeys(files) if file not in self._sound and file not in self._broken]
-        shared = torch.distributed.is_available() and torch.distributed.is_initialized()
-        if not shared:
-            broken = broken_files(waiting)
-        else:
-            ranks = torch.distributed.get_world_size()
-            of_ranks: list[dict[str, str]] = [{}] * ranks
-            mine = waiting[torch.distributed.get_rank() :: ranks]
-            torch.distributed.all_gather_object(of_ranks, broken_files(mine))
-            every = {file: reason for part in of_ranks for file, reason in part.items()}
-            broken = {file: every[file] for file in waiting if file in every}
+        mine = waiting[rank() :: ranks()]
+        with together("checking images"):
+            every = {file: reason for part in gathered_objects(broken_files(mine)) for file, reason in part.items()}
+        broken = {file: every[file] for file in waiting if file in every}
         self._sound.update(file for file in waiting if file not in broken)
         return broken
 

@@ -1,14 +1,11 @@
-"""Run by test_distributed_ending.py in processes of its own: `python ddp_ending_run.py OUT WATCHED`."""
+"""Run by test_distributed_ending.py in processes of its own."""
 
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import lightning.pytorch as pl
 import torch
@@ -38,7 +35,7 @@ class Saving(pl.Callback):
             self.out.write_text(json.dumps({"total": total, "steps": steps}))
 
 
-def main(out: Path, *, watched: bool) -> None:
+def main(out: Path, watched: bool) -> None:
     torch.set_num_threads(1)
     sink = MemorySink()
     options: dict[str, Any] = {"sinks": [sink], "on_error": "raise"}
@@ -54,7 +51,3 @@ def main(out: Path, *, watched: bool) -> None:
         devices=2,
     )
     trainer.fit(LittleNet(), train_loader(), val_loader())
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), watched=sys.argv[2] == "watched")

@@ -1,12 +1,9 @@
-"""Run by test_distributed_everything.py in processes of its own: `python ddp_everything_run.py RANKS OUT`."""
+"""Run by test_distributed_everything.py in processes of its own."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import lightning.pytorch as pl
 import torch
@@ -60,7 +57,3 @@ def main(ranks: int, out: Path) -> None:
     strategy = "ddp_fork" if ranks > 1 else "auto"
     trainer = quiet_trainer(callbacks=[*watching, Saving(found, out)], devices=ranks, strategy=strategy)
     trainer.validate(net(), loader, verbose=False)
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), Path(sys.argv[2]))

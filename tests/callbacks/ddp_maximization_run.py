@@ -1,12 +1,9 @@
-"""Run by test_distributed_maximization.py in processes of its own: `python ddp_maximization_run.py OUT`."""
+"""Run by test_distributed_maximization.py in processes of its own."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import lightning.pytorch as pl
 import torch
@@ -58,7 +55,3 @@ def main(out: Path) -> None:
         limit_train_batches=2,
     )
     trainer.fit(LittleNet(), train_loader(), val_loader())
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -1,12 +1,9 @@
-"""Run by test_distributed_network.py in processes of its own: `python ddp_network_run.py RANKS OUT`."""
+"""Run by test_distributed_network.py in processes of its own."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import lightning.pytorch as pl
 import torch
@@ -46,7 +43,3 @@ def main(ranks: int, out: Path) -> None:
     callbacks = [*monitors, RenormalizeFilters(0.05), Ranks(sink, out)]
     trainer = quiet_trainer(callbacks=callbacks, devices=ranks, strategy=strategy, max_epochs=1, limit_train_batches=2)
     trainer.fit(LittleNet(), train_loader(), val_loader())
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), Path(sys.argv[2]))

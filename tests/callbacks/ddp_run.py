@@ -1,12 +1,9 @@
-"""Run by test_distributed.py in processes of its own: `python ddp_run.py RANKS WHERE OUT`."""
+"""Run by test_distributed.py in processes of its own."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 from callbacks.littlenet import LittleNet, quiet_trainer
@@ -67,7 +64,3 @@ def main(ranks: int, where: str, out: Path) -> None:
             torch.save(model.state_dict(), out.with_suffix(".weights"))
     else:
         trainer.validate(model, loader, verbose=False)
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2], Path(sys.argv[3]))

@@ -1,12 +1,9 @@
-"""Run by test_distributed_sample.py in processes of its own: `python ddp_sample_run.py RANKS OUT [several]`."""
+"""Run by test_distributed_sample.py in processes of its own."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import lightning.pytorch as pl
 import torch
@@ -54,7 +51,3 @@ def main(ranks: int, out: Path, several: bool = False) -> None:
     callbacks = [*monitors, Shown(sink, monitors, out)]
     trainer = quiet_trainer(callbacks=callbacks, devices=ranks, strategy=strategy)
     trainer.validate(LittleNet(), several_labels() if several else val_loader(), verbose=False)
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), Path(sys.argv[2]), "several" in sys.argv)

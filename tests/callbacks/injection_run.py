@@ -20,8 +20,6 @@ from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any, NamedTuple
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 import lightning.pytorch as pl
 import numpy as np
 import torch
@@ -52,7 +50,18 @@ ONCE = {"LayerTableMonitor"}  # look before training alone
 # The meetings themselves, and what turns a failure into a report: what fails there is not caught by itself.
 SPARED = ("core/data/distributed.py", "callbacks/_base/schedule.py")
 SPARED_NAMES = ("guard", "fail", "failed", "failure", "for_all", "agree", "is_due", "well_everywhere", "_with_all")
-SPARED_NAMES += ("due", "due_after", "due_at_end", "_leads", "setup", "teardown", "state_key", "_affords")
+SPARED_NAMES += (
+    "tell",
+    "_in_step",
+    "due",
+    "due_after",
+    "due_at_end",
+    "_leads",
+    "setup",
+    "teardown",
+    "state_key",
+    "_affords",
+)
 
 
 class Stage(NamedTuple):
@@ -187,12 +196,13 @@ def main(rank: int, ranks: int, folder: Path, part: int, parts: int, only: str =
     out = (folder / f"{rank}.jsonl").open("w", buffering=1)
     with group(rank, ranks, folder):
         plain = fitted(None, None)
-        number = 0
+        number, names = 0, set[str]()
         seen: set[tuple[int, Stage]] = set()
         for case in cases():
             if not re.search(only, case.title):
                 continue
             stages = everyones(walked(case))
+            names.update(stage.name for own in stages for stage in own)
             for fails, own in enumerate(stages):
                 for stage in own:
                     if (fails, stage) in seen and not stage.file.startswith("callbacks"):
@@ -205,7 +215,4 @@ def main(rank: int, ranks: int, folder: Path, part: int, parts: int, only: str =
                     same = all(torch.equal(weights, other) for other in [plain, *everyones(weights)])
                     told = {"case": case.title, "rank": fails, "stage": stage.name, "same": same}
                     print(json.dumps(told), file=out)
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), *map(int, sys.argv[4:6]), *sys.argv[6:])
+        (folder / "stages.txt").write_text("\n".join(sorted(names)))

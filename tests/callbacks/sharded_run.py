@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 from callbacks.littlenet import LittleNet, quiet_trainer, train_loader, val_loader
@@ -60,7 +57,3 @@ def main(rank: int, way: str, folder: Path) -> None:
         reasons.append({type(each).__name__: each.failure for each in watching})
     torch.save({"reasons": reasons, "shown": len(sink.reports), "steps": steps}, folder / f"{rank}.pt")
     torch.distributed.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2], Path(sys.argv[3]))

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import processes
 import pytest
 import torch
-
-SCRIPT = Path(__file__).with_name("ddp_run.py")
+from callbacks.ddp_run import main
 
 
 def run(ranks: int, where: str, out: Path) -> Any:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    command = [sys.executable, str(SCRIPT), str(ranks), where, str(out)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    processes.run(main, (ranks, where, out))
     return torch.load(out, weights_only=False)
 
 

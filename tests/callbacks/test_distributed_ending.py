@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-SCRIPT = Path(__file__).with_name("ddp_ending_run.py")
+import processes
+from callbacks.ddp_ending_run import main
 
 
 def run(out: Path, what: str) -> Any:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    command = [sys.executable, str(SCRIPT), str(out), what]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    processes.run(main, (out, what == "watched"))
     return json.loads(out.read_text())
 
 

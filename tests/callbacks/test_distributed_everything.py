@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import processes
 import pytest
 import torch
+from callbacks.ddp_everything_run import main
 from torch import Tensor
-
-SCRIPT = Path(__file__).with_name("ddp_everything_run.py")
 
 
 def run(ranks: int, out: Path) -> dict[str, Any]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    command = [sys.executable, str(SCRIPT), str(ranks), str(out)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    processes.run(main, (ranks, out), timeout=600)
     found: dict[str, Any] = torch.load(out, weights_only=False)
     return found
 

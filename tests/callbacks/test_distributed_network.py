@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
+import processes
 import torch
+from callbacks.ddp_network_run import main
 
 from lightning_cnnviz.report import Gallery, Table
-
-SCRIPT = Path(__file__).with_name("ddp_network_run.py")
 
 
 def test_two_processes_show_once_and_renormalize_alike(tmp_path: Path) -> None:
     out = tmp_path / "two.pt"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    command = [sys.executable, str(SCRIPT), "2", str(out)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    processes.run(main, (2, out))
     found = torch.load(out, weights_only=False)
     assert found["same"] == [True, True]
     assert float(found["weight"].flatten(1).square().mean(1).sqrt().max()) <= 0.05 + 1e-6

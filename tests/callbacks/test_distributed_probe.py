@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import processes
 import torch
-
-SCRIPT = Path(__file__).with_name("ddp_probe_run.py")
+from callbacks.ddp_probe_run import main
 
 
 def run(ranks: int, out: Path) -> Any:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    command = [sys.executable, str(SCRIPT), str(ranks), str(out)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    processes.run(main, (ranks, out))
     return torch.load(out, weights_only=False)
 
 

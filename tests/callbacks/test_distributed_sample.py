@@ -2,31 +2,20 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
+import processes
 import pytest
 import torch
 from callbacks.ddp_sample_run import main
 
 from lightning_cnnviz.report import Gallery, Picture, Scalar
 
-SCRIPT = Path(__file__).with_name("ddp_sample_run.py")
-
-
-def run_two(out: Path, *options: str) -> None:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    command = [sys.executable, str(SCRIPT), "2", str(out), *options]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-
 
 @pytest.mark.parametrize("several", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_two_processes_show_what_one_shows(tmp_path: Path, several: bool) -> None:
     main(1, tmp_path / "one", several)
-    run_two(tmp_path / "two", *["several"] * several)
+    processes.run(main, (2, tmp_path / "two", several))
     one, first, second = (torch.load(tmp_path / name, weights_only=False) for name in ("one.0", "two.0", "two.1"))
     assert second["reports"] == []
     for ours, theirs in zip(one["indices"], first["indices"], strict=True):

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
+import processes
 import pytest
 import torch
-
-SCRIPT = Path(__file__).with_name("sharded_run.py")
+from callbacks.sharded_run import main
 
 
 @pytest.mark.fault(
@@ -20,16 +17,7 @@ SCRIPT = Path(__file__).with_name("sharded_run.py")
 )
 @pytest.mark.parametrize("way", ["ModelParallelStrategy", pytest.param("FullySharded", marks=pytest.mark.slow)])
 def test_every_view_steps_aside(way: str, tmp_path: Path) -> None:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(SCRIPT), str(rank), way, str(tmp_path)],
-            env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    said = [process.communicate(timeout=300)[0].decode() for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], said[0][-3000:]
+    said = processes.run(main, *[(rank, way, tmp_path) for rank in range(2)])
     for rank in range(2):
         found = torch.load(tmp_path / f"{rank}.pt")
         assert (found["steps"], found["shown"]) == (6, 0)

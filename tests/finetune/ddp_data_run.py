@@ -1,8 +1,7 @@
-"""Run by test_distributed_data.py in processes of its own: `python ddp_data_run.py FOLDER OUT`."""
+"""Run by test_distributed_data.py in processes of its own."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +62,3 @@ def main(ranks: int, folder: Path, out: Path) -> None:
         enable_progress_bar=False,
     )
     trainer.fit(Looker(), datamodule=data)
-
-
-if __name__ == "__main__":
-    main(2, Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,12 +1,9 @@
-"""Run by test_fine_tuner_ddp.py in processes of its own: `python ddp_tuner_run.py RANKS OUT`."""
+"""Run by test_fine_tuner_ddp.py in processes of its own."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import lightning.pytorch as pl
 import torch
@@ -57,7 +54,3 @@ def main(ranks: int, out: Path) -> None:
     strategy = "ddp_fork" if ranks > 1 else "auto"
     options = {"devices": ranks, "strategy": strategy, "use_distributed_sampler": False}
     trainer(callbacks=[Ranks(out)], max_epochs=5, **options).fit(module, datamodule=Data(ranks))
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), Path(sys.argv[2]))

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
+import processes
 import pytest
 import torch
 from finetune.ddp_data_run import main
 from PIL import Image
-
-SCRIPT = Path(__file__).with_name("ddp_data_run.py")
 
 
 @pytest.mark.filterwarnings("ignore:2 files cannot be read")
@@ -25,10 +21,7 @@ def test_two_processes_see_what_one_sees(tmp_path: Path) -> None:
             Image.fromarray(numbers.integers(0, 256, (9, 9, 3), dtype=np.uint8)).save(folder / name / f"{index}.png")
         (folder / name / "broken.png").write_bytes(b"nothing")
     main(1, folder, tmp_path / "one")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    command = [sys.executable, str(SCRIPT), str(folder), str(tmp_path / "two")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    processes.run(main, (2, folder, tmp_path / "two"))
     one, first, second = (torch.load(tmp_path / name, weights_only=True) for name in ("one.0", "two.0", "two.1"))
     assert one["files"] == first["files"] == second["files"]
     assert len(one["files"]) == 8

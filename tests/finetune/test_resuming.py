@@ -60,14 +60,21 @@ def both(path: Path, hook: str, make: Any, loader: Any = train_loader) -> tuple[
     return whole, resumed, first, second
 
 
-@pytest.mark.parametrize("hook", ["on_validation_end", "on_train_epoch_end"])
+HOOKS = ["on_validation_end", "on_train_epoch_end"]
+OPTIONS: list[dict[str, Any]] = [
+    {},  # dropout in the backbone, and the order of images
+    {"head": "mlp", "mode": "head"},
+    {"mixup": 0.4},
+    {"mode": "head", "cache_features": True, "head": "mlp"},
+]
+
+
 @pytest.mark.parametrize(
-    "options",
+    ("options", "hook"),
     [
-        {},  # dropout in the backbone, and the order of images
-        {"head": "mlp", "mode": "head"},
-        {"mixup": 0.4},
-        {"mode": "head", "cache_features": True, "head": "mlp"},
+        pytest.param(options, hook, marks=[] if place % 2 == HOOKS.index(hook) else pytest.mark.slow)
+        for place, options in enumerate(OPTIONS)
+        for hook in HOOKS
     ],
 )
 def test_dropout_mixup_and_the_order_of_images_go_on(options: dict[str, Any], hook: str, tmp_path: Path) -> None:
@@ -84,7 +91,7 @@ def test_augmentation_and_a_loaders_own_generator_go_on(tmp_path: Path) -> None:
     assert differing(weights(whole.network), weights(resumed.network)) == []
 
 
-@pytest.mark.parametrize("hook", ["on_validation_end", "on_train_epoch_end"])
+@pytest.mark.parametrize("hook", HOOKS)
 def test_a_plateau_loses_no_step(hook: str, tmp_path: Path) -> None:
     options: dict[str, Any] = {"patience": 0, "threshold": 10.0, "threshold_mode": "abs"}
     make = lambda: tuner(scheduler="ReduceLROnPlateau", scheduler_options=options)  # noqa: E731

@@ -1,11 +1,7 @@
-"""A training that says which looks are in its record, and goes on from its newest checkpoint; to be killed.
-
-python tests/record/training_to_kill.py FOLDER EPOCHS
-"""
+"""A training that says which looks are in its record, and goes on from its newest checkpoint; to be killed."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -24,12 +20,11 @@ class Announce(pl.Callback):
         self.record = Record(folder / "cnnviz" / "record")
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        print(*(look.id for look in self.record.looks()), flush=True)
+        print("looks:", *(look.id for look in self.record.looks()), flush=True)
 
 
-def main() -> None:
+def main(folder: Path, epochs: int) -> None:
     """Train."""
-    folder, epochs = Path(sys.argv[1]), int(sys.argv[2])
     pl.seed_everything(0, verbose=False)
     checkpoints = folder / "checkpoints"
     callbacks = [*monitors(), Announce(folder), ModelCheckpoint(dirpath=checkpoints, save_last=True, save_top_k=0)]
@@ -40,7 +35,3 @@ def main() -> None:
     last = checkpoints / "last.ckpt"
     resumed = {"ckpt_path": last, "weights_only": False} if last.exists() else {}
     trainer.fit(model, loader, val_loader(), **resumed)
-
-
-if __name__ == "__main__":
-    main()

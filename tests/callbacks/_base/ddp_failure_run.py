@@ -1,13 +1,10 @@
-"""Run by test_distributed_failure.py in processes of its own: `python ddp_failure_run.py OUT`."""
+"""Run by test_distributed_failure.py in processes of its own."""
 
 from __future__ import annotations
 
-import sys
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import lightning.pytorch as pl
 import torch
@@ -63,7 +60,3 @@ def main(out: Path) -> None:
     strategy = DDPStrategy(start_method="fork", timeout=timedelta(seconds=60))
     trainer = quiet_trainer(callbacks=[*monitors, Ranks(sink, out)], devices=2, strategy=strategy, max_epochs=3)
     trainer.fit(LittleNet(), train_loader(), val_loader())
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
