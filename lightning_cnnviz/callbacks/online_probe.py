@@ -58,6 +58,12 @@ class OnlineProbeMonitor(FeedMonitor):
         self._maps: MapReader | None = None
         self._learner: OnlineLearner | None = None
         self._pass = ExitStack()
+        self._untaught: str | None = None  # why the newest fit has taught nothing
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Remember why a fit before has taught nothing."""
+        self._untaught = None if trainer.state.fn == "fit" else self.failure or self._untaught
+        super().setup(trainer, pl_module, stage)
 
     def prepare(self, network: nn.Module) -> None:
         """Choose the layers, and keep the probes of a fit before."""
@@ -72,6 +78,8 @@ class OnlineProbeMonitor(FeedMonitor):
         refuse_compiled(self._who, network, compiled=is_compiled(trainer, network))
         if stage == "fit":
             self._learning.probes = None  # a checkpoint, if there is one, is loaded after set-up
+        elif self.probes is None and self._untaught is not None:
+            self._step_aside(ValueError(self._untaught))
         elif self.probes is None:
             raise ValueError(
                 f"{self._who} has probes that learn in trainer.fit, and they have not: LayerProbeMonitor fits its own "

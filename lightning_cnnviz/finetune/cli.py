@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from torch import Tensor
 
+from lightning_cnnviz.core.data.distributed import to_first
 from lightning_cnnviz.files import write_file
 from lightning_cnnviz.finetune.checkpoints import read_checkpoint, stored_settings
 from lightning_cnnviz.finetune.data import ImageFolderDataModule
@@ -194,7 +194,7 @@ class _PredictionWriter(BasePredictionWriter):
     def on_predict_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Write the rows of all ranks in the order of the images."""
         folder = log_folder(trainer)
-        parts: list[dict[int, list[Any]] | None] = to_first(self._rows)
+        parts = to_first(self._rows)
         if not trainer.is_global_zero:
             return
         rows = {index: row for part in parts if part for index, row in part.items()}

@@ -19,6 +19,7 @@ from torchmetrics import MetricCollection
 
 from lightning_cnnviz.core.network.layers import LayerSpec
 from lightning_cnnviz.core.network.task import undone
+from lightning_cnnviz.files import whole_file
 from lightning_cnnviz.finetune._arguments import (
     check_class_options,
     check_mode,
@@ -214,7 +215,8 @@ class FineTuner(pl.LightningModule):
         }
         about = {"backbone": self.backbone_name, "left_out": list(heads), "image_size": list(self.image_size)}
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        torch.save({"state_dict": state, "about": about}, path)
+        with whole_file(Path(path)) as file:
+            torch.save({"state_dict": state, "about": about}, file)
 
     # What is frozen.
 

@@ -155,13 +155,32 @@ class AblationStudy(StudyResult):
         return super().from_json({**values, "variants": variants})
 
 
-def load_study(kind: type[_Result], folder: str | Path) -> _Result:
-    """Return the result of the study of a kind that was last made in a folder.
+def load_study(kind: type[_Result], folder: str | Path, *, key: str | None = None) -> _Result:
+    """Return the result of a study of a kind that was made in a folder.
+
+    Args:
+        kind: `SampleEfficiency` or `AblationStudy`.
+        folder: The study's.
+        key: Of several studies in one folder, the one that is kept in `ablation-KEY.json`; by default the newest.
 
     Raises:
         FileNotFoundError: There is none.
+        ValueError: There is none of this key; it says which there are, and what they are of.
     """
-    return kind.from_json(json.loads((Path(folder) / kind.file).read_text(encoding="utf-8")))
+    kept = Path(folder) / kind.file
+    if key is not None:
+        stem, newest = kept.stem, kept
+        kept = kept.with_name(f"{stem}-{key}.json")
+        if not kept.is_file():
+            keys = sorted(path.stem[len(stem) + 1 :] for path in newest.parent.glob(f"{stem}-*.json"))
+            there = "; ".join(f"{each}: {_told(load_study(kind, folder, key=each))}" for each in keys)
+            raise ValueError(f"key='{key}': {folder} has no such study. It has {there or 'none'}")
+    return kind.from_json(json.loads(kept.read_text(encoding="utf-8")))
+
+
+def _told(result: StudyResult) -> str:
+    """What tells a study from others."""
+    return ", ".join([result.backbone, result.data, result.budget, f"{len(result.seeds)} seeds", *result.notes])
 
 
 def _tuples(value: Any) -> Any:

@@ -52,7 +52,6 @@ def main(rank: int, way: str, folder: Path) -> None:
     reasons = [{type(each).__name__: each.failure for each in watching}]
     steps = trainer.global_step
     if way == "ModelParallelStrategy":  # DDP, from which the other one is made, wraps nothing here
-        trainer.callbacks.remove(watching.pop())  # online probes have learned nothing
         trainer.validate(Cut(), val_loader(), verbose=False)
         reasons.append({type(each).__name__: each.failure for each in watching})
     torch.save({"reasons": reasons, "shown": len(sink.reports), "steps": steps}, folder / f"{rank}.pt")

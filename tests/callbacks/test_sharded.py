@@ -21,7 +21,7 @@ def test_every_view_steps_aside(way: str, tmp_path: Path) -> None:
     for rank in range(2):
         found = torch.load(tmp_path / f"{rank}.pt")
         assert (found["steps"], found["shown"]) == (6, 0)
-        assert [len(reasons) for reasons in found["reasons"]] == ([12, 11] if way == "ModelParallelStrategy" else [12])
+        assert [len(reasons) for reasons in found["reasons"]] == ([12, 12] if way == "ModelParallelStrategy" else [12])
         for name, reason in [pair for reasons in found["reasons"] for pair in reasons.items()]:
             assert reason is not None, name
             assert f"{way} has cut them up among processes" in reason

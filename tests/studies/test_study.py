@@ -52,6 +52,10 @@ def test_two_studies_in_one_folder_keep_two_summaries(tmp_path: Path) -> None:
     kept = sorted(tmp_path.glob("ablation-*.json"))
     assert sorted(json.loads(file.read_text())["notes"] for file in kept) == [[], ["another rate"]]
     assert load_study(AblationStudy, tmp_path).notes == ("another rate",)
+    keys = [file.stem.removeprefix("ablation-") for file in kept]
+    assert {load_study(AblationStudy, tmp_path, key=key).notes for key in keys} == {(), ("another rate",)}
+    with pytest.raises(ValueError, match=rf"key='x': .* It has {keys[0]}: .*2 steps.*; {keys[1]}: "):
+        load_study(AblationStudy, tmp_path, key="x")
     finish_study(one, report, study, jobs(0.1, 3))  # with more seeds it is still the same study
     assert sorted(tmp_path.glob("ablation-*.json")) == kept
 

@@ -38,7 +38,7 @@ from lightning_cnnviz.callbacks._base.trainer import (
     refuse_sharded,
     step_of,
 )
-from lightning_cnnviz.core.data.distributed import OtherRankError, from_first, gathered_objects, rank, together
+from lightning_cnnviz.core.data.distributed import OtherRankError, from_first, rank, to_first, together
 from lightning_cnnviz.core.network.arguments import WrongArgumentError
 from lightning_cnnviz.core.network.calling import ForwardFn
 from lightning_cnnviz.core.network.layers import check_convolutional
@@ -455,7 +455,7 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
             with mixed_precision(trainer):
                 if self.every_rank or trainer.is_global_zero:
                     part = make_part()
-            parts = [each for each in gathered_objects(part) if each is not None] if self.every_rank else [part]
+            parts = [each for each in to_first(part) if each is not None] if self.every_rank else [part]
             self._looks += 1
             self._step = step_of(trainer)
         if parts is None:
@@ -518,6 +518,8 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
 
     def _ask_for_whole_weights(self, trainer: Any) -> None:
         """No view is served by a part of the weights, and nobody can choose views that are."""
+        if self._steps_aside:
+            return
         try:
             refuse_sharded(self._who, trainer)
         except ValueError as error:

@@ -29,6 +29,7 @@ __all__ = [
     "rank",
     "ranks",
     "summed",
+    "to_first",
     "together",
 ]
 
@@ -183,6 +184,28 @@ def from_first(own: Any) -> Any:
         _meet("having room for what the first rank says")
     torch.distributed.broadcast(buffer, 0)
     return own if rank() == 0 else _unpickled(buffer)
+
+
+def to_first(own: Any) -> list[Any]:
+    """Return what every rank has, in the order of ranks, on the first rank; elsewhere None but for what it has itself.
+
+    Tensors in it are on the CPU. What is large travels once, where `gathered_objects` sends it to every rank.
+    """
+    if ranks() == 1:
+        return [own]
+    content = _pickled(own) if rank() else _pickled(None)
+    counts = [int(said.words) for said in _meet("telling the first rank", str(len(content)))]
+    rooms = [content, *_room(counts[1:])] if rank() == 0 else []
+    if max(counts) > _LARGE:
+        _meet("having room for what ranks tell the first one")
+    whole: list[Any] = [None] * ranks()
+    whole[rank()] = own
+    if rank():
+        torch.distributed.send(content, 0)
+    for number, room in enumerate(rooms[1:], 1):
+        torch.distributed.recv(room, number)
+        whole[number] = _unpickled(room)
+    return whole
 
 
 def ranks() -> int:

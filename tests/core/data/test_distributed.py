@@ -8,7 +8,16 @@ from typing import Any
 
 import torch
 
-from lightning_cnnviz.core.data.distributed import exchanged, gathered, gathered_objects, rank, ranks, summed, together
+from lightning_cnnviz.core.data.distributed import (
+    exchanged,
+    gathered,
+    gathered_objects,
+    rank,
+    ranks,
+    summed,
+    to_first,
+    together,
+)
 
 
 def talk() -> dict[str, Any]:
@@ -24,6 +33,7 @@ def talk() -> dict[str, Any]:
         "gathered": gathered(torch.arange(number + 1)),
         "summed": summed(total),
         "kept": total,
+        "to_first": to_first(torch.full((3 * 10**5,), number)),  # large enough to meet once more
         "exchanged": exchanged(own, boxes, torch.empty(0, 2)),
     }
 
@@ -37,6 +47,8 @@ def test_two_processes_hear_each_other(tmp_path: Path) -> None:
         assert [part.tolist() for part in one["gathered"]] == [[0], [0, 1]]  # shapes may differ
         assert one["summed"].tolist() == [2, 1]
         assert one["kept"].tolist() == [1, number]  # not written to
+        told = [None if each is None else int(each.sum()) for each in one["to_first"]]
+        assert told == ([0, 3 * 10**5] if number == 0 else [None, 3 * 10**5])
         first, second, third = one["exchanged"]
         assert torch.equal(first, torch.zeros(2, 3, 4))  # the lowest rank's
         assert torch.equal(second, torch.full((2, 1, 1), 7.0))
@@ -48,6 +60,7 @@ def test_alone_nothing_is_exchanged() -> None:
     assert (rank(), ranks()) == (0, 1)
     assert gathered(tensor)[0] is tensor
     assert summed(tensor) is tensor
+    assert to_first(tensor)[0] is tensor
     assert exchanged([None, tensor], [(0, 0, 1, 1)] * 2, tensor) == [None, tensor]
 
 
