@@ -102,8 +102,7 @@ class OnlineProbeMonitor(FeedMonitor):
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Leave no hook behind, and learn nothing from a step that failed."""
-        with suppress(type(exception)):
-            self._pass.__exit__(type(exception), exception, None)
+        self._abandon_pass(exception)
         super().on_exception(trainer, pl_module, exception)
 
     def state_dict(self) -> dict[str, Any]:
@@ -143,6 +142,10 @@ class OnlineProbeMonitor(FeedMonitor):
             raise ValueError(why_no_labels(batch, self.batch_fn))
         self._pass.enter_context(self._learning.batch(images, labels))
 
+    def _abandon_pass(self, error: BaseException) -> None:
+        with suppress(type(error)):
+            self._pass.__exit__(type(error), error, None)
+
     def _in_step(self, trainer: Any, work: Callable[[], None]) -> None:
         """Do some of a step's work; in the first step, what does not suit one rank's images stops the run on all."""
         try:
@@ -150,6 +153,7 @@ class OnlineProbeMonitor(FeedMonitor):
                 if not self.failed:
                     work()
         except Exception as error:
+            self._abandon_pass(error)  # it may have begun here, and failed on another rank
             unsuitable = isinstance(error, ValueError) or getattr(error, "unsuitable", False)
             with self.guard(raises=unsuitable and _is_first(trainer)):
                 raise error
