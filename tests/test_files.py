@@ -42,6 +42,11 @@ WRITERS = {
 }
 
 
+@pytest.mark.fault(
+    "disk",
+    "a private file (0600) is written anew",
+    "it stays private",
+)
 @posix
 @pytest.mark.parametrize("name", WRITERS)
 def test_a_private_file_stays_private(tmp_path: Path, name: str) -> None:
@@ -82,6 +87,11 @@ def test_a_link_in_the_place_of_a_file_is_replaced_and_its_target_left_alone(tmp
     assert (target.read_bytes(), path.read_bytes(), path.is_symlink()) == (b"mine", b"new", False)
 
 
+@pytest.mark.fault(
+    "disk",
+    "somebody plants a link where a file is about to be written",
+    "nothing is written through it",
+)
 @posix
 def test_a_link_that_was_planted_in_the_place_of_the_scratch_file_is_not_followed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -106,6 +116,11 @@ def test_scratch_names_are_not_foreseeable_and_fit_wherever_the_name_fits(tmp_pa
     assert names(tmp_path) == [path.name]
 
 
+@pytest.mark.fault(
+    "disk",
+    "writing a file fails in its middle",
+    "what stood there before still does",
+)
 def test_what_fails_leaves_what_was_there(tmp_path: Path) -> None:
     path = tmp_path / "a"
     write_file(path, b"old")
@@ -154,6 +169,11 @@ def test_a_disk_that_says_only_then_that_it_is_full_is_heard(
     assert names(tmp_path) == ["a"]
 
 
+@pytest.mark.fault(
+    "disk",
+    "a process is killed while it writes a file",
+    "what it left is taken away",
+)
 @posix
 def test_what_a_killed_process_left_is_taken_away_when_it_is_surely_dead(tmp_path: Path) -> None:
     write = "import sys, time; from pathlib import Path; from lightning_cnnviz.files import whole_file\n"

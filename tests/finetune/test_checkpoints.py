@@ -50,6 +50,11 @@ NAMING_CODE = [
 ]
 
 
+@pytest.mark.fault(
+    "inputs",
+    "a checkpoint without a pickle names code: a backbone `os:abort`, a file beside it",
+    "nothing that it names is imported or called",
+)
 @pytest.mark.parametrize("settings", NAMING_CODE)
 def test_no_way_to_load_a_checkpoint_runs_what_it_names(here: Path, settings: dict[str, Any]) -> None:
     file = checkpoint(here / "bad.ckpt", **settings)
@@ -103,6 +108,11 @@ def test_a_network_that_the_user_names_is_imported_and_has_the_checkpoints_weigh
         load_network("squeezenet1_1", backbone="my_own_nets:make")
 
 
+@pytest.mark.fault(
+    "inputs",
+    "a file of the current folder has the name of a package",
+    "the package is imported",
+)
 def test_a_file_in_the_current_folder_takes_the_place_of_no_package(here: Path) -> None:
     (here / "torchvision.py").write_text(EVIL)
     (here / "timm.py").write_text(EVIL)

@@ -39,6 +39,11 @@ def test_data_is_the_same_wherever_it_lies(tmp_path: Path) -> None:
     assert data_fingerprint("digits", {})["name"] == "digits"
 
 
+@pytest.mark.fault(
+    "stale",
+    "a study's images are replaced by others of equal names, sizes and times",
+    "they are told apart by their content: no old result is used",
+)
 def test_images_of_equal_names_sizes_and_times_are_told_apart_by_their_content(tmp_path: Path) -> None:
     folder, manifest = image_folder(tmp_path / "data"), tmp_path / "images.json"
     before = data_fingerprint(str(folder), {}, manifest)
@@ -68,6 +73,11 @@ def test_images_that_were_not_touched_are_read_once(tmp_path: Path, monkeypatch:
     assert len(read) == 3 * len(list(folder.rglob("*.png")))
 
 
+@pytest.mark.fault(
+    "stale",
+    "the factory that makes a study's network is changed",
+    "its network is another one: no old result is used",
+)
 def test_a_factory_that_was_changed_makes_another_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
     seen = []

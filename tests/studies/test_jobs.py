@@ -100,6 +100,11 @@ def test_damaged_files_are_made_anew(tmp_path: Path, content: str, caplog: pytes
     assert read_result(tmp_path / "results", jobs[1]) == before[1]
 
 
+@pytest.mark.fault(
+    "stale",
+    "a study's stored result is valid JSON, but damaged: words for numbers, missing keys, NaN",
+    "it is named, set aside and made again",
+)
 @pytest.mark.parametrize(
     ("result", "said"),
     [
@@ -148,6 +153,11 @@ def test_another_description_is_another_result(tmp_path: Path) -> None:
 # --- whatever happens ---
 
 
+@pytest.mark.fault(
+    "processes",
+    "a study is interrupted",
+    "the next run makes what is missing, and nothing else",
+)
 def test_goes_on_where_it_was_interrupted(tmp_path: Path) -> None:
     jobs = work(5, job_tasks.interrupt_at, tmp_path)
     with pytest.raises(KeyboardInterrupt):
@@ -216,6 +226,11 @@ def test_stale_claims_hinder_nobody(tmp_path: Path) -> None:
 # --- several processes ---
 
 
+@pytest.mark.fault(
+    "processes",
+    "a worker of a study is killed",
+    "the others do its work, and the results are the same",
+)
 def test_several_processes_find_the_same_and_survive_a_death(tmp_path: Path) -> None:
     alone = run(tmp_path, work(6))
     for name in ("kill", "fail"):
