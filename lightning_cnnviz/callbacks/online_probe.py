@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import ExitStack, nullcontext, suppress
+from contextlib import ExitStack
 from typing import Any
 
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from lightning_cnnviz.callbacks._base.feed_monitor import FeedMonitor, FeedOptions
+from lightning_cnnviz.callbacks._base.first_step import abandon, in_step
 from lightning_cnnviz.callbacks._base.look import Look
 from lightning_cnnviz.callbacks._base.trainer import is_compiled, refuse_compiled
 from lightning_cnnviz.callbacks.layer_probe import LAYERS
 from lightning_cnnviz.core.data.batches import class_labels, read_batch
-from lightning_cnnviz.core.data.distributed import together
 from lightning_cnnviz.core.network.calling import give
 from lightning_cnnviz.core.network.layers import evenly, select_layers
 from lightning_cnnviz.core.probing.dataset import why_no_labels
@@ -58,12 +57,6 @@ class OnlineProbeMonitor(FeedMonitor):
         self._maps: MapReader | None = None
         self._learner: OnlineLearner | None = None
         self._pass = ExitStack()
-        self._untaught: str | None = None  # why the newest fit has taught nothing
-
-    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Remember why a fit before has taught nothing."""
-        self._untaught = None if trainer.state.fn == "fit" else self.failure or self._untaught
-        super().setup(trainer, pl_module, stage)
 
     def prepare(self, network: nn.Module) -> None:
         """Choose the layers, and keep the probes of a fit before."""
@@ -78,8 +71,8 @@ class OnlineProbeMonitor(FeedMonitor):
         refuse_compiled(self._who, network, compiled=is_compiled(trainer, network))
         if stage == "fit":
             self._learning.probes = None  # a checkpoint, if there is one, is loaded after set-up
-        elif self.probes is None and self._untaught is not None:
-            self._step_aside(ValueError(self._untaught))
+        elif self.probes is None and self._failed_before is not None:
+            self._step_aside(ValueError(self._failed_before))
         elif self.probes is None:
             raise ValueError(
                 f"{self._who} has probes that learn in trainer.fit, and they have not: LayerProbeMonitor fits its own "
@@ -88,11 +81,11 @@ class OnlineProbeMonitor(FeedMonitor):
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Watch the step's forward pass."""
-        self._in_step(trainer, lambda: self._watch(pl_module, batch))
+        in_step(self, trainer, self._pass, lambda: self._watch(pl_module, batch))
 
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Tensor) -> None:
         """Learn from what the step has shown: gradient checkpointing is about to run layers again."""
-        self._in_step(trainer, self._pass.close)
+        in_step(self, trainer, self._pass, self._pass.close)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Learn from a step that went without a backward pass, too."""
@@ -102,7 +95,7 @@ class OnlineProbeMonitor(FeedMonitor):
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Leave no hook behind, and learn nothing from a step that failed."""
-        self._abandon_pass(exception)
+        abandon(self._pass, exception)
         super().on_exception(trainer, pl_module, exception)
 
     def state_dict(self) -> dict[str, Any]:
@@ -142,22 +135,6 @@ class OnlineProbeMonitor(FeedMonitor):
             raise ValueError(why_no_labels(batch, self.batch_fn))
         self._pass.enter_context(self._learning.batch(images, labels))
 
-    def _abandon_pass(self, error: BaseException) -> None:
-        with suppress(type(error)):
-            self._pass.__exit__(type(error), error, None)
-
-    def _in_step(self, trainer: Any, work: Callable[[], None]) -> None:
-        """Do some of a step's work; in the first step, what does not suit one rank's images stops the run on all."""
-        try:
-            with together("the first step") if _is_first(trainer) else nullcontext():
-                if not self.failed:
-                    work()
-        except Exception as error:
-            self._abandon_pass(error)  # it may have begun here, and failed on another rank
-            unsuitable = isinstance(error, ValueError) or getattr(error, "unsuitable", False)
-            with self.guard(raises=unsuitable and _is_first(trainer)):
-                raise error
-
     @property
     def probes(self) -> OnlineProbes | None:
         """What has been learned so far."""
@@ -167,8 +144,3 @@ class OnlineProbeMonitor(FeedMonitor):
     def _learning(self) -> OnlineLearner:
         assert self._learner is not None, "set-up comes first"
         return self._learner
-
-
-def _is_first(trainer: Any) -> bool:
-    """Whether nothing is lost yet if a failure stops the run."""
-    return bool(trainer.global_step <= 1 and trainer.fit_loop.batch_idx == 0)

@@ -51,7 +51,7 @@ ONCE = {"LayerTableMonitor"}  # look before training alone
 SPARED = ("core/data/distributed.py", "callbacks/_base/schedule.py")
 SPARED_NAMES = ("guard", "fail", "failed", "failure", "for_all", "agree", "is_due", "well_everywhere", "_with_all")
 SPARED_NAMES += ("due", "due_after", "due_at_end", "_leads", "setup", "teardown", "state_key", "_affords")
-SPARED_NAMES += ("tell", "_in_step", "_is_first", "_abandon_pass")
+SPARED_NAMES += ("tell", "in_step", "_is_first", "abandon")
 
 
 class Stage(NamedTuple):

@@ -135,6 +135,7 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
         self._schedule = Schedule(every_n_epochs=every_n_epochs, every_n_steps=every_n_steps, epochs=epochs)
         self._feed = Feed(self)
         self._outlet = Outlet(self._who, sinks, raises=on_error == "raise")
+        self._failed_before: str | None = None
         self._failure: str | None = None
         self._budget: Budget | None = None
         self._steps_aside = self._trains = self._waits = False
@@ -192,6 +193,8 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Check everything that can be known before a batch is seen."""
         stage = str(trainer.state.fn.value)  # the argument may be an enum, which prints otherwise
+        # Why a fit before has taught nothing, through all that follows it.
+        self._failed_before = None if stage == "fit" else self._failure or self._failed_before
         self._failure, self._looks, self._steps_aside, self._trains = None, 0, False, False
         if stage == "predict" or is_tuning(trainer):
             return
