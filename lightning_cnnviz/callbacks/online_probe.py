@@ -72,7 +72,7 @@ class OnlineProbeMonitor(FeedMonitor):
         if stage == "fit":
             self._learning.probes = None  # a checkpoint, if there is one, is loaded after set-up
         elif self.probes is None and self._failed_before is not None:
-            self._step_aside(ValueError(self._failed_before))
+            raise ValueError(self._failed_before)
         elif self.probes is None:
             raise ValueError(
                 f"{self._who} has probes that learn in trainer.fit, and they have not: LayerProbeMonitor fits its own "
