@@ -148,7 +148,7 @@ def _from_file(path: Path) -> dict[str, Tensor]:
                 f"weights='{path}' needs safetensors, which is not installed: pip install safetensors"
             ) from error
         try:
-            read: dict[str, Tensor] = safetensors.load_file(str(path))
+            read: dict[str, Tensor] = _tensors_of(path, safetensors)
         except Exception as error:
             raise WeightsError(f"weights='{path}' cannot be read as safetensors: {error}") from error
         return read
@@ -163,6 +163,14 @@ def _from_file(path: Path) -> dict[str, Tensor]:
     except Exception as error:
         raise WeightsError(f"weights='{path}' cannot be read as a file of torch.save: {error}") from error
     return _unwrapped(content, path)
+
+
+def _tensors_of(path: Path, safetensors: Any) -> Any:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:  # safetensors takes no path that is not UTF-8
+        return safetensors.load(path.read_bytes())
+    return safetensors.load_file(str(path))
 
 
 def _unwrapped(content: Any, path: Path) -> dict[str, Tensor]:

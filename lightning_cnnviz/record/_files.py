@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -26,6 +27,7 @@ __all__ = [
     "check_header",
     "check_json_size",
     "locked",
+    "open_tensors",
     "read_json",
     "read_tensor",
     "write_json",
@@ -190,6 +192,21 @@ def read_tensor(file: Any, name: str) -> Tensor:
     return values
 
 
+def open_tensors(path: Path) -> Any:
+    """Open a safetensors file, whatever its name; gives a context.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        safetensors.SafetensorError: It is damaged.
+    """
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError:  # safetensors takes no path that is not UTF-8
+        with path.open("rb") as file:
+            return safetensors.safe_open(f"/dev/fd/{file.fileno()}", framework="pt")
+    return safetensors.safe_open(path, framework="pt")
+
+
 def _opened_pack(path: Path) -> Any:
     check_header(path)
-    return safetensors.safe_open(path, framework="pt").__enter__()  # type: ignore[no-untyped-call]
+    return open_tensors(path).__enter__()

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lightning_cnnviz import __version__
 from lightning_cnnviz.files import whole_file
-from lightning_cnnviz.record._files import check_header, check_json_size, read_tensor
+from lightning_cnnviz.record._files import check_header, check_json_size, open_tensors, read_tensor
 from lightning_cnnviz.record._plain import plain
 from lightning_cnnviz.record._tree import SCHEMA, from_tree, to_tree
 
@@ -73,7 +73,7 @@ def load(path: str | os.PathLike[str]) -> Any:
         found = _identity(path)
         try:
             check_header(path)
-            with safetensors.safe_open(path, framework="pt") as file:
+            with open_tensors(path) as file:
                 return _value(file)
         except (ValueError, safetensors.SafetensorError, RecursionError) as error:
             if _identity(path) == found:
