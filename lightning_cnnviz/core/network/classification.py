@@ -133,6 +133,7 @@ class Scorer:
         output = run_network(self.model, images)
         with _said_of(self.model, images):
             scored = self.task.read(output if self._output_fn is None else self._output_fn(output), regions)
+            scored = Scores(*(part.float() for part in scored))
             if len(scored.scores) != len(images):
                 raise ValueError(f"scores of {len(scored.scores)}")
         return scored
@@ -218,9 +219,10 @@ def classify(
 
 
 def _classified(output: Tensor, labels: Tensor | None, task: Task) -> Classified:
-    scored = task.by_pixel(output.detach())
+    output = output.detach().float()
+    scored = task.by_pixel(output)
     meaning = read_labels(labels, scored.probabilities, task)
-    probabilities = task.read(output.detach(), meaning.regions).probabilities.cpu()
+    probabilities = task.read(output, meaning.regions).probabilities.cpu()
     predictions = most_probable(probabilities)
     classes = probabilities.shape[1]
     followed = meaning.known | (predictions >= 0) if meaning.regions is not None else meaning.known

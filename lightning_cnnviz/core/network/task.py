@@ -140,7 +140,8 @@ class Task:
     def by_pixel(self, output: Any) -> Scores:
         """Return scores and probabilities, of segmentation as maps `(N, classes, H, W)`."""
         values, _ = output_tensor(output)
-        values = self._columns(values).float()
+        values = self._columns(values)
+        values = values if values.dtype == torch.float64 else values.float()
         if self.kind == "regression":
             return Scores(values, values)
         if values.shape[1] == 1 and self.kind in ("binary", "segmentation"):
@@ -215,7 +216,9 @@ def _parts(output: Any) -> Iterator[tuple[str | int, Tensor]]:
     elif isinstance(output, (list, tuple)):
         pairs = enumerate(output)
     elif hasattr(output, "__dict__"):
-        pairs = vars(output).items()
+        # A property, or what belongs to its class, is no part of `vars`.
+        usual = ((name, getattr(output, name)) for name in _PARTS if hasattr(output, name))
+        pairs = [*usual, *vars(output).items()]
     for name, value in pairs:
         if isinstance(value, Tensor) and value.is_floating_point():
             yield name, value

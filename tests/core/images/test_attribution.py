@@ -162,7 +162,7 @@ def test_half_precision(method: AttributionMethod) -> None:
         ({"method": "lime"}, "method='lime': it is one of 'gradcam', 'integrated_gradients', 'saliency', 'guided_grad"),
         ({"labels": torch.tensor([0, 4, 1])}, r"labels \[4\] are out of range: the network has 4 classes"),
         ({"images": torch.rand(3, 3, 2, 2)}, r"Sequential does not take images of shape \(3, 2, 2\)"),
-        ({"images": torch.rand(3, 12, 16)}, r"give one or more as a float tensor \(N, C, H, W\)"),
+        ({"images": torch.rand(3, 12, 16)}, r"give one or more as a float or uint8 tensor \(N, C, H, W\)"),
         (
             {"model": nn.Sequential(nn.Conv2d(3, 4, 3))},
             r"returns, for 3 images, a tensor of shape .*: a score for each pixel",

@@ -253,7 +253,7 @@ def test_without_an_identity_in_the_sweep_there_is_no_half_width(identity: float
         ({"labels": torch.tensor([0, 4, 1])}, r"labels \[4\] are out of range: the network has 4 classes"),
         ({"labels": torch.tensor([0, 1])}, "give one whole number for each of the 3 images"),
         ({"images": torch.rand(3, 3, 2, 2)}, r"Sequential does not take images of shape \(3, 2, 2\)"),
-        ({"images": torch.rand(3, 12, 12)}, r"give one or more as a float tensor \(N, C, H, W\)"),
+        ({"images": torch.rand(3, 12, 12)}, r"give one or more as a float or uint8 tensor \(N, C, H, W\)"),
         ({"model": nn.Sequential(nn.Conv2d(3, 4, 3))}, r"returns, for 3 images, a tensor.*: a score for each pixel"),
         ({"layers": "features.9"}, "no layer of Sequential matches 'features.9'"),
         ({"transforms": "twist"}, "there is no 'twist'"),

@@ -217,7 +217,7 @@ def test_progress_is_shown_over_images() -> None:
         ({"size": 4, "stride": 5}, r"stride=\(5, 5\) is larger than the occluder, size=\(4, 4\): parts of the image"),
         ({"labels": torch.tensor([0, 4, 1])}, r"labels \[4\] are out of range: the network has 4 classes"),
         ({"images": torch.rand(3, 3, 2, 2)}, r"Sequential does not take images of shape \(3, 2, 2\)"),
-        ({"images": torch.rand(3, 12, 16)}, r"give one or more as a float tensor \(N, C, H, W\)"),
+        ({"images": torch.rand(3, 12, 16)}, r"give one or more as a float or uint8 tensor \(N, C, H, W\)"),
         (
             {"model": nn.Sequential(nn.Conv2d(3, 4, 3))},
             r"returns, for 3 images, a tensor of shape .*: a score for each pixel",

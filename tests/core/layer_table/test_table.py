@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -61,7 +62,16 @@ def test_there_are_networks_to_check() -> None:
     assert len(MODELS) >= 65
 
 
-@pytest.mark.parametrize("name", MODELS)
+# Larger members of families of which a small one runs by default.
+_LARGE = (
+    r"efficientnet_(b[1-7]|v2_[ml])|densenet(1[68]|2)|resnet(50|101|152)|wide|resnext|convnext_[sbl]"
+    r"|regnet_._(8|16|32|[138]_)|vgg1[369]"
+)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * bool(re.match(_LARGE, name))) for name in MODELS]
+)
 def test_every_convnet_of_torchvision(name: str) -> None:
     model, size = network(name), {"alexnet": 63, "inception_v3": 75}.get(name, 33)
     seen: list[tuple[str, tuple[int, ...], tuple[int, ...], int]] = []
@@ -140,7 +150,16 @@ NAN_ROWS = (301, 302, 303, 317)
 BRANCHED = ["densenet121", "googlenet", "resnet18", "shufflenet_v2_x0_5", "squeezenet1_0"]
 
 
-@pytest.mark.parametrize("name", [*BRANCHED, "efficientnet_b0", "mnasnet0_5", "mobilenet_v3_small", "regnet_y_400mf"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(pytest.param(name, marks=[pytest.mark.slow] * (name in ("densenet121", "googlenet"))) for name in BRANCHED),
+        pytest.param("efficientnet_b0", marks=pytest.mark.slow),
+        "mnasnet0_5",
+        "mobilenet_v3_small",
+        "regnet_y_400mf",
+    ],
+)
 def test_fields_are_what_nan_reaches(name: str) -> None:
     """NaN in a row of the image reaches, of every map, the rows whose fields hold it, as the table has them."""
     height, width = 640, 96

@@ -285,7 +285,7 @@ def test_progress_counts_the_steps() -> None:
         (UnitActivation("4", 0, 6, 0), (3, 16, 16), {}, r"unit \(6, 0\) of layer '4'.* 16 x 16 .* are 6 x 6"),
         (UnitActivation("4", 0), (3, 3, 3), {}, "refuses images of 3 x 3 x 3 .*[Kk]ernel"),
         (UnitActivation("4", 0), (1, 16, 16), {}, "refuses images of 1 x 16 x 16 .*channels"),
-        (ClassScore(0), (3, 16, 16), {}, r"returns a tensor \(N, 5, 4, 4\)"),
+        (ClassScore(5), (3, 16, 16), {}, "class 5"),
         (UnitActivation("4", 0), (16, 16), {}, "input_size=.16, 16.*channels, height and width"),
         (UnitActivation("4", 0), (3, 16, 0), {}, "input_size"),
         (UnitActivation("4", 0), (3, 16, 16), {"starts": 0}, "starts=0"),

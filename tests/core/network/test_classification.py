@@ -246,10 +246,10 @@ def test_labels_that_are_no_classes_of_these_images_are_refused(labels: Tensor, 
 
 
 @pytest.mark.parametrize(
-    "images", [torch.ones(3, 8, 8), torch.ones(0, 3, 8, 8), torch.zeros(2, 3, 8, 8, dtype=torch.uint8)]
+    "images", [torch.ones(3, 8, 8), torch.ones(0, 3, 8, 8), torch.zeros(2, 3, 8, 8, dtype=torch.int64)]
 )
 def test_what_is_no_batch_of_images_is_refused(images: Tensor) -> None:
-    with pytest.raises(ValueError, match=r"give one or more as a float tensor \(N, C, H, W\)"):
+    with pytest.raises(ValueError, match=r"give one or more as a float or uint8 tensor \(N, C, H, W\)"):
         check_images(images)
 
 

@@ -59,7 +59,14 @@ def random_network(name: str) -> nn.Module:
     return network.eval().requires_grad_(False)
 
 
-@pytest.fixture(scope="module", params=sorted(NETWORKS))
+# What others of their kind, or the test of every operation, try as well.
+_LARGE = ("convnext_tiny", "densenet121", "efficientnet_b0", "googlenet", "inception_v3", "resnext50_32x4d")
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=[pytest.mark.slow] * (name in _LARGE)) for name in sorted(NETWORKS)],
+)
 def network(request: pytest.FixtureRequest) -> nn.Module:
     made = random_network(request.param)
     made.__dict__["sizes"] = NETWORKS[request.param]
