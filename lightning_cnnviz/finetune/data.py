@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -29,6 +31,8 @@ from lightning_cnnviz.finetune.sources import (
 from lightning_cnnviz.finetune.splits import listed_names, split_images
 
 __all__ = ["ImageFolderDataModule"]
+
+log = logging.getLogger("lightning_cnnviz")
 
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -225,6 +229,22 @@ class ImageFolderDataModule(pl.LightningDataModule):
         if self.predict_set is None:
             raise ValueError("there are no images to predict: give predict=<a file, or a folder of images>")
         return self._loader(self.predict_set)
+
+    def on_exception(self, exception: BaseException) -> None:
+        """Say what a worker was reading that the system has killed: torch gives its process alone."""
+        killed = re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)", str(exception))
+        if killed is None:
+            return
+        parts = [part for part in (self.train_set, self.val_set, self.test_set, self.predict_set) if part is not None]
+        read = (part.read_by(int(process)) for process in killed[1].split(",") for part in parts)
+        files = list(dict.fromkeys(file for file in read if file is not None))
+        log.error(
+            "a worker process of the data was ended from outside, by lack of memory for the most part%s. Fewer workers "
+            "(num_workers=%d) or smaller batches (batch_size=%d) need less; num_workers=0 shows an error of its own",
+            f", while it read {', '.join(files)}" if files else "",
+            self.num_workers,
+            self.batch_size,
+        )
 
     def _loader(self, images: LabeledImages, **options: Any) -> DataLoader[tuple[Tensor, int]]:
         return DataLoader(

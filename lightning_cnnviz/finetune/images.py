@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,13 +11,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, DistributedSampler
+from torch.utils.data import Dataset, DistributedSampler, get_worker_info
 from torchvision.transforms.v2.functional import to_image
 
 from lightning_cnnviz.finetune.sources import ImageList
 from lightning_cnnviz.finetune.splits import seed_of
 
 __all__ = ["EpochOrder", "LabeledImages"]
+
+_MOST_WORKERS = 256  # of which it is noted what they read
 
 
 class LabeledImages(Dataset[tuple[Tensor, int]]):
@@ -51,6 +54,8 @@ class LabeledImages(Dataset[tuple[Tensor, int]]):
         self._images, self._channels, self._seed, self._enough = images, channels, seed, enough
         # Shared, so that workers which outlive an epoch see the next one.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        # What each worker is reading, and its process: one that is killed can no longer say it.
+        self._reading = torch.full((_MOST_WORKERS, 2), -1).share_memory_()
 
     @property
     def files(self) -> list[str] | None:
@@ -96,14 +101,28 @@ class LabeledImages(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         number = self.indices[index]
+        worker = get_worker_info()
+        noted = worker is not None and worker.id < _MOST_WORKERS
+        if worker is not None and noted:
+            self._reading[worker.id] = torch.tensor((os.getpid(), number))
         image = self._images.read(number, self._enough)
         try:
-            return self._transformed(_in_channels(image, self._channels), number), self.targets[index]
+            found = self._transformed(_in_channels(image, self._channels), number), self.targets[index]
         except Exception as error:
             # Of hundreds of images that workers read, which one?
-            which = f"image {number}" if self._images.files is None else self._images.files[number]
             kind = MemoryError if isinstance(error, MemoryError) else ValueError
-            raise kind(f"{which} cannot be transformed ({type(error).__name__}: {error})") from error
+            raise kind(f"{self._named(number)} cannot be transformed ({type(error).__name__}: {error})") from error
+        if worker is not None and noted:
+            self._reading[worker.id, 1] = -1
+        return found
+
+    def read_by(self, process: int) -> str | None:
+        """Return what a worker was reading when it was killed, by its process; None where it was reading nothing."""
+        numbers = [number for worker, number in self._reading.tolist() if worker == process and number >= 0]
+        return self._named(numbers[0]) if numbers else None
+
+    def _named(self, number: int) -> str:
+        return f"image {number}" if self._images.files is None else self._images.files[number]
 
     def _transformed(self, image: Any, number: int) -> Tensor:
         if not self.augmented:

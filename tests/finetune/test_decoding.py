@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+import signal
 import tracemalloc
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lightning_cnnviz.explore import find_exploration_images
@@ -19,6 +21,7 @@ from lightning_cnnviz.finetune import decoding
 from lightning_cnnviz.finetune.cli import _write
 from lightning_cnnviz.finetune.data import ImageFolderDataModule
 from lightning_cnnviz.finetune.decoding import broken_files, read_image_file
+from lightning_cnnviz.finetune.module import FineTuner
 from lightning_cnnviz.finetune.sources import find_images, list_images
 
 NOT_UTF8 = os.fsdecode(b"caf\xe9")
@@ -128,6 +131,11 @@ def refuse_wide(image: Any) -> Tensor:
     return torch.zeros(1)
 
 
+@pytest.mark.fault(
+    "inputs",
+    "a file cannot be decoded or transformed in a loader's worker",
+    "the error names the file, and what is wrong with it",
+)
 def test_an_error_in_a_worker_names_the_file(tmp_path: Path) -> None:
     for name, size in (("a", (4, 4)), ("b", (5, 4))):
         Image.new("RGB", size).save(tmp_path / f"{name}.png")
@@ -140,6 +148,41 @@ def test_an_error_in_a_worker_names_the_file(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"b\.png cannot be read as an image") as caught:
         images[1]
     assert "on_corrupt" not in str(caught.value)  # which this has not
+
+
+def end_at_wide(image: Any) -> Tensor:
+    if image.width > 8:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return torch.zeros(3, 8, 8)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+@pytest.mark.fault(
+    "processes",
+    "a worker of the data is killed (SIGKILL) while it reads an image, as systems do that lack memory",
+    "torch's error ends the fit, and one line names the image and what needs less memory",
+)
+@pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*use of fork", "ignore:.*fork\\(\\)")
+def test_a_worker_that_is_killed_says_what_it_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("cat", "dog"):
+        write(tmp_path / "train" / name, 4)
+    Image.new("RGB", (9, 8)).save(tmp_path / "train" / "dog" / "wide.png")
+    data = ImageFolderDataModule(tmp_path, image_size=8, val=0, num_workers=1, batch_size=3)
+    data.train_set.transform = end_at_wide
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        default_root_dir=tmp_path / "out",
+        max_epochs=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    with pytest.raises(RuntimeError, match=r"DataLoader worker .* (killed by signal|exited unexpectedly)"):
+        trainer.fit(FineTuner(network, 2, image_size=(3, 8, 8)), data)
+    (line,) = [entry.message for entry in caplog.records if "ended from outside" in entry.message]
+    assert f"while it read {tmp_path / 'train' / 'dog' / 'wide.png'}. Fewer workers (num_workers=1)" in line
 
 
 # Listing
