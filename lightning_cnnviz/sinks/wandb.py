@@ -210,6 +210,7 @@ Trainer(logger=WandbLogger(project=...)), or write elsewhere, for example with s
         summary = getattr(run, "summary", None)
         if static and summary is not None:
             summary.update(static)
+        _wait_for(run)
         if self._account is not None:
             lines = (json.dumps({"to": _name_of(run), "report": mark}) for mark in marks)
             with suppress(OSError), self._account.open("a", encoding="utf-8") as file:
@@ -259,6 +260,18 @@ class _Opened(SimpleNamespace):
 
 # By this name loggers are known, those of `lightning` and of `pytorch_lightning`.
 _Opened.__name__ = "WandbLogger"
+
+
+def _wait_for(run: Any) -> None:
+    """Wait until the service has taken what was logged: logging returns before that, also where nobody listens.
+
+    Raises:
+        TimeoutError: It does not answer.
+    """
+    keys = getattr(getattr(run, "summary", None), "keys", None)
+    # The service works off what it gets in order; wandb waits a minute for its answer, and then has an empty one.
+    if keys is not None and not getattr(run, "disabled", False) and not keys():
+        raise TimeoutError("W&B does not answer")
 
 
 def _name_of(run: Any) -> str:
