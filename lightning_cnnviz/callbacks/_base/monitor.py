@@ -142,6 +142,7 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
         self._looks = self._steps = 0
         self._shows_progress = False
         self._step = Step(epoch=0, global_step=0)
+        self._is_shown = False  # not of a look that Ctrl-C has come into: it is taken again
         self._network = NetworkIdentity()
 
     # What a concrete monitor says.
@@ -405,7 +406,7 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
 
     def due_at_end(self, trainer: Any) -> bool:
         """Whether the network that training has ended with is still to be looked at."""
-        seen = self._looks > 0 and self._step.global_step == trainer.global_step
+        seen = self._looks > 0 and self._is_shown and self._step.global_step == trainer.global_step
         return self._schedule.ends and not seen
 
     def network_of(self, pl_module: Any) -> nn.Module:
@@ -460,7 +461,7 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
                     part = make_part()
             parts = [each for each in to_first(part) if each is not None] if self.every_rank else [part]
             self._looks += 1
-            self._step = step_of(trainer)
+            self._step, self._is_shown = step_of(trainer), False
         if parts is None:
             return  # on every rank
         result: Any = None
@@ -484,6 +485,7 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
             if self._outlet.is_open:
                 with self._feed.costs.charge([self], "showing"):
                     self._show(result, drawn)
+        self._is_shown = True
 
     @property
     def title(self) -> str:
