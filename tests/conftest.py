@@ -12,7 +12,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 os.environ.setdefault("CNNVIZ_DRAWING", "inline")
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import pytest
@@ -38,6 +38,14 @@ _FLAGS = (
     "--disable-sync",
     "--no-first-run",
 )
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Let what a test printed be sent from one process to another also where it names files that are not UTF-8."""
+    report = yield
+    report.sections = [(name, text.encode(errors="backslashreplace").decode()) for name, text in report.sections]
+    return report
 
 
 @pytest.fixture(scope="module")
