@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from lightning_cnnviz.core.comparison.similarity import FEWEST_IMAGES
 from lightning_cnnviz.core.comparison.units import UnitComparison, compare_units
 from lightning_cnnviz.core.network.layers import LayerSpec
 from lightning_cnnviz.core.top_patches.results import TopPatches
@@ -80,6 +81,8 @@ def compare_networks(
     """
     if channels < 1 or k < 1:
         raise ValueError(f"channels={channels}, k={k}: give at least 1 of each")
+    if len(images) < FEWEST_IMAGES:
+        raise ValueError(f"{len(images)} images: a comparison takes at least {FEWEST_IMAGES}")
     page = PageSink(out)
     page.open([], out)
     loader = DataLoader(images, batch_size=_BATCH)
