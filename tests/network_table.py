@@ -91,7 +91,13 @@ def page() -> str:
         lines += [f"- **{letter}**: {' '.join(reason.split())}" for reason, letter in reasons.items()]
     missing = [network.name for network in NETWORKS if network.name not in entries]
     if missing:
-        lines += ["", "## Not run yet", "", ", ".join(f"`{name}`" for name in missing)]
+        lines += [
+            "",
+            "## Not in the tables yet",
+            "",
+            "Not run, or one of the checks differs and it is not known whether by the check:",
+            ", ".join(f"`{name}`" for name in missing),
+        ]
     return "\n".join(lines) + "\n"
 
 
