@@ -158,6 +158,34 @@ def test_what_cannot_be_told_without_the_other_inputs_is_refused() -> None:
         fit([DeconvnetMonitor(k=1, forward_fn=two_inputs, sinks=[MemorySink()], on_error="raise")], Conditioned())
 
 
+class Counting(Parts):
+    """Counts in every way that a module can."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps, self.newest = 0, None
+        self._outputs: list[Tensor] = []
+        self.register_buffer("total", torch.zeros(()))
+        self.register_buffer("mean", torch.zeros(()))
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self.steps += 1
+        self.newest = batch_idx
+        self._outputs.append(batch["label"])
+        self.total += 1
+        self.mean = self.mean + 1
+        super().validation_step(batch, batch_idx)
+
+
+def test_what_a_followed_step_counts_is_its_own() -> None:
+    def counts(looks: list[Any]) -> list[Any]:
+        model = Counting()
+        fit(looks, model)
+        return [model.steps, model.newest, len(model._outputs), float(model.total), float(model.mean)]
+
+    assert counts(monitors()) == counts([])
+
+
 def test_a_module_without_forward_is_looked_at_as_its_validation_step_uses_it() -> None:
     bare = Parts()
     without = fit([], bare)

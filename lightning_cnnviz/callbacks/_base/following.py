@@ -35,7 +35,8 @@ class FollowedStep:
     """Runs `validation_step` as far as the output of its last child with weights, and returns that.
 
     So nothing of what follows is done: no metric counts, nothing is logged. The first time the whole step may have to
-    run, to see which child is the last: with metrics and `log` switched off, and lists and the like as before.
+    run, to see which child is the last: with metrics and `log` switched off. What the module itself holds, numbers,
+    lists and buffers, is afterwards as it was before.
 
     Args:
         parts: The names of the children with weights.
@@ -87,10 +88,11 @@ def _arguments(step: Any) -> int:
 
 @contextmanager
 def _quiet(module: Any) -> Iterator[None]:
-    """Let a step log nothing and count nothing, and give it back its lists and dictionaries as they were."""
+    """Let a step log nothing and count nothing, and give the module back all that it holds itself as it was."""
     metrics = [each for each in module.modules() if hasattr(each, "add_state") and hasattr(each, "update")]
-    held = {name: value for name, value in vars(module).items() if not name.startswith("_")}
+    held = dict(vars(module))
     kept = {name: type(value)(value) for name, value in held.items() if type(value) in (list, dict, set)}
+    buffers = [(buffer, buffer.clone()) for buffer in module.buffers(recurse=False)]
     silenced = {"log": _nothing, "log_dict": _nothing, "print": _nothing}
     unmeasured = {"update": _nothing, "forward": _zero}
     with ExitStack() as stack:
@@ -101,10 +103,16 @@ def _quiet(module: Any) -> Iterator[None]:
         try:
             yield
         finally:
+            for name in vars(module).keys() - held.keys() - silenced.keys():
+                del module.__dict__[name]
+            module.__dict__.update({name: value for name, value in held.items() if name not in silenced})
             for name, value in kept.items():
                 there = held[name]
                 there.clear()
                 there.extend(value) if isinstance(there, list) else there.update(value)
+            with torch.no_grad():
+                for buffer, value in buffers:
+                    buffer.copy_(value)
 
 
 def _restore(thing: Any, name: str, before: Any) -> None:
