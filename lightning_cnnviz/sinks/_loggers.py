@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
+
+from torch import Tensor
 
 from lightning_cnnviz.render.image import encode_tile
 from lightning_cnnviz.render.items import draw_item
 from lightning_cnnviz.report import Item, Report, Scalar, Step, Table, Tile
+from lightning_cnnviz.sinks.base import Sink
 from lightning_cnnviz.sinks.series import measured, prefix_of
 
 __all__ = [
+    "LoggersSink",
     "PictureFile",
+    "drawn",
     "found_loggers",
     "is_a",
     "named_items",
@@ -53,6 +60,46 @@ def found_loggers(sink: str, loggers: Sequence[Any], names: Sequence[str]) -> li
     return found
 
 
+class LoggersSink(Sink):
+    """Logs every report through those of the trainer's loggers that it is for: of `logger_kinds`."""
+
+    is_default: ClassVar[bool] = True
+
+    def __init__(self) -> None:
+        self._known: list[Any] | None = None
+
+    @classmethod
+    def serves(cls, loggers: Sequence[Any]) -> bool:
+        """Say whether there is such a logger."""
+        return any(is_a(logger, cls.logger_kinds) for logger in loggers)
+
+    def open(self, loggers: Sequence[Any], folder: Path) -> None:
+        """Find the trainer's loggers.
+
+        Raises:
+            ValueError: There is none.
+        """
+        self._known = found_loggers(type(self).__name__, loggers, self.logger_kinds)
+
+    def write(self, report: Report, step: Step) -> None:
+        """Log one report.
+
+        Raises:
+            RuntimeError: `open` has not been called.
+        """
+        self.write_encoded(self.encode(report, step), step)
+
+    @abstractmethod
+    def write_encoded(self, content: Any, step: Step) -> None:
+        """Log what `encode` has made of one report."""
+
+    @property
+    def _loggers(self) -> list[Any]:
+        if self._known is None:
+            raise RuntimeError(f"this {type(self).__name__} knows no logger yet: call open() first")
+        return self._known
+
+
 def numbers_of(report: Report, step: Step) -> dict[str, float]:
     """Return a report's numbers by the keys that they have in every logger, and the epoch as Lightning counts it."""
     scalars = [item for item in report.items if isinstance(item, Scalar)]
@@ -74,9 +121,14 @@ def named_items(report: Report, step: Step) -> Iterator[tuple[str, Item]]:
         yield name, item
 
 
+def drawn(item: Item, report: Report, step: Step) -> Tensor:
+    """Draw an item `(3, H, W)` uint8, under a title that says when it was."""
+    return draw_item(item, title=f"{report.heading} · {item.name} · epoch {step.epoch}")
+
+
 def picture_file(item: Item, report: Report, step: Step) -> PictureFile:
     """Draw an item and encode it."""
-    pixels = draw_item(item, title=f"{report.heading} · {item.name} · epoch {step.epoch}")
+    pixels = drawn(item, report, step)
     return PictureFile(encode_tile(pixels)[1], (pixels.shape[2], pixels.shape[1]))
 
 

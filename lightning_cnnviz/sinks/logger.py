@@ -6,13 +6,12 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
-from lightning_cnnviz.render.items import draw_item
 from lightning_cnnviz.report import Report, Step
-from lightning_cnnviz.sinks._loggers import named_items, numbers_of
+from lightning_cnnviz.sinks._loggers import LoggersSink, drawn, is_a, named_items, numbers_of
 from lightning_cnnviz.sinks.base import Sink
 
 __all__ = ["LoggerSink"]
@@ -26,7 +25,7 @@ class _Encoded:
     pictures: dict[str, np.ndarray[Any, Any]]  # (H, W, 3) uint8
 
 
-class LoggerSink(Sink):
+class LoggerSink(LoggersSink):
     """Logs the numbers of every report to each of the trainer's loggers that has no sink of its own.
 
     CSVLogger, CometLogger, NeptuneLogger, LitLogger, or one of your own: by `log_metrics`, at the step at which
@@ -34,11 +33,6 @@ class LoggerSink(Sink):
     by `logger.log_image(key, images, step)`, `experiment.log_image(image, name, step)` or
     `experiment.add_image(tag, image, step)`.
     """
-
-    is_default: ClassVar[bool] = True
-
-    def __init__(self) -> None:
-        self._loggers: list[Any] | None = None
 
     @classmethod
     def serves(cls, loggers: Sequence[Any]) -> bool:
@@ -51,29 +45,20 @@ class LoggerSink(Sink):
         Raises:
             ValueError: There is none, or each has a sink of its own. The DummyLogger of `fast_dev_run` is excused.
         """
-        self._loggers = _others(loggers)
-        if not self._loggers and not any(_is_dummy(logger) for logger in loggers):
+        self._known = _others(loggers)
+        if not self._known and not any(_is_dummy(logger) for logger in loggers):
             found = ", ".join(type(logger).__name__ for logger in loggers) or "none"
             raise ValueError(f"LoggerSink found no logger of the trainer's that has no sink of its own ({found})")
-        if not any(_takes_pictures(logger) for logger in self._loggers):
+        if not any(_takes_pictures(logger) for logger in self._known):
             self.encode = _encode_numbers  # type: ignore[method-assign]
 
     @staticmethod
     def encode(report: Report, step: Step) -> Any:
         """Draw the items."""
         pictures = {
-            name: draw_item(item, title=f"{report.heading} · {item.name} · epoch {step.epoch}").permute(1, 2, 0).numpy()
-            for name, item in named_items(report, step)
+            name: drawn(item, report, step).permute(1, 2, 0).numpy() for name, item in named_items(report, step)
         }
         return _Encoded(numbers_of(report, step), pictures)
-
-    def write(self, report: Report, step: Step) -> None:
-        """Log one report.
-
-        Raises:
-            RuntimeError: `open` has not been called.
-        """
-        self.write_encoded(self.encode(report, step), step)
 
     def write_encoded(self, content: Any, step: Step) -> None:
         """Log what has been drawn.
@@ -81,8 +66,6 @@ class LoggerSink(Sink):
         Raises:
             RuntimeError: `open` has not been called.
         """
-        if self._loggers is None:
-            raise RuntimeError("this LoggerSink knows no logger yet: call open() first")
         at = step.row[1]
         for logger in self._loggers:
             take = _picture_taker(logger) if content.pictures else None
@@ -127,15 +110,11 @@ def _names(method: Any) -> set[str]:
 
 def _others(loggers: Sequence[Any]) -> list[Any]:
     taken = {name for kind in _kinds(Sink) for name in kind.logger_kinds}
-    return [
-        logger
-        for logger in loggers
-        if not _is_dummy(logger) and not taken & {base.__name__ for base in type(logger).__mro__}
-    ]
+    return [logger for logger in loggers if not _is_dummy(logger) and not is_a(logger, [*taken])]
 
 
 def _is_dummy(logger: Any) -> bool:
-    return type(logger).__name__ == "DummyLogger"
+    return is_a(logger, ["DummyLogger"])
 
 
 def _kinds(base: Any) -> Iterator[type[Sink]]:

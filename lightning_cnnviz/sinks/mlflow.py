@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,16 +14,14 @@ from lightning_cnnviz.render.image import decode_tile, to_image
 from lightning_cnnviz.report import Report, Step, Table
 from lightning_cnnviz.sinks._handover import Handover
 from lightning_cnnviz.sinks._loggers import (
+    LoggersSink,
     PictureFile,
-    found_loggers,
-    is_a,
     named_items,
     numbers_of,
     picture_file,
     table_cells,
     valid_text,
 )
-from lightning_cnnviz.sinks.base import Sink
 
 __all__ = ["MlflowSink"]
 
@@ -41,7 +38,7 @@ class _Encoded:
     tables: dict[str, dict[str, list[Any]]]
 
 
-class MlflowSink(Sink):
+class MlflowSink(LoggersSink):
     """Logs every report to the runs of the trainer's MLFlowLoggers, of `lightning` or of `pytorch_lightning`.
 
     A gallery or curve becomes an image with a step (MLflow 2.11 or newer), a table a table of the run's artifacts under
@@ -55,27 +52,13 @@ class MlflowSink(Sink):
         False
     """
 
-    is_default: ClassVar[bool] = True
     logger_kinds: ClassVar[tuple[str, ...]] = ("MLFlowLogger",)
 
     def __init__(self) -> None:
-        self._loggers: list[Any] | None = None
+        super().__init__()
         self._handover = Handover("MLflow")
         self._record: Path | None = None
         self._uploaded: set[tuple[str, str]] = set()
-
-    @classmethod
-    def serves(cls, loggers: Sequence[Any]) -> bool:
-        """Say whether there is an MLFlowLogger."""
-        return any(is_a(logger, cls.logger_kinds) for logger in loggers)
-
-    def open(self, loggers: Sequence[Any], folder: Path) -> None:
-        """Find the trainer's MLFlowLoggers.
-
-        Raises:
-            ValueError: There is none.
-        """
-        self._loggers = found_loggers(type(self).__name__, loggers, self.logger_kinds)
 
     def keep_account(self, folder: Path) -> None:
         """Take note of where the record is."""
@@ -96,14 +79,6 @@ class MlflowSink(Sink):
                 pictures[_path(name)] = picture_file(item, report, step)
         return _Encoded(numbers_of(report, step), pictures, tables)
 
-    def write(self, report: Report, step: Step) -> None:
-        """Log one report.
-
-        Raises:
-            RuntimeError: `open` has not been called.
-        """
-        self.write_encoded(self.encode(report, step), step)
-
     def write_encoded(self, content: Any, step: Step) -> None:
         """Log what has been drawn, as long as the server does not keep one waiting.
 
@@ -111,13 +86,13 @@ class MlflowSink(Sink):
             OSError: The server does not answer, and too much waits for it already.
             RuntimeError: `open` has not been called.
         """
-        for logger in self._known():
+        for logger in self._loggers:
             self._handover.put(partial(_log, logger, content, step.row[1]))
 
     def close(self) -> None:
         """Upload what is new in the record, wait a few seconds for the server, and say what it has not taken."""
         if self._record is not None:
-            for logger in self._loggers or ():
+            for logger in self._known or ():
                 self._handover.put(partial(self._upload, logger, self._record))
         missing = self._handover.drain()
         if missing:
@@ -130,11 +105,6 @@ class MlflowSink(Sink):
                 place = ("cnnviz/record" / inside.parent).as_posix()
                 logger.experiment.log_artifact(logger.run_id, str(file), place)
                 self._uploaded.add((logger.run_id, str(inside)))
-
-    def _known(self) -> list[Any]:
-        if self._loggers is None:
-            raise RuntimeError("this MlflowSink knows no run yet: call open() first")
-        return self._loggers
 
 
 def _log(logger: Any, content: _Encoded, step: int) -> None:

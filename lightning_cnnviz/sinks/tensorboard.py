@@ -10,16 +10,14 @@ from typing import Any, ClassVar
 
 from lightning_cnnviz.report import Report, Step, Table
 from lightning_cnnviz.sinks._loggers import (
+    LoggersSink,
     PictureFile,
-    found_loggers,
-    is_a,
     named_items,
     numbers_of,
     picture_file,
     table_cells,
     valid_text,
 )
-from lightning_cnnviz.sinks.base import Sink
 
 __all__ = ["TensorBoardSink"]
 
@@ -33,7 +31,7 @@ class _Encoded:
     texts: dict[str, str]
 
 
-class TensorBoardSink(Sink):
+class TensorBoardSink(LoggersSink):
     """Logs every report to the trainer's TensorBoardLoggers, of `lightning` or of `pytorch_lightning`.
 
     A gallery or curve becomes a picture, with its labels on it; a table, and what a report says of itself, text; a
@@ -45,25 +43,15 @@ class TensorBoardSink(Sink):
         False
     """
 
-    is_default: ClassVar[bool] = True
     logger_kinds: ClassVar[tuple[str, ...]] = ("TensorBoardLogger",)
 
     def __init__(self) -> None:
-        self._loggers: list[Any] | None = None
+        super().__init__()
         self._said: dict[str, str] = {}
 
-    @classmethod
-    def serves(cls, loggers: Sequence[Any]) -> bool:
-        """Say whether there is a TensorBoardLogger."""
-        return any(is_a(logger, cls.logger_kinds) for logger in loggers)
-
     def open(self, loggers: Sequence[Any], folder: Path) -> None:
-        """Find the trainer's TensorBoardLoggers.
-
-        Raises:
-            ValueError: There is none.
-        """
-        self._loggers = found_loggers(type(self).__name__, loggers, self.logger_kinds)
+        """Find the trainer's loggers, which have been told nothing yet."""
+        super().open(loggers, folder)
         self._said = {}
 
     @staticmethod
@@ -77,22 +65,12 @@ class TensorBoardSink(Sink):
                 pictures[name] = picture_file(item, report, step)
         return _Encoded(numbers_of(report, step), pictures, {**texts, **_about(report, step)})
 
-    def write(self, report: Report, step: Step) -> None:
-        """Log one report.
-
-        Raises:
-            RuntimeError: `open` has not been called.
-        """
-        self.write_encoded(self.encode(report, step), step)
-
     def write_encoded(self, content: Any, step: Step) -> None:
         """Log what has been drawn.
 
         Raises:
             RuntimeError: `open` has not been called.
         """
-        if self._loggers is None:
-            raise RuntimeError("this TensorBoardSink knows no logger yet: call open() first")
         at = step.row[1]
         for logger in self._loggers:
             writer = logger.experiment

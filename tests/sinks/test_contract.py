@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import inspect
 import math
 import pkgutil
 import random
@@ -180,7 +181,7 @@ CHECKS: list[Callable[[Harness, Path], None]] = [
 def kinds(base: type[Sink] = Sink) -> Iterator[type[Sink]]:
     """Every kind of sink in the package."""
     for kind in base.__subclasses__():
-        if kind.__module__.startswith("lightning_cnnviz."):
+        if kind.__module__.startswith("lightning_cnnviz.") and not inspect.isabstract(kind):
             yield kind
         yield from kinds(kind)
 

@@ -125,7 +125,7 @@ def test_loggers_that_take_pictures_are_given_them() -> None:
 def test_others_are_given_numbers_alone_and_nothing_is_drawn_for_them(
     make: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lightning_cnnviz.sinks.logger.draw_item", full_disk)
+    monkeypatch.setattr("lightning_cnnviz.sinks.logger.drawn", full_disk)
     logger = Logger(make())
     write(logger)
     assert logger.rows == [(9, {"view/accuracy": 0.5, "epoch": 1.0})]
