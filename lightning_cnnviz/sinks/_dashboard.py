@@ -257,7 +257,7 @@ def _curves(report: Report) -> Iterator[_Found]:
 
 def _with_band(series: Series) -> Iterator[tuple[str, tuple[tuple[float, ...], tuple[float, ...]]]]:
     """A line, and where it has a band its borders."""
-    places = places_evenly(len(series.x), max(_POINTS, 1))
+    places = places_evenly(len(series.x), _POINTS)
     yield series.name, _finite([series.x[at] for at in places], [series.y[at] for at in places])
     if series.low is not None and series.high is not None:
         for name, values in (("lower", series.low), ("upper", series.high)):

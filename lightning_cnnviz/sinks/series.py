@@ -19,10 +19,10 @@ from lightning_cnnviz.report import Scalar
 
 __all__ = ["Measured", "Summary", "distinct", "key_part", "measured", "prefix_of", "summary_of"]
 
-Summary = Literal["min", "max", "last"]
+Summary = Literal["max", "last"]
 
 _TOTALS = {"dead_features"}  # counts: their sum over the layers says something; of all others, the mean
-_BETTER = {"max": {"svm", "softmax", "knn", "accuracy", "mean_class_accuracy"}, "min": set[str]()}
+_BEST_IS_LARGEST = {"svm", "softmax", "knn", "accuracy", "mean_class_accuracy"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,5 +134,4 @@ def summary_of(name: str) -> Summary:
         >>> summary_of("svm"), summary_of("dead_features")
         ('max', 'last')
     """
-    last = name.rpartition("/")[2]
-    return "max" if last in _BETTER["max"] else "last"
+    return "max" if name.rpartition("/")[2] in _BEST_IS_LARGEST else "last"

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from callbacks.littlenet import quiet_trainer
+from callbacks.recorded_occlusion import Occlusion
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchmetrics.classification import MulticlassAccuracy
@@ -19,13 +20,10 @@ from lightning_cnnviz.callbacks.invariance import InvarianceMonitor
 from lightning_cnnviz.callbacks.layer_probe import LayerProbeMonitor
 from lightning_cnnviz.callbacks.layer_table import LayerTableMonitor
 from lightning_cnnviz.callbacks.maximization import MaximizationMonitor
-from lightning_cnnviz.callbacks.occlusion import OcclusionMonitor
 from lightning_cnnviz.callbacks.online_probe import OnlineProbeMonitor
 from lightning_cnnviz.callbacks.top_patches import TopPatchesMonitor
-from lightning_cnnviz.core.images.occlusion import OcclusionMaps
 from lightning_cnnviz.core.network.heads import ByHead
 from lightning_cnnviz.record.store import Record
-from lightning_cnnviz.report import Report
 from lightning_cnnviz.sinks.memory import MemorySink
 from lightning_cnnviz.sinks.page import PageSink
 
@@ -103,19 +101,6 @@ class Parts(Base):
         self.log("accuracy", self.accuracy.compute())
         self.accuracy.reset()
         self.seen.clear()
-
-
-class Occlusion(OcclusionMonitor):
-    """Keeps its results; cheap."""
-
-    def __init__(self, **options: Any) -> None:
-        self.results: list[OcclusionMaps] = []
-        options = {"images": 4, "size": 6, "stride": 6, "on_error": "raise", "sinks": [MemorySink()], **options}
-        super().__init__(**options)
-
-    def render(self, result: OcclusionMaps) -> Report:
-        self.results.append(result)
-        return super().render(result)
 
 
 def fit(monitors: Any, model: Any) -> Any:

@@ -17,16 +17,6 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_cnnviz import MemorySink, OnlineProbeMonitor, monitors
 
 
-@pytest.fixture
-def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    texts: list[str] = []
-    monkeypatch.setattr(
-        "lightning_cnnviz.callbacks._base.monitor.printed_log.info",
-        lambda text, *values: texts.append(text % values if values else text),
-    )
-    return texts
-
-
 def aside(said: list[str]) -> dict[str, str]:
     """What stepped aside, and why."""
     return dict(text.split(" steps aside: ") for text in said if " steps aside: " in text)  # type: ignore[misc]

@@ -9,16 +9,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from callbacks.littlenet import quiet_trainer
+from callbacks.recorded_occlusion import Occlusion
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_cnnviz.callbacks.deconvnet import DeconvnetMonitor
 from lightning_cnnviz.callbacks.layer_probe import LayerProbeMonitor
-from lightning_cnnviz.callbacks.occlusion import OcclusionMonitor
 from lightning_cnnviz.callbacks.online_probe import OnlineProbeMonitor
 from lightning_cnnviz.callbacks.top_patches import TopPatchesMonitor
-from lightning_cnnviz.core.images.occlusion import OcclusionMaps
-from lightning_cnnviz.report import Report
 from lightning_cnnviz.sinks.memory import MemorySink
 
 SIZE = 12
@@ -54,19 +52,6 @@ def images_of(count: int = 24, channels: int = 1) -> Tensor:
 
 def loader(images: Tensor, labels: Tensor) -> Any:
     return DataLoader(TensorDataset(images, labels), batch_size=8)
-
-
-class Occlusion(OcclusionMonitor):
-    """Keeps its results; cheap."""
-
-    def __init__(self, **options: Any) -> None:
-        self.results: list[OcclusionMaps] = []
-        options = {"images": 4, "size": 6, "stride": 6, "on_error": "raise", "sinks": [MemorySink()], **options}
-        super().__init__(**options)
-
-    def render(self, result: OcclusionMaps) -> Report:
-        self.results.append(result)
-        return super().render(result)
 
 
 def fit(monitors: Any, model: Any, data: Any) -> None:

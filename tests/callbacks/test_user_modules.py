@@ -49,16 +49,6 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> list[Shown]:
     return looks
 
 
-@pytest.fixture
-def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    texts: list[str] = []
-    monkeypatch.setattr(
-        "lightning_cnnviz.callbacks._base.monitor.printed_log.info",
-        lambda text, *values: texts.append(text % values if values else text),
-    )
-    return texts
-
-
 def run(case: Case, folder: Any, monitors: list[Any]) -> tuple[Any, dict[str, Tensor]]:
     """Return the module, and all that training has left behind."""
     pl.seed_everything(3, verbose=False)

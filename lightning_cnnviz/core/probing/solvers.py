@@ -201,9 +201,8 @@ def _fit(
     strength = _strengths(C, inputs)
     free = head == "softmax"
     if free and classes == 2:
-        strength = (
-            strength / 2
-        )  # scikit-learn has one weight vector, the difference of ours, whose square is twice as large
+        # scikit-learn has one weight vector, the difference of ours, whose square is twice as large.
+        strength = strength / 2
     shift = inputs.mean(-2, keepdim=True) if free else None
     coordinates = _coordinates(inputs, shift, kind)
     at = _start(start, coordinates, classes, shift, kind, batched)
@@ -241,9 +240,9 @@ def _solve_hinge(
 ) -> Minimum:
     """L-BFGS until few images violate the margin, then Newton's method; the duality gap says when to stop."""
     iterations = 0
+    iteration_cost = 2.0 * coordinates.numel() * classes
     for dtype in dict.fromkeys((coordinates.dtype, torch.float64)):
         space, loss = kind(coordinates.to(dtype), False), SquaredHinge(labels, classes, strength.to(dtype))
-        iteration_cost = 2.0 * coordinates.numel() * classes
         for limit in (_FIRST_ITERATIONS, _ITERATIONS):
             solution = minimize(space, loss, at.to(dtype), tolerance * _CAUTION, limit)
             iterations, at = iterations + solution.iterations, solution.point.at
