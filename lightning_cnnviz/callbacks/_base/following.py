@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["FollowedStep", "parts_of_step"]
+from lightning_cnnviz.callbacks._base.trainer import defines
 
-_PACKAGES = ("lightning.", "pytorch_lightning.")
+__all__ = ["FollowedStep", "parts_of_step"]
 
 
 def parts_of_step(pl_module: Any) -> list[str]:
@@ -21,8 +21,7 @@ def parts_of_step(pl_module: Any) -> list[str]:
     A module whose only child with weights is the network has nothing to follow, nor has one of which several children
     have convolutions: which of them is the network is for its user to say.
     """
-    owner = next(base for base in type(pl_module).__mro__ if "validation_step" in vars(base))
-    if owner.__module__.startswith(_PACKAGES):
+    if not defines(pl_module, "validation_step"):
         return []
     weighted = {name: child for name, child in pl_module.named_children() if next(child.parameters(), None) is not None}
     convolving = [

@@ -16,6 +16,7 @@ __all__ = [
     "batch_limit",
     "chosen_loader",
     "data_loaders",
+    "defines",
     "defines_forward",
     "find_network",
     "is_compiled",
@@ -68,15 +69,16 @@ def find_network(who: str, pl_module: Any, model: str | None) -> nn.Module:
 
 def defines_forward(pl_module: Any) -> bool:
     """Tell whether a LightningModule has a `forward` of its own."""
-    return _defines(pl_module, "forward")
+    return defines(pl_module, "forward")
 
 
 def makes_layers_late(pl_module: Any) -> bool:
     """Return whether a LightningModule may make its layers after set-up: in `configure_model`."""
-    return _defines(pl_module, "configure_model")
+    return defines(pl_module, "configure_model")
 
 
-def _defines(pl_module: Any, method: str) -> bool:
+def defines(pl_module: Any, method: str) -> bool:
+    """Tell whether a LightningModule has a method of its own, and not Lightning's."""
     owner = next((base for base in type(pl_module).__mro__ if method in vars(base)), None)
     return owner is not None and not owner.__module__.startswith(_PACKAGES)
 
@@ -127,18 +129,10 @@ def source_of(trainer: Any, dataloader_idx: int) -> str:
 
 def averaging_callback(trainer: Any) -> Any:
     """Return the callback that validates averaged weights while training goes on with others; None without one."""
-    return (
-        next(
-            (
-                each
-                for each in trainer.callbacks
-                if getattr(each, "_average_model", None) is not None and hasattr(each, "_swap_models")
-            ),
-            None,
-        )
-        if trainer.state.fn == "fit"
-        else None
-    )
+    if trainer.state.fn != "fit":
+        return None
+    averaging = (each for each in trainer.callbacks if getattr(each, "_average_model", None) is not None)
+    return next((each for each in averaging if hasattr(each, "_swap_models")), None)
 
 
 @contextmanager
