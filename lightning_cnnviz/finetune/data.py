@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
+import multiprocessing
 import re
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -232,11 +234,18 @@ class ImageFolderDataModule(pl.LightningDataModule):
 
     def on_exception(self, exception: BaseException) -> None:
         """Say what a worker was reading that the system has killed: torch gives its process alone."""
-        killed = re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)", str(exception))
-        if killed is None:
-            return
         parts = [part for part in (self.train_set, self.val_set, self.test_set, self.predict_set) if part is not None]
-        read = (part.read_by(int(process)) for process in killed[1].split(",") for part in parts)
+        named = re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)", str(exception))
+        if named is not None:
+            killed = [int(process) for process in named[1].split(",")]
+        elif isinstance(exception, ConnectionError | EOFError):
+            # A worker that is killed while a batch comes from it breaks the connection before torch misses its process.
+            killed = _ended([process for part in parts for process in part.readers()])
+        else:
+            return
+        if not killed:
+            return
+        read = (part.read_by(process) for process in killed for part in parts)
         files = list(dict.fromkeys(file for file in read if file is not None))
         log.error(
             "a worker process of the data was ended from outside, by lack of memory for the most part%s. Fewer workers "
@@ -428,6 +437,17 @@ def _named(broken: dict[str, str]) -> str:
     more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
     count = "1 file" if len(broken) == 1 else f"{len(broken)} files"
     return f"{count} cannot be read as images: {', '.join(shown)}{more}"
+
+
+def _ended(processes: Sequence[int], seconds: float = 2) -> list[int]:
+    """Return those of our processes that have ended; one that is just ending has `seconds` to do so."""
+    until = time.monotonic() + seconds
+    while True:
+        alive = {child.pid for child in multiprocessing.active_children()}
+        ended = [process for process in processes if process not in alive]
+        if ended or not processes or time.monotonic() > until:
+            return ended
+        time.sleep(0.02)
 
 
 def _check_numbers(**numbers: int | None) -> None:

@@ -116,6 +116,10 @@ class LabeledImages(Dataset[tuple[Tensor, int]]):
             self._reading[worker.id, 1] = -1
         return found
 
+    def readers(self) -> list[int]:
+        """Return the processes of the workers that are reading an image, or were when they ended."""
+        return [worker for worker, number in self._reading.tolist() if number >= 0]
+
     def read_by(self, process: int) -> str | None:
         """Return what a worker was reading when it was killed, by its process; None where it was reading nothing."""
         numbers = [number for worker, number in self._reading.tolist() if worker == process and number >= 0]
