@@ -160,8 +160,9 @@ BROKEN_OFF = r"DataLoader worker .* (killed by signal|exited unexpectedly)|Errno
 BROKEN_OFF_WARNINGS = (
     "ignore:.*use of fork",
     "ignore:.*fork\\(\\)",
-    # multiprocessing does not close the socket of a connection that breaks off.
-    "ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning",
+    # multiprocessing does not close the socket of a connection that breaks off, and torch's loader raises once more
+    # as it is deleted.
+    "ignore::pytest.PytestUnraisableExceptionWarning",
 )
 
 
