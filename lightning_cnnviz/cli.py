@@ -27,6 +27,11 @@ _RECORD = {
     "view": "make or refresh a page of the looks of one record, or of several side by side",
     "bundle": "write some looks of a record as a page that is one file, to send",
 }
+# What a W&B project shows, with parsers of their own.
+_PROJECT = {
+    "workspace": "save a workspace in a W&B project that shows its runs in reading order",
+    "report": "save a W&B report to copy: the panels, and how to read each view",
+}
 _COMPARE = "lay two networks side by side, unit by unit, on the same images"
 _STUDY = "many trainings and one table: images a class, or layers removed"
 _NEEDED = ("jsonargparse", "docstring_parser", "typeshed_client")
@@ -91,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     explore.add_argument("--layers", nargs="+", metavar="LAYER", help="names or globs; default: each view's own choice")
     explore.add_argument("--out", type=Path, default=Path("cnnviz_explore"), metavar="DIR", help="default: %(default)s")
     explore.add_argument("--wandb", metavar="PROJECT", help="log an offline W&B run, too")
-    for name, help_text in {"compare": _COMPARE, **_TRAINING, "study": _STUDY, **_RECORD}.items():
+    for name, help_text in {"compare": _COMPARE, **_TRAINING, "study": _STUDY, **_RECORD, **_PROJECT}.items():
         commands.add_parser(name, help=help_text, add_help=False)
     if arguments and arguments[0] in _TRAINING:
         return _train(parser, arguments)
@@ -111,6 +116,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from lightning_cnnviz.sync import sync_main
 
         return sync_main(arguments[1:])
+    if arguments and arguments[0] in _PROJECT:
+        from lightning_cnnviz.workspace.cli import report_main, workspace_main
+
+        return (workspace_main if arguments[0] == "workspace" else report_main)(arguments[1:])
     if arguments and arguments[0] in _RECORD:
         from lightning_cnnviz.record.cli import export_main, record_main
 

@@ -34,7 +34,16 @@ ALLOWED = {
     "files": set(),
     "": set(),
     "render": {"core", "report"},
-    "sinks": {"report", "files", "render.image", "render.charts", "render.items", "render.panel", "render.tables"},
+    "sinks": {
+        "report",
+        "files",
+        "render.image",
+        "render.charts",
+        "render.items",
+        "render.panel",
+        "render.tables",
+        "render.how_to_read",
+    },
     "sinks.outlet": {"report", "render.views", "record", "sinks"},
     "sync": {"report", "record", "sinks"},
     "render.studies": {"render", "report", "studies.results"},
@@ -49,8 +58,10 @@ ALLOWED = {
     "demo": {"callbacks", "studies", "finetune", "sinks", "report", "core", "render"},
     "explore": {"callbacks", "finetune", "sinks", "report", "core", "render", "record"},
     "view": {"files", "record", "report", "sinks"},
+    "workspace": {"render.how_to_read"},
     "compare": {"core", "explore", "finetune", "record", "render", "report", "sinks"},
     "cli": {
+        "workspace",
         "sync",
         "demo",
         "explore",
@@ -70,6 +81,7 @@ ALLOWED = {
 # Libraries that only these rooms may name.
 ONLY_IN = {
     "wandb": {"sinks/wandb.py"},
+    "wandb_workspaces": {"workspace/products.py"},
     "lightning": {"callbacks", "finetune", "studies", "demo.py", "explore.py", "training_help.py"},
     "pytorch_lightning": {"callbacks"},
     "matplotlib": {"render", "record/figures.py"},  # there for a type
@@ -173,7 +185,7 @@ def test_the_rule_can_fail(file: str, source: str) -> None:
 
 
 # Where a user asks for a product by its name: commands, and studies that log their runs to it.
-APPLICATIONS = ("cli.py", "compare.py", "demo.py", "explore.py", "studies/", "sync.py", "view.py")
+APPLICATIONS = ("cli.py", "compare.py", "demo.py", "explore.py", "studies/", "sync.py", "view.py", "workspace/")
 PRODUCTS = re.compile("wandb|tensorboard|mlflow", re.IGNORECASE)
 
 

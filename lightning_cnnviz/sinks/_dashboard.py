@@ -19,14 +19,25 @@ from lightning_cnnviz.render.panel import draw_panel, overview, places_evenly
 from lightning_cnnviz.report import Curve, Gallery, Number, Picture, Report, Row, Scalar, Series, Step, Table, Tile
 from lightning_cnnviz.sinks.series import Measured, Summary, key_part, measured, prefix_of
 
-__all__ = ["ByDepth", "Cells", "Content", "Encoded", "File", "Lines", "Value", "encode_report", "with_epochs"]
+__all__ = [
+    "ByDepth",
+    "Cells",
+    "Content",
+    "Encoded",
+    "File",
+    "Lines",
+    "Value",
+    "encode_report",
+    "short_key",
+    "with_epochs",
+]
 
 _LAYERS = 8  # layers that stand for all as pictures
 _PICTURES = 8  # of a set that is about no layer
 _TABLE_ROWS = 500
 _POINTS = 20  # of a line
 _CHART_ROWS = 300
-_LONGEST = 90  # letters of a key: files and artifacts are named after it, and the names of these have at most 128
+_LONGEST = 90  # letters of a key: files are named after it
 _CAPTION = 160  # letters
 _BY_LAYER = ("top_patches", "deconvnet")  # each layer has a picture of its own; of other views all layers share one
 _NETWORK = "(network)"
@@ -126,7 +137,7 @@ def encode_report(report: Report, step: Step) -> Encoded:
     items: dict[str, Content] = {}
     legend: dict[str, str] = {}
     for key, content, text in (*_numbers(report, step, prefix), *_curves(report), *_tables(report), *_sheets(report)):
-        key = _short(key if key.startswith(f"{prefix}/") else f"{prefix}/{key}")
+        key = short_key(key if key.startswith(f"{prefix}/") else f"{prefix}/{key}", _LONGEST)
         while key in items:  # a curve may be called like a gallery
             key = f"{key}_{_kind(content)}"
         items[key] = content
@@ -146,6 +157,13 @@ def with_epochs(looks: Sequence[ByDepth]) -> Lines:
         points = [(float(x), y) for x, y in enumerate(look.values, start=1) if math.isfinite(y)]
         lines[f"epoch {look.epoch}"] = (tuple(x for x, _ in points), tuple(y for _, y in points))
     return Lines(title=looks[-1].title, x_label=_DEPTH, lines=lines)
+
+
+def short_key(key: str, most: int) -> str:
+    """Return a key that is not longer than so many letters: the beginning, and what tells it from others."""
+    if len(key) <= most:
+        return key
+    return f"{key[: max(most - 9, 0)]}_{hashlib.blake2b(key.encode(), digest_size=4).hexdigest()}"
 
 
 _Found: TypeAlias = "tuple[str, Content, str]"
@@ -323,13 +341,6 @@ def _files(pictures: Sequence[tuple[Tensor, str]]) -> tuple[File, ...]:
         whole[:, : pixels.shape[1], : pixels.shape[2]] = pixels
         padded.append(_file(whole, caption))
     return tuple(padded)
-
-
-def _short(key: str) -> str:
-    """A key that is not too long: the beginning, and what tells it from others."""
-    if len(key) <= _LONGEST:
-        return key
-    return f"{key[: _LONGEST - 9]}_{hashlib.blake2b(key.encode(), digest_size=4).hexdigest()}"
 
 
 def _kind(content: Content) -> str:

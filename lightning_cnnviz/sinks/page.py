@@ -8,7 +8,7 @@ import re
 import secrets
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from lightning_cnnviz.files import check_writable, write_file
+from lightning_cnnviz.render.how_to_read import HOW_TO_READ
 from lightning_cnnviz.report import Item, Report, Scalar, Step, Table
 from lightning_cnnviz.sinks._page_folder import PageFolder
 from lightning_cnnviz.sinks._page_items import (
@@ -283,5 +284,7 @@ def _page(content: str = "") -> str:
     environment.filters["sha256"] = lambda text: base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
     style, *scripts = (loader.get_source(environment, name)[0] for name in ("page.css", *_SCRIPTS))
     template = environment.get_template("page.html.jinja")
-    scripts.insert(1, content)  # after what takes it, before what shows it
+    help_texts = to_json({view: asdict(text) for view, text in HOW_TO_READ.items()})
+    scripts.insert(0, f"const HELP = {help_texts};")
+    scripts.insert(2, content)  # after what takes it, before what shows it
     return template.render(style=style, script="\n".join(scripts), format=_FORMAT, loads=not content)

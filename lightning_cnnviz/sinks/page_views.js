@@ -1,24 +1,9 @@
 // --- the views of one layer, or of the whole network ---
-const HELP = {
-  top_patches: ["The image regions that drive each feature map most.", "For every channel, the images with its strongest activation over the whole data set, each cut to the receptive field of the unit that was strongest.", "What the channel does on images that are not there, or why: look at the projection for that. Few images a class bound the purity.", "Zeiler & Fergus 2013, section 4, Fig. 2"],
-  deconvnet: ["What in a patch the unit answers to.", "The unit's activation is passed back to pixels through the transposed filters, with the switches of the max pooling that were recorded on the way up.", "It is no gradient and no heat map of importance: it shows structure that this unit's path would pass on. Each picture has a scale of its own.", "Zeiler & Fergus 2013, section 2.1 and Fig. 2"],
-  filters: ["The weights themselves.", "Each kernel on one scale a layer, mid-gray is zero; kernels of three channels in color.", "In deeper layers, what a weight means depends on the channel that it reads.", "Zeiler & Fergus 2013, section 4.1 and Fig. 6"],
-  activation_maps: ["Where on an image each channel is active.", "The feature maps of a few fixed images, the strongest first, on one scale a row.", "Nothing about other images.", "Zeiler & Fergus 2013, section 3"],
-  layer_probe: ["How well a simple classifier does on the features of each layer.", "A linear SVM or softmax is trained on the features, and tested on images it has not seen.", "That the network uses what the probe finds.", "Zeiler & Fergus 2013, section 5.3, Table 7"],
-  online_probe: ["How well a linear classifier does on each layer while the network learns.", "It is trained beside the network, without touching it.", "Its accuracy lags behind that of a probe that is trained to the end.", "Alain & Bengio 2016"],
-  invariance: ["How features and scores change as images are shifted, scaled and rotated.", "The distance of the features from those of the untouched image, and the probability of the class.", "Invariance to other changes.", "Zeiler & Fergus 2013, section 4.1 and Fig. 5"],
-  occlusion: ["Which parts of an image the score depends on.", "A gray square is moved over the image; the maps show the score at each of its places.", "Parts that stand in for each other: covering one alone changes little.", "Zeiler & Fergus 2013, section 4.2 and Fig. 7"],
-  attribution: ["Which pixels speak for the class.", "Gradients of the score at the pixels, or a method that builds on them.", "They depend on the method, and noise looks like structure.", "Selvaraju et al. 2017; Sundararajan et al. 2017"],
-  maximization: ["What the network itself would draw for a unit or a class.", "An image is climbed by gradient ascent, under small transforms that keep it stable.", "It is one of many optima, and far from real images.", "Erhan et al. 2009; Olah et al. 2017"],
-  correlation: ["Which channels of a layer say the same.", "Pearson's correlation of the channels' means over the images, clustered.", "Channels that agree on the mean may differ in place.", ""],
-  layer_table: ["What the network is made of.", "Measured from one pass: sizes, parameters, multiply-adds and receptive fields that no border cuts off.", "How much of a receptive field matters: mostly its middle.", ""],
-  comparison: ["What has become of each unit.", "Correlation and CKA of the activations of two networks on the same images, with one-to-one matching.", "Whether they compute it alike.", "Kornblith et al. 2019"],
-};
 function helpFor(source) {
   const help = HELP[source.split("/")[0]];
   if (!help) return null;
-  const [what, made, not, paper] = help;
-  return h("details", { class: "help" }, h("summary", {}, `How to read this: ${source.split("/")[0].replaceAll("_", " ")}`), h("dl", {}, h("dt", {}, "What"), h("dd", {}, what), h("dt", {}, "How it is made"), h("dd", {}, made), h("dt", {}, "What it cannot tell"), h("dd", {}, not), paper ? h("dt", {}, "Paper") : null, paper ? h("dd", {}, paper) : null));
+  const { what, made, cannot, paper } = help;
+  return h("details", { class: "help" }, h("summary", {}, `How to read this: ${source.split("/")[0].replaceAll("_", " ")}`), h("dl", {}, h("dt", {}, "What"), h("dd", {}, what), h("dt", {}, "How it is made"), h("dd", {}, made), h("dt", {}, "What it cannot tell"), h("dd", {}, cannot), paper ? h("dt", {}, "Paper") : null, paper ? h("dd", {}, paper) : null));
 }
 const isAbout = (item, layer) => item.layer === (layer ?? "");
 const tabsOf = (place, layer) => place.views.filter(({ look }) => itemsOf(look).some((item) => isAbout(item, layer)) || look.scalars.some((scalar) => isAbout(scalar, layer)));

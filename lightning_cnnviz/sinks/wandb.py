@@ -15,7 +15,17 @@ from typing import Any, ClassVar, Literal
 from PIL import Image
 
 from lightning_cnnviz.report import Number, Report, Step
-from lightning_cnnviz.sinks._dashboard import ByDepth, Cells, Encoded, File, Lines, Value, encode_report, with_epochs
+from lightning_cnnviz.sinks._dashboard import (
+    ByDepth,
+    Cells,
+    Encoded,
+    File,
+    Lines,
+    Value,
+    encode_report,
+    short_key,
+    with_epochs,
+)
 from lightning_cnnviz.sinks._handover import Handover
 from lightning_cnnviz.sinks.base import Sink
 from lightning_cnnviz.sinks.series import key_part
@@ -27,6 +37,7 @@ log = logging.getLogger("lightning_cnnviz")
 _ACCOUNT = "sent-to-wandb.jsonl"
 _AXIS = "cnnviz/epoch"
 _LEGEND = "cnnviz/legend"
+_LONGEST_ARTIFACT, _MARK = 128, 32  # letters of an artifact's name, and of what some versions put behind it
 
 
 class WandbSink(Sink):
@@ -144,11 +155,15 @@ Trainer(logger=WandbLogger(project=...)), or write elsewhere, for example with s
             OSError: The service does not answer, and too much waits for it already.
             RuntimeError: `open` has not been called.
         """
-        items = {key: item for content in contents for key, item in content.items.items()}
+        every = {key: item for content in contents for key, item in content.items.items()}
         self._legend |= {key: text for content in contents for key, text in content.legend.items()}
         marks = [_mark(content, step) for content in contents]
-        for run, own in self._runs().items() if items else ():
+        for run, own in self._runs().items() if every else ():
             prefix = f"{key_part(own)}/" if own else ""
+            items = {
+                _table_key(run, key, prefix) if isinstance(item, Cells | Lines | ByDepth) else key: item
+                for key, item in every.items()
+            }
             # Made anew for each run: a media object belongs to the first one that it is logged to. And made here: the
             # first ones take seconds to load what they need, which is no fault of the service.
             static = {f"{prefix}{key}": item.value for key, item in items.items() if _is_static(item)}
@@ -156,14 +171,16 @@ Trainer(logger=WandbLogger(project=...)), or write elsewhere, for example with s
             summaries = {f"{prefix}{key}": item.summary for key, item in items.items() if isinstance(item, Value)}
             known = self._known.setdefault(_name_of(run), set())
             if not media.keys() <= known:
-                media[f"{prefix}{_LEGEND}"] = _table(("key", "what it shows"), sorted(self._legend.items()))
+                media[f"{prefix}{_table_key(run, _LEGEND, prefix)}"] = _table(
+                    ("key", "what it shows"), sorted(self._legend.items())
+                )
             epoch, global_step = step.row
             row = {_epoch_of(own): epoch, "trainer/global_step": global_step, _AXIS: step.epoch, **media}
             lightnings = (_epoch_of(own), "trainer/global_step")
             fresh = {key: summaries.get(key) for key in row if key not in known and key not in lightnings}
             self._handover.put(partial(self._log, run, row, fresh, static, marks))
             known |= set(row)
-        self._newest = step if items else self._newest
+        self._newest = step if every else self._newest
 
     def finish(self) -> None:
         """Upload the record."""
@@ -276,6 +293,11 @@ def _wait_for(run: Any) -> None:
 
 def _name_of(run: Any) -> str:
     return str(getattr(run, "id", ""))
+
+
+def _table_key(run: Any, key: str, prefix: str) -> str:
+    """A key so short that the artifact which W&B names after it, its prefix and the run has a valid name."""
+    return short_key(key, _LONGEST_ARTIFACT - len(f"run-{_name_of(run)}-{prefix}_table-") - _MARK)
 
 
 def _epoch_of(prefix: str) -> str:

@@ -163,6 +163,20 @@ def test_a_run_takes_names_of_any_kind(inside: Path) -> None:
     assert sum("nrows" in value for value in row.values() if isinstance(value, dict)) == len(names) + 1
 
 
+@pytest.mark.parametrize("prefix", ["", "of a team's own"])
+def test_keys_of_tables_leave_room_for_a_long_name_of_the_run(prefix: str, inside: Path) -> None:
+    options: dict[str, Any] = {"id": "r" * 64, "prefix": prefix}
+    logger = pytest.importorskip(PACKAGES[0]).WandbLogger(project="test", save_dir=inside, offline=True, **options)
+    sink = WandbSink()
+    sink.open([logger], inside)
+    names = ["what is measured of layers", "what is measured of images"]
+    items = tuple(Table(name, (name,), ((name,),)) for name in names)
+    sink.write(Report("top_patches", title="Patches", items=items), Step(epoch=1, global_step=10))
+    logger.experiment.finish()
+    (row,) = read_offline_run(inside)
+    assert len([key for key, value in row.items() if isinstance(value, dict) and "nrows" in value]) == len(names) + 1
+
+
 @pytest.mark.parametrize("package", PACKAGES)
 def test_a_disabled_run_works(package: str, inside: Path) -> None:
     import wandb

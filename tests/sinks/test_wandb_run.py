@@ -17,11 +17,12 @@ from sinks.offline_run import (
 )
 from sinks.whole_run import figures, fit, small_network
 from torchvision import models
+from workspace.documented import documented_keys
 
 from lightning_cnnviz.report import Report, Scalar, Step
 from lightning_cnnviz.sinks.wandb import WandbSink
-
-DOCS = Path(__file__).parents[2] / "docs" / "wandb.md"
+from lightning_cnnviz.workspace.products import CHART, CHART_FIELDS
+from lightning_cnnviz.workspace.sections import SECTIONS
 
 
 @pytest.fixture
@@ -36,14 +37,10 @@ def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     wandb.teardown()
 
 
-def documented() -> set[str]:
-    return set(re.findall(r"^\| `([^`]+)` \|", DOCS.read_text(), flags=re.MULTILINE))
-
-
 def test_a_run_with_every_monitor_has_the_documented_keys(inside: Path) -> None:
     fit(small_network(), inside, side=24).logger.experiment.finish()
     found = figures(inside)
-    assert {key.removesuffix("_table") for key in found.keys} == documented()
+    assert {key.removesuffix("_table") for key in found.keys} == documented_keys().keys()
     assert all(re.fullmatch(r"[_a-zA-Z0-9/]+", key) for key in found.keys)
     assert len(found.keys) < 60
 
@@ -64,6 +61,17 @@ def test_a_run_with_every_monitor_has_the_documented_keys(inside: Path) -> None:
     facts = config["cnnviz/TopPatchesMonitor"]
     assert facts["looked at"]["layers"] == ["network.0", "network.3"]
     assert {"torch", "lightning_cnnviz"} <= set(facts["versions"])
+    # What the workspace's panels ask for is there, and charts are drawn as this wandb has it.
+    studies = documented_keys(studies=True)
+    panels = [panel for section in SECTIONS for panel in section.panels if not {*panel.keys} & studies.keys()]
+    assert {key for panel in panels for key in panel.keys} == documented_keys().keys() - {"cnnviz/epoch"}
+    charts = [panel for panel in panels if panel.kind == "chart"]
+    assert {f"{panel.keys[0]}_table" for panel in charts} <= found.keys
+    for panel in charts:
+        drawn = config[f"_wandb/visualize/{panel.keys[0]}"]["panel_config"]
+        assert (drawn["panelDefId"], drawn["fieldSettings"]) == (CHART, CHART_FIELDS)
+        assert drawn["stringSettings"]["xname"] == panel.x
+
     records = [files for files in read_offline_artifacts(inside) if any("looks" in path for path in files)]
     assert len(records) == 1
 
