@@ -135,6 +135,7 @@ class Picture:
         pixels: `(3, H, W)` uint8.
         caption: One line that says what is to be seen.
         layer: The layer that it is about; "" for none.
+        plain: The same without words, `(3, H, W)` uint8, for where it stands small among others; None for itself.
     """
 
     name: str
@@ -142,9 +143,11 @@ class Picture:
     _: KW_ONLY
     caption: str = ""
     layer: str = ""
+    plain: Tensor | None = None
 
     def __post_init__(self) -> None:
-        _check_pixels(self.pixels, f"Picture '{self.name}'")
+        for pixels in (self.pixels, *([] if self.plain is None else [self.plain])):
+            _check_pixels(pixels, f"Picture '{self.name}'")
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from lightning_cnnviz.core.images.correlation import ChannelCorrelation
@@ -47,7 +48,8 @@ def correlation_report(results: Sequence[ChannelCorrelation]) -> Report:
     """
     items: list[Item] = []
     for layer in results:
-        items.append(Picture(layer.layer, _drawn(layer), caption=_caption(layer), layer=layer.layer))
+        drawn, plain = _drawn(layer), _plain(layer)
+        items.append(Picture(layer.layer, drawn, caption=_caption(layer), layer=layer.layer, plain=plain))
         items += correlation_scalars([layer])
     items.append(_pairs(results))
     facts = tuple(LayerFacts(layer=layer.layer, neighbors=_neighbors(layer)) for layer in results)
@@ -150,6 +152,17 @@ def _drawn(layer: ChannelCorrelation) -> Tensor:
         axes.set_title(f"{name}: {channels} channels, {redundant}", loc="left", fontsize=12, fontweight="bold")
         fit_square(figure, axes, side)
         return figure_pixels(figure)
+
+
+def _plain(layer: ChannelCorrelation) -> Tensor:
+    """The matrix alone, `(3, H, W)` uint8, a pixel a cell; constant channels gray."""
+    from matplotlib import colormaps
+    from matplotlib.colors import to_rgb
+
+    cells = _cells(layer)
+    colors = colormaps["RdBu_r"]((np.nan_to_num(cells) + 1) / 2)[..., :3]
+    colors[np.isnan(cells)] = to_rgb(_CONSTANT_COLOR)
+    return torch.from_numpy(colors).mul(255).round().to(torch.uint8).permute(2, 0, 1).contiguous()
 
 
 def _step(channels: int) -> int:

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "COLORS",
+    "LEAST_FONT",
     "PENCIL",
+    "PICTURE_WIDTH",
     "class_color",
     "class_label",
     "figure_pixels",
@@ -42,6 +44,9 @@ __all__ = [
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 PENCIL = "#606060"
 _DASHES = ("-", "--", ":", "-.")
+PICTURE_WIDTH, LEAST_FONT = 7.27, 10.5
+"""Inches and points of figures of several panels: at half their width, 400 pixels, letters still have 8."""
+
 _DPI = 110
 _MARGIN = 0.12  # inches
 # Above and below zero: bright enough to be seen on a dark image.
@@ -153,7 +158,7 @@ def show_pixels(axes: Axes, pixels: Tensor, title: str = "") -> None:
     axes.imshow(pixels.permute(1, 2, 0).cpu().numpy(), extent=(0, width, height, 0), interpolation="antialiased")
     axes.set_axis_off()
     if title:
-        axes.set_title(title, fontsize=10, loc="left")
+        axes.set_title(title, fontsize=LEAST_FONT, loc="left")
 
 
 def class_label(names: Sequence[str] | None, number: int, length: int = 28) -> str:

@@ -14,10 +14,13 @@ from lightning_cnnviz.core.images.transforms import PixelScale, TransformSpec, r
 from lightning_cnnviz.core.network.hooks import keep_random_state
 from lightning_cnnviz.render.display import Display
 from lightning_cnnviz.render.figures import (
+    LEAST_FONT,
+    PICTURE_WIDTH,
     figure_pixels,
     line_style,
     new_figure,
     scores_note,
+    shorten,
     show_pixels,
     target_label,
     task_notes,
@@ -52,7 +55,7 @@ _KIND_LABELS = {
 # More layers go to a picture of their own.
 _LAYERS_SHOWN = 3
 # In inches.
-_HEIGHT, _EXAMPLES_WIDTH, _PANEL_WIDTH, _TITLE = 7.0, 7.4, 3.1, 0.2
+_HEIGHT, _EXAMPLES_WIDTH, _TITLE = 7.4, 4.3, 0.24
 # Between examples, as a fraction of their distance.
 _GAP = 0.04
 
@@ -93,7 +96,7 @@ def invariance_report(
     class_names: Sequence[str] | None = None,
     notes: Sequence[str] = (),
 ) -> Report:
-    """Draw each transform as one picture: examples on the left, then distances at each layer, then the probability.
+    """Draw each transform as examples with the probability beside them, and as distances at each layer.
 
     Args:
         curves: What was measured.
@@ -103,11 +106,13 @@ def invariance_report(
     """
     items: list[Item] = []
     for sweep in curves.sweeps:
+        drawn = _draw_scores(curves, sweep, examples.get(sweep.transform, ()), class_names)
+        items.append(Picture(sweep.transform, drawn, caption=_caption(curves, sweep)))
         for start in range(0, len(curves.layers), _LAYERS_SHOWN):
             layers = list(range(start, min(start + _LAYERS_SHOWN, len(curves.layers))))
-            name = sweep.transform if start == 0 else f"{sweep.transform}/from {curves.layers[start]}"
-            pixels = _draw(curves, sweep, layers, examples.get(sweep.transform, ()), class_names)
-            items.append(Picture(name, pixels, caption=_caption(curves, sweep)))
+            name = f"{sweep.transform}/distances" + (f" from {curves.layers[start]}" if start else "")
+            caption = f"{sweep.label}: distance of features by layer, a line an image"
+            items.append(Picture(name, _draw_distances(curves, sweep, layers), caption=caption))
         items += _sweep_scalars(curves, sweep)
     explained: tuple[str, ...] = (
         "f are the features of the image as it is, g those of its transformed copy; distances are Euclidean, as they "
@@ -146,7 +151,7 @@ def _caption(curves: InvarianceCurves, sweep: Sweep) -> str:
     if lost:
         right_ones = f"; the scores of {lost} of {len(untouched)} images are not finite"
     followed = f"probability of the {untouched.target_name}" if untouched.task.has_classes else untouched.target_name
-    return f"{sweep.label}: distance of features by layer, and {followed}{right_ones}"
+    return f"{sweep.label}: {followed}, a line an image{right_ones}"
 
 
 def invariance_scalars(curves: InvarianceCurves) -> list[Scalar]:
@@ -172,34 +177,41 @@ def _sweep_scalars(curves: InvarianceCurves, sweep: Sweep) -> list[Scalar]:
     return items
 
 
-def _draw(
+def _draw_scores(
     curves: InvarianceCurves,
     sweep: Sweep,
-    layers: Sequence[int],
     examples: Sequence[Sequence[Tensor]],
     class_names: Sequence[str] | None,
 ) -> Tensor:
-    labels = [target_label(curves.untouched, number, class_names) for number in range(len(curves.untouched))]
-    width = _PANEL_WIDTH * (len(layers) + 1)
-    with new_figure(_EXAMPLES_WIDTH + width, _HEIGHT) as figure:
-        halves: Any = figure.subfigures(1, 2, width_ratios=(_EXAMPLES_WIDTH, width))
+    """Examples on the left; beside them the probability, and the name of each line."""
+    labels = [target_label(curves.untouched, number, class_names, 22) for number in range(len(curves.untouched))]
+    with new_figure(PICTURE_WIDTH, _HEIGHT) as figure:
+        halves: Any = figure.subfigures(1, 2, width_ratios=(_EXAMPLES_WIDTH, PICTURE_WIDTH - _EXAMPLES_WIDTH))
         left, right = halves
         _draw_examples(left, sweep, examples[:EXAMPLE_IMAGES], labels)
-        panels = right.subplots(len(_KINDS), len(layers) + 1, sharex=True, squeeze=False)
+        above, below = right.subplots(2, 1, height_ratios=(2.2, _HEIGHT - 2.2))
+        _draw_probability(above, curves, sweep)
+        _draw_legend(below, curves, sweep, labels)
+        return figure_pixels(figure)
+
+
+def _draw_distances(curves: InvarianceCurves, sweep: Sweep, layers: Sequence[int]) -> Tensor:
+    """A column a layer, a row a kind of distance."""
+    with new_figure(PICTURE_WIDTH, _HEIGHT) as figure:
+        columns = min(_LAYERS_SHOWN, len(curves.layers))
+        panels = figure.subplots(len(_KINDS), columns, sharex=True, squeeze=False)
         for row, kind in enumerate(_KINDS):
             for column, layer in enumerate(layers):
                 axes = panels[row, column]
                 _draw_lines(axes, sweep.values, sweep.distances(kind)[layer])
-                axes.set_ylabel(_KIND_LABELS[kind], fontsize=9)
+                if column == 0:
+                    axes.set_ylabel(_KIND_LABELS[kind], fontsize=LEAST_FONT)
                 if row == 0:
-                    axes.set_title(curves.layers[layer], loc="left", fontsize=11, fontweight="bold")
+                    axes.set_title(shorten(curves.layers[layer], 20), loc="left", fontsize=11, fontweight="bold")
                 if row == len(_KINDS) - 1:
-                    axes.set_xlabel(sweep.label, fontsize=9)
-        _draw_probability(panels[0, -1], curves, sweep)
-        for axes in panels[1:, -1]:
-            axes.remove()
-        legend = right.add_subplot(panels[0, -1].get_gridspec()[1:, -1])
-        _draw_legend(legend, curves, sweep, labels)
+                    axes.set_xlabel(sweep.label, fontsize=LEAST_FONT)
+            for axes in panels[row, len(layers) :]:
+                axes.set_axis_off()
         return figure_pixels(figure)
 
 
@@ -208,7 +220,8 @@ def _draw_lines(axes: Axes, values: Tensor, lines: Tensor) -> None:
         axes.plot(values.numpy(), line.numpy(), linewidth=1.7, **line_style(number))
     axes.set_xlim(float(values[0]), float(values[-1]))
     axes.set_ylim(bottom=0)
-    axes.tick_params(labelsize=8, labelbottom=True)
+    axes.tick_params(labelsize=LEAST_FONT, labelbottom=True)
+    axes.locator_params(nbins=4)
 
 
 def _draw_probability(axes: Axes, curves: InvarianceCurves, sweep: Sweep) -> None:
@@ -218,8 +231,8 @@ def _draw_probability(axes: Axes, curves: InvarianceCurves, sweep: Sweep) -> Non
     else:
         axes.relim()
         axes.autoscale(axis="y")
-    axes.set_ylabel("probability" if curves.untouched.task.has_classes else "value", fontsize=9)
-    axes.set_xlabel(sweep.label, fontsize=9)
+    axes.set_ylabel("probability" if curves.untouched.task.has_classes else "value", fontsize=LEAST_FONT)
+    axes.set_xlabel(sweep.label, fontsize=LEAST_FONT)
     axes.set_title(curves.untouched.quantity, loc="left", fontsize=11, fontweight="bold")
 
 
@@ -244,10 +257,11 @@ def _draw_legend(axes: Axes, curves: InvarianceCurves, sweep: Sweep, labels: Seq
         texts[:shown],
         title=f"image's {curves.untouched.target_name}{more}",
         loc="upper left",
-        bbox_to_anchor=(-0.1, 0.92),
+        bbox_to_anchor=(-0.2, 1),
         alignment="left",
         frameon=False,
-        fontsize=9,
+        fontsize=LEAST_FONT,
+        title_fontsize=LEAST_FONT,
     )
 
 
@@ -274,13 +288,13 @@ def _draw_examples(
     for row, label in enumerate(labels[:rows]):
         above = top - row * (top - bottom) / rows - _TITLE + 0.03
         color = line_style(row)["color"]
-        figure.text(left / _EXAMPLES_WIDTH, above / _HEIGHT, label, va="bottom", fontsize=9, color=color)
+        figure.text(left / _EXAMPLES_WIDTH, above / _HEIGHT, label, va="bottom", fontsize=LEAST_FONT, color=color)
     for column, place in enumerate(examples_at(sweep.values)):
         middle = (left + column * pitch + width / 2) / _EXAMPLES_WIDTH
         value = f"{float(sweep.values[place]):.3g}"
-        figure.text(middle, (bottom - 0.05) / _HEIGHT, value, ha="center", va="top", fontsize=9)
+        figure.text(middle, (bottom - 0.05) / _HEIGHT, value, ha="center", va="top", fontsize=LEAST_FONT)
     middle = (left + (columns - 1) * pitch / 2 + width / 2) / _EXAMPLES_WIDTH
-    figure.text(middle, (bottom - 0.28) / _HEIGHT, sweep.label, ha="center", va="top", fontsize=9)
+    figure.text(middle, (bottom - 0.3) / _HEIGHT, sweep.label, ha="center", va="top", fontsize=LEAST_FONT)
 
 
 def _strip(copies: Sequence[Tensor], title: float) -> tuple[Tensor, Tensor]:

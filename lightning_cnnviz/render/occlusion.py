@@ -13,6 +13,8 @@ from torch import Tensor
 
 from lightning_cnnviz.core.images.occlusion import OcclusionMaps
 from lightning_cnnviz.render.figures import (
+    LEAST_FONT,
+    PICTURE_WIDTH,
     class_color,
     class_label,
     figure_pixels,
@@ -32,7 +34,6 @@ if TYPE_CHECKING:
 
 __all__ = ["occlusion_report", "occlusion_scalars"]
 
-_PANELS = 5
 # So many classes have a color of their own in the maps of the most probable class.
 _CLASSES_SHOWN = 7
 
@@ -152,13 +153,14 @@ def _draw(
     untouched = result.untouched
     target = target_label(untouched, number, class_names)
     gray = image.float().mean(0, keepdim=True).expand(3, -1, -1).mul(0.6).add(95).to(torch.uint8)
-    with new_figure(3.1 * _PANELS + 2.0, 2.8 * height / width + 0.7) as figure:
-        panels: Sequence[Any] = figure.subplots(1, _PANELS, gridspec_kw={"wspace": 0.06})
+    lines = 3 if untouched.task.has_classes else 2
+    with new_figure(PICTURE_WIDTH, lines * (2.9 * height / width + 0.6)) as figure:
+        panels: Any = figure.subplots(lines, 2).flatten()
         show_pixels(panels[0], _with_occluder(image, result, fill), f"image {index}\n{target}")
         _frame(panels[0], result)
         channel, start = int(result.channels[number]), float(result.untouched_activations[number])
         title = f"activation of map {channel}" if channel >= 0 else "activation of no map"
-        title += f"\n{shorten(result.layer, 24)}, {_untouched(start)}"
+        title += f"\n{shorten(result.layer, 16)}, {_untouched(start)}"
         _heat(panels[1], gray, result, result.activations[number], title, start, limits=(0, start))
         _draw_projection(panels[2], result, number, channel)
         p = float(untouched.probabilities[number])
@@ -166,9 +168,8 @@ def _draw(
         limits = (0, 1) if untouched.task.has_classes else (p, p)
         _heat(panels[3], gray, result, result.probabilities[number], title, p, limits=limits)
         if untouched.task.has_classes:
-            _classes(panels[4], gray, result, number, class_names, colors)
-        else:
-            panels[4].set_axis_off()
+            panels[5].set_axis_off()
+            _classes(panels[4], panels[5], gray, result, number, class_names, colors)
         return figure_pixels(figure)
 
 
@@ -204,8 +205,8 @@ def _draw_projection(axes: Axes, result: OcclusionMaps, number: int, channel: in
         )
         return
     axes.set_axis_off()
-    axes.set_title("no projection\n", fontsize=10, loc="left")
-    axes.text(0, 0.95, "\n".join(textwrap.wrap(result.unprojected, 36)[:8]), va="top", fontsize=8)
+    axes.set_title("no projection\n", fontsize=LEAST_FONT, loc="left")
+    axes.text(0, 0.95, "\n".join(textwrap.wrap(result.unprojected, 34)[:8]), va="top", fontsize=LEAST_FONT)
 
 
 def _extent(result: OcclusionMaps) -> tuple[float, float, float, float]:
@@ -254,7 +255,7 @@ def _heat(
     bar = axes.figure.colorbar(drawn, ax=axes, fraction=0.046, pad=0.02)
     ticks = [low + (high - low) * part / 4 for part in range(5)]
     bar.set_ticks(ticks, labels=[brief(tick) for tick in ticks])
-    bar.ax.tick_params(labelsize=8)
+    bar.ax.tick_params(labelsize=LEAST_FONT)
     bar.ax.axhline(start, color="white", linewidth=4)
     bar.ax.axhline(start, color="black", linewidth=2)
     outline: Any = bar.outline
@@ -280,13 +281,14 @@ def _class_colors(result: OcclusionMaps) -> dict[int, tuple[float, float, float]
 
 def _classes(
     axes: Axes,
+    beside: Axes,
     gray: Tensor,
     result: OcclusionMaps,
     number: int,
     class_names: Sequence[str] | None,
     colors: Mapping[int, tuple[float, float, float]],
 ) -> None:
-    """Color each position by its most probable class; those that have no color of their own are white."""
+    """Color each position by its most probable class, which are named beside it; those without a color are white."""
     from matplotlib.patches import Patch
 
     show_pixels(axes, gray, "most probable class\nby position of the occluder")
@@ -313,7 +315,7 @@ def _classes(
     axes.imshow(drawn.numpy(), extent=_extent(result), alpha=0.6, interpolation="nearest")
     axes.set_xlim(0, width)
     axes.set_ylim(height, 0)
-    legend = axes.legend(handles=patches, loc="upper left", bbox_to_anchor=(1.02, 1), frameon=False, fontsize=8)
+    legend = beside.legend(handles=patches, loc="upper left", bbox_to_anchor=(0, 1), frameon=False, fontsize=LEAST_FONT)
     for patch in legend.get_patches():
         patch.set_edgecolor("#606060")
         patch.set_alpha(0.75)

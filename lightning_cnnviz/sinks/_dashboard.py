@@ -294,7 +294,7 @@ def _sheets(report: Report) -> Iterator[_Found]:
     pictures = [item for item in report.items if isinstance(item, Picture)]
     for item in report.items:
         if isinstance(item, Picture) and item.layer:
-            tile = Tile(item.pixels)
+            tile = Tile(item.pixels if item.plain is None else item.plain)
             gallery = Gallery(
                 item.layer, (Row(item.layer, (tile,), channel=0),), caption=item.caption, layer=item.layer
             )

@@ -57,7 +57,9 @@ def test_needs_no_argument() -> None:
     fit(InvarianceMonitor(sinks=[sink], on_error="raise"), max_epochs=1)
     ((step, report),) = sink.reports
     assert step.epoch == 1
-    assert [item.name for item in report.items if isinstance(item, Picture)] == ["translation", "scale", "rotation"]
+    transforms = ["translation", "scale", "rotation"]
+    named = [item.name for item in report.items if isinstance(item, Picture)]
+    assert named == [name for each in transforms for name in (each, f"{each}/distances")]
     names = {item.name for item in report.items if isinstance(item, Scalar)}
     expected = {"features.0/area_raw", "input of head/area_unit", "p_true/area", "p_true/half_width"}
     assert {f"rotation/{name}" for name in expected} <= names

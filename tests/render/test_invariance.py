@@ -44,12 +44,12 @@ def examples(count: int, size: int = 20) -> dict[str, list[list[Tensor]]]:
     }
 
 
-def test_one_picture_a_transform_with_a_line_an_image() -> None:
+def test_two_pictures_a_transform_with_a_line_an_image() -> None:
     report = invariance_report(curves(), examples(3), class_names=["hen", "cock", "jay", "kite"], notes=("A note.",))
     assert report.view == "invariance"
-    assert list(pictures(report)) == ["shift"]
+    assert list(pictures(report)) == ["shift", "shift/distances"]
     picture = pictures(report)["shift"]
-    assert picture.caption.startswith("shift, pixels: distance of features by layer, and probability of the true class")
+    assert picture.caption.startswith("shift, pixels: probability of the true class, a line an image")
     assert "0 of 3 images classified correctly" in picture.caption
     for number in range(3):
         assert has_color(picture.pixels, class_color(number))
@@ -73,7 +73,7 @@ def test_without_labels_it_is_the_class_that_was_found() -> None:
     report = invariance_report(replace(curves(), untouched=classified(3, labeled=False)), {})
     assert "shift/p_predicted/area" in scalars(report)
     caption = pictures(report)["shift"].caption
-    assert caption.endswith("probability of the predicted class")
+    assert caption.endswith("probability of the predicted class, a line an image")
 
 
 def test_an_image_without_features_does_not_hide_the_others() -> None:
@@ -97,7 +97,12 @@ def test_any_number_of_images_can_be_drawn(count: int) -> None:
 
 def test_further_layers_go_to_pictures_of_their_own() -> None:
     report = invariance_report(curves(layers=7), examples(3))
-    assert list(pictures(report)) == ["shift", "shift/from layer3", "shift/from layer6"]
+    assert list(pictures(report)) == [
+        "shift",
+        "shift/distances",
+        "shift/distances from layer3",
+        "shift/distances from layer6",
+    ]
 
 
 @pytest.mark.parametrize(("count", "expected"), [(2, [0, 1]), (5, [0, 1, 2, 3, 4]), (25, [0, 4, 8, 12, 16, 20, 24])])

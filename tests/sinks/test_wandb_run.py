@@ -15,6 +15,7 @@ from sinks.offline_run import (
     read_offline_config,
     read_offline_run,
 )
+from sinks.picture_letters import measured_letters
 from sinks.whole_run import figures, fit, small_network
 from torchvision import models
 from workspace.documented import documented_keys
@@ -37,9 +38,14 @@ def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     wandb.teardown()
 
 
-def test_a_run_with_every_monitor_has_the_documented_keys(inside: Path) -> None:
+def test_a_run_with_every_monitor_has_the_documented_keys(inside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    letters = measured_letters(monkeypatch)
     fit(small_network(), inside, side=24).logger.experiment.finish()
     found = figures(inside)
+
+    # All that is written on pictures can be read in a panel of 400 pixels.
+    assert {key for key, size in letters.items() if size < 8} == set()
+    assert len(letters) > 10
     assert {key.removesuffix("_table") for key in found.keys} == documented_keys().keys()
     assert all(re.fullmatch(r"[_a-zA-Z0-9/]+", key) for key in found.keys)
     assert len(found.keys) < 60
