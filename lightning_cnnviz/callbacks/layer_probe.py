@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, Literal
 
 from torch import nn
@@ -14,8 +13,10 @@ from lightning_cnnviz.callbacks._base.monitor import MonitorOptions
 from lightning_cnnviz.callbacks._base.trainer import learning_loaders, of_one_size
 from lightning_cnnviz.core.data.batches import BatchFn
 from lightning_cnnviz.core.data.distributed import rank, ranks
+from lightning_cnnviz.core.network.heads import ByHead
 from lightning_cnnviz.core.network.layers import SelectedLayer, evenly, select_layers
-from lightning_cnnviz.core.probing.plan import FeatureSets, ProbePlan
+from lightning_cnnviz.core.probing.head_plans import HeadPlans
+from lightning_cnnviz.core.probing.plan import FeatureSets
 from lightning_cnnviz.core.probing.probe import LayerProbe
 from lightning_cnnviz.core.probing.protocols import Protocol, find_protocol
 from lightning_cnnviz.record.identity import DataIdentity
@@ -27,7 +28,11 @@ LAYERS, _IMAGES = 6, 1000
 
 
 class LayerProbeMonitor(ExperimentMonitor):
-    """Shows what each layer already knows: linear classifiers on its features (Zeiler & Fergus 2013, Table 7).
+    """Shows what each layer already knows: linear probes on its features (Zeiler & Fergus 2013, Table 7).
+
+    What is told is found from the labels: one class an image; several labels, each from the rest (mean average
+    precision); values, by ridge regression (R2); of label maps the class of some pixels, from the features of the cell
+    that each lies in. Heads that have labels under their own names in the batch are told each by itself.
 
     Accuracy against depth under `layer_probe/accuracy by depth`, the table behind it under `layer_probe/accuracy`, each
     number to follow over epochs under `layer_probe/<layer>/<head>`. In fit, probes learn from the trainer's
@@ -57,8 +62,8 @@ class LayerProbeMonitor(ExperimentMonitor):
         every_n_epochs: 5 by default, where no other schedule is given; see `Monitor` for it and for other options.
 
     Raises:
-        ValueError: At set-up or before the first step: no such layer or protocol (with the closest names), no class
-            labels, multi-label data, no data; too few images of a class, where the data set tells its labels.
+        ValueError: At set-up or before the first step: no such layer or protocol (with the closest names), no labels,
+            no data; too few images of a class, where the data set tells its labels, or no one class that they are of.
     """
 
     view = "layer_probe"
@@ -100,8 +105,7 @@ class LayerProbeMonitor(ExperimentMonitor):
         self._limit = None if whole else _IMAGES if images is None else int(images)
         self._chosen: list[SelectedLayer] = []
         self._along = FeaturesAlong(self)
-        self.plan: ProbePlan | None = None
-        self._control: LayerProbe | None = None
+        self.plans: HeadPlans | None = None
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Subscribe to validation's own passes."""
@@ -113,7 +117,7 @@ class LayerProbeMonitor(ExperimentMonitor):
         """Choose the layers."""
         chosen = select_layers(network, "conv" if self.layers is None else self.layers)
         self._chosen = evenly(chosen, LAYERS) if self.layers is None else chosen
-        self.plan = self._control = None
+        self.plans = None
 
     def check_trainer(self, trainer: Any, stage: str) -> None:
         """Refuse whole maps on several ranks: files are not gathered."""
@@ -122,29 +126,24 @@ class LayerProbeMonitor(ExperimentMonitor):
 
     def dry_run(self, network: nn.Module, trainer: Any) -> None:
         """Find the data, read a few images, and draw the splits where labels are told; once a stage."""
-        if self.plan is None:
+        if self.plans is None:
             loaders = learning_loaders(trainer, self.data, self.dataloader_idx)
-            options: dict[str, Any] = {"pool": self.pool, "limit": self._limit, "batch_fn": self.batch_fn}
+            options: Any = {"pool": self.pool, "limit": self._limit, "seed": self.seed, "batch_fn": self.batch_fn}
             with trainer.precision_plugin.forward_context(), of_one_size():
-                self.plan = ProbePlan(network, self._chosen, self._protocol, *loaders, seed=self.seed, **options)
+                self.plans = HeadPlans(network, self._chosen, self._protocol, loaders, **options)
 
-    def experiment(self, network: nn.Module, progress: Progress) -> list[FeatureSets]:
-        """Read features of the network and, at the first look, of its random control."""
-        assert self.plan is not None, "the dry run comes first"
-        part = (rank(), ranks())
-        sets = [self.plan.read(network, given=self._along.features_of(network), part=part, progress=progress)]
-        if self.control is not None and self._looks == 0:
-            sets.append(self.plan.read_control(network, sets[0], seed=self.seed, part=part, progress=progress))
-        return sets
+    def experiment(self, network: nn.Module, progress: Progress) -> list[list[FeatureSets]]:
+        """Read features of the network and, at the first look, of its random control; for each head."""
+        assert self.plans is not None, "the dry run comes first"
+        control, given = self.control is not None and self._looks == 0, self._along.features_of(network)
+        return self.plans.read(network, given=given, control=control, part=(rank(), ranks()), progress=progress)
 
-    def data_of(self, result: LayerProbe) -> DataIdentity:
+    def data_of(self, result: LayerProbe | ByHead) -> DataIdentity:
         """Return how many images were learned from and tested on."""
-        return DataIdentity(images=sum(result.images))
+        one = result.results[0] if isinstance(result, ByHead) else result
+        return DataIdentity(images=sum(one.images))
 
-    def merge(self, parts: list[list[FeatureSets]]) -> LayerProbe:
+    def merge(self, parts: list[list[list[FeatureSets]]]) -> LayerProbe | ByHead:
         """Put the ranks' features together, and fit the probes."""
-        assert self.plan is not None, "the dry run comes first"
-        probes = [self.plan.fit(sets) for sets in zip(*parts, strict=True)]
-        if len(probes) > 1:
-            self._control = probes[1]
-        return replace(probes[0], control=None if self._control is None else self._control.scores)
+        assert self.plans is not None, "the dry run comes first"
+        return self.plans.fit(parts)

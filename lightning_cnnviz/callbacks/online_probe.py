@@ -1,4 +1,4 @@
-"""What each layer knows, by softmax probes that learn along with the network."""
+"""What each layer knows, by linear probes that learn along with the network."""
 
 from __future__ import annotations
 
@@ -13,24 +13,26 @@ from lightning_cnnviz.callbacks._base.first_step import abandon, in_step
 from lightning_cnnviz.callbacks._base.look import Look
 from lightning_cnnviz.callbacks._base.trainer import is_compiled, refuse_compiled
 from lightning_cnnviz.callbacks.layer_probe import LAYERS
-from lightning_cnnviz.core.data.batches import class_labels, read_batch
+from lightning_cnnviz.core.data.batches import read_batch
 from lightning_cnnviz.core.network.calling import give
 from lightning_cnnviz.core.network.layers import evenly, select_layers
 from lightning_cnnviz.core.probing.dataset import why_no_labels
 from lightning_cnnviz.core.probing.map_reader import MapReader
 from lightning_cnnviz.core.probing.online import OnlineProbes, OnlineScores
 from lightning_cnnviz.core.probing.online_passes import OnlineLearner, OnlineTest
+from lightning_cnnviz.core.probing.targets import probe_targets
 
 __all__ = ["OnlineProbeMonitor"]
 
 
 class OnlineProbeMonitor(FeedMonitor):
-    """Shows what each layer already knows, by a softmax probe a layer that learns along with the network.
+    """Shows what each layer already knows, by a linear probe a layer that learns along with the network.
 
-    Features are those of the training step's own forward pass, pooled and cut off from its graph; the probes have an
-    optimizer of their own. Their accuracies over the validation set stand under `online_probe/accuracy by depth`, and
-    to follow over epochs as `online_probe/<layer>/accuracy`. It costs a few percent of a training step; but such probes
-    trail behind a network that changes, and only come close to the best linear classifier (see `LayerProbeMonitor`).
+    It tells classes, several labels, values, or of label maps the class of some pixels, as `LayerProbeMonitor` does,
+    from features of the training step's own forward pass, pooled and cut off from its graph; the probes have an
+    optimizer of their own. Their accuracies over the validation set stand under `online_probe/accuracy by depth` (or
+    under the other measure's name), each under `online_probe/<layer>/accuracy`. It costs a few percent of a training
+    step; but such probes trail behind a network that changes.
 
     Probes learn on over epochs and, from checkpoints, over runs. Each rank's learn from its own images and are
     averaged when validation begins. Of several calls of the network in a step, the first with an image a label counts.
@@ -41,7 +43,7 @@ class OnlineProbeMonitor(FeedMonitor):
         options: See `FeedMonitor`; `data` is what probes are tested on, instead of the validation set.
 
     Raises:
-        ValueError: At set-up or in the first step: no such layer (with the closest names), no class labels, a network
+        ValueError: At set-up or in the first step: no such layer (with the closest names), no labels, a network
             that is compiled, or, outside of fit, probes that have learned nothing.
     """
 
@@ -113,7 +115,9 @@ class OnlineProbeMonitor(FeedMonitor):
         """Under which a checkpoint holds the probes: several monitors keep apart."""
         return self._generate_state_key(name=self.name, layers=self.layers, pool=self.pool, model=self.model)
 
-    # In validation: be tested.
+    def labels_of(self, labels: Tensor | None) -> Tensor | None:
+        """As probes learn them."""
+        return probe_targets(labels)
 
     def running(self, network: nn.Module, look: Look) -> OnlineTest:
         """Begin with no image, and with the same probes on every rank."""
@@ -129,11 +133,10 @@ class OnlineProbeMonitor(FeedMonitor):
 
     def _watch(self, pl_module: Any, batch: Any) -> None:
         images, labels = read_batch(batch, self.batch_fn)
-        labels = class_labels(labels)
         give(self.network_of(pl_module), batch, images)
-        if labels is None:
+        if (targets := probe_targets(labels)) is None:
             raise ValueError(why_no_labels(batch, self.batch_fn))
-        self._pass.enter_context(self._learning.batch(images, labels))
+        self._pass.enter_context(self._learning.batch(images, targets))
 
     @property
     def probes(self) -> OnlineProbes | None:

@@ -140,6 +140,7 @@ def _layer_probe(result: LayerProbe, display: Display) -> Iterator[Columns]:
                 "head": np.repeat(np.array(layer.heads, dtype=object), splits),
                 "split": np.tile(np.arange(splits), heads),
                 "accuracy": layer.accuracy.flatten().numpy(),
+                "measure": layer.measure,
                 "C": layer.C.flatten().numpy(),
                 **_tried(layer),
                 "converged": layer.converged.flatten().numpy(),
@@ -161,6 +162,7 @@ def _online_probe(result: OnlineScores, display: Display) -> Iterator[Columns]:
     yield {
         "layer": list(result.layers),
         "accuracy": result.accuracy.numpy(),
+        "measure": result.measure,
         "images": result.images,
         "classes": result.classes,
         "batches": result.batches,

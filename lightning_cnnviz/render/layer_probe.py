@@ -1,24 +1,64 @@
-"""Linear probes as a report: accuracy against depth, and the table behind it."""
+"""Linear probes as a report: accuracy, or what is measured in its place, against depth, and the table behind it."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from lightning_cnnviz.core.probing.online import OnlineScores
 from lightning_cnnviz.core.probing.probe import LayerProbe, ProbeScores
+from lightning_cnnviz.core.probing.probed import Measure
 from lightning_cnnviz.report import Curve, Item, Number, Report, Scalar, Series, Table
 
 __all__ = ["layer_probe_report", "online_probe_report"]
 
-_HEADS = {"svm": "SVM", "softmax": "softmax", "knn": "kNN"}
+_HEADS = {"svm": "SVM", "softmax": "softmax", "knn": "kNN", "logistic": "logistic regression", "ridge": "ridge"}
+
+
+class _Words(NamedTuple):
+    """How a measure is written.
+
+    Attributes:
+        name: In charts and tables.
+        unit: `" in %"`, or nothing.
+        factor: What numbers are multiplied by.
+    """
+
+    name: str
+    unit: str
+    factor: float
+
+    def shown(self, value: float) -> float | None:
+        """A number of a table; None where it is not finite."""
+        return round(self.factor * value, 2 if self.unit else 4) if math.isfinite(value) else None
+
+
+_WORDS: dict[Measure, _Words] = {
+    "accuracy": _Words("accuracy", " in %", 100),
+    "mean average precision": _Words("mean average precision", " in %", 100),
+    "R2": _Words("R2", "", 1),
+}
+
+
+_ONLINE: dict[Measure, str] = {
+    "accuracy": "softmax layer",
+    "mean average precision": "logistic layer of each label",
+    "R2": "linear layer, by least squares,",
+}
+_KINDS: dict[Measure, str] = {
+    "accuracy": "Classifiers",
+    "mean average precision": "Classifiers of each label against the rest",
+    "R2": "Ridge regression (alpha = 1 / 2C)",
+}
 
 
 def layer_probe_report(result: LayerProbe) -> Report:
     """Draw test accuracy against depth, one line a head with a band of one standard deviation over splits.
 
-    The same of a network with random weights stands beside it where there is one, and what a paper printed for the
-    protocol. Scalars are accuracies, 0 to 1; table and chart are in percent.
+    Of several labels an image it is mean average precision, of values R2. The same of a network with random weights
+    stands beside it where there is one, and what a paper printed for the protocol. Scalars are as measured, accuracies
+    0 to 1; table and chart are in percent, but for R2.
     """
     first = result.scores[0]
     items: list[Item] = [_curve(result), _table(result)]
@@ -39,35 +79,37 @@ def online_probe_report(result: OnlineScores) -> Report:
     Scalars are accuracies, 0 to 1; table and chart are in percent.
     """
     depth = tuple(float(place) for place in range(1, len(result.layers) + 1))
-    accuracy = [100 * value for value in result.accuracy.tolist()]
+    words = _WORDS[result.measure]
+    accuracy = [words.factor * value for value in result.accuracy.tolist()]
+    told = _told(result.measure, result.classes, result.pixels)
     curve = Curve(
-        "accuracy by depth",
-        (Series("softmax, learned online", x=depth, y=tuple(accuracy)), _chance(depth, result.classes)),
+        f"{words.name} by depth",
+        (Series("learned online", x=depth, y=tuple(accuracy)), _chance(depth, result)),
         x_label="layer, in order of depth",
-        y_label="accuracy in %",
-        caption=f"Learned along with the network, {result.classes} classes",
+        y_label=f"{words.name}{words.unit}",
+        caption=f"Learned along with the network, {told}",
         x_names=result.layers,
     )
-    rows = tuple((layer, round(value, 2)) for layer, value in zip(result.layers, accuracy, strict=True))
+    values = dict(zip(result.layers, result.accuracy.tolist(), strict=True))
+    rows = tuple((layer, words.shown(value)) for layer, value in values.items())
+    what = (f"{result.pixels} pixels of each of " if result.pixels else "") + f"{result.images:,} images"
     table = Table(
-        "accuracy",
-        ("layer", "accuracy in %"),
+        words.name,
+        ("layer", f"{words.name}{words.unit}"),
         rows,
-        caption=f"Accuracy over {result.images:,} images that no probe has learned from",
+        caption=f"{words.name[0].upper()}{words.name[1:]} over {what} that no probe has learned from",
     )
-    scalars = [
-        Scalar(f"{layer}/accuracy", value / 100, layer=layer)
-        for layer, value in zip(result.layers, accuracy, strict=True)
-    ]
+    scalars = [Scalar(f"{layer}/{words.name}", value, layer=layer) for layer, value in values.items()]
     notes = [
-        "Each probe is a softmax layer that learns from a layer's features as training passes by; the network learns "
-        "nothing from it.",
+        f"Each probe is a {_ONLINE[result.measure]} that learns from a layer's features as training passes by; the "
+        "network learns nothing from it.",
         f"Learned from {result.batches:,} training batches, tested on {result.images:,} images.",
     ]
     lost = [
         f"{count:,} at {layer}" for layer, count in zip(result.layers, result.left_out.tolist(), strict=True) if count
     ]
     strange = [layer for layer, value in zip(result.layers, accuracy, strict=True) if math.isnan(value)]
+    notes += _of_pixels(result.pixels)
     if strange:
         notes.insert(0, f"Not finite: features of tested images are NaN or infinite at {', '.join(strange)}.")
     if lost:
@@ -88,19 +130,24 @@ def _curve(result: LayerProbe) -> Curve:
             _series(f"{_HEADS[head]}, random weights", result.control, head, depth) for head in result.control[0].heads
         ]
     first = result.scores[0]
+    words = _WORDS[first.measure]
+    y_label = f"test {words.name}{words.unit}"
+    if first.measure == "accuracy" and first.protocol.average == "class":
+        y_label = "mean accuracy of the classes in %"
     return Curve(
-        "accuracy by depth",
-        (*series, _chance(depth, first.classes)),
+        f"{words.name} by depth",
+        (*series, _chance(depth, first)),
         x_label="layer, in order of depth",
-        y_label="mean accuracy of the classes in %" if first.protocol.average == "class" else "test accuracy in %",
+        y_label=y_label,
         caption=_learned(result),
         x_names=tuple(scores.layer for scores in result.scores),
     )
 
 
 def _series(name: str, scores: Sequence[ProbeScores], head: str, depth: tuple[float, ...]) -> Series:
-    means = [100 * one.mean(head) for one in scores]
-    spreads = [100 * one.std(head) for one in scores]
+    factor = _WORDS[scores[0].measure].factor
+    means = [factor * one.mean(head) for one in scores]
+    spreads = [factor * one.std(head) for one in scores]
     if all(math.isnan(spread) for spread in spreads):
         return Series(name, x=depth, y=tuple(means))
     low = tuple(mean - spread for mean, spread in zip(means, spreads, strict=True))
@@ -108,8 +155,27 @@ def _series(name: str, scores: Sequence[ProbeScores], head: str, depth: tuple[fl
     return Series(name, x=depth, y=tuple(means), low=low, high=high)
 
 
-def _chance(depth: tuple[float, ...], classes: int) -> Series:
-    return Series("chance", x=depth, y=(100 / classes,) * len(depth), reference=True)
+def _chance(depth: tuple[float, ...], scores: ProbeScores | OnlineScores) -> Series:
+    chance = 1 / scores.classes if scores.chance is None else scores.chance
+    return Series("chance", x=depth, y=(_WORDS[scores.measure].factor * chance,) * len(depth), reference=True)
+
+
+def _told(measure: Measure, count: int, pixels: int) -> str:
+    """What is told, in words."""
+    if measure == "R2":
+        return f"{count} value{'s' if count > 1 else ''}"
+    if measure == "mean average precision":
+        return f"{count} label{'s' if count > 1 else ''}, each from the rest"
+    return f"{count} classes of pixels" if pixels else f"{count} classes"
+
+
+def _of_pixels(pixels: int) -> list[str]:
+    if not pixels:
+        return []
+    return [
+        f"Labels are maps: the class is told of {pixels} pixels of each image, of its classes in turn, from the "
+        "features of the cell that each lies in; all pixels of an image are learned from, or none."
+    ]
 
 
 def _table(result: LayerProbe) -> Table:
@@ -126,25 +192,26 @@ def _table(result: LayerProbe) -> Table:
         if control is not None:
             row += _figures(control, result.control or ())
         rows.append(tuple(row))
-    return Table("accuracy", tuple(columns), tuple(rows), caption=f"{_learned(result)}: mean and std over splits")
+    name = _WORDS[result.scores[0].measure].name
+    return Table(name, tuple(columns), tuple(rows), caption=f"{_learned(result)}: {name}, mean and std over splits")
 
 
 def _columns(every: Sequence[ProbeScores], name: str) -> list[str]:
     """A column a head, and one for its spread where there are several splits."""
     columns = []
     for head in every[0].heads:
-        columns.append(f"{name.format(head=head)} in %")
+        columns.append(f"{name.format(head=head)}{_WORDS[every[0].measure].unit}")
         if _spreads(every, head):
             columns.append(f"std of {name.format(head=head)}")
     return columns
 
 
 def _figures(scores: ProbeScores, every: Sequence[ProbeScores]) -> list[Number | None]:
-    """The cells of `_columns`, in percent; None where something is not finite."""
+    """The cells of `_columns`; None where something is not finite."""
     values: list[float] = []
     for head in scores.heads:
         values += [scores.mean(head), scores.std(head)] if _spreads(every, head) else [scores.mean(head)]
-    return [round(100 * value, 2) if math.isfinite(value) else None for value in values]
+    return [_WORDS[scores.measure].shown(value) for value in values]
 
 
 def _spreads(every: Sequence[ProbeScores], head: str) -> bool:
@@ -164,6 +231,8 @@ def _learned(result: LayerProbe) -> str:
     many = whole if protocol.per_class is None else f"{protocol.per_class} images"
     times = f", {splits} splits" if splits > 1 else ""
     named = "Learned" if protocol.name == "custom" else f"Protocol {protocol.name}: learned"
+    if scores.measure != "accuracy" or scores.pixels:
+        return f"{named} from {whole}, {_told(scores.measure, scores.classes, scores.pixels)}{times}"
     return f"{named} from {many} of each of {scores.classes} classes{times}"
 
 
@@ -179,7 +248,7 @@ def _notes(result: LayerProbe) -> tuple[str, ...]:
         else []
     )
     notes += [
-        "Classifiers on the fixed features of a layer; C and scaling are chosen on training images alone.",
+        f"{_KINDS[first.measure]} on the fixed features of a layer; C and scaling are chosen on training images alone.",
         f"Splits {first.digest[:16]} (seed {protocol.seed}): equal numbers stand for the same images. Scaling: "
         f'"{protocol.scaling}"; C from {", ".join(f"{value:g}" for value in protocol.Cs)}.',
     ]
@@ -187,6 +256,7 @@ def _notes(result: LayerProbe) -> tuple[str, ...]:
         notes.append(f"Features of {train:,} images" + (f" to learn from and {test:,} to test on." if test else "."))
     if result.control is not None:
         notes.append("Random weights: the same network, all layers initialized anew.")
+    notes += _of_pixels(first.pixels)
     notes += [note for note in (_beyond(every), *(_at_the_end(every, head) for head in first.heads)) if note]
     slow = [scores.layer for scores in every if not bool(scores.converged.all())]
     if slow:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -149,12 +150,6 @@ def _seeded() -> LittleNet:
     return LittleNet()
 
 
-class SoftLabels(TensorDataset):
-    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
-        images, label = super().__getitem__(index)
-        return images, torch.nn.functional.one_hot(label, 4).float()
-
-
 class Soft(LittleNet):
     """Takes labels of any kind."""
 
@@ -169,11 +164,14 @@ class Soft(LittleNet):
 @pytest.mark.parametrize(
     ("data", "match"),
     [
-        (SoftLabels(*corners(20).tensors), "multi-label data is not supported"),
-        (TensorDataset(corners(20).tensors[0], torch.rand(20)), "the labels are torch.float32"),
+        (TensorDataset(corners(20).tensors[0], torch.full((20,), torch.nan)), "the labels are torch.float32"),
+        (
+            TensorDataset(corners(20).tensors[0], corners(20).tensors[0]),
+            r"the labels are torch.float32 of shape \(5, 1",
+        ),
         (corners(20).tensors[0], "needs the class of each image, but the batch has no labels"),
     ],
-    ids=["multi-label", "float", "none"],
+    ids=["none known", "images", "none"],
 )
 def test_labels_that_cannot_be_learned_are_refused_before_the_first_step(data: Any, match: str) -> None:
     monitor = LayerProbeMonitor(sinks=[MemorySink()], on_error="raise")
@@ -378,3 +376,43 @@ def test_another_stage_after_fit_draws_from_its_own_images(stage: str) -> None:
         {f"{scores.layer}/{head}": scores.mean(head) for scores in expected for head in ("svm", "softmax")}
     )
     assert expected.scores[0].digest[:16] in " ".join(report.notes)
+
+
+class Named(Dataset[dict[str, Tensor]]):
+    """Each image has a kind, and a size; nobody is told the age."""
+
+    def __init__(self, count: int, seed: int) -> None:
+        self.images, self.labels = corners(count, seed).tensors
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {"image": self.images[index], "kind": self.labels[index], "size": self.labels[index] * 0.5 + 3}
+
+
+class TwoHeads(Soft):
+    """Says something of each under its name."""
+
+    def forward(self, images: Tensor) -> Any:
+        scores = super().forward(images)
+        return {"kind": scores, "size": scores[:, :1], "age": scores}
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return sum((each.square().mean() for each in self(batch["image"]).values()), torch.zeros(()))
+
+
+def test_each_head_that_has_labels_has_series_of_its_own() -> None:
+    sink, model = MemorySink(), TwoHeads()
+    monitor = LayerProbeMonitor(["features.0"], sinks=[sink], splits=2, on_error="raise")
+    loaders = [DataLoader(Named(count, seed), batch_size=10) for count, seed in ((40, 0), (20, 1))]
+    quiet_trainer(callbacks=[monitor], max_epochs=1).fit(model, *loaders)
+    (_, report) = sink.reports[-1]
+    values = {item.name: item.value for item in report.items if isinstance(item, Scalar)}
+    assert values.keys() == {"kind/features.0/svm", "kind/features.0/softmax", "size/features.0/ridge"}
+    features = [tap_features(model, [corners(*of).tensors], ["features.0"], pool=4096) for of in ((40, 0), (20, 1))]
+    kinds = probe_layers(features[0], Protocol(splits=2), test=features[1])["features.0"]
+    sizes = [replace(each, labels=each.labels[:, None] * 0.5 + 3) for each in features]
+    ridge = probe_layers(sizes[0], Protocol(splits=2), test=sizes[1])["features.0"]
+    assert values["kind/features.0/svm"] == pytest.approx(kinds.mean("svm"))
+    assert values["size/features.0/ridge"] == pytest.approx(ridge.mean("ridge"), abs=1e-6)

@@ -222,9 +222,10 @@ class Soft(LittleNet):
 
 
 def test_what_could_not_work_is_refused_at_the_first_step() -> None:
-    floats = DataLoader(TensorDataset(torch.rand(16, 1, 14, 14), torch.rand(16)), batch_size=8)
+    unknown = torch.full((16,), torch.nan)
+    floats = DataLoader(TensorDataset(torch.rand(16, 1, 14, 14), unknown), batch_size=8)
     for options, match in (
-        ({"num_sanity_val_steps": 0}, "class numbers, but the labels are torch.float32"),
+        ({"num_sanity_val_steps": 0}, "classes, labels or values, but the labels are torch.float32"),
         ({}, "a probe needs the class of each image"),
     ):
         trainer = quiet_trainer(callbacks=[OnlineProbeMonitor(sinks=[MemorySink()], on_error="raise")], **options)

@@ -20,6 +20,7 @@ from lightning_cnnviz import DeconvnetMonitor, LayerProbeMonitor, MemorySink, Oc
 from lightning_cnnviz.callbacks import maximization
 from lightning_cnnviz.callbacks._base.monitor import Monitor
 from lightning_cnnviz.core.maximization.plan import maximize_plan
+from lightning_cnnviz.core.probing.probe import probe
 
 
 class Shown(NamedTuple):
@@ -133,6 +134,8 @@ def check_values(case: Case, module: Any, looks: dict[str, Shown]) -> None:
         if view in looks:
             patches = looks[view].result if view == "top_patches" else looks[view].result[0]
             check_strongest(case, module, looks[view], patches)
+    if "layer_probe" in looks:
+        check_probe(case, module, looks["layer_probe"])
     if "layer_table" in looks:
         assert looks["layer_table"].result.parameters == sum(
             parameter.numel() for parameter in network(looks["layer_table"], module).parameters()
@@ -160,20 +163,37 @@ def check_strongest(case: Case, module: Any, look: Shown, patches: Any) -> None:
         torch.testing.assert_close(layer.activations[:, 0], strongest, atol=1e-5, rtol=1e-4)
 
 
+def check_probe(case: Case, module: Any, look: Shown) -> None:
+    """The first layer's, where its whole rectified maps are the features."""
+    if case.data is None or look.result.images[1] == 0 or look.result.scores[0].pixels:
+        return
+    first, read = look.result.scores[0], []
+    for loader in case.loaders():
+        batches = [*(loader[0] if isinstance(loader, list) else loader)]
+        if any(batch[1].isnan().any() for batch in batches):
+            return
+        labels = torch.cat([batch[1] for batch in batches])
+        maps = maps_of(case, module, look, first.layer, lambda maps: maps.relu().flatten(1), batches)
+        read.append((maps, labels))
+    alone = probe(*read[0], first.protocol, test=read[1])
+    assert (alone.measure, alone.heads, alone.dimensions) == (first.measure, first.heads, first.dimensions)
+    torch.testing.assert_close(alone.accuracy, first.accuracy, atol=1e-6, rtol=1e-6, equal_nan=True)
+
+
 def network(look: Shown, module: Any) -> nn.Module:
     return look.monitor.network_of(module)
 
 
-def maps_of(case: Case, module: Any, look: Shown, name: str, read: Any) -> Tensor:
+def maps_of(case: Case, module: Any, look: Shown, name: str, read: Any, batches: Any = None) -> Tensor:
     """What is read of a layer's maps, of each validation image; a convolution is read behind its BatchNorm."""
     modules = {key.replace("_orig_mod.", ""): part for key, part in network(look, module).named_modules()}
     following = [*modules][[*modules].index(name) + 1 :][:1]
     name = next((each for each in following if isinstance(modules[each], nn.BatchNorm2d)), name)
     found: list[Tensor] = []
     handle = modules[name].register_forward_hook(lambda _module, _inputs, output: found.append(read(output)))
-    loaders = case.loaders()[1] or module.val_dataloader()
+    loaders = batches or case.loaders()[1] or module.val_dataloader()
     with torch.no_grad(), torch.compiler.set_stance("force_eager"):
-        for images, *_ in loaders[0] if isinstance(loaders, list) else loaders:
+        for images, *_ in loaders[0] if isinstance(loaders, list) and batches is None else loaders:
             module.eval()(images)
     handle.remove()
     return torch.cat(found)

@@ -237,7 +237,6 @@ CASES = [
         title="Several labels an image (multi-hot floats)",
         module=of(user.convnet, multilabel_loss),
         data=user.pairs(multi_hot),
-        aside=_PROBES,
         p=torch.sigmoid,
     ),
     Case(
@@ -252,7 +251,6 @@ CASES = [
         module=of(Segmenter, dense_loss),
         data=user.pairs(lambda x: (x[:, 0] * 2.99).long()),
         quick=True,
-        aside=_PROBES,
         p=lambda output: output["out"].softmax(1),
     ),
     Case(
@@ -260,7 +258,6 @@ CASES = [
         title="Regression, one value",
         module=of(lambda: user.convnet(1), regression_loss),
         data=user.pairs(lambda x: x.mean((1, 2, 3))),
-        aside=_PROBES,
         p=lambda output: output,
     ),
     Case(

@@ -16,6 +16,7 @@ from lightning_cnnviz.core.data.distributed import agreed
 from lightning_cnnviz.core.network.weights import weights_fingerprint
 from lightning_cnnviz.core.probing.features import Features
 from lightning_cnnviz.core.probing.tap import FeatureTap
+from lightning_cnnviz.core.probing.targets import probe_targets
 
 if TYPE_CHECKING:
     from lightning_cnnviz.callbacks.layer_probe import LayerProbeMonitor
@@ -83,11 +84,16 @@ class FeaturesAlong(Subscriber):
         """As the monitor."""
         return self._monitor.network_of(pl_module)
 
+    def labels_of(self, labels: Tensor | None) -> Tensor | None:
+        """As probes learn them."""
+        return probe_targets(labels)
+
     def running(self, network: nn.Module, look: Look) -> _Reading:
         """Read along from the first batch on."""
         self._monitor.dry_run(network, look.trainer)
-        assert self._monitor.plan is not None
-        tap = self._monitor.plan.tap(network, look.loader)
+        plan = None if self._monitor.plans is None else self._monitor.plans.alone
+        # Labels of several heads are read in passes of the monitor's own.
+        tap = None if plan is None else plan.tap(network, look.loader)
         if tap is None:
             raise ValueError("passes over this loader cannot be read")
         return _Reading(tap, network, len(look.loader))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lightning_cnnviz.callbacks._base.cost import Costs
 from lightning_cnnviz.callbacks._base.subscriber import RunningComputation, Subscriber, agree, for_all
 from lightning_cnnviz.callbacks._base.trainer import mixed_precision
-from lightning_cnnviz.core.data.batches import BatchFn, IndexReader, class_labels, read_batch
+from lightning_cnnviz.core.data.batches import BatchFn, IndexReader, read_batch
 from lightning_cnnviz.core.data.distributed import summed
 from lightning_cnnviz.core.network.calling import give
 from lightning_cnnviz.core.network.hooks import hooks_within
@@ -38,7 +38,7 @@ class _Run:
 
     def start_batch(self, images: Tensor, indices: Tensor, labels: Tensor | None) -> None:
         with self.charged(), hooks_within(self.charged), ExitStack() as stack:
-            stack.enter_context(self.computation.batch(images, indices, labels))
+            stack.enter_context(self.computation.batch(images, indices, self.owners[0].labels_of(labels)))
             self._batch = stack.pop_all()
 
     def end_batch(self) -> None:
@@ -149,7 +149,6 @@ class Look:
     def start_pass(self, images: Tensor, indices: Tensor, labels: Tensor | None, *, raises: bool) -> None:
         """Get ready for the network's pass over images."""
         self.images += len(images)
-        labels = class_labels(labels)
         for subscriber, network in self._networks.items():
             if not subscriber.failed and subscriber not in self._tried:
                 with subscriber.guard(raises=raises):

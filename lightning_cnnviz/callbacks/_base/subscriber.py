@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor, nn
 
-from lightning_cnnviz.core.data.batches import BatchFn
+from lightning_cnnviz.core.data.batches import BatchFn, class_labels
 from lightning_cnnviz.core.data.distributed import agreed, gathered_objects, together
 
 if TYPE_CHECKING:
@@ -98,6 +98,10 @@ class Subscriber(ABC):
 
     def try_image(self, network: nn.Module, image: Tensor) -> None:  # noqa: B027 - most have nothing to try
         """Refuse a network that could not be looked at; called once a run, with its first image `(1, C, H, W)`."""
+
+    def labels_of(self, labels: Tensor | None) -> Tensor | None:
+        """Return what is handed on of a batch's labels `(N, ...)`: by default classes, see `class_labels`."""
+        return class_labels(labels)
 
     def progress(self, work: Iterable[Any]) -> Iterable[Any]:
         """Show progress while pieces of work are done."""

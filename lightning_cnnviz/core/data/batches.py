@@ -232,6 +232,7 @@ class NumberedBatch(NamedTuple):
         indices: `(N,)` int64.
         indices_known: Whether the indices are those of the data set; else they only tell images apart.
         given: The batch as the loader gave it.
+        given_labels: `(N, ...)`, the labels as they are in it.
     """
 
     images: Tensor
@@ -239,6 +240,7 @@ class NumberedBatch(NamedTuple):
     indices: Tensor
     indices_known: bool
     given: Any
+    given_labels: Tensor | None = None
 
 
 def numbered_batches(
@@ -269,7 +271,7 @@ def numbered_batches(
                 first = arrived if indices is None else arrived + len(loader.dataset)  # type: ignore[attr-defined]
                 indices, known = torch.arange(first, first + len(images)), isinstance(loader, (list, tuple))
             arrived += len(images)
-            yield NumberedBatch(images, class_labels(labels), indices, known, batch)
+            yield NumberedBatch(images, class_labels(labels), indices, known, batch, labels)
     if arrived == 0:
         raise ValueError(f"the loader {type(loader).__name__} is empty: it gave no image")
 

@@ -14,9 +14,14 @@ from lightning_cnnviz.core.data.batches import BatchFn, class_labels, has_indice
 __all__ = ["NO_LABELS", "dataset_labels", "drawn_images", "why_no_labels"]
 
 
+_FORMS = (
+    "labels (N,) of whole numbers, (N, K) of zeros and ones, (N,) or (N, V) of values, or (N, H, W) of the classes of "
+    "pixels"
+)
+
 NO_LABELS = (
-    "a probe needs the class of each image, (N,) int64, and finds none in the batch; give batch_fn=... that returns "
-    "(images, labels)"
+    "a probe needs the class of each image, and finds none in the batch; give batch_fn=... that returns "
+    f"(images, labels) with {_FORMS}"
 )
 """What to say of a batch without class labels; see `why_no_labels` where the batch itself is at hand."""
 
@@ -65,11 +70,11 @@ def _labels_of(dataset: Any) -> Tensor | None:
 
 
 def why_no_labels(batch: Any, batch_fn: BatchFn | None = None) -> str:
-    """Say why `read_batch` finds no class labels in a batch, and what would do.
+    """Say why `read_batch` finds nothing in a batch that probes could learn from, and what would do.
 
     Example:
-        >>> why_no_labels((torch.rand(2, 1, 4, 4), torch.rand(2)))[:75]
-        'a probe needs class numbers, but the labels are torch.float32 of shape (2,)'
+        >>> why_no_labels((torch.rand(2, 1, 4, 4), torch.rand(2, 3, 3)))[:62]
+        'a probe needs classes, labels or values, but the labels are to'
     """
     given = batch if batch_fn is None else batch_fn(batch)
     if isinstance(given, Mapping):
@@ -77,11 +82,9 @@ def why_no_labels(batch: Any, batch_fn: BatchFn | None = None) -> str:
         labels = next((value for name, value in given.items() if name in names), None)
     else:
         labels = given[1] if isinstance(given, (list, tuple)) and len(given) > 1 else None
-    mend = "give batch_fn=... that returns (images, labels) with labels (N,) int64"
+    mend = f"give batch_fn=... that returns (images, labels) with {_FORMS}"
     if not isinstance(labels, Tensor):
         got = "the batch has no labels" if labels is None else f"the batch's labels are a {type(labels).__name__}"
         return f"a probe needs the class of each image, but {got}; {mend}"
     what = f"{labels.dtype} of shape {tuple(labels.shape)}"
-    if labels.ndim > 1 and labels.shape[-1] > 1:
-        return f"a probe needs one class an image, but the labels are {what}: multi-label data is not supported; {mend}"
-    return f"a probe needs class numbers, but the labels are {what}; {mend}"
+    return f"a probe needs classes, labels or values, but the labels are {what}; {mend}"

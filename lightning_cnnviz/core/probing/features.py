@@ -81,19 +81,27 @@ class Features:
 
     Attributes:
         layers: One for each layer.
-        labels: `(N,)` int64.
-        indices: `(N,)` int64, ascending: data-set indices, or numbers in the order of arrival.
+        labels: `(N,)` int64 classes, `(N, K)` int8 labels or `(N, V)` float32 values, see `probe_targets`.
+        indices: `(N,)` int64, ascending: data-set indices, or numbers in the order of arrival. Of pixels, `pixels`
+            times these and the pixel's number in its image.
         indices_known: Whether the indices are those of the data set.
+        pixels: 0 where N counts images; else N counts pixels, so many of each image.
     """
 
     layers: tuple[LayerFeatures, ...]
     labels: Tensor
     indices: Tensor
     indices_known: bool = True
+    pixels: int = 0
+
+    @property
+    def images(self) -> int:
+        """How many images the features are of."""
+        return len((self.indices // self.pixels).unique()) if self.pixels else len(self.indices)
 
     def among(self, indices: Tensor) -> Features:
         """Return the features, in memory, of those images alone whose index is among some."""
-        kept = torch.isin(self.indices, indices)
+        kept = torch.isin(self.indices // max(self.pixels, 1), indices)
         layers = tuple(
             replace(layer, values=layer.dense()[kept], images=int(kept.sum()), file=None, _keeper=None)
             for layer in self.layers
@@ -123,6 +131,9 @@ def merge_features(parts: Sequence[Features]) -> Features:
     if not parts:
         raise ValueError("there are no features to merge: no part has an image")
     first = parts[0]
+    forms = {(part.pixels, part.labels.shape[1:]) for part in parts}
+    if len(forms) > 1:
+        raise ValueError(f"features with labels of different forms: {sorted(forms)}")
     if any([layer.layer for layer in part] != [layer.layer for layer in first] for part in parts):
         raise ValueError(f"features of different layers: {[[layer.layer for layer in part] for part in parts]}")
     indices = torch.cat([part.indices for part in parts])
@@ -140,7 +151,7 @@ def merge_features(parts: Sequence[Features]) -> Features:
         for layer in first
     )
     indices_known = all(part.indices_known for part in parts)
-    return Features(layers=layers, labels=labels[places], indices=indices[places], indices_known=indices_known)
+    return replace(first, layers=layers, labels=labels[places], indices=indices[places], indices_known=indices_known)
 
 
 def first_of_each(indices: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -57,14 +58,19 @@ class MapReader:
         self.grids: dict[str, tuple[tuple[int, int, int], tuple[int, int]]] = {}
         self.values: dict[str, Tensor] = {}
         self._images = 0
+        self._places: Tensor | None = None
 
     @contextmanager
-    def reading(self, images: Tensor, place_hooks: _PlaceHooks = hooked) -> Iterator[None]:
+    def reading(
+        self, images: Tensor, place_hooks: _PlaceHooks = hooked, *, places: Tensor | None = None
+    ) -> Iterator[None]:
         """Read the one forward pass that is made inside; afterwards `values` has what it gave.
 
         Args:
             images: `(N, C, H, W)`, those that the network is about to be given; the first ones are traced.
             place_hooks: `hooked`, or `watched` during a training step.
+            places: `(N, P, 2)`, row and column as fractions of height and width: then values are `(N * P, C)`, those
+                of the maps' cells in which these places lie, and nothing is pooled.
 
         Raises:
             LayerNotFoundError: See `trace_feature_maps`.
@@ -76,7 +82,7 @@ class MapReader:
             if parameter is not None and image.is_floating_point():
                 image = image.to(parameter.device, parameter.dtype)
             self.maps = trace_feature_maps(self._model, image, self._chosen)
-        self.values, self._images = {}, len(images)
+        self.values, self._images, self._places = {}, len(images), places
         errors: list[Exception] = []
 
         def take(layer: str, value: Any) -> None:
@@ -107,6 +113,10 @@ class MapReader:
         if maps.ndim == 2:
             maps = maps[:, :, None, None]
         shape = (maps.shape[1], maps.shape[2], maps.shape[3])
+        if self._places is not None:
+            self.grids.setdefault(layer, (shape, (1, 1)))
+            self.values[layer] = _cells(maps, self._places)
+            return
         first_shape, grid = self.grids.setdefault(layer, (shape, _grid(shape, self._pool)))
         if first_shape != shape and self._pool is None:
             raise ValueError(
@@ -117,6 +127,14 @@ class MapReader:
         rows = pooled.flatten(1)
         # A copy: an in-place operation that follows would overwrite the layer's own.
         self.values[layer] = rows.clone() if rows.data_ptr() == value.data_ptr() else rows
+
+
+def _cells(maps: Tensor, places: Tensor) -> Tensor:
+    """The values `(N * P, C)` of the cells of maps `(N, C, H, W)` in which places lie."""
+    size = torch.tensor(maps.shape[2:], dtype=places.dtype, device=places.device)
+    cells = (places * size).long().minimum(size.long() - 1).to(maps.device)
+    images = torch.arange(len(maps), device=maps.device)[:, None]
+    return maps[images, :, cells[..., 0], cells[..., 1]].flatten(0, 1)
 
 
 def _grid(shape: tuple[int, int, int], pool: int | None) -> tuple[int, int]:

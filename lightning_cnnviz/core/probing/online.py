@@ -1,18 +1,22 @@
-"""Softmax probes that learn along with the network, from the features of passes that training makes anyway."""
+"""Linear probes that learn along with the network, from the features of passes that training makes anyway."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_cnnviz.core.data.distributed import gathered, ranks, summed
+from lightning_cnnviz.core.probing.probed import Measure
 
-__all__ = ["OnlineProbes", "OnlineScores"]
+__all__ = ["OnlineKind", "OnlineProbes", "OnlineScores", "kind_of"]
+
+OnlineKind = Literal["classes", "labels", "values"]
+"""One class of each image or pixel; any number of labels; values."""
 
 RATE = 0.03
 """How far a step of Adam moves a weight of a feature of unit variance, before it is divided by their number."""
@@ -28,16 +32,20 @@ _ALWAYS, _EVERY = 16, 64  # batches that are asked for new classes: the first on
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class OnlineScores:
-    """How well probes that learn online tell the classes of a validation set apart.
+    """How well probes that learn online tell the classes, labels or values of a validation set.
 
     Attributes:
         layers: Names, in the order in which the layers run.
-        accuracy: `(L,)` float64, 0 to 1: right images of all; NaN where features of an image are not finite.
+        accuracy: `(L,)` float64, what `measure` says: right images of all, 0 to 1, or the mean of the labels' average
+            precision, or of the values' R2; NaN where features of an image are not finite.
         images: Number of images.
-        classes: Number of classes that the probes have learned to tell.
+        classes: Number of classes, labels or values that the probes have learned to tell.
         batches: Number of batches that each rank's probes have learned from.
         left_out: `(L,)` int64: training images that were left out, since their features were not finite (or above 1e15,
-            so that their squares would not be).
+            so that their squares would not be); of pixels, these count.
+        measure: What the numbers are.
+        chance: What would be measured without looking at the features; None in results of earlier versions.
+        pixels: Of how many pixels of each image the class is told; 0 where it is that of the image.
     """
 
     layers: tuple[str, ...]
@@ -46,6 +54,9 @@ class OnlineScores:
     classes: int
     batches: int
     left_out: Tensor
+    measure: Measure = "accuracy"
+    chance: float | None = None
+    pixels: int = 0
 
     def __post_init__(self) -> None:
         shapes = {tuple(self.accuracy.shape), tuple(self.left_out.shape)}
@@ -53,8 +64,23 @@ class OnlineScores:
             raise ValueError(f"scores of {len(self.layers)} layers have shapes {sorted(shapes)}")
 
 
+def kind_of(targets: Tensor) -> OnlineKind:
+    """Return what targets in the form of `probe_targets` are of; maps are of classes.
+
+    Example:
+        >>> kind_of(torch.tensor([2, 0])), kind_of(torch.rand(2, 1))
+        ('classes', 'values')
+    """
+    if targets.is_floating_point():
+        return "values"
+    return "labels" if targets.ndim == 2 else "classes"
+
+
 class OnlineProbes:
-    """Softmax classifiers, one a layer, that learn by Adam from a batch at a time, all layers in one product.
+    """Linear probes, one a layer, that learn by Adam from a batch at a time, all layers in one product.
+
+    They are softmax classifiers of one class an image or pixel, logistic ones of each of several labels, and least
+    squares of values, these about their running mean and in units of their standard deviation.
 
     Features are standardized by running means and variances, as networks change while they train. Weights begin at
     zero: the loss has a single minimum, and nothing is left to chance. A class is learned from the first batch on that
@@ -62,9 +88,11 @@ class OnlineProbes:
 
     Args:
         dimensions: Number of features of each layer, by name, in the order of the results.
+        kind: What they tell.
 
     Attributes:
         layers: Names.
+        kind: As given.
         batches: Number of batches learned from.
 
     Example:
@@ -76,8 +104,8 @@ class OnlineProbes:
         tensor([[0, 1]])
     """
 
-    def __init__(self, dimensions: Mapping[str, int]) -> None:
-        self.layers = tuple(dimensions)
+    def __init__(self, dimensions: Mapping[str, int], kind: OnlineKind = "classes") -> None:
+        self.layers, self.kind = tuple(dimensions), kind
         self.batches = 0
         self._sizes = tuple(dimensions.values())
         rows, widest = len(self._sizes), max(self._sizes)
@@ -86,6 +114,7 @@ class OnlineProbes:
         self._first, self._second = torch.zeros_like(self._weights), torch.zeros_like(self._weights)
         self._mean, self._variance = torch.zeros(rows, 1, widest), torch.zeros(rows, 1, widest)
         self._left_out = torch.zeros(rows, dtype=torch.int64)
+        self._target_mean, self._target_variance = torch.zeros(0), torch.zeros(0)  # of values
 
     @property
     def dimensions(self) -> dict[str, int]:
@@ -94,7 +123,7 @@ class OnlineProbes:
 
     @property
     def classes(self) -> int:
-        """Number of classes so far."""
+        """Number of classes so far, or of labels, or of values."""
         return self._weights.shape[-1]
 
     @property
@@ -103,20 +132,20 @@ class OnlineProbes:
         return self._left_out.cpu()
 
     @torch.no_grad()
-    def update(self, features: Mapping[str, Tensor], labels: Tensor) -> None:
+    def update(self, features: Mapping[str, Tensor], targets: Tensor) -> None:
         """Learn from a batch.
 
         Args:
             features: Of each layer `(N, D)` floats, all on one device.
-            labels: `(N,)` int64.
+            targets: `(N,)` int64 classes, `(N, K)` zeros and ones, or `(N, V)` values, as the kind is.
+
+        Raises:
+            ValueError: There are more or fewer labels or values than before.
         """
         inputs, finite = self._inputs(features)
-        labels = labels.to(inputs.device)
-        # To ask waits for the device: rarely, therefore.
-        if self.batches < _ALWAYS or self.batches % _EVERY == 0:
-            self._grow(int(labels.max()) + 1)
-        learnable = (labels >= 0) & (labels < self.classes)
-        self._left_out += len(labels) - finite.sum(1)
+        targets = targets.to(inputs.device)
+        learnable = self._learnable(targets)
+        self._left_out += len(targets) - finite.sum(1)
         if self.classes == 0:
             return
         self.batches += 1
@@ -124,14 +153,14 @@ class OnlineProbes:
         count = kept.sum(1, keepdim=True)
         self._follow(inputs, kept, count)
         standard = self._standardized(inputs)
-        slopes = torch.baddbmm(self._weights[:, -1:], standard, self._weights[:, :-1]).softmax(-1)
-        slopes -= F.one_hot(labels.clamp(0, self.classes - 1), self.classes)
+        slopes = torch.baddbmm(self._weights[:, -1:], standard, self._weights[:, :-1])
+        slopes = self._errors(slopes, targets)
         slopes *= kept / count.clamp(min=1)
         self._step(torch.cat([standard.mT @ slopes, slopes.sum(1, keepdim=True)], 1))
 
     @torch.no_grad()
-    def predict(self, features: Mapping[str, Tensor]) -> Tensor:
-        """Return the classes `(L, N)` int64 that the probes take images for; -1 where features are not finite.
+    def scores(self, features: Mapping[str, Tensor]) -> Tensor:
+        """Return the scores `(L, N, classes)` float32 of images, or their values; NaN where features are not finite.
 
         Raises:
             ValueError: The probes have learned no class yet.
@@ -140,8 +169,19 @@ class OnlineProbes:
             raise ValueError("the probes have learned no class yet")
         inputs, finite = self._inputs(features)
         standard = self._standardized(inputs)
-        guesses = torch.baddbmm(self._weights[:, -1:], standard, self._weights[:, :-1]).argmax(-1)
-        return guesses.masked_fill(~finite, -1)
+        scores = torch.baddbmm(self._weights[:, -1:], standard, self._weights[:, :-1])
+        if self.kind == "values":
+            scores = scores * self._target_variance.sqrt() + self._target_mean
+        return scores.masked_fill(~finite[..., None], torch.nan)
+
+    def predict(self, features: Mapping[str, Tensor]) -> Tensor:
+        """Return the classes `(L, N)` int64 that the probes take images for; -1 where features are not finite.
+
+        Raises:
+            ValueError: The probes have learned no class yet.
+        """
+        scores = self.scores(features)
+        return scores.argmax(-1).masked_fill(scores[..., 0].isnan(), -1)
 
     @torch.no_grad()
     def average(self) -> None:
@@ -152,14 +192,19 @@ class OnlineProbes:
         """
         if ranks() == 1:
             return
-        self._grow(max(int(classes) for classes in gathered(torch.tensor(self.classes))))
-        for part in (self._weights, self._first, self._second, self._mean, self._variance):
+        said = torch.stack(gathered(torch.tensor([self.classes, _KINDS.index(self.kind)])))
+        if len(said[:, 1].unique()) > 1:
+            raise ValueError("labels have different forms on different ranks: zeros and ones, and other values")
+        self._grow(int(said[:, 0].max()))
+        parts = [self._weights, self._first, self._second, self._mean, self._variance]
+        for part in [*parts, self._target_mean, self._target_variance]:
             part.copy_(summed(part) / ranks())
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything there is to go on from, on the CPU."""
         return {
             "dimensions": self.dimensions,
+            "kind": self.kind,
             "batches": self.batches,
             **{name: getattr(self, f"_{name}").cpu().clone() for name in _STATE},
         }
@@ -167,10 +212,11 @@ class OnlineProbes:
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any]) -> OnlineProbes:
         """Return the probes whose `state_dict` this is."""
-        probes = cls(state["dimensions"])
+        probes = cls(state["dimensions"], state.get("kind", "classes"))
         probes.batches = state["batches"]
         for name in _STATE:
-            setattr(probes, f"_{name}", state[name].clone())
+            if name in state:  # earlier versions had no values
+                setattr(probes, f"_{name}", state[name].clone())
         return probes
 
     def _inputs(self, features: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -191,12 +237,39 @@ class OnlineProbes:
         finite = (inputs.abs() < _LARGEST).all(-1)  # of NaN, too, it is False
         return inputs.masked_fill_(~finite[..., None], 0), finite
 
+    def _learnable(self, targets: Tensor) -> Tensor:
+        """Which images `(N,)` bool there is something to learn of; room is made for what is new."""
+        if self.kind != "classes":
+            if self.classes not in (0, targets.shape[1]):
+                raise ValueError(f"{targets.shape[1]} {self.kind} an image, where there were {self.classes}")
+            self._grow(targets.shape[1])
+            return torch.ones(len(targets), dtype=torch.bool, device=targets.device)
+        # To ask waits for the device: rarely, therefore.
+        if self.batches < _ALWAYS or self.batches % _EVERY == 0:
+            self._grow(int(targets.max()) + 1)
+        return (targets >= 0) & (targets < self.classes)
+
+    def _errors(self, scores: Tensor, targets: Tensor) -> Tensor:
+        """Slopes of the loss along the scores `(L, N, classes)`."""
+        if self.kind == "classes":
+            return scores.softmax(-1) - F.one_hot(targets.clamp(0, self.classes - 1), self.classes)
+        if self.kind == "labels":
+            return scores.sigmoid() - targets.to(scores.dtype)
+        weight = max(1 / self.batches, _MEMORY)
+        values = targets.to(scores.dtype)
+        away, variance = values.mean(0) - self._target_mean, values.var(0, correction=0)
+        self._target_variance += weight * (variance - self._target_variance + (1 - weight) * away.square())
+        self._target_mean += weight * away
+        noise = _ROUNDING * self._target_mean.square() + torch.finfo(scores.dtype).tiny
+        return scores - (values - self._target_mean) * (self._target_variance + noise).rsqrt()
+
     def _grow(self, classes: int) -> None:
         """Make room for more classes, untrained."""
         more = classes - self.classes
         if more > 0:
-            self._weights, self._first, self._second = (
-                F.pad(part, (0, more)) for part in (self._weights, self._first, self._second)
+            self._weights, self._first, self._second, self._target_mean, self._target_variance = (
+                F.pad(part, (0, more))
+                for part in (self._weights, self._first, self._second, self._target_mean, self._target_variance)
             )
 
     def _follow(self, inputs: Tensor, kept: Tensor, count: Tensor) -> None:
@@ -225,4 +298,5 @@ class OnlineProbes:
         self._weights.addcdiv_(self._first, size, value=-RATE / (1 - first**self.batches))
 
 
-_STATE = ("weights", "first", "second", "mean", "variance", "left_out")
+_STATE = ("weights", "first", "second", "mean", "variance", "left_out", "target_mean", "target_variance")
+_KINDS = ("classes", "labels", "values")

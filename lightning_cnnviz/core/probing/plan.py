@@ -171,7 +171,7 @@ class ProbePlan:
         """Draw the splits, where data sets tell labels that are right for the images that were tried."""
         drawn, labels = [], []
         for loader, features in zip(self._loaders, tried, strict=True):
-            told = dataset_labels(loader)
+            told = dataset_labels(loader) if features.labels.ndim == 1 and not features.pixels else None
             if told is None or not torch.equal(told[features.indices], features.labels):
                 return
             chosen = drawn_images(len(told), self._limit, self._seed)

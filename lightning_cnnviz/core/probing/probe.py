@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from lightning_cnnviz.core.probing.features import Features, LayerFeatures
-from lightning_cnnviz.core.probing.protocols import Manifest, Protocol, Split, check_classes, draw_splits, find_protocol
-from lightning_cnnviz.core.probing.solvers import Classifier, Head, fit_features, fit_gram, fit_path
+from lightning_cnnviz.core.probing.probed import Measure, Probed
+from lightning_cnnviz.core.probing.protocols import Manifest, Protocol, Split, check_classes, find_protocol
+from lightning_cnnviz.core.probing.settling import drawn_splits, probed_of, settled
+from lightning_cnnviz.core.probing.solvers import Classifier
 from lightning_cnnviz.core.probing.strengths import Choice, choose_strength
 
 __all__ = ["LayerProbe", "ProbeScores", "gram_matrix", "probe", "probe_layers"]
@@ -23,18 +25,19 @@ _ROWS = 1024  # of a block of the Gram matrix
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ProbeScores:
-    """How well the classes can be told from the features of one layer.
+    """How well classes, labels or values can be told from the features of one layer.
 
     Attributes:
         layer: The layer's name.
-        heads: `"svm"`, `"softmax"`, `"knn"`.
-        accuracy: `(heads, splits)` float64, 0 to 1, on the test images, averaged as the protocol says; NaN where the
-            layer's features are not finite, so that nothing is fitted.
+        heads: `"svm"`, `"softmax"`, `"knn"`; of several labels an image `"logistic"`, of values `"ridge"`.
+        accuracy: `(heads, splits)` float64, on the test images: what `measure` says. Accuracies are 0 to 1, averaged as
+            the protocol says; R2 is at most 1. NaN where the layer's features are not finite, so that nothing is
+            fitted, or where the test images do not differ in what is told.
         C: `(heads, splits)` float64, chosen on training images; NaN for knn.
         converged: `(heads, splits)` bool: whether the solver came within its tolerance of the optimum: of the SVM by
             the duality gap, 1e-11 of the objective, which bounds the distance; of softmax by an estimate.
         dimensions: Number of features.
-        classes: Number of classes.
+        classes: Number of classes; of labels that some images have and some have not; of values.
         protocol: How it was measured.
         digest: Of the split manifest: equal digests, equal images.
         nonfinite: The lowest index of an image whose features are not finite, or None.
@@ -42,6 +45,9 @@ class ProbeScores:
             versions.
         bracketed: `(heads, splits)` bool: whether the chosen C lies inside what was tried, or accuracy no longer
             changes at that end; None in results of earlier versions.
+        measure: What the numbers are.
+        chance: What would be measured without looking at the features; None in results of earlier versions.
+        pixels: Of how many pixels of each image the class is told; 0 where it is that of the image.
     """
 
     layer: str
@@ -56,6 +62,9 @@ class ProbeScores:
     nonfinite: int | None = None
     tried: Tensor | None = None
     bracketed: Tensor | None = None
+    measure: Measure = "accuracy"
+    chance: float | None = None
+    pixels: int = 0
 
     def __post_init__(self) -> None:
         parts = [self.accuracy, self.C, self.converged]
@@ -66,7 +75,7 @@ class ProbeScores:
             raise ValueError(f"scores of {len(self.heads)} heads have shapes {sorted(shapes)}")
 
     def mean(self, head: str) -> float:
-        """Mean accuracy over splits, 0 to 1."""
+        """Mean over splits: of accuracies, 0 to 1."""
         return float(self.accuracy[self.heads.index(head)].mean())
 
     def std(self, head: str) -> float:
@@ -117,7 +126,9 @@ def probe(
 
     Args:
         features: `(N, D)` floats, or those of a layer that `tap_features` read.
-        labels: `(N,)` int64 class numbers, not necessarily consecutive.
+        labels: `(N,)` int64 class numbers, not necessarily consecutive. Several labels an image: `(N, K)` int8 zeros
+            and ones, each told from the rest and measured by mean average precision. Values: `(N, V)` floats, fitted by
+            ridge regression and measured by R2. See `probe_targets`.
         protocol: A name in `PROTOCOLS`, or one of your own.
         test: Features and labels to test on; by default what a split leaves of each class.
         manifest: Splits that were drawn before; by default drawn now.
@@ -125,8 +136,8 @@ def probe(
         device: Where the arithmetic is done; by default where tensors lie.
 
     Raises:
-        ValueError: One class alone, too few images of a class (named with their counts), labels that are no class
-            numbers, features that are not finite, or shapes that do not fit.
+        ValueError: One class alone, too few images of a class (named with their counts), labels of another form, or
+            that are the same for all images, features that are not finite, or shapes that do not fit.
 
     Example:
         >>> labels = torch.arange(40) % 2
@@ -140,30 +151,37 @@ def probe(
     tested = None if test is None else _as_layer(test[0], learned.layer, test[1])
     if tested is not None and tested.dimensions != learned.dimensions:
         raise ValueError(f"{learned.dimensions} features to learn from, but {tested.dimensions} to test on")
-    test_labels = None if test is None else test[1]
-    check_classes(labels, test_labels)
+    targets, wanted = settled(labels, None if test is None else test[1])
+    probed, numbers, asked = probed_of(targets, wanted, protocol)
     if manifest is None:
-        manifest = draw_splits(labels, protocol, test_labels=test_labels)
-    names, numbers = labels.unique(return_inverse=True)
-    targets = numbers if test_labels is None else torch.searchsorted(names, test_labels)
+        manifest = drawn_splits(targets, protocol, test_targets=wanted)
+    if asked is not None and wanted is not None and asked.ndim == 1:
+        used = torch.cat([split.test for split in manifest.splits]).unique()
+        if bool((asked[used] < 0).any()):
+            check_classes(targets, wanted)
     data = _Data(learned, tested, protocol, device, [split.train for split in manifest.splits])
-    results = [_probe_split(data, split, numbers, targets, len(names), protocol) for split in manifest.splits]
+    results = [
+        _probe_split(data, split, probed, numbers, numbers if asked is None else asked, protocol)
+        for split in manifest.splits
+    ]
 
     def column(value: Callable[[_Tested], Any], dtype: torch.dtype = torch.float64) -> Tensor:
         return torch.tensor([[value(one) for one in row] for row in zip(*results, strict=True)], dtype=dtype)
 
     return ProbeScores(
         layer=learned.layer,
-        heads=protocol.heads,
-        accuracy=column(lambda one: one.accuracy),
+        heads=probed.heads(protocol.heads),
+        accuracy=column(lambda one: one.value),
         C=column(lambda one: one.choice.C),
         tried=column(lambda one: (one.choice.lowest, one.choice.highest)),
         bracketed=column(lambda one: one.choice.bracketed, torch.bool),
         converged=column(lambda one: one.converged, torch.bool),
         dimensions=learned.dimensions,
-        classes=len(names),
+        classes=probed.count,
         protocol=protocol,
         digest=manifest.digest,
+        measure=probed.measure,
+        chance=probed.chance,
     )
 
 
@@ -187,22 +205,29 @@ def probe_layers(
         [torch.Size([2, 3]), torch.Size([2, 3])]
     """
     protocol = find_protocol(protocol)
-    test_labels, test_indices = (None, None) if test is None else (test.labels, test.indices)
+    targets, wanted = settled(features.labels, None if test is None else test.labels)
     if manifest is None:
-        manifest = draw_splits(
-            features.labels, protocol, indices=features.indices, test_labels=test_labels, test_indices=test_indices
+        manifest = drawn_splits(
+            targets,
+            protocol,
+            indices=features.indices,
+            test_targets=wanted,
+            test_indices=None if test is None else test.indices,
+            pixels=features.pixels,
         )
     scores = []
     for layer in progress(features) if progress is not None else features:
-        tested = None if test is None else (test[layer.layer], test.labels)
+        tested = None if test is None or wanted is None else (test[layer.layer], wanted)
         strange = _first_nonfinite(features, layer)
         if strange is None and test is not None:
             strange = _first_nonfinite(test, test[layer.layer])
         if strange is not None:
-            scores.append(_unmeasured(layer, features.labels, protocol, manifest, strange))
+            probed, *_ = probed_of(targets, wanted, protocol)
+            scores.append(_unmeasured(layer, probed, protocol, manifest, strange))
             continue
-        scores.append(probe(layer, features.labels, protocol, test=tested, manifest=manifest, device=device))
-    images = (len(features.labels), 0 if test is None else len(test.labels))
+        scores.append(probe(layer, targets, protocol, test=tested, manifest=manifest, device=device))
+    images = (features.images, 0 if test is None else test.images)
+    scores = [replace(one, pixels=features.pixels) for one in scores]
     return LayerProbe(scores=tuple(scores), images=images)
 
 
@@ -211,26 +236,29 @@ def _first_nonfinite(features: Features, layer: LayerFeatures) -> int | None:
     finite = torch.ones(layer.images, dtype=torch.bool)
     for chunk in layer.chunks():
         finite &= chunk.isfinite().all(1)
-    return None if bool(finite.all()) else int(features.indices[~finite].min())
+    return None if bool(finite.all()) else int(features.indices[~finite].min()) // max(features.pixels, 1)
 
 
 def _unmeasured(
-    layer: LayerFeatures, labels: Tensor, protocol: Protocol, manifest: Manifest, nonfinite: int
+    layer: LayerFeatures, probed: Probed, protocol: Protocol, manifest: Manifest, nonfinite: int
 ) -> ProbeScores:
-    shape = (len(protocol.heads), len(manifest.splits))
+    heads = probed.heads(protocol.heads)
+    shape = (len(heads), len(manifest.splits))
     return ProbeScores(
         layer=layer.layer,
-        heads=protocol.heads,
+        heads=heads,
         accuracy=torch.full(shape, torch.nan, dtype=torch.float64),
         C=torch.full(shape, torch.nan, dtype=torch.float64),
         converged=torch.ones(shape, dtype=torch.bool),
         tried=torch.full((*shape, 2), torch.nan, dtype=torch.float64),
         bracketed=torch.ones(shape, dtype=torch.bool),
         dimensions=layer.dimensions,
-        classes=len(labels.unique()),
+        classes=probed.count,
         protocol=protocol,
         digest=manifest.digest,
         nonfinite=nonfinite,
+        measure=probed.measure,
+        chance=probed.chance,
     )
 
 
@@ -354,79 +382,60 @@ class _Data:
 class _Tested:
     """One head on one split."""
 
-    accuracy: float
+    value: float
     converged: bool
     choice: Choice
 
 
 def _probe_split(
-    data: _Data, split: Split, labels: Tensor, targets: Tensor, classes: int, protocol: Protocol
+    data: _Data, split: Split, probed: Probed, targets: Tensor, wanted: Tensor, protocol: Protocol
 ) -> list[_Tested]:
     """Fit and test each head."""
-    chosen = _chosen_strengths(data, split, labels, classes, protocol)
+    chosen = _chosen_strengths(data, split, probed, targets, protocol)
     inner, outer, norms = data.matrices(split.train, split.test, test=True)
-    own = labels[split.train].to(inner.device)
-    wanted = targets[split.test]
+    own = targets[split.train].to(inner.device)
     results = []
-    for head in protocol.heads:
+    for head in probed.heads(protocol.heads):
         if head == "knn":
-            scores = _neighbors(inner, outer, norms, own, classes, protocol.neighbors, in_gram=data.in_gram)
+            products = outer if data.in_gram else outer @ inner.T
+            count = min(protocol.neighbors, len(own))
+            scores = probed.votes(own[(norms - 2 * products).topk(count, largest=False).indices])
             choice, converged = Choice(C=math.nan, lowest=math.nan, highest=math.nan, bracketed=True), True
         else:
             choice = chosen[head]
-            fit = fit_gram if data.in_gram else fit_features
-            fitted = fit(inner, own, classes, head=_solved(head), C=choice.C)
+            (fitted,) = probed.fit(inner, own, head, [choice.C], space=data.space)
             scores, converged = fitted.scores(outer), fitted.converged
-        accuracy = _accuracy(scores.argmax(1).cpu(), wanted, protocol.average)
-        results.append(_Tested(accuracy=accuracy, converged=converged, choice=choice))
+        value = probed.measured(scores, wanted[split.test])
+        results.append(_Tested(value=value, converged=converged, choice=choice))
     return results
 
 
-def _chosen_strengths(data: _Data, split: Split, labels: Tensor, classes: int, protocol: Protocol) -> dict[str, Choice]:
-    """C of each head: the most accurate on the held-out training images, of equal ones the smallest."""
-    heads = [head for head in protocol.heads if head != "knn"]
+def _chosen_strengths(
+    data: _Data, split: Split, probed: Probed, targets: Tensor, protocol: Protocol
+) -> dict[str, Choice]:
+    """C of each head: the best on the held-out training images, of equal ones the smallest."""
+    heads = [head for head in probed.heads(protocol.heads) if head != "knn"]
     if not protocol.chooses:
         alone = protocol.Cs[0]
         return dict.fromkeys(heads, Choice(C=alone, lowest=alone, highest=alone, bracketed=True))
     inner, outer, _ = data.matrices(split.fit, split.held_out, test=False)
-    own, wanted = labels[split.fit].to(inner.device), labels[split.held_out]
+    own, wanted = targets[split.fit].to(inner.device), targets[split.held_out]
 
     def choice_of(head: str) -> Choice:
         largest: Classifier | None = None
 
-        def accuracies_of(strengths: Sequence[float]) -> list[float]:
+        def values_of(strengths: Sequence[float]) -> list[float]:
             nonlocal largest
             options: dict[str, Any] = {"space": data.space, "tolerance": _CHOICE_TOLERANCE}
-            path = fit_path(inner, own, classes, head=_solved(head), Cs=strengths, start=largest, **options)
+            path = probed.fit(inner, own, head, strengths, start=largest, **options)
             largest = path[-1]
-            return [_accuracy(fit.scores(outer).argmax(1).cpu(), wanted, protocol.average) for fit in path]
+            measured = [probed.measured(fit.scores(outer), wanted) for fit in path]
+            # Where the held-out images do not tell, all are equal.
+            return [-math.inf if math.isnan(value) else value for value in measured]
 
-        return choose_strength(accuracies_of, protocol.Cs, protocol.extensions)
+        return choose_strength(values_of, protocol.Cs, protocol.extensions)
 
     return {head: choice_of(head) for head in heads}
-
-
-def _neighbors(
-    inner: Tensor, outer: Tensor, norms: Tensor, labels: Tensor, classes: int, count: int, *, in_gram: bool
-) -> Tensor:
-    """Votes `(M, K)` of the nearest training images; of equal ones the class with the lower number wins."""
-    products = outer if in_gram else outer @ inner.T
-    nearest = (norms - 2 * products).topk(min(count, len(labels)), largest=False).indices
-    votes = torch.nn.functional.one_hot(labels[nearest], classes).sum(1).double()
-    return votes - torch.arange(classes, device=votes.device) / (2 * classes)
-
-
-def _accuracy(guesses: Tensor, wanted: Tensor, average: str) -> float:
-    right = (guesses == wanted).double()
-    if average == "image":
-        return float(right.mean())
-    counts = torch.bincount(wanted)
-    sums = torch.bincount(wanted, right)
-    return float((sums[counts > 0] / counts[counts > 0]).mean())
-
-
-def _solved(head: str) -> Head:
-    return "svm" if head == "svm" else "softmax"
 
 
 def _as_layer(features: Tensor | LayerFeatures, layer: str, labels: Tensor) -> LayerFeatures:
@@ -441,9 +450,10 @@ def _as_layer(features: Tensor | LayerFeatures, layer: str, labels: Tensor) -> L
         features = LayerFeatures(
             layer=layer, values=features.detach().float(), shape=(width, 1, 1), pooled=(1, 1), images=count
         )
-    if labels.shape != (features.images,):
+    if labels.shape[:1] != (features.images,):
         raise ValueError(
-            f"{features.images} images, but labels of shape {tuple(labels.shape)}: give one class an image"
+            f"{features.images} images, but labels of shape {tuple(labels.shape)}: give one class an image, or a row "
+            "of labels or values"
         )
     return features
 

@@ -20,6 +20,7 @@ __all__ = [
     "Protocol",
     "Split",
     "check_classes",
+    "digest_of",
     "draw_splits",
     "find_protocol",
     "restricted",
@@ -217,8 +218,6 @@ def draw_splits(
         test_indices = indices
     elif test_indices is None:
         test_indices = torch.arange(len(test_labels))
-    told = {name: value for name, value in asdict(protocol).items() if name not in _NO_IMAGES}
-    digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
     order, test_order = indices.argsort(stable=True), test_indices.argsort(stable=True)
     splits = []
     for number in range(protocol.splits):
@@ -227,10 +226,18 @@ def draw_splits(
         if test_labels is not None:
             split = replace(split, test=_draw_test(test_labels, test_order, classes, protocol, generator))
         splits.append(split)
+    return Manifest(splits=tuple(splits), digest=digest_of(protocol, splits, indices, test_indices), fewer=fewer)
+
+
+def digest_of(protocol: Protocol, splits: Sequence[Split], indices: Tensor, test_indices: Tensor) -> str:
+    """Return what a manifest's `digest` says of splits: of places among these data-set indices."""
+    told = {name: value for name, value in asdict(protocol).items() if name not in _NO_IMAGES}
+    digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
+    for split in splits:
         for part in (indices[split.train], indices[split.held_out], test_indices[split.test]):
             part = part.sort().values
             digest.update(len(part).to_bytes(8, "little") + part.to(torch.int64).numpy().tobytes())
-    return Manifest(splits=tuple(splits), digest=digest.hexdigest(), fewer=fewer)
+    return digest.hexdigest()
 
 
 def restricted(manifest: Manifest, *, own_test: bool) -> tuple[Manifest, Tensor, Tensor | None]:
@@ -317,8 +324,8 @@ def check_classes(labels: Tensor, test_labels: Tensor | None = None) -> list[int
     """
     if labels.ndim != 1 or labels.dtype != torch.int64:
         raise ValueError(
-            f"labels are {labels.dtype} of shape {tuple(labels.shape)}: a probe needs one class number an image, (N,) "
-            "int64; multi-label data is not supported"
+            f"labels are {labels.dtype} of shape {tuple(labels.shape)}: splits are drawn class by class from one class "
+            "number an image, (N,) int64"
         )
     classes: list[int] = labels.unique().tolist()
     if len(classes) < 2:

@@ -23,6 +23,7 @@ from lightning_cnnviz.core.network.memory import in_chunks
 from lightning_cnnviz.core.probing.dataset import NO_LABELS, drawn_images, why_no_labels
 from lightning_cnnviz.core.probing.features import Features, LayerFeatures, merge_features
 from lightning_cnnviz.core.probing.map_reader import MapReader
+from lightning_cnnviz.core.probing.targets import draw_pixels, have_targets, pixel_numbers, probe_targets
 
 __all__ = ["DIMENSIONS", "FeatureTap", "tap_features"]
 
@@ -75,8 +76,8 @@ def tap_features(
     Raises:
         LayerNotFoundError: `layers` matches nothing, or a named layer does not run exactly once in a pass.
         TypeError: A batch holds no images.
-        ValueError: No image, no class labels, features that are not finite (names the layer and the image), or a `pool`
-            or `limit` below 1.
+        ValueError: No image, no labels to learn from, features that are not finite (names the layer and the image), or
+            a `pool` or `limit` below 1.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 8, 3))
@@ -97,7 +98,8 @@ def tap_features(
         torch.manual_seed(seed)  # for random transforms; analysis_mode restores the state
         source = _in_order(loader, limit, indices, part, seed) if indexed else loader
         for batch in numbered_batches(source, batch_fn, progress) if source is not None else ():
-            if batch.labels is None:
+            targets = probe_targets(batch.given_labels)
+            if targets is None:
                 raise ValueError(why_no_labels(batch.given, batch_fn))
             # Of a data set that is read by our own loader, only chosen images arrive.
             places = torch.arange(len(batch.images)) if indexed else _chosen(batch.indices, limit, part)
@@ -105,7 +107,7 @@ def tap_features(
                 images = batch.images[places.to(batch.images.device)].to(parameter.device)
                 if images.is_floating_point():
                     images = images.to(parameter.dtype)  # as the trainer does with half and double precision
-                labels = batch.labels[places.to(batch.labels.device)]
+                labels = targets[places.to(targets.device)]
                 tap.indices_known &= batch.indices_known
                 own = batch.indices[places]
                 give(model, batch.given, batch.images)
@@ -160,6 +162,7 @@ class FeatureTap:
         self.indices_known = True
         self._reader = MapReader(model, layers, pool=pool, rectify=rectify)
         self._wanted, self._on_disk, self._folder, self._refuses = wanted, pool is None, folder, refuses
+        self._pixels = 0
         self._keeper: Any = None
         self._merged: Features | None = None
         self._rows: dict[str, list[Tensor]] = {}
@@ -173,7 +176,8 @@ class FeatureTap:
         Args:
             images: `(N, C, H, W)` on the network's device.
             indices: `(N,)` int64.
-            labels: `(N,)` int64; images of a label below 0 have no class, and are left out.
+            labels: What `probe_targets` made of them; images that have none are left out. Of maps of classes, some
+                pixels are read, see `draw_pixels`.
 
         Raises:
             ValueError: There are no labels, or features are not finite (names the layer and the image); see
@@ -181,10 +185,18 @@ class FeatureTap:
         """
         if labels is None:
             raise ValueError(NO_LABELS)
-        indices, labels = indices.cpu(), labels.cpu()
-        wanted = labels >= 0 if self._wanted is None else (labels >= 0) & torch.isin(indices, self._wanted)
+        indices, labels, places = indices.cpu(), labels.cpu(), None
+        wanted = torch.ones(len(labels), dtype=torch.bool)
+        if self._wanted is not None:
+            wanted = torch.isin(indices, self._wanted)
+        if labels.ndim == 3:
+            places, labels = draw_pixels(labels, indices)
+            count, labels = labels.shape[1], labels.flatten()
+            self._pixels = count
+            wanted, indices = wanted.repeat_interleave(count), pixel_numbers(indices, count)
+        wanted &= have_targets(labels)
         kept = None if bool(wanted.all()) else wanted.nonzero().flatten()
-        with self._reader.reading(images):
+        with self._reader.reading(images, places=places):
             yield
         numbers = indices if kept is None else indices[kept]
         blocks = {}
@@ -227,7 +239,8 @@ class FeatureTap:
                 )
                 for layer, values in zip(own, rows, strict=True)
             )
-            parts.append(Features(layers=layers, labels=labels[rank], indices=indices[rank], indices_known=all_known))
+            rest: Any = {"indices_known": all_known, "pixels": own.pixels}
+            parts.append(Features(layers=layers, labels=labels[rank], indices=indices[rank], **rest))
         self._merged = merge_features(parts)
 
     def compute(self) -> Features:
@@ -238,7 +251,7 @@ class FeatureTap:
         if self._merged is not None:
             return self._merged
         none = torch.empty(0, dtype=torch.int64)
-        indices, labels = torch.cat([none, *self._indices]), torch.cat([none, *self._labels])
+        indices, labels = torch.cat([none, *self._indices]), torch.cat(self._labels or [none])
         layers = []
         for maps in self._reader.maps if self._indices else ():
             shape, pooled = self._reader.grids[maps.layer]
@@ -253,7 +266,8 @@ class FeatureTap:
                     _keeper=self._keeper,
                 )
             )
-        whole = Features(layers=tuple(layers), labels=labels, indices=indices, indices_known=self.indices_known)
+        rest: Any = {"indices_known": self.indices_known, "pixels": self._pixels}
+        whole = Features(layers=tuple(layers), labels=labels, indices=indices, **rest)
         return merge_features([whole]) if len(indices) else whole
 
     def _keep(self, layer: str, rows: Tensor) -> None:

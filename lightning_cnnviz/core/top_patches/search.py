@@ -99,7 +99,7 @@ def mine_top_patches(
     miner = PatchMiner(model, chosen, k=k, features=features, per_image=per_image, rank_by=rank_by, sources=sources)
     device = model_device(model)
     with together("mining patches"), analysis_mode(model):
-        for images, labels, indices, known, _ in numbered_batches(loader, batch_fn, progress):
+        for images, labels, indices, known, *_ in numbered_batches(loader, batch_fn, progress):
             miner.indices_known &= known
             images = images.to(device)
 

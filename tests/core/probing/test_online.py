@@ -4,8 +4,10 @@ import io
 
 import pytest
 import torch
+from sklearn.linear_model import LinearRegression, LogisticRegression
 from torch import Tensor
 
+from lightning_cnnviz.core.probing import online
 from lightning_cnnviz.core.probing.online import RATE, OnlineProbes
 from lightning_cnnviz.core.probing.solvers import fit_features
 
@@ -141,3 +143,32 @@ def test_what_was_saved_goes_on_the_same() -> None:
     assert again.dimensions == sizes
     with pytest.raises(ValueError, match=r"layer 'b' gives features \(5, 6\), but its probe reads 6 of each of 4"):
         again.predict({"a": torch.rand(4, 4), "b": torch.rand(5, 6)})
+
+
+def test_labels_and_values_come_near_the_best_linear_functions() -> None:
+    generator = torch.Generator().manual_seed(0)
+    features = 5 * torch.randn(300, 6, generator=generator) + 20
+    plain = features @ torch.randn(6, 2, generator=generator) + 6 * torch.randn(300, 2, generator=generator)
+    labels = (plain > plain.median(0).values).to(torch.int8)
+    several, values = OnlineProbes({"conv": 6}, "labels"), OnlineProbes({"conv": 6}, "values")
+    for _ in range(600):
+        several.update({"conv": features}, labels)
+        values.update({"conv": features}, plain)
+    (scores,), (said,) = several.scores({"conv": features}), values.scores({"conv": features})
+    for place in range(2):
+        best = LogisticRegression(C=1e6, max_iter=10_000).fit(features, labels[:, place].numpy())
+        wanted = torch.from_numpy(best.predict_proba(features)[:, 1]).float()
+        assert float((scores[:, place].sigmoid() - wanted).abs().max()) < 0.05
+    fitted = torch.from_numpy(LinearRegression().fit(features, plain).predict(features)).float()
+    assert float((said - fitted).abs().max()) < 0.02 * float(plain.std())
+    again = OnlineProbes.from_state_dict(values.state_dict())
+    assert again.kind == "values"
+    assert torch.equal(again.scores({"conv": features})[0], said)
+
+
+def test_ranks_with_labels_of_other_forms_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    probes = OnlineProbes({"conv": 2}, "values")
+    monkeypatch.setattr(online, "ranks", lambda: 2)
+    monkeypatch.setattr(online, "gathered", lambda own: [own, torch.tensor([3, 0])])
+    with pytest.raises(ValueError, match="labels have different forms on different ranks"):
+        probes.average()

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -86,7 +88,7 @@ def test_ranks_are_merged(monkeypatch: pytest.MonkeyPatch) -> None:
     net = Net()
     probes = learned(net, 3)
     mine, theirs = (examined(net, probes, torch.arange(12)[rank::2]) for rank in range(2))
-    answers = iter([torch.cat(theirs._right), torch.cat(theirs._indices), probes.left_out + 2])
+    answers = iter([torch.cat(theirs._said), torch.cat(theirs._indices), torch.tensor(0), probes.left_out + 2])
     monkeypatch.setattr(online_passes, "gathered", lambda own: [own, next(answers)])
     mine.merge()
     merged, whole = mine.compute(), examined(net, probes, torch.arange(12)).compute()
@@ -132,7 +134,7 @@ def test_features_that_are_not_finite_are_not_learned_from(value: float) -> None
     assert found.accuracy.isfinite().all()
 
 
-def examined_on(net: Net, probes: OnlineProbes, images: Tensor, labels: Tensor) -> OnlineScores:
+def examined_on(net: Net, probes: OnlineProbes | None, images: Tensor, labels: Tensor) -> OnlineScores:
     test = OnlineTest(reader(net), probes)
     with test.batch(images, torch.arange(len(images)), labels):
         net(images)
@@ -149,3 +151,70 @@ def test_shapes_of_scores_must_fit() -> None:
             batches=1,
             left_out=torch.zeros(2, dtype=torch.int64),
         )
+
+
+def of_labels(labels: Tensor) -> Tensor:
+    """Several labels an image."""
+    return torch.stack([labels < 2, labels % 2 == 0], 1).to(torch.int8)
+
+
+def of_values(labels: Tensor) -> Tensor:
+    return torch.stack([50 + 7.0 * labels, -labels], 1)
+
+
+@pytest.mark.parametrize(
+    ("form", "measure", "chance"), [(of_labels, "mean average precision", 2 / 3), (of_values, "R2", 0)]
+)
+def test_labels_and_values_are_learned_and_tested(form: Any, measure: str, chance: float) -> None:
+    net, (images, labels) = Net(), data()
+    targets, learner = form(labels), OnlineLearner(reader(net))
+    for _ in range(150):
+        with learner.batch(images, targets):
+            net(images)
+    found = examined_on(net, learner.probes, images, targets)
+    assert (found.measure, found.classes, found.images) == (measure, 2, 12)
+    assert found.chance == pytest.approx(chance)
+    assert bool((found.accuracy > 0.97).all())
+    said, again = OnlineTest(reader(net), learner.probes), OnlineTest(reader(net), learner.probes)
+    order = torch.tensor([*torch.randperm(12).tolist(), 3, 1])
+    for test, places in ((said, torch.arange(12)), (again, order)):
+        for part in places.split(5):
+            with test.batch(images[part], part, targets[part]):
+                net(images[part])
+    torch.testing.assert_close(said.compute().accuracy, again.compute().accuracy)
+
+
+def test_pixels_are_learned_and_tested() -> None:
+    net = Net()
+    images = torch.rand(12, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    maps = torch.zeros(12, 8, 8, dtype=torch.int64)
+    for number in range(12):
+        maps[number, :, number % 5 :] = 1
+    images = images + 3 * maps[:, None]
+    learner = OnlineLearner(reader(net))
+    for _ in range(60):
+        with learner.batch(images, maps):
+            net(images)
+    assert learner.probes is not None
+    assert learner.probes.dimensions == {"first": 4, "second": 6}
+    found = examined_on(net, learner.probes, images, maps)
+    assert (found.pixels, found.images, found.classes) == (8, 12, 2)
+    assert float(found.accuracy[0]) > 0.7
+
+
+def test_zeros_and_ones_that_turn_out_to_be_values_begin_anew() -> None:
+    net, (images, labels) = Net(), data()
+    learner = OnlineLearner(reader(net))
+    for targets, kind in ((labels % 2, "classes"), (labels * 0.5, "values"), (labels % 2, "values")):
+        with learner.batch(images, targets[:, None].float()):
+            net(images)
+        assert learner.probes is not None
+        assert learner.probes.kind == kind
+    assert learner.probes.batches == 2
+    with (
+        pytest.raises(ValueError, match="2 values an image, where there were 1"),
+        learner.batch(images, of_values(labels)),
+    ):
+        net(images)
+    with pytest.raises(ValueError, match="labels are of values, but probes have learned to tell classes"):
+        examined_on(net, learned(net, 1), images, of_values(labels))

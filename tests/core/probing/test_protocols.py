@@ -167,7 +167,7 @@ def test_fewer_are_taken_where_that_is_allowed() -> None:
     [
         (torch.zeros(5, dtype=torch.int64), None, r"all 5 images are of class \[0\]"),
         (torch.rand(5), None, r"labels are torch.float32 of shape \(5,\)"),
-        (torch.ones(5, 3, dtype=torch.int64), None, "multi-label data is not supported"),
+        (torch.ones(5, 3, dtype=torch.int64), None, "from one class number an image"),
         (torch.arange(5), None, "needs 3 or more images a class"),
         (torch.arange(12) % 3, torch.tensor([0, 4]), r"classes \[4\] of which the training set has no image"),
         (torch.arange(12) % 3, torch.rand(2), "test labels are torch.float32"),

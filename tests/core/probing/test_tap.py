@@ -17,6 +17,7 @@ from lightning_cnnviz.core.network.layers import LayerNotFoundError, select_laye
 from lightning_cnnviz.core.probing import tap
 from lightning_cnnviz.core.probing.features import Features, merge_features
 from lightning_cnnviz.core.probing.tap import FeatureTap, tap_features
+from lightning_cnnviz.core.probing.targets import draw_pixels
 
 
 class Net(nn.Module):
@@ -210,9 +211,9 @@ IMAGES = torch.rand(4, 1, 12, 12, generator=torch.Generator().manual_seed(0))
     [
         (IMAGES, "needs the class of each image, but the batch has no labels"),
         ((IMAGES, ["a"] * 4), "labels are a list"),
-        ((IMAGES, torch.rand(4)), r"class numbers, but the labels are torch.float32 of shape \(4,\)"),
-        ((IMAGES, torch.ones(4, 5)), r"torch.float32 of shape \(4, 5\): multi-label data is not supported"),
-        ({"image": IMAGES, "label": torch.ones(4, 5, dtype=torch.int64)}, "multi-label data is not supported"),
+        ((IMAGES, IMAGES), r"classes, labels or values, but the labels are torch.float32 of shape \(4, 1, 12, 12\)"),
+        ((IMAGES, torch.full((4,), torch.nan)), r"classes, labels or values, but the labels are torch.float32"),
+        ({"image": IMAGES, "label": torch.full((4, 5), -100)}, r"the labels are torch.int64 of shape \(4, 5\)"),
     ],
 )
 def test_labels_that_a_probe_cannot_use_are_named(batch: Any, match: str) -> None:
@@ -308,3 +309,30 @@ def test_a_pass_that_fails_leaves_nothing_behind() -> None:
             net(images)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
     assert len(taps.compute().indices) == 0
+
+
+def test_labels_values_and_pixels_are_gathered_beside_features() -> None:
+    labels = torch.tensor([[1, 0, 1], [0, 0, 1], [-1, -1, -1], [1, 1, 0]])
+    several = tap_features(Net(), [(IMAGES, labels)])
+    assert (several.labels.dtype, several.labels.tolist()) == (torch.int8, [[1, 0, 1], [0, 0, 1], [1, 1, 0]])
+    assert (several.indices.tolist(), several.images) == ([0, 1, 3], 3)
+    values = tap_features(Net(), [(IMAGES, torch.tensor([0.5, torch.nan, 3.0, -1.0]))])
+    assert (values.labels[:, 0].tolist(), values.indices.tolist()) == ([0.5, 3.0, -1.0], [0, 2, 3])
+
+
+def test_pixels_have_the_features_of_the_cell_that_they_lie_in() -> None:
+    maps = torch.zeros(4, 12, 12, dtype=torch.int64)
+    maps[:, :, 6:] = 1
+    maps[3] = 255
+    model = Net().eval()
+    found = tap_features(model, [(IMAGES, maps)], ["conv1"])
+    assert (len(found.labels), found.pixels, found.images) == (24, 8, 3)
+    assert found.labels.bincount().tolist() == [12, 12]
+    drawn = draw_pixels(maps.masked_fill(maps == 255, -1), torch.arange(4))
+    values = model.conv1(IMAGES)
+    size = values.shape[-1]
+    rows = found["conv1"].dense()
+    for number, (image, pixel) in enumerate((image, pixel) for image in range(3) for pixel in range(8)):
+        row, column = (int(place * size) for place in drawn.places[image, pixel].tolist())
+        torch.testing.assert_close(rows[number], values[image, :, row, column].detach())
+        assert int(found.labels[number]) == int(drawn.places[image, pixel, 1] >= 0.5)
