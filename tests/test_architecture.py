@@ -80,7 +80,7 @@ ALLOWED = {
 }
 # Libraries that only these rooms may name.
 ONLY_IN = {
-    "wandb": {"sinks/wandb.py"},
+    "wandb": {"sinks/wandb.py", "sinks/_wandb_artifacts.py"},
     "wandb_workspaces": {"workspace/products.py"},
     "lightning": {"callbacks", "finetune", "studies", "demo.py", "explore.py", "training_help.py"},
     "pytorch_lightning": {"callbacks"},
@@ -199,7 +199,10 @@ def products(file: str, source: str) -> list[str]:
     said = [name for call in tests for name in names_of(call)]
     if not file.startswith(APPLICATIONS):
         kinds |= {
-            word for word in words_of(tree) for name in PRODUCTS.findall(word) if file != f"sinks/{name.lower()}.py"
+            word
+            for word in words_of(tree)
+            for name in PRODUCTS.findall(word)
+            if not file.startswith((f"sinks/{name.lower()}.py", f"sinks/_{name.lower()}_"))
         }
         said += words_of(tree)
     return sorted(kinds & set(said))

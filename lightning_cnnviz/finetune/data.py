@@ -232,6 +232,12 @@ class ImageFolderDataModule(pl.LightningDataModule):
             raise ValueError("there are no images to predict: give predict=<a file, or a folder of images>")
         return self._loader(self.predict_set)
 
+    def split_manifest(self) -> dict[str, Any] | None:
+        """Return which images train, validate and test: their files, or else their numbers; None before `setup`."""
+        parts = {"train": self.train_set, "val": self.val_set, "test": self.test_set}
+        there = {name: images.files or images.indices for name, images in parts.items() if images is not None}
+        return {"source": self._source.name, "seed": self.seed, **there} if there else None
+
     def on_exception(self, exception: BaseException) -> None:
         """Say what a worker was reading that the system has killed: torch gives its process alone."""
         parts = [part for part in (self.train_set, self.val_set, self.test_set, self.predict_set) if part is not None]

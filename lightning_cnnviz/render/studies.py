@@ -46,6 +46,7 @@ def sample_efficiency_report(result: SampleEfficiency) -> Report:
         for variant in result.variants
         for count in result.per_class
     ]
+    items.append(_accuracy_numbers(result))
     several = len(result.seeds) > 1
     over = f"{len(result.seeds)} seeds" if several else "one seed"
     notes = [
@@ -72,6 +73,7 @@ def ablation_report(result: AblationStudy) -> Report:
     items += [
         Scalar(variant.name, float(error.mean())) for variant, error in zip(result.variants, result.error, strict=True)
     ]
+    items.append(_ablation_numbers(result))
     several = len(result.seeds) > 1
     over = f"{len(result.seeds)} seeds, the same for all variants" if several else "one seed"
     notes = [
@@ -161,6 +163,22 @@ def _accuracy_table(result: SampleEfficiency, paper: Mapping[str, Mapping[int, f
     return Table("accuracy", columns, tuple(rows), caption=caption)
 
 
+def _accuracy_numbers(result: SampleEfficiency) -> Table:
+    """The same for programs: numbers, 0 to 1, with their standard deviations in columns of their own."""
+    rows = tuple(
+        (variant, count, *_mean_and_std(result.class_mean[place, column]), *_mean_and_std(result.top1[place, column]))
+        for place, variant in enumerate(result.variants)
+        for column, count in enumerate(result.per_class)
+    )
+    columns = ("variant", "images a class", "mean of classes", "std of mean of classes", "top-1", "std of top-1")
+    return Table("numbers", columns, rows, caption="Test accuracy, 0 to 1; std over seeds")
+
+
+def _mean_and_std(values: Tensor) -> tuple[float, float | None]:
+    """Of values over seeds; the deviation of a single one is not known."""
+    return float(values.mean()), float(values.std()) if len(values) > 1 else None
+
+
 def _paper_accuracies(result: SampleEfficiency) -> dict[str, dict[int, float]]:
     """The paper's figures for the numbers of images that were tried, if the data is the paper's."""
     name = re.sub(r"[^a-z0-9]", "", result.data.lower())
@@ -198,3 +216,18 @@ def _ablation_table(result: AblationStudy) -> Table:
     caption = "Top-1 error on the test images" + (": mean ± std over seeds" if len(result.seeds) > 1 else "")
     source = f"; the paper's figures: {result.source}" if with_paper and result.source else ""
     return Table("variants", tuple(columns), tuple(rows), caption=caption + source)
+
+
+def _ablation_numbers(result: AblationStudy) -> Table:
+    """The same for programs: numbers, 0 to 1, with their standard deviations in columns of their own."""
+    rows = tuple(
+        (
+            variant.name,
+            variant.parameters,
+            *_mean_and_std(result.error[place]),
+            *(_mean_and_std(result.rise[place]) if place else (None, None)),
+        )
+        for place, variant in enumerate(result.variants)
+    )
+    columns = ("variant", "parameters", "error", "std of error", "rise", "std of rise")
+    return Table("numbers", columns, rows, caption="Top-1 error on the test images, 0 to 1; std over seeds")

@@ -93,6 +93,11 @@ class PageFolder:
         """Whether all packs of a chunk are there."""
         return all(self._pack(pack).exists() for pack in head.packs)
 
+    def files_of(self, chunk: str) -> set[Path]:
+        """Return the files of a chunk: itself, its parts and the packs of its pictures."""
+        head = self.heads[chunk]
+        return {self._look(chunk), *map(self._part, head.parts), *map(self._pack, head.packs)}
+
     def write_list(self) -> None:
         """Write the list of the looks that were found by now."""
         _write(self.directory / "looks.js", [f"cnnviz.list({to_json(list_looks(self.heads.values()))});\n"])
@@ -121,7 +126,7 @@ class PageFolder:
         total = sum(sizes.values())
         if total <= most_bytes:
             return False
-        users = {path: {chunk for chunk in self.heads if path in self._files(chunk)} for path in sizes}
+        users = {path: {chunk for chunk in self.heads if path in self.files_of(chunk)} for path in sizes}
         gone: set[str] = set()
         for look in may_leave(series_of(self.heads.values()), keep):
             chunks = {head.chunk for head in look.heads}
@@ -154,14 +159,10 @@ class PageFolder:
 
     def _sizes(self) -> dict[Path, int]:
         sizes = {}
-        for path in {path for chunk in self.heads for path in self._files(chunk)}:
+        for path in {path for chunk in self.heads for path in self.files_of(chunk)}:
             with suppress(FileNotFoundError):
                 sizes[path] = path.stat().st_size
         return sizes
-
-    def _files(self, chunk: str) -> set[Path]:
-        head = self.heads[chunk]
-        return {self._look(chunk), *map(self._part, head.parts), *map(self._pack, head.packs)}
 
     def _find(self, pictures: Mapping[str, str]) -> dict[str, str]:
         """Return the pack of each picture that need not be stored again."""

@@ -88,6 +88,9 @@ class Sink(ABC):
     def describe(self, monitor: str, facts: Mapping[str, Any]) -> None:  # noqa: B027 - most sinks need nothing
         """Take note of what a monitor was made with: plain values; called after `open`, before its first look."""
 
+    def keep_split(self, name: str, split: Mapping[str, Any]) -> None:  # noqa: B027 - most sinks keep none
+        """Keep which images do what, as plain values; called after `open`, once for each split."""
+
     def finish(self) -> None:  # noqa: B027 - most sinks need nothing
         """Show what belongs to the end of a fit, validation or test: all who showed here are closing it."""
 

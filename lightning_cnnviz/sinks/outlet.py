@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import pkgutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -41,6 +41,7 @@ class _Shared:
         drawer: What draws.
         users: How many outlets are open.
         announced: What people have been told.
+        splits: The splits that sinks have been told.
     """
 
     run: str = field(default_factory=new_run)
@@ -50,6 +51,7 @@ class _Shared:
     drawer: Drawer | None = None
     users: int = 0
     announced: set[str] = field(default_factory=set)
+    splits: set[str] = field(default_factory=set)
 
 
 class Outlet:
@@ -119,6 +121,9 @@ class Outlet:
             return
         self._beside = fits and not trainer.fast_dev_run
         self.open_for(trainer.loggers, folder)
+        told = getattr(getattr(trainer, "datamodule", None), "split_manifest", None)
+        if callable(told):
+            self.tell_split("data", told())
 
     def open_for(self, loggers: Sequence[Any], folder: Path) -> None:
         """Open the sinks without a trainer.
@@ -218,6 +223,18 @@ class Outlet:
         for sink in self._opened:
             with suppress(OSError):  # a service that does not answer misses a description, which is in the record
                 sink.describe(name, facts)
+
+    def tell_split(self, name: str, split: Mapping[str, Any] | None) -> None:
+        """Let the sinks keep which images do what, once a trainer; off rank zero, and of None, nothing is kept."""
+        if split is None or not self.is_open:
+            return
+        told = f"{name} {split.get('digest', '')}"  # another stage splits other images
+        if told in self._shared.splits:
+            return
+        self._shared.splits.add(told)
+        for sink in self._opened:
+            with suppress(OSError):  # as above
+                sink.keep_split(name, split)
 
     def show(self, report: Report, step: Step) -> None:
         """Keep a report of what has no result, and write it to every sink; to none where the outlet is not open."""

@@ -116,13 +116,22 @@ byId("skip").onclick = (event) => {
 };
 let path = "";
 function recall() {
-  readPlace(location.hash);
+  readPlace(placeNow());
   const moved = `${state.layer}/${state.unit}/${state.q}`;
   if (path && moved !== path) scrollTo({ top: 0 });
   path = moved;
   draw();
 }
 addEventListener("hashchange", recall);
+if (inFrame) {
+  addEventListener("click", (event) => {
+    const link = event.target.closest?.('a[href^="#/"]');
+    if (!link) return;
+    event.preventDefault();
+    framePlace = link.getAttribute("href");
+    recall();
+  });
+}
 // Where there is no room beside the pictures, the network opens when it is asked for.
 const narrow = matchMedia("(max-width: 900px)"), foldNetwork = () => { byId("sidebar").open = !narrow.matches; };
 narrow.addEventListener("change", foldNetwork);

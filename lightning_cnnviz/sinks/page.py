@@ -28,10 +28,10 @@ from lightning_cnnviz.sinks._page_items import (
     plain,
     to_json,
 )
-from lightning_cnnviz.sinks._page_series import Head
+from lightning_cnnviz.sinks._page_series import Head, list_looks, series_of
 from lightning_cnnviz.sinks.base import Sink
 
-__all__ = ["PageSink", "bundled_page"]
+__all__ = ["PageSink", "bundled_page", "newest_looks_page"]
 
 _FORMAT = 2
 _SCRIPTS = tuple(
@@ -269,9 +269,35 @@ def bundled_page(folder: Path) -> str:
         OSError: There is none, or a file cannot be read.
     """
     parts = ("looks", "parts", "pictures")
-    paths = [folder / "looks.js", *(path for part in parts for path in sorted((folder / part).glob("*.js")))]
-    names = [path.relative_to(folder).as_posix() for path in paths]
-    return _page(f"{''.join(path.read_text(encoding='utf-8') for path in paths)}embedded({to_json(names)});\n")
+    paths = [path for part in parts for path in sorted((folder / part).glob("*.js"))]
+    return _embedded(folder, (folder / "looks.js").read_text(encoding="utf-8"), paths)
+
+
+def newest_looks_page(folder: Path, most_bytes: float) -> tuple[str, int]:
+    """Return a page's newest look of each series as one self-contained file, and how many bytes its looks have.
+
+    Args:
+        folder: That of a page.
+        most_bytes: Of looks with more bytes than these, "" stands for the file; nothing is read then.
+
+    Raises:
+        OSError: A file cannot be read.
+    """
+    page = PageFolder(folder)
+    page.scan()
+    heads = [head for looks in series_of(page.heads.values()).values() for head in looks[-1].heads]
+    paths = sorted({path for head in heads for path in page.files_of(head.chunk)})
+    size = sum(path.stat().st_size for path in paths)
+    if size > most_bytes or not heads:
+        return "", size
+    return _embedded(folder, f"cnnviz.list({to_json(list_looks(heads))});\n", paths), size
+
+
+def _embedded(folder: Path, looks: str, paths: Sequence[Path]) -> str:
+    """A page with a list of looks, and files of its folder, in it."""
+    names = ["looks.js", *(path.relative_to(folder).as_posix() for path in paths)]
+    texts = (path.read_text(encoding="utf-8") for path in paths)
+    return _page(f"{looks}{''.join(texts)}embedded({to_json(names)});\n")
 
 
 @cache

@@ -20,8 +20,17 @@ function linkTo(change) {
   return `#/${path.map(encodeURIComponent).join("/")}${[...query].length ? `?${query}` : ""}`;
 }
 // A step that Back undoes; what changes while a slider is dragged, or a word is typed, replaces the place instead.
+// In a frame of somebody else's page (W&B shows it so) links would load that page, and addresses may not change: the place
+// is kept here.
+const inFrame = window !== window.parent;
+let framePlace = "";
+const placeNow = () => (inFrame ? framePlace : location.hash);
 function go(change, { replaces = false } = {}) {
   const link = linkTo(change);
+  if (inFrame) {
+    framePlace = link;
+    return recall();
+  }
   if (replaces) {
     history.replaceState(null, "", link);
     readPlace(link);

@@ -27,17 +27,20 @@ from lightning_cnnviz.sinks._dashboard import (
     with_epochs,
 )
 from lightning_cnnviz.sinks._handover import Handover
+from lightning_cnnviz.sinks._wandb_artifacts import LONGEST_NAME, upload_files, upload_record, upload_split
 from lightning_cnnviz.sinks.base import Sink
+from lightning_cnnviz.sinks.page import newest_looks_page
 from lightning_cnnviz.sinks.series import key_part
 
-__all__ = ["WandbSink", "opened_run"]
+__all__ = ["WandbSink", "opened_run", "upload_files"]
 
 log = logging.getLogger("lightning_cnnviz")
 
 _ACCOUNT = "sent-to-wandb.jsonl"
 _AXIS = "cnnviz/epoch"
 _LEGEND = "cnnviz/legend"
-_LONGEST_ARTIFACT, _MARK = 128, 32  # letters of an artifact's name, and of what some versions put behind it
+_PAGE = "cnnviz/page"
+_MARK = 32  # letters that some versions put behind an artifact's name
 
 
 class WandbSink(Sink):
@@ -54,9 +57,11 @@ class WandbSink(Sink):
     Args:
         record: When the record is uploaded as an artifact: `"end"` of each fit, validation or test, or `"never"`. A new
             version has the epoch as its alias, and W&B uploads of it only what it does not have yet.
+        page_megabytes: Up to this size the page of the newest looks is uploaded, too, at the same moments; 0 for never.
+            The run's config says where the page lies, and whether it was too large.
 
     Raises:
-        ValueError: `record` is none of these.
+        ValueError: `record` is none of these, or `page_megabytes` is negative.
 
     Example:
         >>> from pathlib import Path
@@ -70,10 +75,12 @@ Trainer(logger=WandbLogger(project=...)), or write elsewhere, for example with s
     logger_kinds: ClassVar[tuple[str, ...]] = ("WandbLogger",)
     joins_looks: ClassVar[bool] = True
 
-    def __init__(self, *, record: Literal["end", "never"] = "end") -> None:
+    def __init__(self, *, record: Literal["end", "never"] = "end", page_megabytes: float = 10) -> None:
         if record not in ("end", "never"):
             raise ValueError(f'record={record!r}: give "end" or "never"')
-        self.record = record
+        if not page_megabytes >= 0:
+            raise ValueError(f"page_megabytes={page_megabytes}: give a size in megabytes, or 0 for no page")
+        self.record, self.page_megabytes = record, page_megabytes
         self._loggers: list[Any] | None = None
         self._handover = Handover("W&B")
         self._account: Path | None = None
@@ -131,6 +138,11 @@ Trainer(logger=WandbLogger(project=...)), or write elsewhere, for example with s
                 entry = {f"cnnviz/{key_part(monitor)}": dict(facts)}
                 self._handover.put(partial(update, entry, allow_val_change=True))
 
+    def keep_split(self, name: str, split: Mapping[str, Any]) -> None:
+        """Upload which images do what, as an artifact of its own: runs with the same split have the same version."""
+        for run in self._runs():
+            self._handover.put(partial(upload_split, run, name, dict(split)))
+
     def write(self, report: Report, step: Step) -> None:
         """Log one report as a row of each run.
 
@@ -183,12 +195,17 @@ Trainer(logger=WandbLogger(project=...)), or write elsewhere, for example with s
         self._newest = step if every else self._newest
 
     def finish(self) -> None:
-        """Upload the record."""
-        if self._newest is not None and self._account is not None and self.record == "end":
-            for run in self._runs():
-                with suppress(OSError):  # that the service does not answer is said below
-                    self._handover.put(partial(_upload, run, self._account.parent, self._newest))
-        self._newest = None
+        """Upload the record, and the page of the newest looks."""
+        newest, self._newest = self._newest, None
+        if newest is None or self._account is None:
+            return
+        record = self._account.parent
+        for run, own in self._runs().items():
+            with suppress(OSError):  # that the service does not answer is said below
+                if self.record == "end":
+                    self._handover.put(partial(upload_record, run, record, newest))
+                if self.page_megabytes and (record.parent / "index.html").is_file():
+                    self._handover.put(partial(self._log_page, run, own, record.parent, newest))
 
     def close(self) -> None:
         """Wait a few seconds for the service, and say what it has not taken."""
@@ -232,6 +249,29 @@ Trainer(logger=WandbLogger(project=...)), or write elsewhere, for example with s
             lines = (json.dumps({"to": _name_of(run), "report": mark}) for mark in marks)
             with suppress(OSError), self._account.open("a", encoding="utf-8") as file:
                 file.write("".join(f"{line}\n" for line in lines))
+
+    def _log_page(self, run: Any, prefix: str, folder: Path, step: Step) -> None:
+        """Log the page of the newest looks, where it is not too large, and say where it lies."""
+        if not hasattr(run, "log_artifact"):  # Lightning's stand-in
+            return
+        import wandb
+
+        try:
+            page, size = newest_looks_page(folder, self.page_megabytes * 1e6)
+        except OSError as error:
+            log.error("WandbSink: the page is not uploaded, it lies in %s: %s", folder, error)
+            return
+        told = {"file": str((folder / "index.html").resolve()), "megabytes of the newest looks": round(size / 1e6, 1)}
+        if not page:
+            told["not uploaded"] = f"more than page_megabytes={self.page_megabytes:g}: open the file, or cnnviz bundle"
+        run.config.update({_PAGE: told}, allow_val_change=True)
+        if page:
+            key = f"{key_part(prefix)}/{_PAGE}" if prefix else _PAGE
+            run.define_metric(key, step_metric=_AXIS)
+            epoch, global_step = step.row
+            row = {_epoch_of(prefix): epoch, "trainer/global_step": global_step, _AXIS: step.epoch}
+            # Nothing of W&B's is put into it: its style sheet comes from the network.
+            run.log({**row, key: wandb.Html(page, inject=False, data_is_not_path=True)})
 
     def _media(self, key: str, content: Any) -> Any:
         """What W&B is to have under a key."""
@@ -297,7 +337,7 @@ def _name_of(run: Any) -> str:
 
 def _table_key(run: Any, key: str, prefix: str) -> str:
     """A key so short that the artifact which W&B names after it, its prefix and the run has a valid name."""
-    return short_key(key, _LONGEST_ARTIFACT - len(f"run-{_name_of(run)}-{prefix}_table-") - _MARK)
+    return short_key(key, LONGEST_NAME - len(f"run-{_name_of(run)}-{prefix}_table-") - _MARK)
 
 
 def _epoch_of(prefix: str) -> str:
@@ -361,18 +401,3 @@ def _chart(lines: Lines) -> Any:
         title=lines.title,
         xname=lines.x_label,
     )
-
-
-def _upload(run: Any, folder: Path, step: Step) -> None:
-    """Upload the record's looks as a new version of the run's artifact."""
-    if not hasattr(run, "log_artifact"):  # Lightning's stand-in on other ranks, and in `fast_dev_run`
-        return
-    import wandb
-
-    artifact = wandb.Artifact(f"cnnviz-record-{_name_of(run)}", type="cnnviz-record")
-    try:
-        # What the record has written does not change: no copy of it is made.
-        artifact.add_dir(str(folder), skip_cache=True, policy="immutable")
-        run.log_artifact(artifact, aliases=["latest", f"epoch-{step.epoch}"])
-    except Exception as error:
-        log.error("WandbSink: the record is not uploaded, it lies in %s: %s", folder, error)

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from lightning_cnnviz.core.network.hooks import keep_random_state
-from lightning_cnnviz.report import Report, Step
+from lightning_cnnviz.report import Report, Step, Table
 from lightning_cnnviz.sinks.base import Sink
 from lightning_cnnviz.sinks.outlet import show_once
 from lightning_cnnviz.sinks.page import PageSink
-from lightning_cnnviz.sinks.wandb import WandbSink
+from lightning_cnnviz.sinks.wandb import WandbSink, upload_files
 from lightning_cnnviz.studies.jobs import Job, run_jobs, write_json
 from lightning_cnnviz.studies.options import StudyError, StudyOptions
 from lightning_cnnviz.studies.results import StudyResult
@@ -92,6 +92,9 @@ def finish_study(result: StudyResult, report: Report, study: StudyOptions, jobs:
     except ValueError as error:  # the trainings are done, and their result is written: it is not lost with its page
         log.error("study: %s. The result itself is in %s", error, folder / result.file)
     for logger in loggers:
+        name = f"cnnviz-study-{Path(study.folder).absolute().name}"
+        tables = [item for item in report.items if isinstance(item, Table)]
+        upload_files(logger, name, kind="cnnviz-study", files={result.file: folder / result.file}, tables=tables)
         logger.experiment.finish()
 
 

@@ -173,6 +173,7 @@ SECTIONS: tuple[Section, ...] = (
             _table("Pairs of channels that are most alike", "correlation/most_correlated"),
             _table("Redundant channels, layer by layer", "correlation/layers"),
             _table("What each key shows", "cnnviz/legend"),
+            _pictures("The page of the newest looks", "cnnviz/page"),
         ),
     ),
     Section(
@@ -185,7 +186,9 @@ SECTIONS: tuple[Section, ...] = (
                 x="training images a class",
             ),
             _table("Accuracy by images a class", "test/sample_efficiency/accuracy"),
+            _table("The same as numbers", "test/sample_efficiency/numbers"),
             _table("What layers are worth", "test/ablation/variants"),
+            _table("What layers are worth, as numbers", "test/ablation/numbers"),
             _table("What was done to the layers", "test/ablation/changes"),
         ),
     ),

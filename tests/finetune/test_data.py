@@ -136,6 +136,15 @@ def test_splits_are_stratified_disjoint_and_nested(counts: list[int], seed: int,
         split(least + 1)
 
 
+def test_the_manifest_names_the_files_of_each_part(whole: Path) -> None:
+    data = of(whole)
+    told = data.split_manifest()
+    assert told is not None
+    assert [told[part] for part in ("train", "val", "test")] == [
+        images.files for images in (data.train_set, data.val_set, data.test_set) if images is not None
+    ]
+
+
 def test_seeds_draw_different_images_and_one_seed_the_same(whole: Path) -> None:
     first, again, other = (of(whole, per_class=5, seed=seed) for seed in (1, 1, 2))
     assert files(first.train_set) == files(again.train_set)

@@ -6,11 +6,12 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import pytest
 from callbacks.littlenet import LittleNet, quiet_trainer, train_loader, val_loader
 from sinks.harness import page_text
 
-from lightning_cnnviz import ActivationMapMonitor, FilterMonitor, MemorySink, PageSink
+from lightning_cnnviz import ActivationMapMonitor, FilterMonitor, LayerProbeMonitor, MemorySink, PageSink
 from lightning_cnnviz.report import Report, Step
 from lightning_cnnviz.sinks.outlet import Outlet, show_once
 
@@ -245,3 +246,34 @@ def test_what_stands_in_the_pages_place_stays(tmp_path: Path, what: str) -> None
         PageSink(tmp_path).write(REPORT, STEP)
     assert path.stat() == before
     assert path.is_symlink() == (what == "link")
+
+
+class Splits(MemorySink):
+    """Keeps what it is told of splits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.splits: list[tuple[str, Any]] = []
+
+    def keep_split(self, name: str, split: Any) -> None:
+        self.splits.append((name, split))
+
+
+def test_sinks_are_told_each_split_once(tmp_path: Path) -> None:
+    class Data(pl.LightningDataModule):
+        def train_dataloader(self) -> Any:
+            return train_loader()
+
+        def val_dataloader(self) -> Any:
+            return val_loader()
+
+        def split_manifest(self) -> dict[str, Any]:
+            return {"train": [0, 1]}
+
+    sink = Splits()
+    monitors = [FilterMonitor(sinks=[sink]), LayerProbeMonitor(["features.0"], sinks=[sink], heads=["knn"])]
+    trainer = quiet_trainer(callbacks=monitors, default_root_dir=tmp_path, max_epochs=2)
+    trainer.fit(LittleNet(), datamodule=Data())
+    assert [name for name, _ in sink.splits][:1] == ["data"]
+    assert sink.splits[0][1] == {"train": [0, 1]}
+    assert len(sink.splits) == len(dict(sink.splits))

@@ -13,12 +13,19 @@ import pytest
 import torch
 from PIL import Image
 from sinks.harness import Harness, full_disk
-from sinks.offline_run import keep_wandb_inside, read_offline_run
+from sinks.offline_run import (
+    keep_wandb_inside,
+    read_offline_artifacts,
+    read_offline_config,
+    read_offline_run,
+)
 
 from lightning_cnnviz.render.panel import draw_panel
 from lightning_cnnviz.report import Curve, Gallery, Item, Picture, Report, Row, Scalar, Series, Step, Table, Tile
 from lightning_cnnviz.sinks import _dashboard
 from lightning_cnnviz.sinks.base import Sink
+from lightning_cnnviz.sinks.outlet import Outlet
+from lightning_cnnviz.sinks.page import PageSink
 from lightning_cnnviz.sinks.wandb import WandbSink
 
 AXES = ("epoch", "trainer/global_step", "cnnviz/epoch", "cnnviz/legend")
@@ -315,3 +322,39 @@ def test_the_sink_alone_does_not_load_wandb() -> None:
 
     code = "import sys, lightning_cnnviz.sinks.wandb; sys.exit('wandb' in sys.modules or 'lightning' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def looked_at(inside: Path, **options: Any) -> dict[str, Any]:
+    """Log a look with a page beside it to an offline run, and return the run's config."""
+    logger = pytest.importorskip(PACKAGES[0]).WandbLogger(project="test", save_dir=inside, offline=True)
+    page, sink = PageSink(inside / "page"), WandbSink(record="never", **options)
+    outlet = Outlet("Test", [page, sink])
+    outlet.open_for([logger], inside)
+    outlet.show(REPORT, Step(epoch=1, global_step=10))
+    outlet.close()
+    logger.experiment.finish()
+    return read_offline_config(inside)
+
+
+@pytest.mark.parametrize(("megabytes", "said"), [(10, False), (0.001, True), (0, None)])
+def test_the_page_is_logged_up_to_a_size(megabytes: float, said: bool | None, inside: Path) -> None:
+    told = looked_at(inside, page_megabytes=megabytes).get("cnnviz/page")
+    assert (None if told is None else "not uploaded" in told) is said
+    assert ("cnnviz/page" in {key for row in read_offline_run(inside) for key in row}) is (said is False)
+    if told is not None:
+        assert Path(told["file"]) == inside / "page" / "index.html"
+
+
+def test_a_size_below_zero_is_refused() -> None:
+    with pytest.raises(ValueError, match="page_megabytes=-1: give a size in megabytes, or 0"):
+        WandbSink(page_megabytes=-1)
+
+
+def test_splits_are_artifacts_that_equal_runs_share(inside: Path) -> None:
+    logger = pytest.importorskip(PACKAGES[0]).WandbLogger(project="test", save_dir=inside, offline=True)
+    sink = WandbSink()
+    sink.open([logger], inside)
+    sink.keep_split("layer_probe/flowers", {"digest": "ab", "splits": [{"train": [3, 5], "test": [1]}]})
+    logger.experiment.finish()
+    (files,) = read_offline_artifacts(inside)
+    assert json.loads(files["split.json"].read_text())["splits"][0] == {"train": [3, 5], "test": [1]}

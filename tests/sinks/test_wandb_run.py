@@ -78,6 +78,14 @@ def test_a_run_with_every_monitor_has_the_documented_keys(inside: Path, monkeypa
         assert (drawn["panelDefId"], drawn["fieldSettings"]) == (CHART, CHART_FIELDS)
         assert drawn["stringSettings"]["xname"] == panel.x
 
+    told = config["cnnviz/page"]
+    assert Path(told["file"]).is_file()
+    assert 0 < told["megabytes of the newest looks"] < 10
+    (page,) = inside.glob("wandb/offline-run-*/files/media/html/**/*.html")
+    text = page.read_text()
+    assert "cnnviz.list(" in text
+    assert "wandb" not in text.partition("<body>")[0]
+
     records = [files for files in read_offline_artifacts(inside) if any("looks" in path for path in files)]
     assert len(records) == 1
 

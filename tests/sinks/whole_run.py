@@ -83,7 +83,7 @@ class Figures:
 
     Attributes:
         rows: Of its history, those with a look.
-        keys: Of all looks.
+        keys: Of all looks, and of the page.
         files: Pictures, tables and charts, without the record.
         megabytes: Of these.
         table_rows: Of all tables and charts together.
@@ -104,6 +104,7 @@ def figures(folder: Path) -> Figures:
     files = [file for file in folder.glob("wandb/offline-run-*/files/media/**/*") if file.is_file()]
     tables = [value["nrows"] for row in rows for value in row.values() if isinstance(value, dict) and "nrows" in value]
     size = sum(file.stat().st_size for file in files) / 1e6
+    rows = [row for row in rows if "cnnviz/page" not in row]
     return Figures(rows=rows, keys=keys, files=len(files), megabytes=size, table_rows=sum(tables))
 
 

@@ -197,10 +197,12 @@ def test_refusals(photos: Path, tmp_path: Path, options: dict[str, Any], message
 def test_runs_are_one_group_with_a_summary(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     keep_wandb_inside(tmp_path, monkeypatch)
     study(photos, tmp_path, per_class=[2], variants=["scratch"], wandb="flowers", offline=True)
-    runs, rows = [], []
+    runs, rows, kept = [], [], set()
     for folder in sorted((tmp_path / "study" / "wandb").glob("offline-run-*")):
         records = _records(folder)
         runs += [record.run for kind, record in records if kind == "run"]
+        artifacts = [record.artifact for kind, record in records if kind == "artifact"]
+        kept |= {(each.name, entry.path) for each in artifacts for entry in each.manifest.contents}
         rows += [
             item.key or "/".join(item.nested_key)
             for kind, record in records
@@ -213,6 +215,8 @@ def test_runs_are_one_group_with_a_summary(photos: Path, tmp_path: Path, monkeyp
     assert {run.project for run in runs} == {"flowers"}
     assert any(key.startswith("test/sample_efficiency/accuracy") for key in rows)
     assert any(key.startswith("test/sample_efficiency/scratch") for key in rows)
+    study_files = {path for name, path in kept if name == "cnnviz-study-study"}
+    assert {"sample_efficiency.json", "accuracy.table.json", "numbers.table.json"} <= study_files
 
 
 def test_the_result_is_kept_in_the_folder(photos: Path, tmp_path: Path) -> None:

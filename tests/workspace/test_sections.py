@@ -12,6 +12,7 @@ from lightning_cnnviz.render.views import VIEW_NAMES
 from lightning_cnnviz.workspace.sections import SECTIONS, chosen_sections, sections_text
 
 AS = {"number": "numbers", "chart": "chart", "table": "table", "picture": "pictures", "list of pictures": "pictures"}
+AS["page"] = "pictures"
 
 
 def test_every_documented_key_is_shown_once_as_what_it_is() -> None:
@@ -39,7 +40,7 @@ def test_views_can_be_chosen() -> None:
     assert [section.name for section in sections] == ["Health", "Probes by depth", "Study"]
     keys = [key for section in sections for panel in section.panels for key in panel.keys]
     assert all(re.fullmatch(r"run_a/(online_probe|test/ablation)/\w+", key) for key in keys)
-    assert len(keys) == 5
+    assert len(keys) == 6
 
 
 def test_a_view_that_no_panel_shows_is_refused() -> None:

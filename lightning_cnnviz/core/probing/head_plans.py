@@ -54,6 +54,10 @@ class HeadPlans:
         """The plan of a network of one head."""
         return self._plans.get("")
 
+    def split_manifests(self) -> dict[str, dict[str, Any] | None]:
+        """Return for each head which images its splits have; see `ProbePlan`."""
+        return {head: plan.split_manifest() for head, plan in self._plans.items()}
+
     def read(
         self,
         network: nn.Module,

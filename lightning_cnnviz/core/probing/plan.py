@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -66,6 +67,22 @@ class ProbePlan:
         self._wanted: tuple[Tensor | None, ...] = (None, None)  # indices of the images that the manifest needs
         options: dict[str, Any] = {"pool": pool, "limit": _TRIED, "batch_fn": batch_fn, "seed": seed, "refuses": False}
         self._draw([tap_features(network, loader, layers, **options) for loader in self._loaders])
+
+    def split_manifest(self) -> dict[str, Any] | None:
+        """Return the data-set indices of each split's images, as plain values; None where labels are not told."""
+        learned, tested = self._wanted
+        if self._manifest is None or learned is None:
+            return None
+        of_test = learned if tested is None else tested
+        splits = [
+            {
+                "train": learned[split.train].tolist(),
+                "held out to choose C": learned[split.held_out].tolist(),
+                "test": of_test[split.test].tolist(),
+            }
+            for split in self._manifest.splits
+        ]
+        return {"protocol": asdict(self._protocol), "digest": self._manifest.digest, "splits": splits}
 
     def tap(self, network: nn.Module, loader: Any) -> FeatureTap | None:
         """Return a running computation for passes over one of the plan's loaders that somebody else makes.

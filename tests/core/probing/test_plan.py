@@ -132,3 +132,19 @@ def test_a_control_with_the_features_of_the_network_is_refused() -> None:
     net.conv.forward = lambda maps: maps  # type: ignore[method-assign]
     with pytest.raises(ValueError, match="layer 'conv' of Fixed computes the same with weights made anew"):
         control(net)
+
+
+@pytest.mark.parametrize("own_test", [True, False])
+def test_the_manifest_has_the_indices_of_each_split(own_test: bool) -> None:
+    network, test = net(), loader(24, 1) if own_test else None
+    chosen = plan(network, loader(), test)
+    told = chosen.split_manifest()
+    assert told is not None
+    assert told["digest"] == chosen.fit([chosen.read(network)]).scores[0].digest
+    assert len(told["splits"]) == PROTOCOL.splits
+    for split in told["splits"]:
+        assert sorted(index % 4 for index in split["train"]) == [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3
+        assert sorted(index % 4 for index in split["test"]) == [0] * 2 + [1] * 2 + [2] * 2 + [3] * 2
+        assert own_test or not {*split["train"]} & {*split["test"]}
+        assert {*split["held out to choose C"]} < {*split["train"]}
+    assert plan(network, loader(telling=False)).split_manifest() is None
