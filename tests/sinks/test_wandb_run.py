@@ -106,6 +106,7 @@ def written(logger: Any, stage: str = "fit") -> None:
     sink = WandbSink()
     sink.open([logger], Path("unused"))
     report = Report("layer_probe", title="Probes", items=(Scalar("conv.1/svm", 0.5, layer="conv.1"),))
+    sink.describe("LayerProbeMonitor", {"seed": 3})
     sink.write(report, Step(epoch=2, global_step=8, stage=stage, logged=(1, 7)))
     sink.close()
 
@@ -114,10 +115,12 @@ def written(logger: Any, stage: str = "fit") -> None:
 def test_a_run_that_the_user_has_made_gets_the_axis_too(package: str, inside: Path) -> None:
     import wandb
 
-    run = wandb.init(project="own", dir=inside, mode="offline")
+    run = wandb.init(project="own", dir=inside, mode="offline", config={"lr": 0.1})  # as in a sweep
     written(pytest.importorskip(package).WandbLogger(experiment=run))
     run.finish()
     assert read_offline_axes(inside)["layer_probe/svm"] == ("cnnviz/epoch", {"max"})
+    config = read_offline_config(inside)
+    assert (config["lr"], config["cnnviz/LayerProbeMonitor"]["seed"]) == (0.1, 3)
 
 
 def test_a_prefix_stands_before_our_keys_and_lightnings_epoch(inside: Path) -> None:

@@ -84,7 +84,7 @@ class Figures:
     Attributes:
         rows: Of its history, those with a look.
         keys: Of all looks, and of the page.
-        files: Pictures, tables and charts, without the record.
+        files: Pictures, tables and charts, without the record and the page.
         megabytes: Of these.
         table_rows: Of all tables and charts together.
     """
@@ -102,6 +102,7 @@ def figures(folder: Path) -> Figures:
     lightnings = {"epoch", "trainer/global_step", "train/loss", "val/loss"}
     keys = {key for row in rows for key in row if not key.startswith("_")} - lightnings
     files = [file for file in folder.glob("wandb/offline-run-*/files/media/**/*") if file.is_file()]
+    files = [file for file in files if file.suffix != ".html"]
     tables = [value["nrows"] for row in rows for value in row.values() if isinstance(value, dict) and "nrows" in value]
     size = sum(file.stat().st_size for file in files) / 1e6
     rows = [row for row in rows if "cnnviz/page" not in row]

@@ -19,7 +19,9 @@ def publish(trainer: Any, numbers: Mapping[str, float]) -> None:
 
 
 def refuse_too_early(who: str, prefixes: Mapping[str, Any], owner: Any, trainer: Any, schedule: Schedule) -> None:
-    """Refuse a callback that asks for a monitor's number before there is one, or before the newest one is there.
+    """Refuse a callback, or a learning rate's schedule, that asks for a monitor's number before there is one.
+
+    Also one that asks before the newest number is there.
 
     Args:
         who: The monitor, for messages.
@@ -29,7 +31,7 @@ def refuse_too_early(who: str, prefixes: Mapping[str, Any], owner: Any, trainer:
         schedule: When the monitor looks.
 
     Raises:
-        ValueError: There is such a callback; says what would do.
+        ValueError: There is such a one; says what would do.
     """
     for place, callback in enumerate(trainer.callbacks):
         key = getattr(callback, "monitor", None)
@@ -47,10 +49,20 @@ def refuse_too_early(who: str, prefixes: Mapping[str, Any], owner: Any, trainer:
         first = _first_asked(callback, trainer, at_validation)
         looks = schedule.first_epoch(trainer)
         if first is not None and looks is not None and looks > first:
-            raise ValueError(
-                f"{asked} asks after epoch {first}, and {who} does not look before epoch {looks}: give "
-                f"{who.split(' ')[0]}(every_n_epochs={first})"
-            )
+            raise ValueError(_too_seldom(asked, first, who, looks))
+    for config in trainer.lr_scheduler_configs:
+        asks = config.reduce_on_plateau and config.interval == "epoch" and config.strict
+        looks = schedule.first_epoch(trainer)
+        if asks and _owner_of(str(config.monitor), prefixes) is owner and (looks or 0) > config.frequency:
+            asked = f'{type(config.scheduler).__name__}, by "monitor": "{config.monitor}",'
+            raise ValueError(_too_seldom(asked, config.frequency, who, looks))
+
+
+def _too_seldom(asked: str, first: int, who: str, looks: int | None) -> str:
+    return (
+        f"{asked} asks after epoch {first}, and {who} does not look before epoch {looks}: give "
+        f"{who.split(' ')[0]}(every_n_epochs={first})"
+    )
 
 
 def _owner_of(key: str, prefixes: Mapping[str, Any]) -> Any:

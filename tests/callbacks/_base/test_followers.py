@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import pytest
+import torch
 from callbacks.littlenet import LittleNet, quiet_trainer, train_loader, val_loader
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
@@ -61,6 +62,39 @@ def test_a_checkpoint_keeps_the_best_look(tmp_path: Path) -> None:
     assert len(values) == 3
     assert float(kept.best_model_score) == pytest.approx(max(values))  # type: ignore[arg-type]
     assert kept.best_model_path.endswith(f"epoch={values.index(max(values))}.ckpt")
+
+
+class Patient(LittleNet):
+    """Its learning rate is halved by each look that is no better."""
+
+    def __init__(self, monitor: str) -> None:
+        super().__init__()
+        self.monitor = monitor
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.08)
+        scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, mode="max", factor=0.5, patience=0)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": self.monitor}}
+
+
+def test_a_learning_rate_goes_by_the_looks() -> None:
+    monitor = probes()
+    pl.seed_everything(3, verbose=False)
+    trainer = quiet_trainer(callbacks=[monitor], num_sanity_val_steps=0, max_epochs=4)
+    trainer.fit(Patient(KEY), train_loader(), val_loader())
+    found = values_of(monitor, "features.0/svm")
+    best = [max(found[:place], default=-1.0) for place in range(4)]
+    halved = sum(value <= before * (1 + 1e-4) for value, before in zip(found, best, strict=True))
+    (scheduler,) = trainer.lr_scheduler_configs
+    assert scheduler.scheduler.best == pytest.approx(max(found))
+    assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.08 * 0.5**halved)
+    assert halved > 0
+
+
+def test_a_learning_rate_that_asks_too_early_is_refused_before_training() -> None:
+    trainer = quiet_trainer(callbacks=[probes(every_n_epochs=3)], max_epochs=4)
+    with pytest.raises(ValueError, match="does not look before epoch 3: give LayerProbeMonitor"):
+        trainer.fit(Patient(KEY), train_loader(), val_loader())
 
 
 def test_at_validation_the_newest_look_is_there() -> None:
