@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 from torch import Tensor
 
 from lightning_cnnviz.render.charts import draw_curve
@@ -9,7 +12,12 @@ from lightning_cnnviz.render.image import draw_sheet
 from lightning_cnnviz.render.tables import draw_table
 from lightning_cnnviz.report import Curve, Gallery, Item, Scalar, Table
 
-__all__ = ["draw_item"]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["as_figure", "draw_item"]
+
+_DPI = 100
 
 
 def draw_item(item: Item, *, title: str) -> Tensor:
@@ -35,3 +43,15 @@ def draw_item(item: Item, *, title: str) -> Tensor:
     if isinstance(item, Scalar):
         item = Table(item.name, ("name", "value"), ((item.name, item.value),))
     return draw_table(item, title=title) if isinstance(item, Table) else item.pixels
+
+
+def as_figure(picture: np.ndarray[Any, Any]) -> Figure:
+    """Return a figure of matplotlib's that is a picture `(H, W, 3)` uint8, pixel by pixel, for what takes no other."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    height, width = picture.shape[:2]
+    figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI)
+    FigureCanvasAgg(figure)
+    figure.figimage(picture)
+    return figure

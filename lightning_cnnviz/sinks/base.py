@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,7 +11,7 @@ from typing import Any, ClassVar
 
 from lightning_cnnviz.report import Report, Step
 
-__all__ = ["Sink"]
+__all__ = ["Sink", "sink_kinds"]
 
 
 class Sink(ABC):
@@ -96,3 +98,12 @@ class Sink(ABC):
 
     def close(self) -> None:  # noqa: B027 - most sinks need nothing
         """Finish; more may be written afterwards."""
+
+
+def sink_kinds() -> list[type[Sink]]:
+    """Return every kind of sink that this folder has, imported or not: one that is added is known by that."""
+    folder = str(Path(__file__).parent)
+    modules = [importlib.import_module(f"{__package__}.{file.name}") for file in pkgutil.iter_modules([folder])]
+    found = {kind for module in modules for kind in vars(module).values() if isinstance(kind, type)}
+    kinds = [kind for kind in found if issubclass(kind, Sink) and kind is not Sink]
+    return sorted(kinds, key=lambda kind: kind.__name__)

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from lightning_cnnviz.render.items import as_figure
 from lightning_cnnviz.report import Report, Step
 from lightning_cnnviz.sinks._loggers import LoggersSink, drawn, is_a, named_items, numbers_of
-from lightning_cnnviz.sinks.base import Sink
+from lightning_cnnviz.sinks.base import Sink, sink_kinds
 
 __all__ = ["LoggerSink"]
 
@@ -30,8 +31,9 @@ class LoggerSink(LoggersSink):
 
     CSVLogger, CometLogger, NeptuneLogger, LitLogger, or one of your own: by `log_metrics`, at the step at which
     Lightning logs its own numbers of that moment. A logger that takes pictures is given these, too, tables among them:
-    by `logger.log_image(key, images, step)`, `experiment.log_image(image, name, step)` or
-    `experiment.add_image(tag, image, step)`.
+    by `logger.log_image(key, images, step)`, `experiment.log_image(image, name, step)`,
+    `experiment.add_image(tag, image, step)`, `experiment.log_figure(figure_name, figure, step)`, or
+    `experiment.log_image(name, val)`, which gets the step as a file's name.
     """
 
     @classmethod
@@ -85,13 +87,18 @@ def _picture_taker(logger: Any) -> _TakesPicture | None:
     if _names(own) >= {"key", "images"}:
         return lambda name, picture, step: own(key=name, images=[picture], step=step)
     kind = type(getattr(logger, "experiment", None))  # asked of its class: some raise errors of their own
-    log_image, add_image = (
-        getattr(logger.experiment, name) if hasattr(kind, name) else None for name in ("log_image", "add_image")
+    log_image, add_image, log_figure = (
+        getattr(logger.experiment, name) if hasattr(kind, name) else None
+        for name in ("log_image", "add_image", "log_figure")
     )
     if _names(log_image) >= {"name", "step"}:
         return lambda name, picture, step: log_image(picture, name=name, step=step)  # type: ignore[misc]
     if _names(add_image) >= {"tag", "global_step", "dataformats"}:
         return lambda name, picture, step: add_image(name, picture, global_step=step, dataformats="HWC")  # type: ignore[misc]
+    if _names(log_figure) >= {"figure_name", "figure", "step"}:
+        return lambda name, picture, step: log_figure(figure_name=name, figure=as_figure(picture), step=step)  # type: ignore[misc]
+    if _names(log_image) >= {"name", "val"}:
+        return lambda name, picture, step: log_image(f"{name}/{step}.png", picture)  # type: ignore[misc]
     return None
 
 
@@ -109,7 +116,7 @@ def _names(method: Any) -> set[str]:
 
 
 def _others(loggers: Sequence[Any]) -> list[Any]:
-    taken = {name for kind in _kinds(Sink) for name in kind.logger_kinds}
+    taken = {name for kind in (*sink_kinds(), *_subclasses(Sink)) for name in kind.logger_kinds}
     return [logger for logger in loggers if not _is_dummy(logger) and not is_a(logger, [*taken])]
 
 
@@ -117,7 +124,8 @@ def _is_dummy(logger: Any) -> bool:
     return is_a(logger, ["DummyLogger"])
 
 
-def _kinds(base: Any) -> Iterator[type[Sink]]:
+def _subclasses(base: Any) -> Iterator[type[Sink]]:
+    """Sinks of the user's own, too."""
     for kind in base.__subclasses__():
         yield kind
-        yield from _kinds(kind)
+        yield from _subclasses(kind)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
-import pkgutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -19,14 +17,13 @@ from lightning_cnnviz.record.store import Carried, Record, RecordedLook
 from lightning_cnnviz.render.views import Seen, draw_last, draw_view
 from lightning_cnnviz.report import Report, Step
 from lightning_cnnviz.sinks._destination import Destination
-from lightning_cnnviz.sinks.base import Sink
+from lightning_cnnviz.sinks.base import Sink, sink_kinds
 
 __all__ = ["Outlet", "log_folder", "show_once"]
 
 log = logging.getLogger("lightning_cnnviz")
 # Python prints no information unless it is told to; Lightning tells it to for its own logger.
 printed_log = logging.getLogger("lightning.pytorch")
-_FOLDER = str(Path(__file__).parent)
 
 
 @dataclass
@@ -140,7 +137,7 @@ class Outlet:
         if sinks is None:
             sinks = [self._shared.defaults.setdefault(kind, kind()) for kind in _default_kinds(loggers)]
         if not sinks:
-            choices = ", ".join(f"{kind.__name__}()" for kind in _kinds() if kind.serves(loggers))
+            choices = ", ".join(f"{kind.__name__}()" for kind in sink_kinds() if kind.serves(loggers))
             raise ValueError(
                 f"{self.who}(sinks=[]) would show nothing anywhere: leave sinks out for "
                 f"{' and '.join(kind.__name__ for kind in _default_kinds(loggers))}, or give some of {choices}"
@@ -386,16 +383,8 @@ def _outlets(trainer: Any) -> Iterator[Outlet]:
         yield from (value for value in vars(holder).values() if isinstance(value, Outlet))
 
 
-def _kinds() -> list[type[Sink]]:
-    """Every kind of sink that this folder has: one that is added is known by that."""
-    modules = [importlib.import_module(f"{__package__}.{file.name}") for file in pkgutil.iter_modules([_FOLDER])]
-    found = {kind for module in modules for kind in vars(module).values() if isinstance(kind, type)}
-    kinds = [kind for kind in found if issubclass(kind, Sink) and kind is not Sink]
-    return sorted(kinds, key=lambda kind: kind.__name__)
-
-
 def _default_kinds(loggers: Sequence[Any]) -> list[type[Sink]]:
-    return [kind for kind in _kinds() if kind.is_default and kind.serves(loggers)]
+    return [kind for kind in sink_kinds() if kind.is_default and kind.serves(loggers)]
 
 
 def _is_ours(encode: Callable[..., Any]) -> bool:

@@ -49,6 +49,32 @@ class WriterLike:
         self.pictures.append((tag, img_tensor, int(global_step or 0)))
 
 
+class FigureLike:
+    """What takes figures alone, as comet_ml's experiments do too (comet_ml 3.58, `CometExperiment.log_figure`)."""
+
+    def __init__(self) -> None:
+        self.pictures: list[tuple[str, Any, int]] = []
+
+    def log_figure(
+        self, figure_name: str | None = None, figure: Any = None, overwrite: bool = False, step: int | None = None,
+        metadata: Any = None, format: str = "auto",
+    ) -> None:  # fmt: skip
+        figure.canvas.draw()
+        self.pictures.append((str(figure_name), np.asarray(figure.canvas.buffer_rgba())[..., :3], int(step or 0)))
+
+
+class LiveLike:
+    """What takes pictures as files with a slider over numbers, as DVCLive does (dvclive 3.49, `Live.log_image`)."""
+
+    def __init__(self) -> None:
+        self.pictures: list[tuple[str, Any, int]] = []
+
+    def log_image(self, name: str, val: Any) -> None:
+        folder, _, file = name.rpartition("/")
+        assert file.endswith(".png")
+        self.pictures.append((folder, val, int(file.removesuffix(".png"))))
+
+
 class NeptuneLike:
     """What refuses old methods as neptune's runs do (neptune 1.14): by an error of its own."""
 
@@ -104,7 +130,7 @@ def write(*loggers: Any) -> torch.Tensor:
     return pixels
 
 
-@pytest.mark.parametrize("make", [CometLike, WriterLike], ids=["log_image", "add_image"])
+@pytest.mark.parametrize("make", [CometLike, WriterLike, FigureLike, LiveLike])
 def test_experiments_that_take_pictures_are_given_them(make: Any) -> None:
     logger = Logger(make())
     pixels = write(logger)
