@@ -105,7 +105,7 @@ def numbers_of(report: Report, step: Step) -> dict[str, float]:
     scalars = [item for item in report.items if isinstance(item, Scalar)]
     found = measured(scalars, view=report.view, name=report.name, stage=step.stage)
     numbers = {each.key: float(each.value) for each in found}
-    return {**numbers, "epoch": float(step.row[0])} if numbers else {}
+    return {**numbers, "epoch": step.row[0]} if numbers else {}
 
 
 def named_items(report: Report, step: Step) -> Iterator[tuple[str, Item]]:

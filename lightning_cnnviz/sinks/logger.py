@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -36,6 +36,8 @@ class LoggerSink(LoggersSink):
     `experiment.log_image(name, val)`, which gets the step as a file's name.
     """
 
+    joins_looks: ClassVar[bool] = True
+
     @classmethod
     def serves(cls, loggers: Sequence[Any]) -> bool:
         """Say whether there is a logger without a sink of its own."""
@@ -63,19 +65,29 @@ class LoggerSink(LoggersSink):
         return _Encoded(numbers_of(report, step), pictures)
 
     def write_encoded(self, content: Any, step: Step) -> None:
-        """Log what has been drawn.
+        """Log what has been drawn of one report.
+
+        Raises:
+            RuntimeError: `open` has not been called.
+        """
+        self.write_look([content], step)
+
+    def write_look(self, contents: Sequence[Any], step: Step) -> None:
+        """Log what has been drawn of all reports of one moment: their numbers at once, as one row of a table.
 
         Raises:
             RuntimeError: `open` has not been called.
         """
         at = step.row[1]
+        numbers = {key: value for content in contents for key, value in content.numbers.items()}
+        pictures = [each for content in contents for each in content.pictures.items()]
         for logger in self._loggers:
-            take = _picture_taker(logger) if content.pictures else None
+            take = _picture_taker(logger) if pictures else None
             if take is not None:
-                for name, picture in content.pictures.items():
+                for name, picture in pictures:
                     take(name, picture, at)
-            if content.numbers:
-                logger.log_metrics(content.numbers, at)
+            if numbers:
+                logger.log_metrics(numbers, at)
 
 
 def _picture_taker(logger: Any) -> _TakesPicture | None:

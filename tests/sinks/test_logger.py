@@ -175,6 +175,9 @@ def test_csv_has_the_numbers_of_looks_at_lightnings_steps(tmp_path: Path) -> Non
     def moments(key: str) -> list[tuple[str, float]]:
         return sorted((row["step"], float(row["epoch"])) for row in rows if row.get(key))
 
+    # One row a look, whatever looks then, beside Lightning's own.
+    ours = [row for row in rows if any(value and key.startswith(("top_", "layer_")) for key, value in row.items())]
+    assert [(row["step"], row["epoch"]) for row in ours] == [("4", "0"), ("9", "1")]
     assert moments("loss") == [("4", 0.0), ("9", 1.0)]
     for key in ("top_patches/features_0/label_purity", "top_patches/dead_features", "layer_probe/features_0/svm"):
         assert moments(key) == moments("loss")
