@@ -31,6 +31,12 @@ def read_offline_artifacts(folder: Path) -> list[dict[str, Path]]:
     return [{entry.path: Path(entry.local_path) for entry in artifact.manifest.contents} for artifact in artifacts]
 
 
+def read_offline_aliases(folder: Path) -> dict[str, set[str]]:
+    """Likewise, the aliases of each artifact, by its name."""
+    artifacts = (record.artifact for kind, record in _records(folder) if kind == "artifact")
+    return {artifact.name: set(artifact.aliases) for artifact in artifacts}
+
+
 def read_offline_axes(folder: Path) -> dict[str, tuple[str, set[str]]]:
     """Likewise, what was defined of each key: its axis, and which of its values stand for the run."""
     metrics = [record.metric for kind, record in _records(folder) if kind == "metric"]

@@ -326,7 +326,9 @@ def test_the_sink_alone_does_not_load_wandb() -> None:
 
 def looked_at(inside: Path, **options: Any) -> dict[str, Any]:
     """Log a look with a page beside it to an offline run, and return the run's config."""
-    logger = pytest.importorskip(PACKAGES[0]).WandbLogger(project="test", save_dir=inside, offline=True)
+    logger = pytest.importorskip(PACKAGES[0]).WandbLogger(
+        project="test", save_dir=inside, offline=True, prefix=options.pop("prefix", "")
+    )
     page, sink = PageSink(inside / "page"), WandbSink(record="never", **options)
     outlet = Outlet("Test", [page, sink])
     outlet.open_for([logger], inside)
@@ -343,6 +345,11 @@ def test_the_page_is_logged_up_to_a_size(megabytes: float, said: bool | None, in
     assert ("cnnviz/page" in {key for row in read_offline_run(inside) for key in row}) is (said is False)
     if told is not None:
         assert Path(told["file"]) == inside / "page" / "index.html"
+
+
+def test_the_page_stands_behind_the_prefix(inside: Path) -> None:
+    looked_at(inside, prefix="run a")
+    assert "run_a/cnnviz/page" in {key for row in read_offline_run(inside) for key in row}
 
 
 def test_a_size_below_zero_is_refused() -> None:

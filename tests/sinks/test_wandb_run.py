@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from sinks.offline_run import (
     keep_wandb_inside,
+    read_offline_aliases,
     read_offline_artifacts,
     read_offline_axes,
     read_offline_config,
@@ -88,9 +89,16 @@ def test_a_run_with_every_monitor_has_the_documented_keys(inside: Path, monkeypa
 
     records = [files for files in read_offline_artifacts(inside) if any("looks" in path for path in files)]
     assert len(records) == 1
+    assert read_offline_aliases(inside)[f"cnnviz-record-{told_id(inside)}"] == {"latest", "epoch-2"}
+
+
+def told_id(folder: Path) -> str:
+    (log,) = folder.rglob("run-*.wandb")
+    return log.stem.removeprefix("run-")
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3000)  # on a machine with others
 @pytest.mark.parametrize("name", ["resnet50", "densenet121"])
 def test_a_deep_network_gives_no_more_keys_than_a_small_one(name: str, inside: Path) -> None:
     epochs = 2
