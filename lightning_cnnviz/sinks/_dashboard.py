@@ -34,9 +34,9 @@ __all__ = [
 
 _LAYERS = 8  # layers that stand for all as pictures
 _PICTURES = 8  # of a set that is about no layer
-_TABLE_ROWS = 500
+_TABLE_ROWS = 250
 _POINTS = 20  # of a line
-_CHART_ROWS = 300
+_CHART_ROWS = 250
 _LONGEST = 90  # letters of a key: files are named after it
 _CAPTION = 160  # letters
 _BY_LAYER = ("top_patches", "deconvnet")  # each layer has a picture of its own; of other views all layers share one

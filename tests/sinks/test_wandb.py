@@ -280,9 +280,9 @@ def test_of_a_long_table_rows_of_all_parts_are_kept_and_that_is_said() -> None:
     run = FakeRun()
     write((Table("long", ("n", "rank"), tuple((n, 1 + n % 2) for n in range(3000))),), WandbLogger(run))
     data = run.rows[0]["view/long"].data
-    assert (len(data), data[0], data[-1]) == (500, [0, 1], [2998, 1])
+    assert (len(data), data[0], data[-1]) == (250, [0, 1], [2998, 1])
     legend = dict(run.rows[0]["cnnviz/legend"].data)
-    assert legend["view/long"] == "Title: 500 of 3,000 rows, all others are in the record. long."
+    assert legend["view/long"] == "Title: 250 of 3,000 rows, all others are in the record. long."
 
 
 @pytest.mark.parametrize(("loggers", "found"), [([], "none"), ([object()], "object")])

@@ -86,7 +86,7 @@ class Figures:
         keys: Of all looks, and of the page.
         files: Pictures, tables and charts, without the record and the page.
         megabytes: Of these.
-        table_rows: Of all tables and charts together.
+        table_rows: Of all tables and charts of a look together, where they are most.
     """
 
     rows: list[dict[str, Any]]
@@ -103,10 +103,12 @@ def figures(folder: Path) -> Figures:
     keys = {key for row in rows for key in row if not key.startswith("_")} - lightnings
     files = [file for file in folder.glob("wandb/offline-run-*/files/media/**/*") if file.is_file()]
     files = [file for file in files if file.suffix != ".html"]
-    tables = [value["nrows"] for row in rows for value in row.values() if isinstance(value, dict) and "nrows" in value]
+    tables = [
+        sum(value["nrows"] for value in row.values() if isinstance(value, dict) and "nrows" in value) for row in rows
+    ]
     size = sum(file.stat().st_size for file in files) / 1e6
     rows = [row for row in rows if "cnnviz/page" not in row]
-    return Figures(rows=rows, keys=keys, files=len(files), megabytes=size, table_rows=sum(tables))
+    return Figures(rows=rows, keys=keys, files=len(files), megabytes=size, table_rows=max(tables))
 
 
 def main() -> None:
