@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
+from lightning_cnnviz.core.images.attribution import attribute
 from lightning_cnnviz.core.network.hooks import model_device
 from lightning_cnnviz.core.network.layers import LayerNotFoundError
 from lightning_cnnviz.core.network.memory import images_at_once
@@ -188,3 +190,72 @@ def test_maps_whose_channels_come_last_are_read_as_such() -> None:
         name, site, chosen = layer_site(model, image, layer)
         assert (name, site.channels_last, chosen.channels_last) == ("norm", True, True)
     assert not layer_site(model, image, "stem")[1].channels_last
+
+
+QUICK = ("skresnet18", "repvgg_a0", "mobileone_s0", "swin_tiny_patch4_window7_224")
+SLOW = (
+    "convnext_atto",
+    "convnextv2_atto",
+    "dla34",
+    "dla46_c",
+    "dla60_res2net",
+    "dpn48b",
+    "ecaresnet26t",
+    "edgenext_xx_small",
+    "efficientformerv2_s0",
+    "efficientnet_b0",
+    "efficientnet_lite0",
+    "ese_vovnet19b_slim",
+    "fastvit_t8",
+    "fbnetc_100",
+    "ghostnet_050",
+    "ghostnetv2_100",
+    "hrnet_w18_small",
+    "inception_next_atto",
+    "mnasnet_050",
+    "mobilenetv2_050",
+    "mobilenetv3_small_050",
+    "mobilenetv4_conv_small",
+    "nfnet_l0",
+    "regnetx_002",
+    "regnety_002",
+    "regnetz_b16",
+    "repghostnet_050",
+    "repvgg_d2se",
+    "repvit_m0_9",
+    "res2net50_14w_8s",
+    "resnet18",
+    "resnet50",
+    "resnetrs50",
+    "resnext26ts",
+    "seresnet18",
+    "tresnet_m",
+)
+
+
+@pytest.mark.parametrize("name", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
+def test_the_deep_layer_of_timms_networks_is_what_their_heads_pool(name: str) -> None:
+    """timm says itself what a head pools; activations in place give the same layer as those that are not."""
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    model = timm.create_model(name, pretrained=False, num_classes=6).eval()
+    size = min(
+        model.default_cfg["input_size"][1], 224 if name.startswith(("swin", "repvit", "efficientformer")) else 96
+    )
+    image = torch.randn(1, 3, size, size)
+    apart = copy.deepcopy(model)
+    for module in apart.modules():
+        if getattr(module, "inplace", False):
+            module.inplace = False  # type: ignore[assignment]
+    layers = [find_default_layers(network, image).deep for network in (model, apart)]
+    assert layers[0] is not None
+    assert layers[1] is not None
+    assert layers[0].name == layers[1].name
+    left = list[Tensor]()
+    with layers[0].module.register_forward_hook(lambda *values: left.append(values[-1])), torch.no_grad():
+        model(image)
+        pooled = model.forward_features(image)
+    assert left[0].shape == pooled.shape
+    assert torch.allclose(left[0], pooled, atol=1e-5, rtol=1e-4)
+    images, labels = image.repeat(2, 1, 1, 1), torch.tensor([1, 4])
+    assert torch.equal(attribute(model, images, labels).maps, attribute(apart, images, labels).maps)
