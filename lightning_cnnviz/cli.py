@@ -10,6 +10,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from lightning_cnnviz.command_options import add_image_options, image_options, positive
+
 __all__ = ["main"]
 
 # Commands with a parser of their own, which takes seconds to load.
@@ -51,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "Weights & Biases (offline, no account needed) and writes a local page. Downloads nothing.",
     )
     demo.add_argument("--out", type=Path, default=Path("cnnviz_demo"), metavar="DIR", help="default: %(default)s")
-    demo.add_argument("--epochs", type=_positive, default=8, metavar="N", help="default: %(default)s")
+    demo.add_argument("--epochs", type=positive, default=8, metavar="N", help="default: %(default)s")
     demo.add_argument("--online", action="store_true", help="upload the run while it is made (needs a W&B account)")
     layers = commands.add_parser(
         "layers",
@@ -63,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "model", metavar="MODEL", help="a torchvision classifier (resnet18), timm/NAME, or package.module:factory"
     )
     layers.add_argument(
-        "--input", type=_positive, nargs=3, default=[3, 224, 224], metavar=("C", "H", "W"), help="default: 3 224 224"
+        "--input", type=positive, nargs=3, default=[3, 224, 224], metavar=("C", "H", "W"), help="default: 3 224 224"
     )
     explore = commands.add_parser(
         "explore",
@@ -77,21 +79,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="MODEL",
         help="a torchvision classifier, timm/NAME, package.module:factory, or a checkpoint of fit",
     )
-    explore.add_argument(
-        "--data", required=True, help="a folder of images (or one for each class), or a data set's name"
-    )
+    add_image_options(explore)
     explore.add_argument(
         "--backbone",
         metavar="NAME",
         help="of a checkpoint of a network of your own: its package.module:factory, which is imported and called",
     )
     explore.add_argument("--weights", help="a file, or DEFAULT; by default what the network is made with")
-    explore.add_argument(
-        "--input", type=_positive, nargs=3, default=[3, 224, 224], metavar=("C", "H", "W"), help="default: 3 224 224"
-    )
-    explore.add_argument("--images", type=_positive, metavar="N", help="at most so many; default: all")
-    explore.add_argument("--mean", type=float, nargs="+", help="of the network's input; default: ImageNet's")
-    explore.add_argument("--std", type=float, nargs="+", help="default: ImageNet's")
     explore.add_argument("--views", nargs="+", metavar="VIEW", help="layer_table, top_patches, ...; default: all")
     explore.add_argument("--layers", nargs="+", metavar="LAYER", help="names or globs; default: each view's own choice")
     explore.add_argument("--out", type=Path, default=Path("cnnviz_explore"), metavar="DIR", help="default: %(default)s")
@@ -195,9 +189,7 @@ def _explore(options: argparse.Namespace) -> int:
     from lightning_cnnviz.explore import explore, find_exploration_images, load_network
 
     try:
-        images = find_exploration_images(
-            options.data, input_size=options.input, mean=options.mean, std=options.std, most=options.images
-        )
+        images = find_exploration_images(**image_options(options))
         network = load_network(options.model, options.weights, options.input, backbone=options.backbone)
         made = explore(network, images, options.out, views=options.views, layers=options.layers, wandb=options.wandb)
     except (ImportError, OSError, ValueError) as error:
@@ -208,9 +200,3 @@ def _explore(options: argparse.Namespace) -> int:
         print(f"As before, since weights, images and arguments are: {', '.join(made.reused)}")
     print(f"Page, to open in a browser: {made.page}")
     return 0
-
-
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)

@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from lightning_cnnviz.command_options import add_image_options, image_options, positive
 from lightning_cnnviz.core.comparison.similarity import FEWEST_IMAGES
 from lightning_cnnviz.core.comparison.units import UnitComparison, compare_units
 from lightning_cnnviz.core.network.layers import LayerSpec
@@ -137,30 +138,20 @@ def compare_main(arguments: Sequence[str] | None = None) -> int:
     network = "a torchvision classifier, timm/NAME, package.module:factory, or a checkpoint of fit"
     parser.add_argument("network", metavar="A", help=network)
     parser.add_argument("other", metavar="B", help=f"the same for the other: {network}")
-    parser.add_argument(
-        "--data", required=True, help="a folder of images (or one for each class), or a data set's name"
-    )
+    add_image_options(parser, input_of="the networks' input")
     parser.add_argument("--weights", metavar="FILE", help="of A: a file, or DEFAULT; by default what it is made with")
     parser.add_argument("--other-weights", metavar="FILE", help="of B")
     parser.add_argument("--backbone", metavar="NAME", help="of a checkpoint A of a network of your own: its factory")
     parser.add_argument("--other-backbone", metavar="NAME", help="of a checkpoint B")
-    parser.add_argument(
-        "--input", type=int, nargs=3, default=[3, 224, 224], metavar=("C", "H", "W"), help="default: 3 224 224"
-    )
-    parser.add_argument("--images", type=int, metavar="N", help="at most so many; default: all")
-    parser.add_argument("--mean", type=float, nargs="+", help="of the networks' input; default: ImageNet's")
-    parser.add_argument("--std", type=float, nargs="+", help="default: ImageNet's")
     parser.add_argument("--layers", nargs="+", metavar="LAYER", help="of A: names or globs; default: all convolutions")
     parser.add_argument("--other-layers", nargs="+", metavar="LAYER", help="of B; default: as of A")
     parser.add_argument(
-        "--channels", type=int, default=_CHANNELS, metavar="N", help="of each layer, shown; default: %(default)s"
+        "--channels", type=positive, default=_CHANNELS, metavar="N", help="of each layer, shown; default: %(default)s"
     )
     parser.add_argument("--out", type=Path, default=Path("cnnviz_compare"), metavar="DIR", help="default: %(default)s")
     options = parser.parse_args(arguments)
     try:
-        images = find_exploration_images(
-            options.data, input_size=options.input, mean=options.mean, std=options.std, most=options.images
-        )
+        images = find_exploration_images(**image_options(options))
         made = compare_networks(
             load_network(options.network, options.weights, options.input, backbone=options.backbone),
             load_network(options.other, options.other_weights, options.input, backbone=options.other_backbone),

@@ -33,6 +33,7 @@ from lightning_cnnviz.callbacks import (
 )
 from lightning_cnnviz.core.network.classification import classify
 from lightning_cnnviz.core.network.hooks import analysis_mode, model_device
+from lightning_cnnviz.core.network.layers import why_no_convolution
 from lightning_cnnviz.core.network.suggestions import suggestion
 from lightning_cnnviz.finetune.checkpoints import read_checkpoint, stored_settings
 from lightning_cnnviz.finetune.heads import find_classifiers
@@ -175,6 +176,8 @@ def find_exploration_images(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     most: int | None = None,
+    root: str | Path = "data",
+    download: bool = False,
 ) -> LabeledImages:
     """Return images to explore a network with: test images where there are some, else validation's, else all.
 
@@ -184,9 +187,11 @@ def find_exploration_images(
         mean: Subtracted from pixels of 0 to 1; by default ImageNet's.
         std: And divided by.
         most: At most so many images, spread evenly over them; by default all.
+        root: Where torchvision's data sets are.
+        download: Whether one that is not there may be downloaded.
 
     Raises:
-        FileNotFoundError: There is no such folder, or no image in it.
+        FileNotFoundError: There is no such folder or data set, or no image in it.
         ValueError: `input_size` has no 1 or 3 channels, or a number is out of range.
     """
     channels, height, width = input_size
@@ -194,7 +199,10 @@ def find_exploration_images(
         raise ValueError(f"input_size={tuple(input_size)}: give channels (1 or 3), height and width")
     if most is not None and most < 1:
         raise ValueError(f"{most} images: give 1 or more")
-    images, classes, crop = _images_of(data)
+    for name, values in (("mean", mean), ("std", std)):
+        if values is not None and len(values) not in (1, channels):
+            raise ValueError(f"{name}={list(values)}: give one value, or {channels}, one a channel")
+    images, classes, crop = _images_of(data, root, download)
     places = list(range(len(images.labels)))
     if most is not None and most < len(places):
         places = [places[round(number * (len(places) - 1) / max(1, most - 1))] for number in range(most)]
@@ -239,7 +247,8 @@ def explore(
         wandb: A W&B project, to log an offline run there, too.
 
     Raises:
-        ValueError: There is no such view or layer, or the network does not take the images.
+        ValueError: There is no such view or layer, the network does not take the images, or the folder cannot be
+            written.
     """
     unknown = [view for view in views or () if view not in VIEWS]
     if unknown:
@@ -249,7 +258,10 @@ def explore(
     if refused:
         raise ValueError("; ".join(refused))
     chosen = [view for view in views or VIEWS if view not in left_out]
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"out={str(out)!r} cannot be written: {error}") from error
     page, logger = PageSink(out), None if wandb is None else _logger(wandb, out)
     sinks: list[Sink] = [page] if wandb is None else [WandbSink(), page]
     options: dict[str, Any] = {"sinks": sinks, "on_error": "raise"}
@@ -345,12 +357,12 @@ class _Explored(pl.LightningModule):
         self.network(batch[0])
 
 
-def _images_of(data: str | Path) -> tuple[ImageList, tuple[str, ...], float]:
+def _images_of(data: str | Path, root: str | Path, download: bool) -> tuple[ImageList, tuple[str, ...], float]:
     """The images, their classes' names, and how much of them the crop covers."""
     folder = Path(data).expanduser()
     if folder.is_dir() and not any(place.is_dir() and not place.name.startswith(".") for place in folder.iterdir()):
         return images_of_files(list_images(folder)), (), 224 / 256
-    source = find_images(data)
+    source = find_images(data, root=root, download=download)
     part = next(part for part in ("test", "val", "all", "train") if part in source.parts)
     return source.parts[part], source.classes, 1.0 if source.small else 224 / 256
 
@@ -358,7 +370,7 @@ def _images_of(data: str | Path) -> tuple[ImageList, tuple[str, ...], float]:
 def _left_out(network: nn.Module, images: LabeledImages) -> dict[str, str]:
     """The views that do not suit the network or the images, and why."""
     if not any(isinstance(module, nn.Conv2d) for module in network.modules()):
-        raise ValueError(f"{type(network).__name__} has no convolution (nn.Conv2d): there is nothing to see")
+        raise ValueError(f"{type(network).__name__} has no convolution (nn.Conv2d): {why_no_convolution(network)}")
     left_out = {}
     labels = {label for label in images.targets if label >= 0}
     if len(labels) < 2:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from lightning_cnnviz.core.network.suggestions import suggestion
 from lightning_cnnviz.files import write_file
 from lightning_cnnviz.record.store import Record, RecordedLook
 from lightning_cnnviz.report import Report, Table
@@ -31,7 +32,9 @@ def show_looks(
 
     Raises:
         OSError: The page cannot be written.
+        ValueError: At the end: no look had one of the layers (with the closest names).
     """
+    met = set[str]()
     for look in looks:
         identity = look.identity
         source = f"{identity.view}/{identity.name}" if identity.name else identity.view
@@ -42,8 +45,15 @@ def show_looks(
         except ValueError as error:
             yield look, str(error)
             continue
+        met |= {each.layer for each in (*report.items, *report.facts) if not isinstance(each, Table)}
         page.write(report if layers is None else _about(report, layers), identity.step)
         yield look, ""
+    for layer in layers or ():
+        if layer not in met:
+            names = sorted(met - {""})
+            raise ValueError(
+                f"no look is of a layer '{layer}'. {suggestion(layer, names) or f'There are {names[:12]}'}"
+            )
 
 
 def _about(report: Report, layers: Sequence[str]) -> Report:
@@ -93,13 +103,18 @@ def bundle_main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--stage", nargs="+", metavar="STAGE", help="default: all")
     parser.add_argument("--epoch", type=int, nargs="+", metavar="N", help="default: the newest look of each series")
     options = parser.parse_args(arguments)
+    if options.out.is_dir():
+        parser.error(f"--out {options.out} is a folder; give a file")
+    try:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"--out {options.out} cannot be written: {error}")
     try:
         looks = _chosen(Record.within(options.record).looks(), options)
         with tempfile.TemporaryDirectory() as folder:
             page = PageSink(folder)
             failed = _shown(looks, page, options.layer)
             content = bundled_page(page.path.parent).encode()
-        options.out.parent.mkdir(parents=True, exist_ok=True)
         write_file(options.out, content)
     except (OSError, ValueError) as error:
         parser.error(str(error))

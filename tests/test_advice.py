@@ -14,7 +14,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
+
 import lightning_cnnviz
+import lightning_cnnviz.callbacks
 from lightning_cnnviz.finetune import FineTuner, ImageFolderDataModule
 from lightning_cnnviz.studies.options import StudyOptions
 
@@ -36,16 +39,25 @@ FUNCTIONS = {
 }
 # Texts that cannot be met there, and why.
 UNREACHED = {
-    ("attribute", "layers"): "a single layer is asked for, by name",
-    ("maximize", "layers"): "a single layer is asked for, by name",
     ("maximize", "layer"): "of the objective, UnitActivation(layer=...)",
-    ("occlude", "layers"): "a single layer is asked for, by name",
+    ("MaximizationMonitor", "layer"): "of the objective, UnitActivation(layer=...)",
+    ("MaximizationMonitor", "objectives"): "it always makes one at least",
+    ("LayerTableMonitor", "epochs"): "it has no schedule",
+    ("RenormalizeFilters", "forward_fn"): "it says that it does not call the network",
 }
+# Of monitors that show no images, or no class scores, and do not read what others do. (Their base class can.)
+for _name in ("FilterMonitor", "LayerProbeMonitor", "Monitor"):
+    UNREACHED |= {(_name, argument): "it draws no sample" for argument in ("batch_fn", "data", "images")}
+    UNREACHED |= {(_name, argument): "it reads no class scores" for argument in ("output_fn", "task")}
+# Monitors refuse a network on behalf of those alone that choose layers.
+for _name in ("AttributionMonitor", "LayerTableMonitor", "Monitor", "OcclusionMonitor"):
+    UNREACHED[_name, "layers"] = "`of_convolutions` is of others"
+OF_A_TRAINER = {"callbacks", "strategy"}
 # What a study meets in other words: its sinks are its own, its images come from files, its layers from `remove`. The
 # last one is how a transform is printed.
 ELSEWHERE = ("sinks.", "core.data.batches", "core.network.layers", "finetune.presets._ResizeToCover")
 _NAMED = re.compile(r"(?<![\w.'/-])([a-z_]\w*)=(?=[\[\"'<.(0-9A-Zl])")
-_WHOSE = re.compile(r"\w+\([^()]*\)|monitor with [^.;]*|the monitor [^.;,]*")
+_WHOSE = re.compile(r"\w+\([^()]*\)|\{\}\(monitor=[^()]*\)|monitor with [^.;]*|the monitor [^.;,]*")
 
 
 @cache
@@ -154,10 +166,22 @@ def test_nor_is_a_study() -> None:
         assert strays == set(), name
 
 
+def test_nor_is_a_monitor() -> None:
+    found = {}
+    for name in lightning_cnnviz.callbacks.__all__:
+        kind = getattr(lightning_cnnviz.callbacks, name)
+        if inspect.isclass(kind) and issubclass(kind, pl.Callback):
+            home = kind.__module__.removeprefix("lightning_cnnviz.")
+            found[name] = _strays(name, home, _parameters(kind) | OF_A_TRAINER)
+    assert len(found) >= 13
+    assert {name: strays for name, strays in found.items() if strays} == {}
+
+
 def test_a_stray_argument_would_be_found() -> None:
     parameters = _parameters(lightning_cnnviz.mine_top_patches)
-    assert "layers" in parameters
+    assert "batch_fn" in parameters
     assert any(
-        name == "layers" for name, _ in _strays("mine_top_patches", "core.top_patches.search", parameters - {"layers"})
+        name == "batch_fn"
+        for name, _ in _strays("mine_top_patches", "core.top_patches.search", parameters - {"batch_fn"})
     )
     assert _WHOSE.sub("", "project(..., method='gradient') is it; a monitor with data=<a loader> too").count("=") == 0

@@ -61,6 +61,7 @@ def test_ones_own_network(module: str, attribute: str, capsys: pytest.CaptureFix
     [
         (["resnet19"], "no network is called 'resnet19'. Did you mean 'resnet1"),
         (["zzz"], "no network is called 'zzz'. Other networks: timm/NAME, or package.module:factory"),
+        (["r2plus1d_18"], "'r2plus1d_18' takes clips (N, C, T, H, W)"),
         (["MODULE:smal"], "has no 'smal'. Did you mean 'small'?"),
         (["MODULE:number"], "gives int, which is no torch.nn.Module"),
         (["no_such_module_here:x"], "cannot import 'no_such_module_here'"),

@@ -87,7 +87,7 @@ def test_on_the_command_line(images: LabeledImages, tmp_path: Path, capsys: pyte
     for wrong, message in (
         (["--layers", "features.99"], "no layer of SqueezeNet matches 'features.99'"),
         (["--other-weights", "nothing.pt"], "there is no such file"),
-        (["--channels", "0"], "give at least 1"),
+        (["--channels", "0"], "is not a whole number of at least 1"),
         (["--images", "3"], "3 images: a comparison takes at least 4"),
     ):
         with pytest.raises(SystemExit) as stopped:

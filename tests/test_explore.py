@@ -305,12 +305,27 @@ def test_on_the_command_line(folder: Path, tmp_path: Path, capsys: pytest.Captur
         assert main([*given, "--views", "filters"]) == 0
         assert ("As before, since weights, images and arguments are: filters" in capsys.readouterr().out) == again
     torch.random.set_rng_state(seeded_before)
+    blocked = tmp_path / "a_file"
+    blocked.touch()
     for wrong, message in (
         (["--views", "filter"], "Did you mean 'filters'"),
         (["--weights", "nothing.pt"], "there is no such file"),
         (["--layers", "features.99"], "no layer of SqueezeNet matches 'features.99'"),
+        (["--mean", "0.5", "0.5"], "mean=[0.5, 0.5]: give one value, or 3, one a channel"),
+        (["--out", str(blocked / "page")], f"out='{blocked / 'page'}' cannot be written"),
+        (["--data", "CIFAR10", "--root", str(tmp_path)], f"CIFAR10 is not in root='{tmp_path}'"),
+        (["--data", "no_folder"], "data='no_folder': there is no such folder"),
     ):
         with pytest.raises(SystemExit) as stopped:
             main([*given, *wrong])
         assert stopped.value.code == 2
         assert message in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["explore", "r3d_18", *given[2:]])
+    assert "'r3d_18' takes clips (N, C, T, H, W): views and training here are of images" in capsys.readouterr().err
+
+
+def test_a_network_of_clips_is_told_what_views_are_of(folder: Path, tmp_path: Path) -> None:
+    images = find_exploration_images(folder, input_size=(3, 16, 16))
+    with pytest.raises(ValueError, match=r"no convolution \(nn.Conv2d\): its convolutions are Conv3d, of .* clips"):
+        explore(nn.Sequential(nn.Conv3d(3, 2, 3)), images, tmp_path / "out")

@@ -87,3 +87,11 @@ def test_one_file_holds_the_looks_that_are_asked_for(tmp_path: Path, capsys: pyt
     with pytest.raises(SystemExit):
         bundle_main([str(tmp_path), "--view", "nothing"])
     assert "no look is of {'view': ['nothing']}; there are {'view': ['layer_table', 'study']" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        bundle_main([str(tmp_path), "--out", str(file), "--layer", "conv3"])
+    assert "no look is of a layer 'conv3'. Did you mean 'conv2' or 'conv1'" in capsys.readouterr().err
+    (tmp_path / "a_file").touch()
+    for out, message in ((tmp_path, "is a folder; give a file"), (tmp_path / "a_file" / "x.html", "cannot be written")):
+        with pytest.raises(SystemExit):
+            bundle_main([str(tmp_path), "--out", str(out)])
+        assert message in capsys.readouterr().err

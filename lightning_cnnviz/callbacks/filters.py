@@ -96,7 +96,7 @@ class RenormalizeFilters(pl.Callback, pytorch_lightning.Callback):  # type: igno
         if trainer.state.fn != "fit":
             return
         who = type(self).__name__
-        found = convolutions(find_network(who, pl_module, self.model), self.layers)
+        found = convolutions(find_network(who, pl_module, self.model, called=False), self.layers)
         for name, module in found:
             _check_scalable(who, name, module)
         self._modules = [module for _, module in found]

@@ -78,6 +78,8 @@ def _maker(name: str) -> tuple[Callable[..., Any], dict[str, Any]]:
         _check(name, short.split(".")[0], timm.list_models())
         return timm.create_model, {"model_name": short, "pretrained": False}
     models = importlib.import_module("torchvision.models")
+    if name in models.list_models(module=models.video):
+        raise ValueError(f"'{name}' takes clips (N, C, T, H, W): views and training here are of images (N, C, H, W)")
     _check(name, name, models.list_models(module=models))
     options = {"name": name, "weights": None}
     return models.get_model, options | ({"init_weights": False} if name in _SLOW else {})

@@ -51,7 +51,7 @@ def read_weights(backbone: str | nn.Module, weights: str) -> dict[str, Tensor]:
     if not isinstance(backbone, str) or ":" in backbone:
         raise WeightsError(
             f"weights={weights!r}: there is no such file, and a network of your own has no weights by name; "
-            "give weights=FILE, or None for the values that it has"
+            "give a file, or leave weights out for the values that it has"
         )
     if backbone.startswith(_TIMM):
         return _from_timm(backbone, weights)

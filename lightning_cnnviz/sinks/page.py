@@ -130,7 +130,8 @@ class PageSink(Sink):
             check_writable(directory)
         except OSError as error:
             raise ValueError(
-                f"PageSink cannot write to {directory}: {error}. Give it another folder: sinks=[PageSink(<folder>)]"
+                f"PageSink cannot write to {directory}: {error}. Give another folder: PageSink(<folder>), or --out of "
+                "a command"
             ) from error
 
     def shows(self, source: str, step: Step) -> bool:

@@ -7,6 +7,7 @@ import pytest
 import pytorch_lightning
 import torch
 from callbacks.littlenet import LittleNet, quiet_trainer, train_loader, val_loader
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
 from lightning_cnnviz import MemorySink
@@ -97,6 +98,19 @@ def test_nothing_happens_while_gradients_accumulate() -> None:
     largest = torch.stack(watch.seen)[:, 0].tolist()
     assert largest[:2] == pytest.approx([before.strong] * 2)
     assert max(largest[2:]) <= 0.1 + 1e-6
+
+
+class TwoNetworks(pl.LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(1, 2, 3), nn.Conv2d(1, 2, 3)
+
+
+def test_of_several_networks_it_wants_a_name_and_no_way_to_call_them() -> None:
+    trainer = quiet_trainer()
+    trainer.state.fn = TrainerFn.FITTING
+    with pytest.raises(ValueError, match=r'several .* \("one", "two"\); define forward, or give model="<name>"$'):
+        RenormalizeFilters().setup(trainer, TwoNetworks(), "fit")
 
 
 def test_it_works_in_either_package_and_leaves_evaluation_alone() -> None:

@@ -442,7 +442,7 @@ def test_several_validation_loaders_and_mapping_batches() -> None:
 def test_a_page_that_cannot_be_written_is_refused_before_training(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     memory = MemorySink()
-    with pytest.raises(ValueError, match=r"PageSink cannot write to .*Give it another folder"):
+    with pytest.raises(ValueError, match=r"PageSink cannot write to .*Give another folder"):
         fit(TopPatchesMonitor(sinks=[PageSink(tmp_path / "file" / "page"), memory]), max_epochs=2)
     assert memory.reports == []
 

@@ -219,7 +219,7 @@ def test_a_folder_that_cannot_be_written_to_is_refused_at_set_up(tmp_path: Path)
     (tmp_path / "file").write_text("no folder")
     monitor = FilterMonitor(epochs="last", sinks=[PageSink(tmp_path / "file" / "page")])
     model = LittleNet()
-    with pytest.raises(ValueError, match=r"PageSink cannot write to .*page: .*Give it another folder"):
+    with pytest.raises(ValueError, match=r"PageSink cannot write to .*page: .*Give another folder"):
         quiet_trainer(callbacks=[monitor]).fit(model, train_loader(), val_loader())
     assert model.trainer.global_step == 0
 

@@ -35,8 +35,14 @@ __all__ = [
 _PACKAGES = ("lightning.", "pytorch_lightning.")
 
 
-def find_network(who: str, pl_module: Any, model: str | None) -> nn.Module:
+def find_network(who: str, pl_module: Any, model: str | None, *, called: bool = True) -> nn.Module:
     """Return the network of a LightningModule: the one that is named, itself where it has a forward, or its only child.
+
+    Args:
+        who: Names the asker in messages.
+        pl_module: The LightningModule.
+        model: The submodule's name; None where it is to be found.
+        called: Whether the asker calls the network, so that it can be told how, by `forward_fn`.
 
     Raises:
         ValueError: There is no such submodule, or it is not clear which is meant.
@@ -63,7 +69,7 @@ def find_network(who: str, pl_module: Any, model: str | None) -> nn.Module:
         return next(iter(children.values()))
     there = ", ".join(f'"{name}"' for name in convnets or children) or "none"
     problem = "several of its submodules may be the network" if convnets else "none of its submodules has a Conv2d"
-    mend = 'define forward, or give model="<name>" or forward_fn=lambda network, batch: ...'
+    mend = 'define forward, or give model="<name>"' + (" or forward_fn=lambda network, batch: ..." if called else "")
     raise ValueError(f"{who}: {kind} defines no forward, and {problem} ({there}); {mend}")
 
 

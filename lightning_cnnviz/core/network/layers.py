@@ -24,6 +24,7 @@ __all__ = [
     "quantized_part",
     "resolve_features",
     "select_layers",
+    "why_no_convolution",
 ]
 
 LayerSpec = str | type[nn.Module] | Sequence[str | type[nn.Module]]
@@ -86,7 +87,7 @@ def select_layers(model: nn.Module, layers: LayerSpec = "conv") -> list[Selected
         raise TypeError(f"layers={layers!r} is a {type(layers).__name__}; give a name, a glob, a module type or a list")
     parts = list(parts)
     if not parts:
-        raise LayerNotFoundError('layers=[] chooses no layer; leave it out for every convolution ("conv")')
+        raise LayerNotFoundError("[] chooses no layer; leave it out for the view's own choice")
     # Every name counts, also the second name of a module that is used in two places.
     named = {_plain(name): module for name, module in model.named_modules(remove_duplicate=False) if name}
     chosen: dict[int, SelectedLayer] = {}
@@ -153,8 +154,8 @@ def _match(model: nn.Module, named: dict[str, nn.Module], part: object) -> list[
         chosen = [SelectedLayer(name, module, False) for name, module in named.items() if isinstance(module, types)]
         if not chosen:
             kinds = " or ".join(kind.__name__ for kind in types)
-            why = one_piece(model) or (_why_no_convolution(named) if part == "conv" else _kinds(named))
-            raise LayerNotFoundError(f'layers="{part}": {_who(model)} has no {kinds}; {why}')
+            why = one_piece(model) or (why_no_convolution(model) if part == "conv" else _kinds(named))
+            raise LayerNotFoundError(f'"{part}": {_who(model)} has no {kinds}; {why}')
         return chosen
     if part in named:
         return [SelectedLayer(part, named[part], True)]
@@ -164,6 +165,16 @@ def _match(model: nn.Module, named: dict[str, nn.Module], part: object) -> list[
             f"no layer of {_who(model)} matches '{part}'. {one_piece(model) or _suggest(part, list(named))}"
         )
     return [SelectedLayer(name, named[name], True) for name in matched]
+
+
+def why_no_convolution(model: nn.Module) -> str:
+    """Say what a network without a `Conv2d` has instead."""
+    named = {name: module for name, module in model.named_modules() if name}
+    kinds = {type(module) for module in named.values()}
+    for dimensions, what in ((1, "signals (N, C, L)"), (3, "volumes or clips (N, C, D, H, W)")):
+        if any(kind.__name__ == f"Conv{dimensions}d" for kind in kinds):
+            return f"its convolutions are Conv{dimensions}d, of {what}: this view is one of images (N, C, H, W)"
+    return f'{_kinds(named)}; "linear" or names choose others'
 
 
 def one_piece(model: nn.Module) -> str:
@@ -219,14 +230,6 @@ def check_convolutional(model: nn.Module) -> None:
             "transformer's does: it is not what the network has learned. Name layers that return feature maps "
             f'(N, C, H, W) or (N, H, W, C), or this one, as layers=["{name}"]'
         )
-
-
-def _why_no_convolution(named: dict[str, nn.Module]) -> str:
-    kinds = {type(module) for module in named.values()}
-    for dimensions, what in ((1, "signals (N, C, L)"), (3, "volumes (N, C, D, H, W)")):
-        if any(kind.__name__ == f"Conv{dimensions}d" for kind in kinds):
-            return f"its convolutions are Conv{dimensions}d, of {what}: this view is one of images (N, C, H, W)"
-    return f'{_kinds(named)}; layers="linear" or names choose others'
 
 
 def _kinds(named: dict[str, nn.Module]) -> str:

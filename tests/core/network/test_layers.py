@@ -84,7 +84,7 @@ def test_what_is_no_choice(asked: Any) -> None:
 
 
 def test_a_model_without_layers() -> None:
-    with pytest.raises(LayerNotFoundError, match='layers="conv": Identity has no Conv2d; it has no layers at all'):
+    with pytest.raises(LayerNotFoundError, match='"conv": Identity has no Conv2d; it has no layers at all'):
         select_layers(nn.Identity())
 
 
