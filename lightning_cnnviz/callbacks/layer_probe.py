@@ -103,8 +103,7 @@ class LayerProbeMonitor(ExperimentMonitor):
         self._protocol = find_protocol(protocol, seed=seed, **changes)
         whole = images == "all" or (images is None and not (per_class is None and protocol is None))
         self._limit = None if whole else _IMAGES if images is None else int(images)
-        self._chosen: list[SelectedLayer] = []
-        self._along = FeaturesAlong(self)
+        self._along, self._chosen = FeaturesAlong(self), list[SelectedLayer]()
         self.plans: HeadPlans | None = None
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
