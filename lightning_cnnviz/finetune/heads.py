@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from lightning_cnnviz.core.network.hooks import Site, analysis_mode, hooked, model_device
+from lightning_cnnviz.core.network.layers import other_dimensions
 from lightning_cnnviz.core.network.suggestions import suggestion
 from lightning_cnnviz.core.network.task import Ending, EndingMode, sums_to_one
 from lightning_cnnviz.core.tracing.default_layers import find_default_layers
@@ -113,11 +114,11 @@ def find_classifiers(
     try:
         output_layers = _frontiers(model, size, training=False)
     except _CannotRunError as error:
-        if any(isinstance(module, (nn.Conv1d, nn.Conv3d)) for module in model.modules()):
+        why = other_dimensions(model)
+        if why:
             raise ValueError(
-                f"{type(model).__name__} takes signals or clips, and not an image of {_words(size)}: it has "
-                "convolutions of one or three dimensions, and FineTuner trains networks of images (C, H, W) alone "
-                f"({error})"
+                f"{type(model).__name__} does not take an image of {_words(size)}, and FineTuner trains networks of "
+                f"images (C, H, W) alone: {why} ({error})"
             ) from error
         raise ValueError(
             f"{type(model).__name__} cannot be run on an image of {_words(size)}: {error}; "

@@ -224,7 +224,7 @@ def test_images_of_a_wrong_size_are_named() -> None:
 
 def test_a_network_of_clips_is_refused_in_our_words() -> None:
     model = nn.Sequential(nn.Conv3d(3, 4, 3), nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(4, 3))
-    with pytest.raises(ValueError, match=r"takes signals or clips, and not an image of 3 x 8 x 8.*images \(C, H, W\)"):
+    with pytest.raises(ValueError, match=r"does not take an image of 3 x 8 x 8.*images \(C, H, W\) alone.*Conv.d"):
         find_classifiers(model, (3, 8, 8))
 
 

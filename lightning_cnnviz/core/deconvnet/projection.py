@@ -16,8 +16,8 @@ from lightning_cnnviz.core.deconvnet.tape import FarEnough, Method, ProjectionEr
 from lightning_cnnviz.core.network.arguments import WrongArgumentError
 from lightning_cnnviz.core.network.hooks import analysis_mode, hooked, model_device
 from lightning_cnnviz.core.network.inputs import all_as_floats
-from lightning_cnnviz.core.network.layers import LayerSpec, SelectedLayer, select_layers
-from lightning_cnnviz.core.network.memory import in_chunks, is_out_of_memory, numbers_at_once
+from lightning_cnnviz.core.network.layers import LayerSpec, SelectedLayer, other_dimensions, select_layers
+from lightning_cnnviz.core.network.memory import in_chunks, numbers_at_once
 from lightning_cnnviz.core.tracing.feature_maps import FeatureMaps, trace_feature_maps
 
 __all__ = ["Method", "Projection", "ProjectionError", "Projector", "Unit", "project"]
@@ -202,7 +202,7 @@ class Projector:
         progress: Callable[[Iterable[Any]], Iterable[Any]] | None = None,
     ) -> Projection:
         """Project units; see `core.deconvnet.projection.project`."""
-        _check_images(images, units)
+        _check_images(self._model, images, units)
         device = model_device(self._model)
         groups: dict[tuple[int, ...], list[int]] = {}
         for number, unit in enumerate(units):
@@ -381,14 +381,7 @@ class Projector:
     def _feature_maps(self, image: Tensor) -> dict[str, FeatureMaps]:
         shape = tuple(image.shape[1:])
         if shape not in self._traced:
-            try:
-                traced = trace_feature_maps(self._model, image, self._layers)
-            except (RuntimeError, TypeError) as error:
-                if is_out_of_memory(error) or "returns no feature maps" in str(error):
-                    raise
-                raise ValueError(
-                    f"{type(self._model).__name__} does not take images of shape {shape}: {error}"
-                ) from error
+            traced = trace_feature_maps(self._model, image, self._layers)
             self._traced[shape] = {maps.layer: maps for maps in traced}
         return self._traced[shape]
 
@@ -483,7 +476,7 @@ def _cut(values: Tensor, box: Sequence[int], top: int, left: int) -> Tensor:
     return F.pad(values, pad)[:, max(upper, 0) :, max(start, 0) :][:, : lower - upper, : end - start].contiguous()
 
 
-def _check_images(images: Any, units: Sequence[Unit]) -> None:
+def _check_images(model: nn.Module, images: Any, units: Sequence[Unit]) -> None:
     for unit in units:
         missing = unit.image not in images if isinstance(images, Mapping) else not 0 <= unit.image < len(images)
         if missing:
@@ -491,7 +484,10 @@ def _check_images(images: Any, units: Sequence[Unit]) -> None:
         image = images[unit.image]
         if not isinstance(image, Tensor) or image.ndim != 3 or not image.is_floating_point():
             got = f"{image.dtype} {tuple(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
-            raise ValueError(f"image {unit.image} is {got}; images are float tensors (C, H, W)")
+            why = other_dimensions(model)
+            raise ValueError(
+                f"image {unit.image} is {got}; images are float tensors (C, H, W)" + (f"; {why}" if why else "")
+            )
 
 
 def _check_unit(unit: Unit, maps: FeatureMaps) -> None:

@@ -425,7 +425,7 @@ class _Measuring:
         with rows_of(self._scorer.model, chosen), hooked(self._sites, keep):
             self._scorer.model(originals.clone())
         for line, name in enumerate(self._sites):
-            self._own_norms[line, chosen] = torch.linalg.vector_norm(self._own[name].float(), dim=1).cpu()
+            self._own_norms[line, chosen] = torch.linalg.vector_norm(_wide(self._own[name]), dim=1).cpu()
         self._own_slice = chosen
 
     def _copy(self, originals: Tensor, transform: int, at: int) -> Tensor:
@@ -446,13 +446,18 @@ def _features(name: str, value: Any, count: int) -> Tensor:
 
 def _distances(features: Tensor, own: Tensor, values: int) -> tuple[Tensor, Tensor]:
     """Distances to the originals, and norms, `(values, images)` each; features `(values x images, D)`."""
-    lines, own = features.view(values, *own.shape), own.float()
+    lines, own = features.view(values, *own.shape), _wide(own)
     step = max(1, (_ELEMENTS_ON_CPU if features.device.type == "cpu" else _ELEMENTS) // max(1, own.numel()))
     # One piece of memory for all differences: asking for it anew takes longer than the arithmetic.
     room = own.new_empty(min(step, values), *own.shape)
     moved, norms = [], []
     for at in range(0, values, step):
-        part = lines[at : at + step].float()
+        part = _wide(lines[at : at + step])
         moved.append(torch.linalg.vector_norm(torch.sub(part, own, out=room[: len(part)]), dim=2))
         norms.append(torch.linalg.vector_norm(part, dim=2))
     return torch.cat(moved), torch.cat(norms)
+
+
+def _wide(features: Tensor) -> Tensor:
+    """Features in single precision, at least: sums of many in half precision are no distances."""
+    return features if features.dtype == torch.float64 else features.float()

@@ -26,6 +26,7 @@ from lightning_cnnviz.core.layer_table.formulas import (
     window_formula,
 )
 from lightning_cnnviz.core.layer_table.unclipped_fields import Field, UnclippedFields
+from lightning_cnnviz.core.network.layers import other_dimensions
 from lightning_cnnviz.core.tracing.operations import Kind, Operation, OperationLog, log_operations
 from lightning_cnnviz.core.tracing.readable import check_countable, check_readable
 
@@ -218,7 +219,10 @@ def _image(model: nn.Module, input_size: Sequence[int] | Tensor) -> Tensor:
     if isinstance(input_size, Tensor):
         image = input_size[None] if input_size.ndim == 3 else input_size
         if image.ndim != 4 or image.shape[0] != 1 or image.numel() == 0:
-            raise ValueError(f"an image is (C, H, W) or (1, C, H, W), not {tuple(input_size.shape)}")
+            why = other_dimensions(model)
+            raise ValueError(
+                f"an image is (C, H, W) or (1, C, H, W), not {tuple(input_size.shape)}" + (f"; {why}" if why else "")
+            )
         image = image.detach().to(like.device)
         return image.to(like.dtype) if image.is_floating_point() else image
     size = tuple(int(n) for n in input_size)
@@ -240,6 +244,8 @@ def _run(model: nn.Module, image: Tensor) -> tuple[OperationLog, bool]:
     where = f"layer '{log.where}'" if log.where else "the network itself"
     came = f", after {_brief(log.operations[-1])}" if log.operations else ""
     reason = " ".join(str(log.error).split()) or type(log.error).__name__
+    why = other_dimensions(model)
+    reason = f"{reason}; {why}" if why else reason
     raise ValueError(
         f"{type(model).__name__} does not take an image of {size}: {where} stopped{came}, with: {reason}"
     ) from log.error

@@ -286,7 +286,7 @@ def unit_input_size(
         LayerNotFoundError: See `maximize`.
         ValueError: The network refuses inputs of `input_size`.
     """
-    depth, height, width = input_size
+    depth, height, width = _checked_size(input_size)
     probe = UnitActivation(layer, 0)
     name = layer_name(layer)
     with analysis_mode(model):
@@ -397,8 +397,15 @@ def _checked(
             raise ValueError(f"{name}={value}: give 1 or more")
     if not learning_rate > 0:
         raise ValueError(f"learning_rate={learning_rate}: give a number above 0")
+    return _checked_size(input_size)
+
+
+def _checked_size(input_size: Sequence[int]) -> tuple[int, int, int]:
     if len(input_size) != 3 or min(input_size) < 1:
-        raise ValueError(f"input_size={tuple(input_size)}: give channels, height and width, for example (3, 128, 128)")
+        clips = "; clips (channels, frames, height, width) are not served" if len(input_size) == 4 else ""
+        raise ValueError(
+            f"input_size={tuple(input_size)}: give channels, height and width, for example (3, 128, 128){clips}"
+        )
     channels, height, width = input_size
     return channels, height, width
 

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lightning_cnnviz.core.network.classification import ScoreReader
+from lightning_cnnviz.core.network.classification import ImagesRefusedError, ScoreReader, refused
 from lightning_cnnviz.core.network.hooks import Site, hooked
-from lightning_cnnviz.core.network.layers import SelectedLayer, select_layers
-from lightning_cnnviz.core.network.memory import is_out_of_memory
+from lightning_cnnviz.core.network.layers import SelectedLayer, other_dimensions, select_layers
 from lightning_cnnviz.core.tracing.feature_maps import FeatureMaps, trace_feature_maps
 from lightning_cnnviz.core.tracing.receptive_field import BoundsMode, ReceptiveField
 
@@ -29,9 +27,6 @@ __all__ = [
     "checked_objectives",
     "layer_name",
 ]
-
-# What networks raise of images that they do not take: torch's own, and what is asserted of shapes.
-_REFUSALS = (RuntimeError, IndexError, AssertionError)
 
 Layer = str | FeatureMaps
 """A layer's name, read as it is; or feature maps that were traced, read where the trace says."""
@@ -304,10 +299,15 @@ class Reader:
         try:
             with torch.no_grad():
                 self._run(image.repeat(2, 1, 1, 1), None)
-        except _REFUSALS:
+        except (ValueError, RuntimeError, IndexError, AssertionError):
             self._format = torch.contiguous_format
-        with _refusals(model, image), bounds.follow(image):
-            first = self._run(image, measure)
+        try:
+            with bounds.follow(image):
+                first = self._run(image, measure)
+        except ImagesRefusedError as error:
+            if other_dimensions(model):
+                raise
+            raise ImagesRefusedError(f"{error}. Give an input_size that it takes, larger than its kernels") from error
         self._centers |= {name: _center(field) for name, field in self.fields.items()}
         for objective in objectives:
             objective.check(first)
@@ -325,8 +325,16 @@ class Reader:
 
     def _run(self, images: Tensor, watch: Callable[[str, Tensor], None] | None) -> Reading:
         maps: dict[str, Tensor] = {}
+        unsuitable: list[Exception] = []
 
         def keep(name: str, value: Any) -> None:
+            try:
+                take(name, value)
+            except Exception as error:  # of ours, and not of the network's
+                unsuitable.append(error)
+                raise _AllRead from error
+
+        def take(name: str, value: Any) -> None:
             if not isinstance(value, Tensor) or value.ndim not in (2, 4):
                 raise TypeError(f"layer '{name}' returns no feature maps (N, C, H, W) or (N, C)")
             if watch is not None:
@@ -342,12 +350,13 @@ class Reader:
 
         scores: Any = None
         try:
-            with hooked(self._sites, keep):
+            with hooked(self._sites, keep), refused(self._model, images):
                 # The network may write into what it is given.
                 output = self._model(images.clone(memory_format=self._format))
             scores = self._scores(self._model, output, images) if self._to_the_end else None
         except _AllRead:
-            pass
+            if unsuitable:
+                raise unsuitable[0] from None
         return Reading(images=images, maps=maps, centers=self._centers, scores=scores)
 
 
@@ -398,27 +407,9 @@ def _sites(model: nn.Module, layers: Sequence[Layer], image: Tensor) -> dict[str
         sites[name] = Site(chosen[0].module)
         try:
             trace_feature_maps(model, image, chosen)  # refuses what runs twice, or never
-        except _REFUSALS as error:
-            if is_out_of_memory(error):
-                raise
+        except ImagesRefusedError:
             continue  # perhaps only what comes behind the layer refuses images of this size
     return sites
-
-
-@contextmanager
-def _refusals(model: nn.Module, image: Tensor) -> Iterator[None]:
-    """Say of an error inside the network what the network was given."""
-    try:
-        yield
-    except _REFUSALS as error:
-        if is_out_of_memory(error):
-            raise
-        shape = " x ".join(map(str, image.shape[1:]))
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(
-            f"{type(model).__name__} refuses images of {shape} (channels x height x width): {reason}. Give an "
-            "input_size that it takes, larger than its kernels"
-        ) from error
 
 
 def _center(field: ReceptiveField) -> tuple[int, int]:

@@ -11,12 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from lightning_cnnviz.core.network._labels import read_labels
+from lightning_cnnviz.core.network.arguments import WrongArgumentError
 from lightning_cnnviz.core.network.calling import rows_of
+from lightning_cnnviz.core.network.layers import other_dimensions
 from lightning_cnnviz.core.network.memory import in_chunks, is_out_of_memory
 from lightning_cnnviz.core.network.task import OutputFn, Scores, Task, TaskKind, find_ending, find_task, output_tensor
 
 __all__ = [
     "Classified",
+    "ImagesRefusedError",
     "ScoreReader",
     "Scorer",
     "check_images",
@@ -24,6 +27,7 @@ __all__ = [
     "fill_values",
     "interleave",
     "most_probable",
+    "refused",
     "run_network",
 ]
 
@@ -264,13 +268,34 @@ def run_network(model: nn.Module, images: Tensor) -> Any:
     Raises:
         ValueError: The network does not take such images.
     """
-    try:
+    with refused(model, images):
         return model(images.clone())  # it may write into what it is given
+
+
+class ImagesRefusedError(ValueError):
+    """A network does not take such images."""
+
+
+@contextmanager
+def refused(model: nn.Module, images: Tensor) -> Iterator[None]:
+    """Run a network inside the block; what it raises of images is said in our words, with why, where that is known.
+
+    Args:
+        model: The network.
+        images: `(N, C, H, W)`, what it is given.
+
+    Raises:
+        ImagesRefusedError: It does not take them. Arguments that are wrong, and a lack of memory, are told as they are.
+    """
+    try:
+        yield
     except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
-        if is_out_of_memory(error):
+        if is_out_of_memory(error) or isinstance(error, WrongArgumentError):
             raise
-        raise ValueError(
-            f"{type(model).__name__} does not take images of shape {tuple(images.shape[1:])}: {error}"
+        why = other_dimensions(model)
+        who, shape = type(model).__name__, tuple(images.shape[1:])
+        raise ImagesRefusedError(
+            f"{who} does not take images of shape {shape}: {f'{why} ({error})' if why else error}"
         ) from error
 
 

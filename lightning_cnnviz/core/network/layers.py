@@ -21,6 +21,7 @@ __all__ = [
     "check_convolutional",
     "evenly",
     "one_piece",
+    "other_dimensions",
     "quantized_part",
     "resolve_features",
     "select_layers",
@@ -170,11 +171,7 @@ def _match(model: nn.Module, named: dict[str, nn.Module], part: object) -> list[
 def why_no_convolution(model: nn.Module) -> str:
     """Say what a network without a `Conv2d` has instead."""
     named = {name: module for name, module in model.named_modules() if name}
-    kinds = {type(module) for module in named.values()}
-    for dimensions, what in ((1, "signals (N, C, L)"), (3, "volumes or clips (N, C, D, H, W)")):
-        if any(kind.__name__ == f"Conv{dimensions}d" for kind in kinds):
-            return f"its convolutions are Conv{dimensions}d, of {what}: this view is one of images (N, C, H, W)"
-    return f'{_kinds(named)}; "linear" or names choose others'
+    return other_dimensions(model) or f'{_kinds(named)}; "linear" or names choose others'
 
 
 def one_piece(model: nn.Module) -> str:
@@ -230,6 +227,31 @@ def check_convolutional(model: nn.Module) -> None:
             "transformer's does: it is not what the network has learned. Name layers that return feature maps "
             f'(N, C, H, W) or (N, H, W, C), or this one, as layers=["{name}"]'
         )
+
+
+def other_dimensions(model: nn.Module) -> str:
+    """Say that a network is one of signals, or of clips and volumes, and what is served; nothing of other networks.
+
+    Example:
+        >>> other_dimensions(nn.Sequential(nn.Conv1d(3, 8, 3), nn.ReLU()))[:48]
+        'its convolutions are Conv1d, of signals (N, C, L)'
+        >>> other_dimensions(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv1d(1, 1, 3)))
+        ''
+    """
+    modules = list(model.modules())
+    if any(isinstance(module, nn.Conv2d) for module in modules):
+        return ""  # attention over channels has a Conv1d, too
+    if any(isinstance(module, nn.Conv3d) for module in modules):
+        return (
+            "its convolutions are Conv3d, of clips or volumes (N, C, T, H, W), and views are of images (N, C, H, W): "
+            "networks of single frames can be looked at, those of clips cannot"
+        )
+    if any(isinstance(module, nn.Conv1d) for module in modules):
+        return (
+            "its convolutions are Conv1d, of signals (N, C, L), and views are of images (N, C, H, W): "
+            "networks of spectrograms can be looked at, those of signals cannot"
+        )
+    return ""
 
 
 def _kinds(named: dict[str, nn.Module]) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_cnnviz.core.network.classification import refused
 from lightning_cnnviz.core.network.hooks import Site, analysis_mode, hooked
 from lightning_cnnviz.core.network.layers import LayerNotFoundError, SelectedLayer
 from lightning_cnnviz.core.tracing.layouts import LayoutReader, Layouts
@@ -53,7 +54,7 @@ def trace_feature_maps(model: nn.Module, image: Tensor, layers: Sequence[Selecte
 
     Raises:
         LayerNotFoundError: A layer chosen by name does not run, or runs more than once; or no layer is left.
-        ValueError: The network is frozen by `torch.jit` or quantized.
+        ValueError: The network does not take such an image, is frozen by `torch.jit`, or quantized.
         TypeError: A layer chosen by name does not return a tensor `(N, C, H, W)` or `(N, C)`.
     """
     check_readable(model)
@@ -65,7 +66,13 @@ def trace_feature_maps(model: nn.Module, image: Tensor, layers: Sequence[Selecte
         image = image.detach().clone()
         reader = LayoutReader(image)
         trace = _Trace(BoundsMode(), reader.layouts, {layer.name: layer.channels_last for layer in layers})
-        with trace.bounds.follow(image), reader, hooked(outputs, trace.on_layer), hooked(norms, trace.on_norm):
+        with (
+            refused(model, image),
+            trace.bounds.follow(image),
+            reader,
+            hooked(outputs, trace.on_layer),
+            hooked(norms, trace.on_norm),
+        ):
             model(image)
     fired = [name for name, _, _, _ in trace.seen]
     repeated = {name for name in fired if fired.count(name) > 1}

@@ -283,8 +283,8 @@ def test_progress_counts_the_steps() -> None:
         (UnitActivation("4", -1), (3, 16, 16), {}, "channel -1"),
         (ChannelActivation("4", 99), (3, 16, 16), {}, "channel 99"),
         (UnitActivation("4", 0, 6, 0), (3, 16, 16), {}, r"unit \(6, 0\) of layer '4'.* 16 x 16 .* are 6 x 6"),
-        (UnitActivation("4", 0), (3, 3, 3), {}, "refuses images of 3 x 3 x 3 .*[Kk]ernel"),
-        (UnitActivation("4", 0), (1, 16, 16), {}, "refuses images of 1 x 16 x 16 .*channels"),
+        (UnitActivation("4", 0), (3, 3, 3), {}, r"does not take images of shape \(3, 3, 3\): .*[Kk]ernel"),
+        (UnitActivation("4", 0), (1, 16, 16), {}, r"does not take images of shape \(1, 16, 16\): .*channels"),
         (ClassScore(5), (3, 16, 16), {}, "class 5"),
         (UnitActivation("4", 0), (16, 16), {}, "input_size=.16, 16.*channels, height and width"),
         (UnitActivation("4", 0), (3, 16, 0), {}, "input_size"),
@@ -340,7 +340,7 @@ class Particular(nn.Module):
 
 
 def test_what_a_network_asserts_is_a_refusal() -> None:
-    with pytest.raises(ValueError, match=r"Particular refuses images of 3 x 20 x 20 .*: wrong image size"):
+    with pytest.raises(ValueError, match=r"Particular does not take images of shape \(3, 20, 20\): wrong image size"):
         maximize(Particular(), ClassScore(0), (3, 20, 20), steps=2)
     assert unit_input_size(Particular(), "first", (3, 16, 16)) == (3, 16, 16)
 

@@ -230,7 +230,7 @@ def test_no_trace() -> None:
         ((1, 6, 6), {"smoothing": -1.0}, "smoothing=-1"),
         ((1, 6, 6), {"settle": -1}, "settle=-1"),
         ((1, 1, 1), {}, "one number"),
-        ((1, 2, 2), {}, "refuses images of 1 x 2 x 2"),
+        ((1, 2, 2), {}, r"does not take images of shape \(1, 2, 2\)"),
     ],
 )
 def test_bad_input_is_named(shape: tuple[int, ...], options: dict[str, Any], match: str) -> None:
