@@ -96,7 +96,7 @@ ONLY_IN = {
     "torchvision": {"core/images/transforms.py", "finetune", "demo.py", "render"},
     "pandas": {"record"},
     "safetensors": {"record"},
-    "captum": {"core/images/attribution.py", "core/images/occlusion.py"},
+    "captum": {"core/images/attribution.py"},
 }
 
 

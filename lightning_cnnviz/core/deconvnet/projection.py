@@ -174,13 +174,20 @@ class Projector:
         model: The network.
         layers: From `select_layers`.
         method: See `project`.
+        traced: What `trace_feature_maps` has found of all of them, where it has run, by the images' shape `(C, H, W)`.
     """
 
-    def __init__(self, model: nn.Module, layers: Sequence[SelectedLayer], method: Method = "deconvnet") -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: Sequence[SelectedLayer],
+        method: Method = "deconvnet",
+        traced: Mapping[tuple[int, ...], Sequence[FeatureMaps]] | None = None,
+    ) -> None:
         if method not in get_args(Method):
             raise WrongArgumentError(f"method={method!r}: it is one of {', '.join(map(repr, get_args(Method)))}")
         self._model, self._layers, self._method = model, list(layers), method
-        self._traced: dict[tuple[int, ...], dict[str, FeatureMaps]] = {}
+        self._traced = {shape: {own.layer: own for own in maps} for shape, maps in (traced or {}).items()}
         self._ways: dict[tuple[tuple[int, ...], tuple[str, ...]], _Way] = {}
         self._units_at_once: dict[tuple[tuple[int, ...], str], int] = {}
 

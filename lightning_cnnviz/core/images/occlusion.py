@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -29,7 +29,8 @@ from lightning_cnnviz.core.network.inputs import as_floats
 from lightning_cnnviz.core.network.layers import LayerSpec, SelectedLayer
 from lightning_cnnviz.core.network.memory import images_at_once, with_less
 from lightning_cnnviz.core.network.task import OutputFn, Task, TaskKind
-from lightning_cnnviz.core.tracing.default_layers import layer_site
+from lightning_cnnviz.core.tracing.default_layers import layer_maps
+from lightning_cnnviz.core.tracing.feature_maps import FeatureMaps
 
 __all__ = ["OcclusionMaps", "check_occlusion", "occlude", "occluder_boxes"]
 
@@ -120,7 +121,7 @@ def occlude(
 ) -> OcclusionMaps:
     """Slide a square over images and record, at each position, activations, probabilities and the most probable class.
 
-    captum's `Occlusion` does the sweep. The network is left as it was.
+    The network is left as it was.
 
     Args:
         model: Any network that takes images `(N, C, H, W)` and returns scores, see `find_task`.
@@ -156,16 +157,16 @@ def occlude(
     with analysis_mode(model):
         together = batch_size or images_at_once(model, images[:1])
         untouched = classify(model, images, labels, task=task, output_fn=output_fn, batch_size=together)
-        name, site, chosen = layer_site(model, images[:1], layer)
+        maps, chosen = layer_maps(model, images[:1], layer)
         scorer = Scorer(model, untouched.task, output_fn)
-        sweep = _Sweep(scorer, site, filled, size, stride, boxes, together, untouched)
+        sweep = _Sweep(scorer, maps.site, filled, boxes, together, untouched)
         numbers: Iterable[Any] = range(len(images))
         for number in progress(numbers) if progress is not None else numbers:
             _, sweep.together = with_less(partial(sweep.run, images[number], number), sweep.together, "position")
-    projections, why = _projections(model, images, chosen, sweep.channels)
+    projections, why = _projections(model, images, chosen, maps, sweep.channels)
     height, width = images.shape[-2:]
     return OcclusionMaps(
-        layer=name,
+        layer=maps.layer,
         size=size,
         boxes=boxes,
         image_size=(height, width),
@@ -204,7 +205,7 @@ def check_occlusion(
     images = as_floats(model, images.detach().to(model_device(model)))
     with analysis_mode(model):
         untouched = classify(model, images, labels, task=task, output_fn=output_fn)
-        layer_site(model, images[:1], layer)
+        layer_maps(model, images[:1], layer)
     return untouched.task
 
 
@@ -227,28 +228,14 @@ def occluder_boxes(image_size: tuple[int, int], size: tuple[int, int], stride: t
 
 
 class _Sweep:
-    """Runs captum's sweep over one image after the other, and keeps what the passes show by the way."""
+    """Covers one image after the other at each position, and keeps what the passes show."""
 
     def __init__(
-        self,
-        scorer: Scorer,
-        site: Site,
-        fill: Tensor,
-        size: tuple[int, int],
-        stride: tuple[int, int],
-        boxes: Tensor,
-        together: int,
-        untouched: Classified,
+        self, scorer: Scorer, site: Site, fill: Tensor, boxes: Tensor, together: int, untouched: Classified
     ) -> None:
-        from captum.attr import Occlusion  # when it is needed: it brings matplotlib along
-
-        self._scorer, self._site, self._fill, self._boxes = scorer, site, fill, boxes
-        self._size, self._stride, self.together = size, stride, together
-        self._sweep = Occlusion(self._pass)
-        self._classified, self._target = untouched, 0
-        self._region: Tensor | None = None
+        self._scorer, self._site, self._boxes, self.together = scorer, site, boxes, together
+        self._fill, self._classified = fill.view(-1, 1, 1), untouched
         self._sums: list[Tensor] = []
-        self._probabilities: list[Tensor] = []
         self.channels: list[int] = []
         self.untouched: list[float] = []
         self.activations: list[Tensor] = []
@@ -257,40 +244,34 @@ class _Sweep:
 
     def run(self, image: Tensor, number: int, together: int) -> None:
         """Occlude one image `(C, H, W)`, the n-th, at so many positions at a time."""
-        number_of_class = int(self._classified.targets[number])
-        target = max(0, number_of_class)  # without a class, captum is given any
-        self._target, self._sums, self._probabilities = target, [], []
+        target = int(self._classified.targets[number])
         regions = self._classified.regions
-        self._region = None if regions is None else regions[number, None]
-        channels = len(image)
+        region = None if regions is None else regions[number, None]
+        self._sums, passes = [], []
         with rows_of(self._scorer.model, number), hooked({"site": self._site}, self._see):
-            self._sweep.attribute(
-                image[None],
-                sliding_window_shapes=(channels, *self._size),
-                strides=(channels, *self._stride),
-                baselines=self._fill.view(1, -1, 1, 1),
-                perturbations_per_eval=together,
-            )
-        # captum first runs the untouched image, and then goes down each column of positions.
-        rows, columns = self._boxes.shape[:2]
-        sums, probabilities = torch.cat(self._sums), torch.cat(self._probabilities)
+            for images in (image[None], *self._covered(image, together)):
+                own = None if region is None else region.expand(len(images), -1, -1)
+                passes.append(self._scorer(images, own).probabilities)
+        sums, probabilities = torch.cat(self._sums), torch.cat(passes)
         finite = sums[0].isfinite()
         channel = int(sums[0].masked_fill(~finite, -1).argmax()) if bool(finite.any()) else -1
         self.channels.append(channel)
         lost = torch.full((len(sums),), torch.nan, device=sums.device)
         activations = lost if channel < 0 else sums[:, channel]
-        followed = lost if number_of_class < 0 else probabilities[:, target]
+        followed = lost if target < 0 else probabilities[:, target]
         self.untouched.append(float(activations[0]))
         by_position = (activations[1:], followed[1:], most_probable(probabilities[1:]))
         kept = (self.activations, self.probabilities, self.predictions)
         for values, into in zip(by_position, kept, strict=True):
-            into.append(values.view(columns, rows).T.contiguous().cpu())
+            into.append(values.view(self._boxes.shape[:2]).cpu())
 
-    def _pass(self, images: Tensor) -> Tensor:
-        regions = None if self._region is None else self._region.expand(len(images), -1, -1)
-        probabilities = self._scorer(images, regions).probabilities
-        self._probabilities.append(probabilities)
-        return probabilities[:, self._target]
+    def _covered(self, image: Tensor, together: int) -> Iterator[Tensor]:
+        """The image with the occluder at each position, row by row, so many at a time."""
+        for boxes in self._boxes.flatten(0, 1).split(together):
+            images = image.repeat(len(boxes), 1, 1, 1)
+            for own, (top, left, bottom, right) in zip(images, boxes.tolist(), strict=True):
+                own[:, top:bottom, left:right] = self._fill
+            yield images
 
     def _see(self, _name: str, value: Tensor) -> None:
         # As a ReLU would read it; a layer behind its ReLU stays as it is.
@@ -325,7 +306,7 @@ def _geometry(
 
 
 def _projections(
-    model: nn.Module, images: Tensor, layer: SelectedLayer, channels: Sequence[int]
+    model: nn.Module, images: Tensor, layer: SelectedLayer, maps: FeatureMaps, channels: Sequence[int]
 ) -> tuple[tuple[Tensor, ...], str]:
     """Each image's strongest feature map projected; or why that cannot be."""
     units = [Unit(number, layer.name, channel) for number, channel in enumerate(channels) if channel >= 0]
@@ -334,7 +315,8 @@ def _projections(
         return tuple(nothing for _ in channels), ""
     try:
         with torch.autocast(images.device.type, enabled=False):
-            projection = Projector(model, [layer]).project(images, units)
+            known = {tuple(images.shape[1:]): [maps]}
+            projection = Projector(model, [layer], traced=known).project(images, units)
     except ValueError as error:
         log.debug("layer '%s' cannot be projected: %s", layer.name, error)
         return (), str(error)

@@ -20,8 +20,11 @@ Result = TypeVar("Result")
 
 # Of the free memory, a look may take this fraction: training needs the rest.
 _FRACTION = 0.25
-# Beyond these, larger batches are no faster; on a CPU they leave the caches.
+# Beyond these, larger batches are no faster.
 _MOST, _MOST_ON_CPU = 256, 16
+# On a CPU a layer's values for a batch should stay in the caches, of which each thread has so many bytes: beyond, an
+# image of a batch takes up to half as long again as one by itself.
+_CACHE = 2**24
 # Copies of the image that a sweep holds beside the network's own values, and of the largest value inside a layer.
 _IMAGES, _VALUES = 16, 4
 _UNKNOWN = 2**30
@@ -54,9 +57,11 @@ def images_at_once(model: nn.Module, image: Tensor, *, gradients: bool = False) 
         return 1  # what torch.jit has made does not tell how much it takes
     with analysis_mode(model), hooked(leaves, see):
         run_network(model, image)
-    values = sum(sizes) if gradients else max(sizes, default=0)
-    an_image = _IMAGES * image.numel() * image.element_size() + _VALUES * values
-    most = _MOST if image.device.type == "cuda" else _MOST_ON_CPU
+    largest = max(sizes, default=0)
+    an_image = _IMAGES * image.numel() * image.element_size() + _VALUES * (sum(sizes) if gradients else largest)
+    most = _MOST
+    if image.device.type != "cuda":
+        most = min(_MOST_ON_CPU, _CACHE * torch.get_num_threads() // max(1, largest))
     return max(1, min(most, int(_FRACTION * _free_bytes(image.device) / an_image)))
 
 

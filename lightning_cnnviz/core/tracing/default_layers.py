@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,12 +10,10 @@ from torch import Tensor, nn
 from lightning_cnnviz.core.network.arguments import WrongArgumentError
 from lightning_cnnviz.core.network.hooks import Site, analysis_mode, hooked, takes_hooks
 from lightning_cnnviz.core.network.layers import LayerNotFoundError, LayerSpec, SelectedLayer, one_piece, select_layers
-from lightning_cnnviz.core.tracing.feature_maps import trace_feature_maps
-from lightning_cnnviz.core.tracing.layouts import LayoutReader, Layouts
+from lightning_cnnviz.core.tracing.feature_maps import FeatureMaps, trace_feature_maps
+from lightning_cnnviz.core.tracing.layouts import LayoutReader, Layouts, is_channels_last
 
-__all__ = ["DefaultLayers", "find_default_layers", "is_channels_last", "layer_site"]
-
-log = logging.getLogger(__name__)
+__all__ = ["DefaultLayers", "find_default_layers", "layer_maps", "layer_site"]
 
 _WEIGHTED = (nn.Linear, nn.modules.conv._ConvNd)
 # They pass on what another layer has computed; feature maps are read before them.
@@ -79,21 +74,6 @@ def find_default_layers(model: nn.Module, image: Tensor) -> DefaultLayers:
     return DefaultLayers(first=chosen(first, False), deep=chosen(deep, True), classifier=chosen(classifier, True))
 
 
-def is_channels_last(shape: Sequence[int], image: Sequence[int]) -> bool:
-    """Guess whether maps of a shape are `(N, H, W, C)`, as transformers have them, and not `(N, C, H, W)`.
-
-    For maps that could not be followed from the image, see `Layouts`: rows and columns are told from channels by their
-    proportion, which is the image's.
-
-    Example:
-        >>> is_channels_last((1, 7, 7, 768), (224, 224)), is_channels_last((1, 768, 7, 7), (224, 224))
-        (True, False)
-    """
-    _, first, second, third = (max(size, 1) for size in shape)
-    wanted = math.log(image[0] / image[1])
-    return abs(math.log(first / second) - wanted) < abs(math.log(second / third) - wanted)
-
-
 class _Walk:
     """What runs, in the order in which it ends."""
 
@@ -139,7 +119,13 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def layer_site(model: nn.Module, image: Tensor, layer: LayerSpec | None) -> tuple[str, Site, SelectedLayer]:
-    """Return the one layer with feature maps that is meant, and where they are read.
+    """Return the one layer with feature maps that is meant, and where they are read; see `layer_maps`."""
+    maps, chosen = layer_maps(model, image, layer)
+    return maps.layer, maps.site, chosen
+
+
+def layer_maps(model: nn.Module, image: Tensor, layer: LayerSpec | None) -> tuple[FeatureMaps, SelectedLayer]:
+    """Return the feature maps of the one layer that is meant, in the layout that they have.
 
     Args:
         model: The network.
@@ -158,48 +144,16 @@ def layer_site(model: nn.Module, image: Tensor, layer: LayerSpec | None) -> tupl
                 f"{type(model).__name__} has no layer that returns feature maps (N, C, H, W) of more than one "
                 "position before its classifier; " + (one_piece(model) or 'name one with layer="..."')
             )
-        chosen = [_in_its_layout(model, image, deep)]
+        chosen = [deep]
     else:
         chosen = select_layers(model, layer)
     if len(chosen) != 1:
         names = ", ".join([f"'{one.name}'" for one in chosen[:6]] + ["..."] * (len(chosen) > 6))
         raise WrongArgumentError(f"layer={layer!r} means {len(chosen)} layers ({names}); give the name of one")
-    if layer is not None and chosen[0].literal:
-        chosen = [_in_its_layout(model, image, chosen[0])]
-    (maps,) = trace_feature_maps(model, image, chosen)
+    (maps,) = trace_feature_maps(model, image, chosen, guess=chosen[0].literal)
     if maps.shape[1] * maps.shape[2] <= 1:
         raise (ValueError if layer is None else WrongArgumentError)(
             f"layer '{maps.layer}' has features of shape {maps.shape}: a convolution, or another layer with feature "
             "maps of more than one position, is needed"
         )
-    return maps.layer, maps.site, chosen[0]
-
-
-def _in_its_layout(model: nn.Module, image: Tensor, layer: SelectedLayer) -> SelectedLayer:
-    """A layer that was named, with whether its maps are `(N, H, W, C)`."""
-    if not takes_hooks(layer.module):
-        return layer
-    found: list[bool] = []
-    with analysis_mode(model):
-        image = image.detach().clone()
-        reader = LayoutReader(image)
-
-        def note(_name: str, output: Any) -> None:
-            if isinstance(output, Tensor) and output.ndim == 4:
-                known = reader.layouts.is_channels_last(output)
-                found.append(_guessed(layer.name, output, image) if known is None else known)
-
-        with hooked({layer.name: Site(layer.module)}, note), reader:
-            model(image)
-    return replace(layer, channels_last=len(found) == 1 and found[0])
-
-
-def _guessed(name: str, maps: Tensor, image: Tensor) -> bool:
-    last = is_channels_last(maps.shape, image.shape[-2:])
-    if 1 not in maps.shape[1:]:
-        log.warning(
-            "layer '%s': where the image's rows and columns lie in its maps %s could not be followed through the "
-            "network; by their proportions they are taken to be %s",
-            *(name, tuple(maps.shape), "(N, H, W, C)" if last else "(N, C, H, W)"),
-        )
-    return last
+    return maps, replace(chosen[0], channels_last=maps.site.channels_last)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lightning_cnnviz.core.network.classification import refused
 from lightning_cnnviz.core.network.hooks import Site, analysis_mode, hooked
 from lightning_cnnviz.core.network.layers import LayerNotFoundError, SelectedLayer
-from lightning_cnnviz.core.tracing.layouts import LayoutReader, Layouts
+from lightning_cnnviz.core.tracing.layouts import LayoutReader, Layouts, is_channels_last
 from lightning_cnnviz.core.tracing.readable import check_readable
 from lightning_cnnviz.core.tracing.receptive_field import BoundsMode, ReceptiveField
 
@@ -41,7 +41,9 @@ class FeatureMaps:
     field: ReceptiveField
 
 
-def trace_feature_maps(model: nn.Module, image: Tensor, layers: Sequence[SelectedLayer]) -> list[FeatureMaps]:
+def trace_feature_maps(
+    model: nn.Module, image: Tensor, layers: Sequence[SelectedLayer], *, guess: bool = False
+) -> list[FeatureMaps]:
     """Run one image through the network and return the feature maps of `layers`, in the order in which they run.
 
     A layer that was chosen by kind is left out where it does not run, and where it runs twice in a pass (with a
@@ -51,6 +53,8 @@ def trace_feature_maps(model: nn.Module, image: Tensor, layers: Sequence[Selecte
         model: The network.
         image: `(1, C, H, W)`, on the network's device.
         layers: From `select_layers`.
+        guess: Whether rows and columns that could not be followed to a layer's maps are told by their proportions, with
+            a warning; else they lie as `SelectedLayer.channels_last` says.
 
     Raises:
         LayerNotFoundError: A layer chosen by name does not run, or runs more than once; or no layer is left.
@@ -64,8 +68,8 @@ def trace_feature_maps(model: nn.Module, image: Tensor, layers: Sequence[Selecte
     with analysis_mode(model):
         # The copy is ours, so that following it leaves the caller's tensor out of it.
         image = image.detach().clone()
-        reader = LayoutReader(image)
-        trace = _Trace(BoundsMode(), reader.layouts, {layer.name: layer.channels_last for layer in layers})
+        reader, size = LayoutReader(image), tuple(image.shape[-2:])
+        trace = _Trace(BoundsMode(), reader.layouts, {layer.name: layer.channels_last for layer in layers}, guess, size)
         with (
             refused(model, image),
             trace.bounds.follow(image),
@@ -114,6 +118,8 @@ class _Trace:
     layouts: Layouts
     # Of each layer whether its maps are (N, H, W, C); at first as it was given, for where that cannot be followed.
     channels_last: dict[str, bool]
+    guess: bool
+    image_size: tuple[int, ...]
 
     def __post_init__(self) -> None:
         self.seen: list[tuple[str, tuple[int, int, int] | None, ReceptiveField | None, str | None]] = []
@@ -129,10 +135,22 @@ class _Trace:
             return
         if output.ndim == 4:
             known = self.layouts.is_channels_last(output)
+            if known is None and self.guess:
+                known = self._guessed(name, output)
             self.channels_last[name] = last = self.channels_last[name] if known is None else known
             output = output.permute(0, 3, 1, 2) if last else output
         shape = (output.shape[1], *output.shape[2:]) if output.ndim == 4 else (output.shape[1], 1, 1)
         self.seen.append((name, shape, self.bounds.receptive_field(name, output), None))
+
+    def _guessed(self, name: str, maps: Tensor) -> bool:
+        last = is_channels_last(maps.shape, self.image_size)
+        if 1 not in maps.shape[1:]:
+            log.warning(
+                "layer '%s': where the image's rows and columns lie in its maps %s could not be followed through the "
+                "network; by their proportions they are taken to be %s",
+                *(name, tuple(maps.shape), "(N, H, W, C)" if last else "(N, C, H, W)"),
+            )
+        return last
 
     def on_norm(self, name: str, value: Any) -> None:
         marker, _, key = name.partition(":")

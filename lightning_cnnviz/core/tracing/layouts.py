@@ -18,7 +18,7 @@ from typing_extensions import override
 from lightning_cnnviz.core.tracing import calls
 from lightning_cnnviz.core.tracing.calls import Call, OperationReader, Operator, input_tensors, tensors_in
 
-__all__ = ["LayoutReader", "Layouts"]
+__all__ = ["LayoutReader", "Layouts", "is_channels_last"]
 
 _Dim = tuple[tuple[str, int], ...]
 """Factors of a dimension's length, the outermost first: what they count and how many; none of a dimension of one."""
@@ -93,6 +93,21 @@ class LayoutReader(OperationReader):
         result = operator.func(*args, **kwargs)
         after(result)
         return result
+
+
+def is_channels_last(shape: Sequence[int], image: Sequence[int]) -> bool:
+    """Guess whether maps of a shape are `(N, H, W, C)`, as transformers have them, and not `(N, C, H, W)`.
+
+    For maps that could not be followed from the image, see `Layouts`: rows and columns are told from channels by their
+    proportion, which is the image's.
+
+    Example:
+        >>> is_channels_last((1, 7, 7, 768), (224, 224)), is_channels_last((1, 768, 7, 7), (224, 224))
+        (True, False)
+    """
+    _, first, second, third = (max(size, 1) for size in shape)
+    wanted = math.log(image[0] / image[1])
+    return abs(math.log(first / second) - wanted) < abs(math.log(second / third) - wanted)
 
 
 def _ignore(_result: Any) -> None:
