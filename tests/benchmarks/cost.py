@@ -4,10 +4,12 @@
     python tests/benchmarks/cost.py --models legacy_xception --methods gradient
 
 Of a convolution in the middle of each network and of the last one: the first call of `project` with one unit, which
-learns the network on the way (one pass that finds receptive fields, one that is recorded), and each of `--units` units
-of a second call with as many images. Of `occlude` with its default square: the whole, and each position. One image, one
-thread, time of the processor, so that other programs disturb it less. Networks have random weights: it is said where
-what a layer returns is not finite, or so small that processors compute with it slowly.
+learns the network on the way (one pass that finds receptive fields, one that is recorded); each of `--units` units of a
+second call with as many images; and each unit after the first of one image, beside what autograd's way back alone takes
+for one. Of `occlude` with its default square: the whole, the floor (as many images in batches of the same size, and
+nothing else) and what it takes beyond. One image, one thread, time of the processor, so that other programs disturb it
+less. Networks have random weights: it is said where what a layer returns is not finite, or so small that processors
+compute with it slowly.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from torch import Tensor, nn
 from lightning_cnnviz.core.deconvnet.projection import Projector, Unit
 from lightning_cnnviz.core.images.occlusion import occlude
 from lightning_cnnviz.core.network.layers import select_layers
+from lightning_cnnviz.core.network.memory import images_at_once
 
 
 def seconds(work: Callable[[], Any], repeats: int = 1) -> float:
@@ -66,6 +69,30 @@ def remark(maps: Tensor) -> str:
     return f"largest activation {largest:.0e}" if largest < 1e-20 else ""
 
 
+def further_units(layer: str, maps: Tensor) -> list[Unit]:
+    """A unit, and eight further ones on the same image."""
+    return [Unit(0, layer, number % maps.shape[1]) for number in range(9)]
+
+
+def way_back(model: nn.Module, image: Tensor, layer: str) -> float:
+    """Seconds of autograd's way back from a unit, without the pass."""
+    seen: list[Tensor] = []
+    handle = model.get_submodule(layer).register_forward_hook(lambda _module, _inputs, output: seen.append(output * 1))
+    image = image.clone().requires_grad_()
+    model(image)
+    handle.remove()
+    value = seen[0].flatten()[0]
+    return seconds(lambda: torch.autograd.grad(value, image, retain_graph=True), 3)
+
+
+@torch.no_grad()
+def floor(model: nn.Module, image: Tensor, positions: int) -> float:
+    """Seconds of as many images as there are positions, in batches as `occlude` makes them."""
+    together = images_at_once(model, image)
+    sizes = [min(together, positions - at) for at in range(0, positions, together)]
+    return seconds(lambda: [model(image.repeat(size, 1, 1, 1)) for size in sizes], 2)
+
+
 def measure(name: str, options: argparse.Namespace) -> None:
     """Print a network's figures."""
     torch.manual_seed(options.seed)
@@ -85,13 +112,22 @@ def measure(name: str, options: argparse.Namespace) -> None:
             first = seconds(lambda p=projector, at=layer: p.project(images, [Unit(0, at, 0)])) / plain
             units = [Unit(number, layer, number % maps[layer].shape[1]) for number in range(options.units)]
             each = seconds(lambda p=projector, own=units: p.project(images, own), 2) / plain / len(units)
-            figures = f"first call {first:6.1f}  a unit {each:5.1f}  {remark(maps[layer])}"
+            further = seconds(lambda p=projector, at=layer: p.project(images, further_units(at, maps[at])), 2) / plain
+            further = (
+                further - seconds(lambda p=projector, at=layer: p.project(images, [Unit(0, at, 0)]), 2) / plain
+            ) / 8
+            back = way_back(model, images[:1], layer) / plain
+            figures = f"first call {first:6.1f}  a unit {each:5.1f}  further {further:5.2f} (autograd {back:.2f})"
+            figures += f"  {remark(maps[layer])}"
             print(f"{method:10}{layer:44}{figures}", flush=True)
     if not options.no_occlusion:
-        start = time.process_time()
         positions = occlude(model, images[:1]).probabilities.numel()
-        whole = (time.process_time() - start) / plain
-        print(f"{'occlude':54}whole {whole:11.1f}  a position {whole / positions:.2f}", flush=True)
+        whole = seconds(lambda: occlude(model, images[:1]), 2) / plain
+        least = floor(model, images[:1], positions) / plain
+        print(
+            f"{'occlude':54}whole {whole:11.1f}  floor {least:.1f} ({positions} positions)  beyond {whole - least:.1f}",
+            flush=True,
+        )
 
 
 def main() -> None:
