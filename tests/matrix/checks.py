@@ -48,7 +48,7 @@ class Subject:
 
     def __init__(self, network: Network) -> None:
         torch.manual_seed(0)
-        self.network, self.model, self.seconds = network, prepared(network.build()), 0.0
+        self.network, self.model, self.seconds = network, prepared(network.build(), network.gain), 0.0
         frames = (FRAMES,) if network.kind == "video" else ()
         size = network.size
         self.images = torch.randn(2, 3, *frames, size, size, generator=torch.Generator().manual_seed(1)).double()
