@@ -121,7 +121,8 @@ def occlude(
 ) -> OcclusionMaps:
     """Slide a square over images and record, at each position, activations, probabilities and the most probable class.
 
-    The network is left as it was.
+    It takes as long as so many images as there are positions, in batches, and 10 to 35 passes over one image beside: to
+    trace the network, once a call, and to project (`tests/benchmarks/cost.py`). The network is left as it was.
 
     Args:
         model: Any network that takes images `(N, C, H, W)` and returns scores, see `find_task`.
