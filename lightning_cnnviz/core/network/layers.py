@@ -233,7 +233,7 @@ def other_dimensions(model: nn.Module) -> str:
     """Say that a network is one of signals, or of clips and volumes, and what is served; nothing of other networks.
 
     Example:
-        >>> other_dimensions(nn.Sequential(nn.Conv1d(3, 8, 3), nn.ReLU()))[:48]
+        >>> other_dimensions(nn.Sequential(nn.Conv1d(3, 8, 3), nn.ReLU()))[:49]
         'its convolutions are Conv1d, of signals (N, C, L)'
         >>> other_dimensions(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv1d(1, 1, 3)))
         ''
