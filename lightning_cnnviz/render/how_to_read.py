@@ -24,6 +24,10 @@ class HowToRead:
     cannot: str
     paper: str = ""
 
+    def __str__(self) -> str:
+        paper = f" ({self.paper})" if self.paper else ""
+        return f"{self.what} {self.made} What it cannot tell: {self.cannot}{paper}"
+
 
 HOW_TO_READ: Mapping[str, HowToRead] = {
     "top_patches": HowToRead(

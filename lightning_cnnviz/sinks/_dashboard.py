@@ -14,6 +14,7 @@ from typing import TypeAlias
 
 from torch import Tensor
 
+from lightning_cnnviz.render.how_to_read import HOW_TO_READ
 from lightning_cnnviz.render.image import LOSSLESS_SIDE, to_image
 from lightning_cnnviz.render.panel import draw_panel, overview, places_evenly
 from lightning_cnnviz.report import Curve, Gallery, Number, Picture, Report, Row, Scalar, Series, Step, Table, Tile
@@ -123,7 +124,7 @@ class Encoded:
     Attributes:
         source: Whose it is.
         items: What stands under each key.
-        legend: What each key shows, and how to read it, for people.
+        legend: What each key shows, and of the view how to read it, for people.
     """
 
     source: str
@@ -144,6 +145,8 @@ def encode_report(report: Report, step: Step) -> Encoded:
         legend[key] = text
     notes = " ".join(report.notes)
     explained = {key: " ".join(part for part in (text, notes) if part) for key, text in legend.items()}
+    if items and report.view in HOW_TO_READ:
+        explained[report.view] = f"How to read it: {HOW_TO_READ[report.view]}"
     return Encoded(source=report.source, items=items, legend=explained)
 
 

@@ -247,10 +247,5 @@ def sections_text(sections: Sequence[Section], *, explained: bool = False) -> st
 
 def how_to_read(section: Section) -> list[str]:
     """Return a paragraph for each view of a section: what it shows, how it is made, what it cannot tell."""
-    found = []
-    for view in section.views:
-        text = HOW_TO_READ.get(view)
-        if text is not None:
-            name, paper = view.replace("_", " ").capitalize(), f" ({text.paper})" if text.paper else ""
-            found.append(f"{name}: {text.what} {text.made} What it cannot tell: {text.cannot}{paper}")
-    return found
+    texts = {view: HOW_TO_READ[view] for view in section.views if view in HOW_TO_READ}
+    return [f"{view.replace('_', ' ').capitalize()}: {text}" for view, text in texts.items()]

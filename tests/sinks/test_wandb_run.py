@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -78,6 +79,13 @@ def test_a_run_with_every_monitor_has_the_documented_keys(inside: Path, monkeypa
         drawn = config[f"_wandb/visualize/{panel.keys[0]}"]["panel_config"]
         assert (drawn["panelDefId"], drawn["fieldSettings"]) == (CHART, CHART_FIELDS)
         assert drawn["stringSettings"]["xname"] == panel.x
+
+    # The legend says what each key shows, and of each view how to read it.
+    (legend, *_) = (row["cnnviz/legend"] for row in reversed(found.rows) if "cnnviz/legend" in row)
+    (folder,) = inside.glob("wandb/offline-run-*/files")
+    said = dict(json.loads((folder / legend["path"]).read_text())["data"])
+    assert documented_keys().keys() - {"cnnviz/epoch", "cnnviz/legend", "cnnviz/page"} <= said.keys()
+    assert "It is no gradient and no heat map of importance" in said["deconvnet"]
 
     told = config["cnnviz/page"]
     assert Path(told["file"]).is_file()
