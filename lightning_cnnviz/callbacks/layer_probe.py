@@ -130,8 +130,7 @@ class LayerProbeMonitor(ExperimentMonitor):
             options: Any = {"pool": self.pool, "limit": self._limit, "seed": self.seed, "batch_fn": self.batch_fn}
             with trainer.precision_plugin.forward_context(), of_one_size():
                 self.plans = HeadPlans(network, self._chosen, self._protocol, loaders, **options)
-            for head, split in self.plans.split_manifests().items():
-                self._outlet.tell_split("/".join(filter(None, (self.view, self.name, head))), split)
+            self._outlet.tell_splits(self.plans.split_manifests(), self.view, self.name)
 
     def experiment(self, network: nn.Module, progress: Progress) -> list[list[FeatureSets]]:
         """Read features of the network and, at the first look, of its random control; for each head."""

@@ -120,7 +120,7 @@ class Outlet:
         self.open_for(trainer.loggers, folder)
         told = getattr(getattr(trainer, "datamodule", None), "split_manifest", None)
         if callable(told):
-            self.tell_split("data", told())
+            self.tell_splits({"data": told()})
 
     def open_for(self, loggers: Sequence[Any], folder: Path) -> None:
         """Open the sinks without a trainer.
@@ -221,17 +221,21 @@ class Outlet:
             with suppress(OSError):  # a service that does not answer misses a description, which is in the record
                 sink.describe(name, facts)
 
-    def tell_split(self, name: str, split: Mapping[str, Any] | None) -> None:
-        """Let the sinks keep which images do what, once a trainer; off rank zero, and of None, nothing is kept."""
-        if split is None or not self.is_open:
-            return
-        told = f"{name} {split.get('digest', '')}"  # another stage splits other images
-        if told in self._shared.splits:
-            return
-        self._shared.splits.add(told)
-        for sink in self._opened:
-            with suppress(OSError):  # as above
-                sink.keep_split(name, split)
+    def tell_splits(self, splits: Mapping[str, Mapping[str, Any] | None], *whose: str) -> None:
+        """Let the sinks keep which images do what, each split once a trainer; off rank zero nothing is kept.
+
+        Args:
+            splits: By their names, which may be "" for an only one.
+            whose: What their names begin with.
+        """
+        for part, split in splits.items() if self.is_open else ():
+            name = "/".join(filter(None, (*whose, part)))
+            if split is None or (told := f"{name} {split.get('digest', '')}") in self._shared.splits:
+                continue  # told; another stage splits other images
+            self._shared.splits.add(told)
+            for sink in self._opened:
+                with suppress(OSError):  # as above
+                    sink.keep_split(name, split)
 
     def show(self, report: Report, step: Step) -> None:
         """Keep a report of what has no result, and write it to every sink; to none where the outlet is not open."""
