@@ -186,12 +186,27 @@ def _layers(name: str, size: Sequence[int]) -> int:
 
 
 def _explore(options: argparse.Namespace) -> int:
-    from lightning_cnnviz.explore import explore, find_exploration_images, load_network
+    from lightning_cnnviz.explore import RANDOM, explore, find_exploration_images, has_random_weights, load_network
 
+    random = has_random_weights(options.model, options.weights)
     try:
         images = find_exploration_images(**image_options(options))
         network = load_network(options.model, options.weights, options.input, backbone=options.backbone)
-        made = explore(network, images, options.out, views=options.views, layers=options.layers, wandb=options.wandb)
+        if random:
+            print(
+                f"{options.model} HAS RANDOM WEIGHTS: the page shows a network that was not trained. Give --weights "
+                "DEFAULT, or a file",
+                file=sys.stderr,
+            )
+        made = explore(
+            network,
+            images,
+            options.out,
+            views=options.views,
+            layers=options.layers,
+            wandb=options.wandb,
+            weights=RANDOM if random else "",
+        )
     except (ImportError, OSError, ValueError) as error:
         raise _UsageError(str(error)) from error
     for view, reason in made.left_out.items():

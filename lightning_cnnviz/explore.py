@@ -8,7 +8,7 @@ import logging
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,16 +44,19 @@ from lightning_cnnviz.finetune.presets import image_transform
 from lightning_cnnviz.finetune.sources import ImageList, find_images, images_of_files, list_images
 from lightning_cnnviz.finetune.weights import load_weights, read_weights
 from lightning_cnnviz.record.data import plain
-from lightning_cnnviz.record.identity import network_identity, versions
+from lightning_cnnviz.record.identity import NetworkIdentity, network_identity, versions
 from lightning_cnnviz.record.store import Record, RecordedLook
 from lightning_cnnviz.sinks.base import Sink
 from lightning_cnnviz.sinks.page import PageSink
 from lightning_cnnviz.sinks.wandb import WandbSink
 
-__all__ = ["VIEWS", "Exploration", "explore", "find_exploration_images", "load_network"]
+__all__ = ["RANDOM", "VIEWS", "Exploration", "explore", "find_exploration_images", "has_random_weights", "load_network"]
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _BATCH = 32
+
+RANDOM = "random, not trained"
+"""What is said of weights that a network by name was made with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,6 +150,11 @@ def load_network(
     return network
 
 
+def has_random_weights(name: str, weights: str | None) -> bool:
+    """Tell whether a network of `load_network` is untrained; of a factory of your own nobody knows."""
+    return weights is None and ":" not in name and not Path(name).expanduser().is_file()
+
+
 def _from_checkpoint(file: Path, backbone: str | nn.Module | None) -> nn.Module:
     checkpoint = read_checkpoint(file)
     typed = {} if backbone is None else {"backbone": backbone}
@@ -229,6 +237,7 @@ def explore(
     views: Sequence[str] | None = None,
     layers: Sequence[str] | None = None,
     wandb: str | None = None,
+    weights: str = "",
 ) -> Exploration:
     """Look at a trained network from every side, and write one page.
 
@@ -245,6 +254,7 @@ def explore(
         views: Names in `VIEWS`; by default all that suit the network and the images.
         layers: For the views that show layers; by default each chooses its own.
         wandb: A W&B project, to log an offline run there, too.
+        weights: What is said of the weights beside the network's name, such as `RANDOM`.
 
     Raises:
         ValueError: There is no such view or layer, the network does not take the images, or the folder cannot be
@@ -273,25 +283,26 @@ def explore(
     monitors: dict[str, Any] = {view: VIEWS[view](arguments) for view in chosen}
     for sink in sinks:
         sink.open([] if logger is None else [logger], out)
-    earlier = _earlier(Record(out / "record"), monitors, network, images)
+    seen = replace(network_identity(network), weights=weights)
+    earlier = _earlier(Record(out / "record"), monitors, seen, images)
     reused = tuple(view for view in chosen if view in earlier and _shown(earlier[view], page, sinks))
     missing = [monitors[view] for view in chosen if view not in reused]
     if missing:
         run = _run(network, images, layers)
         for monitor in missing:
             monitor.load_state_dict({"run": run})
-        _validate(network, images, missing, logger, out)
+        _validate(_Explored(network, weights), images, missing, logger, out)
     if logger is not None:
         logger.experiment.finish()
     return Exploration(page=page.path.resolve(), views=tuple(chosen), left_out={} if views else left_out, reused=reused)
 
 
-def _validate(network: nn.Module, images: LabeledImages, monitors: list[Any], logger: Any, out: Path) -> None:
+def _validate(explored: _Explored, images: LabeledImages, monitors: list[Any], logger: Any, out: Path) -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     trainer = pl.Trainer(
         logger=logger or False,
         callbacks=monitors,
-        accelerator="cpu" if model_device(network).type == "cpu" else "auto",
+        accelerator="cpu" if model_device(explored).type == "cpu" else "auto",
         devices=1,
         default_root_dir=out,
         enable_checkpointing=False,
@@ -299,7 +310,7 @@ def _validate(network: nn.Module, images: LabeledImages, monitors: list[Any], lo
     )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        trainer.validate(_Explored(network), _loader(images), verbose=False)
+        trainer.validate(explored, _loader(images), verbose=False)
 
 
 def _run(network: nn.Module, images: LabeledImages, layers: Sequence[str] | None) -> str:
@@ -309,10 +320,10 @@ def _run(network: nn.Module, images: LabeledImages, layers: Sequence[str] | None
 
 
 def _earlier(
-    record: Record, monitors: Mapping[str, Any], network: nn.Module, images: LabeledImages
+    record: Record, monitors: Mapping[str, Any], seen: NetworkIdentity, images: LabeledImages
 ) -> dict[str, RecordedLook]:
     """The looks of earlier explorations that the monitors would take again, by view."""
-    seen, pictures = network_identity(network), f"{images.checksum()}-"
+    pictures = f"{images.checksum()}-"
     found = {}
     for look in record.looks(stage="validate"):
         identity = look.identity
@@ -349,9 +360,9 @@ def _shown(look: RecordedLook, page: PageSink, sinks: Sequence[Sink]) -> bool:
 class _Explored(pl.LightningModule):
     """Validates a network; having no `forward` of its own, it leaves layers the names that they have in the network."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, weights: str) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.weights_are = network, weights
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         self.network(batch[0])

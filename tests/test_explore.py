@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from lightning_cnnviz import OcclusionMonitor
 from lightning_cnnviz.cli import main
-from lightning_cnnviz.explore import VIEWS, explore, find_exploration_images, load_network
+from lightning_cnnviz.explore import VIEWS, explore, find_exploration_images, has_random_weights, load_network
 from lightning_cnnviz.finetune.module import FineTuner
 from lightning_cnnviz.record.store import Record
 
@@ -295,7 +295,10 @@ def test_on_the_command_line(folder: Path, tmp_path: Path, capsys: pytest.Captur
     out = ["--out", str(tmp_path / "out")]
     given = ["explore", "squeezenet1_1", "--data", str(folder / "cat"), *size, *out]
     assert main([*given, "--views", "layer_table", "filters"]) == 0
-    assert "Page, to open in a browser" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "Page, to open in a browser" in said.out
+    assert "squeezenet1_1 HAS RANDOM WEIGHTS" in said.err
+    assert '"network":"SqueezeNet, weights random, not trained"' in page_text(tmp_path / "out" / "index.html")
     assert (tmp_path / "out" / "index.html").is_file()
     assert main([*given, "--views", "layer_table"]) == 0  # its weights are random, and so are others
     assert "As before" not in capsys.readouterr().out
@@ -323,6 +326,15 @@ def test_on_the_command_line(folder: Path, tmp_path: Path, capsys: pytest.Captur
     with pytest.raises(SystemExit):
         main(["explore", "r3d_18", *given[2:]])
     assert "'r3d_18' takes clips (N, C, T, H, W): views and training here are of images" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "random"),
+    [("resnet18", None, True), ("timm/resnet18", None, True), ("resnet18", "DEFAULT", False), ("a:b", None, False)],
+)
+def test_weights_are_random_where_a_network_by_name_has_none(name: str, weights: str | None, random: bool) -> None:
+    assert has_random_weights(name, weights) == random
+    assert not has_random_weights(__file__, None)  # as a checkpoint
 
 
 def test_a_network_of_clips_is_told_what_views_are_of(folder: Path, tmp_path: Path) -> None:

@@ -50,7 +50,8 @@ class NetworkIdentity:
         type: Its class.
         parameters: How many it has.
         checksum: Of all parameters and buffers, 16 hexadecimal digits: other weights, another checksum.
-        weights: Who has averaged the weights, as `"EMAWeightAveraging"`; "" for those that training has at the moment.
+        weights: What is to be said of the weights, as `"averaged by EMAWeightAveraging"` or `"random, not trained"`; ""
+            for those that training has at the moment.
     """
 
     type: str = ""
@@ -61,7 +62,7 @@ class NetworkIdentity:
     @property
     def sentence(self) -> str:
         """Which network, for people."""
-        return f"{self.type}, weights averaged by {self.weights}" if self.weights else self.type
+        return f"{self.type}, weights {self.weights}" if self.weights else self.type
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -610,7 +610,8 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
         feed = self._feed
         if feed.network_seen is None or feed.network_seen[0] != moment:
             averaging = averaging_callback(trainer)
-            weights = "" if averaging is None else type(averaging).__name__
+            said = getattr(trainer.lightning_module, "weights_are", "")  # by an exploration's own module
+            weights = said if averaging is None else f"averaged by {type(averaging).__name__}"
             feed.network_seen = moment, replace(network_identity(network), weights=weights)
         return feed.network_seen[1]
 
