@@ -17,11 +17,7 @@ _SIZE = (3, 224, 224)
 _MODES = get_args(Mode)
 
 
-def check_numbers(
-    num_classes: int, lr: float, layer_decay: float, warmup_epochs: float, label_smoothing: float, mixup: float
-) -> None:
-    if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 2:
-        raise ValueError(f"num_classes={num_classes!r}: a classifier has 2 classes or more")
+def check_numbers(lr: float, layer_decay: float, warmup_epochs: float, label_smoothing: float, mixup: float) -> None:
     if not lr > 0:
         raise ValueError(f"lr={lr}: give a learning rate above 0")
     if not 0 < layer_decay <= 1:

@@ -184,10 +184,10 @@ def cached_loader(
         with hooked({classifier: Site(model.get_submodule(classifier), "input")}, keep):
             for batch in tqdm(plain, f"features of {what} images", leave=False, disable=not progress):
                 images, given = read_batch(batch)
-                targets = class_labels(given)
-                if targets is None:
-                    raise ValueError(f"cache_features=True: a batch of {what} images has no class labels")
-                labels.append(targets)
+                classes = class_labels(given)
+                if given is None:
+                    raise ValueError(f"cache_features=True: a batch of {what} images has no labels")
+                labels.append(given if classes is None else classes)
                 model(images.to(device))
     cached = _CachedFeatures(torch.cat(features), torch.cat(labels))
     if len(cached) != len(loader.dataset) or len(cached.features) != len(cached):

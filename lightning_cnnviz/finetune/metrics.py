@@ -1,4 +1,4 @@
-"""What FineTuner measures: accuracies over all images and over the classes.
+"""What FineTuner measures: accuracies over all images and over the classes; of labels and values what suits them.
 
 Scores that are not finite are no class, though torch takes the largest of them to be the first: where there are any,
 accuracies are NaN.
@@ -10,8 +10,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric, MetricCollection
-from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
+from torchmetrics import MeanAbsoluteError, Metric, MetricCollection, R2Score
+from torchmetrics.classification import (
+    BinaryAccuracy,
+    BinaryAveragePrecision,
+    MulticlassAccuracy,
+    MulticlassConfusionMatrix,
+    MultilabelAccuracy,
+    MultilabelAveragePrecision,
+)
+
+from lightning_cnnviz.finetune.tasks import TunedTask
 
 __all__ = ["ConfusionMatrix", "MeanClassAccuracy", "make_metrics"]
 
@@ -66,13 +75,48 @@ class MeanClassAccuracy(ConfusionMatrix):
         return mean.masked_fill(self.unscored > 0, torch.nan)
 
 
-def make_metrics(num_classes: int, prefix: str) -> MetricCollection:
-    """Return the accuracies that are logged under a prefix such as `"val/"`."""
-    metrics: dict[str, Any] = {
-        "accuracy": _Accuracy(num_classes, average="micro"),
-        "mean_class_accuracy": MeanClassAccuracy(num_classes),
-    }
-    if num_classes > _TOP:
+class _OfLabels(Metric):
+    """Has labels `(N, labels)` as floats, and takes them as whole numbers."""
+
+    def update(self, scores: Tensor, labels: Tensor) -> None:
+        super().update(scores.float(), labels.long())  # type: ignore[safe-super]
+
+
+class _LabelAccuracy(_OfLabels, MultilabelAccuracy):
+    pass
+
+
+class _LabelPrecision(_OfLabels, MultilabelAveragePrecision):
+    pass
+
+
+class _YesAccuracy(_OfLabels, BinaryAccuracy):
+    pass
+
+
+class _YesPrecision(_OfLabels, BinaryAveragePrecision):
+    pass
+
+
+def make_metrics(num_classes: int, prefix: str, task: TunedTask = "multiclass") -> MetricCollection:
+    """Return what is logged under a prefix such as `"val/"`.
+
+    They are updated with outputs `(N, classes)`, and labels `(N,)`; of other tasks than `"multiclass"` with labels as
+    `task_targets` returns them.
+    """
+    metrics: dict[str, Any]
+    if task == "multilabel":
+        metrics = {"accuracy": _LabelAccuracy(num_classes), "mean_average_precision": _LabelPrecision(num_classes)}
+    elif task == "binary":
+        metrics = {"accuracy": _YesAccuracy(), "average_precision": _YesPrecision()}
+    elif task == "regression":
+        metrics = {"mean_absolute_error": MeanAbsoluteError(), "r2": R2Score()}
+    else:
+        metrics = {
+            "accuracy": _Accuracy(num_classes, average="micro"),
+            "mean_class_accuracy": MeanClassAccuracy(num_classes),
+        }
+    if task == "multiclass" and num_classes > _TOP:
         metrics["accuracy_top5"] = _Accuracy(num_classes, average="micro", top_k=_TOP)
     # Without groups that share a state: torchmetrics would take the class mean for another confusion matrix.
     return MetricCollection(metrics, prefix=prefix, compute_groups=False)

@@ -1,4 +1,4 @@
-"""FineTuner: any classification network with a new head, trained in part, in stages or in whole."""
+"""FineTuner: any network with a new head, trained in part, in stages or in whole."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
-import torch.nn.functional as F
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
@@ -44,6 +43,7 @@ from lightning_cnnviz.finetune.optimization import (
 )
 from lightning_cnnviz.finetune.resuming import resume_epoch, resume_run, run_state
 from lightning_cnnviz.finetune.run_length import RunLength
+from lightning_cnnviz.finetune.tasks import TunedTask, check_task, task_loss, task_targets
 from lightning_cnnviz.finetune.weights import load_weights, read_weights, weights_file
 from lightning_cnnviz.render.confusion import confusion_report
 from lightning_cnnviz.report import Step
@@ -61,7 +61,7 @@ _TRANSFORMED = {"googlenet": "googlenet", "inception_v3": "inception_v3_google"}
 
 
 class FineTuner(pl.LightningModule):
-    """Trains a classification network of any origin on classes of its own.
+    """Trains a classification network of any origin on classes of its own, or on labels or values.
 
     The layer that classifies is found by running the network, and a new head takes its place. What is frozen is said by
     mode and epoch alone: frozen layers have no gradients, their BatchNorms keep their statistics and their dropout is
@@ -69,14 +69,22 @@ class FineTuner(pl.LightningModule):
     resumed at the end of an epoch, in any stage, gives the weights of one that was not interrupted: random states are
     in the checkpoint. Parameters that were frozen before stay so.
 
-    Batches are `(images, labels)`. Logged are `train/loss`, and `loss` (plain cross-entropy), `accuracy`,
-    `accuracy_top5` (of more than five classes) and `mean_class_accuracy` under `val/` and `test/`. When training ends,
-    the last validation's confusion matrix is drawn.
+    Batches are `(images, labels)`: class numbers `(N,)`, or as `task` says. Logged are `train/loss`, and under `val/`
+    and `test/`: `loss` (without weights and smoothing); of classes `accuracy`, `accuracy_top5` (of more than five) and
+    `mean_class_accuracy`; of several labels `accuracy` (the mean of the labels') and `mean_average_precision`; of a yes
+    or no `accuracy` and `average_precision`; of values `mean_absolute_error` and `r2`. When training ends, the last
+    validation's confusion matrix is drawn, where there are classes.
+
+    For another loss, or for several outputs at once, override `compute_loss` and `update_metrics` in a subclass:
+    `num_classes` is then the number of all outputs, and labels may be whatever the batch holds.
 
     Args:
         backbone: The name of a torchvision model (`"squeezenet1_0"`) or of timm's (`"timm/resnet18"`), or a network,
             which is changed.
-        num_classes: How many classes there are.
+        num_classes: How many classes there are; or how many labels, values, or outputs of a subclass. 1 of a yes or no.
+        task: `"multiclass"`, one class an image; `"multilabel"`, labels `(N, num_classes)` of zeros and ones, each by a
+            sigmoid; `"binary"`, a yes or no by one logit, labels `(N,)` or `(N, 1)`; `"regression"`, values
+            `(N, num_classes)`, or `(N,)` of one, by the squared error.
         weights: None: from scratch, or the values that a network of your own has; `"DEFAULT"` or a name of
             torchvision's enum; a local file, or `"FILE:student"` of one that holds several networks. No code is run
             that a file brings.
@@ -95,7 +103,7 @@ class FineTuner(pl.LightningModule):
         scheduler_options: Its options, and Lightning's `interval`, `frequency` and `monitor`.
         warmup_epochs: Length of the warm-up; at most half of a run that is limited by its steps.
         label_smoothing: Of the training loss.
-        class_weights: Of the training loss, one a class.
+        class_weights: Of the training loss, one a class (label, value).
         mixup: Images are mixed in pairs, with weights drawn from Beta(mixup, mixup); 0 for none.
         cache_features: In mode `"head"`, without augmentation: what the head is given is computed once an image, and
             kept in memory. Callbacks then see features where images were in training batches, and validation's pass is
@@ -115,6 +123,7 @@ class FineTuner(pl.LightningModule):
         backbone: str | nn.Module,
         num_classes: int,
         *,
+        task: TunedTask = "multiclass",
         weights: str | None = None,
         head: Literal["linear", "mlp"] | nn.Module = "linear",
         classifier: str | list[str] | None = None,
@@ -137,13 +146,14 @@ class FineTuner(pl.LightningModule):
     ) -> None:
         super().__init__()
         arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
-        check_numbers(num_classes, lr, layer_decay, warmup_epochs, label_smoothing, mixup)
+        check_task(task, num_classes, label_smoothing, mixup)
+        check_numbers(lr, layer_decay, warmup_epochs, label_smoothing, mixup)
         check_mode(mode, unfreeze_at, cache_features, mixup)
         check_class_options(num_classes, class_weights, class_names)
         check_optimizer(optimizer, lr, optimizer_options)
         check_scheduler(scheduler, scheduler_options or {})
         self.save_hyperparameters(plain_settings(arguments), logger=True)
-        self.num_classes, self.class_names = num_classes, class_names
+        self.num_classes, self.class_names, self.task = num_classes, class_names, task
         self.mode: Mode = mode
         self.unfreeze_at = tuple(unfreeze_at or ())
         self.layer_decay, self.lr = layer_decay, lr
@@ -178,8 +188,10 @@ class FineTuner(pl.LightningModule):
                 f"unfreeze_at={list(self.unfreeze_at)} unfreezes {len(self.unfreeze_at)} stages, but "
                 f"{self.backbone_name} has {self.stages.top} below its head"
             )
-        self.val_metrics, self.test_metrics = make_metrics(num_classes, "val/"), make_metrics(num_classes, "test/")
-        self.val_confusion = ConfusionMatrix(num_classes)
+        self.val_metrics, self.test_metrics = (
+            make_metrics(num_classes, f"{stage}/", task) for stage in ("val", "test")
+        )
+        self.val_confusion = ConfusionMatrix(num_classes) if task == "multiclass" else None
         self._matrix: Tensor | None = None
         self._cache: FeatureCache | None = None
         self._resumed: dict[str, Any] | None = None
@@ -191,7 +203,7 @@ class FineTuner(pl.LightningModule):
     # The network.
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the logits `(N, num_classes)`; of a network that ends in a softmax, their logarithms."""
+        """Return the logits or values `(N, num_classes)`; of a network that ends in a softmax, logarithms."""
         return self._read(self.network(images))[0]
 
     def backbone_features(self, layers: LayerSpec | Mapping[str, str]) -> BackboneFeatures:
@@ -313,17 +325,16 @@ class FineTuner(pl.LightningModule):
             if self.mixup:
                 images, labels = self._mixed(images, labels)
             logits, others = self._read(self.network(images))
-        loss = self._loss(logits, labels)
+        loss = self.compute_loss(logits, labels, training=True)
         weight = _ONE_AUXILIARY if len(others) == 1 else _MORE_AUXILIARIES
         for auxiliary in others:
-            loss = loss + weight * self._loss(auxiliary, labels)
+            loss = loss + weight * self.compute_loss(auxiliary, labels, training=True)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(logits))
         return loss
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Measure a batch."""
-        logits, labels = self._measure(batch, "val", self.val_metrics)
-        self.val_confusion.update(logits, labels)
+        self._measure(batch, "val", self.val_metrics)
 
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Measure a batch."""
@@ -333,20 +344,49 @@ class FineTuner(pl.LightningModule):
         """Return the logits `(N, num_classes)` of a batch of images, with labels or without."""
         return self.forward(batch if isinstance(batch, Tensor) else batch[0])
 
-    def _measure(self, batch: Any, stage: str, metrics: MetricCollection) -> tuple[Tensor, Tensor]:
-        logits, labels = self._logits(batch), batch[1]
-        loss = F.cross_entropy(logits.float(), labels)
-        metrics.update(logits, labels)
-        size = len(labels)
+    def compute_loss(self, outputs: Tensor, labels: Any, *, training: bool = False) -> Tensor:
+        """Return the loss of a batch; override it for another one.
+
+        Args:
+            outputs: `(N, num_classes)`: logits, or values.
+            labels: What stands beside the images in the batch.
+            training: Whether it is what training lowers: with weights and smoothing; also of auxiliary classifiers.
+
+        Raises:
+            ValueError: Labels are of a form that does not fit the task.
+        """
+        if not training:
+            return task_loss(outputs.float(), labels, self.task)
+        weight: Any = self.class_weights
+        return task_loss(outputs, labels, self.task, weight=weight, label_smoothing=self.label_smoothing)
+
+    def update_metrics(self, metrics: MetricCollection, outputs: Tensor, labels: Any) -> None:
+        """Count a batch in metrics that are logged; override it where labels are of another form.
+
+        Args:
+            metrics: `val_metrics` or `test_metrics`, which a subclass may replace.
+            outputs: See `compute_loss`.
+            labels: Likewise.
+        """
+        metrics.update(outputs, task_targets(labels, outputs, self.task))
+        if metrics is self.val_metrics and self.val_confusion is not None:
+            self.val_confusion.update(outputs, labels)
+
+    def _measure(self, batch: Any, stage: str, metrics: MetricCollection) -> None:
+        outputs, labels = self._logits(batch), batch[1]
+        loss = self.compute_loss(outputs, labels)
+        self.update_metrics(metrics, outputs, labels)
+        size = len(outputs)
         names: dict[str, Any] = {"on_step": False, "on_epoch": True, "add_dataloader_idx": False}
         self.log(f"{stage}/loss", loss, prog_bar=True, batch_size=size, sync_dist=True, **names)
         self.log_dict(metrics, batch_size=size, **names)
-        return logits, labels
 
     def _read(self, output: Any) -> tuple[Tensor, list[Tensor]]:
         """The logits in an output, and those of auxiliary classifiers: probabilities are taken back to logits."""
         training = self.network.training
         logits, others = read_logits(output, self.classifiers, training=training)
+        if self.task == "regression":
+            return logits, list(others)
         made = [undone(one, how) for one, how in zip((logits, *others), self._endings[training], strict=True)]
         return made[0], made[1:]
 
@@ -356,10 +396,6 @@ class FineTuner(pl.LightningModule):
             return logits
         assert self._cache is not None
         return self._cache.logits(batch)
-
-    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        weights: Any = self.class_weights
-        return F.cross_entropy(logits, labels, weight=weights, label_smoothing=self.label_smoothing)
 
     def _mixed(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         from torchvision.transforms import v2
@@ -392,6 +428,8 @@ class FineTuner(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Keep what validation has counted."""
+        if self.val_confusion is None:
+            return
         if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
             self._matrix = self.val_confusion.compute().cpu()
         self.val_confusion.reset()
@@ -402,7 +440,7 @@ class FineTuner(pl.LightningModule):
             self._cache.remove()
         if self._outlet is None:
             return
-        if self._matrix is not None and self._outlet.is_open:
+        if self._matrix is not None and self.val_confusion is not None and self._outlet.is_open:
             step = Step(epoch=self.trainer.current_epoch, global_step=self.trainer.global_step, stage="fit")
             lost = self.val_confusion.left_out
             self._outlet.show(confusion_report(self._matrix, self.class_names, unscored=lost), step)

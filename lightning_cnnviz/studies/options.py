@@ -19,7 +19,7 @@ __all__ = ["Runs", "StudyError", "StudyOptions", "sort_options", "sort_training_
 
 # What a study sets itself.
 _SET_OF_DATA = frozenset({"data", "per_class", "seed", "predict"})
-_SET_OF_TUNER = frozenset({"backbone", "num_classes", "weights", "mode", "class_names", "image_size", "sinks"})
+_SET_OF_TUNER = frozenset({"backbone", "num_classes", "task", "weights", "mode", "class_names", "image_size", "sinks"})
 
 
 class StudyError(ValueError):
