@@ -10,7 +10,8 @@ from typing_extensions import Unpack
 from lightning_cnnviz.callbacks._base.experiment import ExperimentMonitor, Progress
 from lightning_cnnviz.callbacks._base.features_along import FeaturesAlong
 from lightning_cnnviz.callbacks._base.monitor import MonitorOptions
-from lightning_cnnviz.callbacks._base.trainer import learning_loaders, of_one_size
+from lightning_cnnviz.callbacks._base.options import name_for_loader, space_out
+from lightning_cnnviz.callbacks._base.trainer import learning_loaders, learning_source, of_one_size
 from lightning_cnnviz.core.data.batches import BatchFn
 from lightning_cnnviz.core.data.distributed import rank, ranks
 from lightning_cnnviz.core.network.heads import ByHead
@@ -34,12 +35,11 @@ class LayerProbeMonitor(ExperimentMonitor):
     precision); values, by ridge regression (R2); of label maps the class of some pixels, from the features of the cell
     that each lies in. Heads that have labels under their own names in the batch are told each by itself.
 
-    Accuracy against depth under `layer_probe/accuracy by depth`, the table behind it under `layer_probe/accuracy`, each
-    number to follow over epochs under `layer_probe/<layer>/<head>`. In fit, probes learn from the trainer's
-    training set and are tested on its validation set; elsewhere, and where one loader is given, both are drawn from the
-    same set. Features of validation images come from the passes that validation makes anyway, where these were made
-    with the weights of the look and the loader tells its order. Others are read in an order of our own, with the same
-    pixels at every look. Ranks share the images. C is looked for beyond the protocol's values where it is best.
+    Accuracy against depth is `layer_probe/accuracy by depth`, each number `layer_probe/<layer>/<head>`. In fit, probes
+    learn from the trainer's training set and are tested on its validation set; elsewhere, and where one loader is
+    given, both are drawn from the same set. Features of validation images come from validation's own passes, where
+    these were made with the weights of the look and the loader tells its order. Others are read in an order of our own,
+    with the same pixels at every look. Ranks share the images.
 
     Args:
         layers: Names, globs and keywords (see `select_layers`); by default up to six convolutions, evenly spread in
@@ -47,23 +47,21 @@ class LayerProbeMonitor(ExperimentMonitor):
         heads: Of `"svm"`, `"softmax"` and `"knn"`.
         per_class: Images of each class to learn from; None for all, or, with several splits, four fifths, drawn anew.
         splits: How many times images are drawn.
-        protocol: A published protocol (`"caltech101-30"`, ..., see `PROTOCOLS`) or one of your own; what is given
-            beside it changes it.
+        protocol: A published one (`"caltech101-30"`, see `PROTOCOLS`) or your own; what is given beside it changes it.
         images: Up to how many images of each set are drawn from, the same ones at every look, or `"all"`; by default
             1,000, and all where `per_class` or a protocol is given. Where the data set tells its labels (`targets`),
             only images that are drawn are read.
         pool: Up to how many features of each layer, by average pooling; None for whole maps, on disk.
         control: `"random"` draws the same for a copy of the network with random weights beside it.
         data: A loader to draw both sets from, or a pair of loaders to learn from and to test on.
-        dataloader_idx: Which of several validation (or test) loaders to test on.
+        dataloader_idx: Which of several validation (or test) loaders to test on, see `FeedMonitor`.
         batch_fn: Takes a batch and returns `(images, labels)`, for batches of unusual form.
         allow_fewer: Whether classes with too few images give what they have.
         seed: Which images are read and how they are split.
         every_n_epochs: 5 by default, where no other schedule is given; see `Monitor` for it and for other options.
 
     Raises:
-        ValueError: At set-up or before the first step: no such layer or protocol (with the closest names), no labels,
-            no data; too few images of a class, where the data set tells its labels, or no one class that they are of.
+        ValueError: At set-up or before the first step: no such layer or protocol, no labels, no data; too few images.
     """
 
     view = "layer_probe"
@@ -87,8 +85,8 @@ class LayerProbeMonitor(ExperimentMonitor):
         seed: int = 0,
         **options: Unpack[MonitorOptions],
     ) -> None:
-        if all(options.get(name) is None for name in ("every_n_epochs", "every_n_steps", "epochs")):
-            options["every_n_epochs"] = 5
+        space_out(options)
+        name_for_loader(options, dataloader_idx, data)
         super().__init__(**options)
         if control not in (None, "random"):
             raise ValueError(f'control={control!r}: give "random", or None for no control')
@@ -103,7 +101,7 @@ class LayerProbeMonitor(ExperimentMonitor):
         self._protocol = find_protocol(protocol, seed=seed, **changes)
         whole = images == "all" or (images is None and not (per_class is None and protocol is None))
         self._limit = None if whole else _IMAGES if images is None else int(images)
-        self._along, self._chosen = FeaturesAlong(self), list[SelectedLayer]()
+        self._along, self._chosen, self._source = FeaturesAlong(self), list[SelectedLayer](), ""
         self.plans: HeadPlans | None = None
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
@@ -127,6 +125,7 @@ class LayerProbeMonitor(ExperimentMonitor):
         """Find the data, read a few images, and draw the splits where labels are told; once a stage."""
         if self.plans is None:
             loaders = learning_loaders(trainer, self.data, self.dataloader_idx)
+            self._source = learning_source(trainer, self.data, self.dataloader_idx)
             options: Any = {"pool": self.pool, "limit": self._limit, "seed": self.seed, "batch_fn": self.batch_fn}
             with trainer.precision_plugin.forward_context(), of_one_size():
                 self.plans = HeadPlans(network, self._chosen, self._protocol, loaders, **options)
@@ -140,8 +139,8 @@ class LayerProbeMonitor(ExperimentMonitor):
 
     def data_of(self, result: LayerProbe | ByHead) -> DataIdentity:
         """Return how many images were learned from and tested on."""
-        one = result.results[0] if isinstance(result, ByHead) else result
-        return DataIdentity(images=sum(one.images))
+        images = sum((result.results[0] if isinstance(result, ByHead) else result).images)
+        return DataIdentity(images=images, loader=self.dataloader_idx if self._source else -1, source=self._source)
 
     def merge(self, parts: list[list[list[FeatureSets]]]) -> LayerProbe | ByHead:
         """Put the ranks' features together, and fit the probes."""

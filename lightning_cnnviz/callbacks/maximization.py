@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from lightning_cnnviz.callbacks._base.experiment import ExperimentMonitor, Progress
+from lightning_cnnviz.callbacks._base.options import space_out
 from lightning_cnnviz.callbacks._base.sample import DisplayedSample, SampleOptions
 from lightning_cnnviz.core.maximization.maximize import home_of
 from lightning_cnnviz.core.maximization.parametrization import Box
@@ -76,8 +77,7 @@ class MaximizationMonitor(ExperimentMonitor):
         images: int | Tensor | tuple[Tensor, Tensor] = 32,
         **options: Unpack[SampleOptions],
     ) -> None:
-        if all(options.get(name) is None for name in ("every_n_epochs", "every_n_steps", "epochs")):
-            options["every_n_epochs"] = 5
+        space_out(options)
         sample, others = DisplayedSample.with_options(images, options)
         super().__init__(sample, **others)
         for name, value, least in (("starts", starts, 1), ("steps", steps, 1), ("invariance", invariance, 0)):

@@ -16,7 +16,14 @@ from module_table import PAGE, page
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from lightning_cnnviz import DeconvnetMonitor, LayerProbeMonitor, MemorySink, OcclusionMonitor, TopPatchesMonitor
+from lightning_cnnviz import (
+    DeconvnetMonitor,
+    LayerProbeMonitor,
+    MemorySink,
+    OcclusionMonitor,
+    OnlineProbeMonitor,
+    TopPatchesMonitor,
+)
 from lightning_cnnviz.callbacks import maximization
 from lightning_cnnviz.callbacks._base.monitor import Monitor
 from lightning_cnnviz.core.maximization.plan import maximize_plan
@@ -216,15 +223,34 @@ def test_of_averaged_weights_every_view_sees_those_that_validation_uses(shown: l
 
 def test_the_chosen_one_of_several_loaders_is_named(shown: list[Shown], tmp_path: Any) -> None:
     (case,) = (case for case in CASES if case.name == "two_validations")
-    run(case, tmp_path, [TopPatchesMonitor(), OcclusionMonitor(dataloader_idx=1)])
+    probe = LayerProbeMonitor(dataloader_idx=1)
+    run(case, tmp_path, [TopPatchesMonitor(), OcclusionMonitor(dataloader_idx=1), probe])
     assert {look.monitor.view: look.source for look in shown} == {
         "top_patches": "validation loader 0 of 2",
         "occlusion": "validation loader 1 of 2",
+        "layer_probe": "training images, validation loader 1 of 2",
     }
     shown.clear()
     loader = DataLoader(labelled(6), batch_size=3)
     quiet_trainer(callbacks=[TopPatchesMonitor(sinks=[MemorySink()])]).test(Classifier(), loader, verbose=False)
     assert [look.source for look in shown] == ["test images"]
+
+
+def test_each_loader_may_have_a_monitor_and_series_of_its_own(tmp_path: Any) -> None:
+    (case,) = (case for case in CASES if case.name == "two_validations")
+    kinds: list[Any] = [TopPatchesMonitor, OcclusionMonitor, OnlineProbeMonitor]
+    sink = MemorySink()
+    monitors = [kind(dataloader_idx=place, sinks=[sink]) for kind in kinds for place in (0, 1)]
+    assert [each.name for each in monitors] == ["", "loader_1"] * 3
+    assert TopPatchesMonitor(dataloader_idx=1, name="unseen").name == "unseen"
+    assert OcclusionMonitor(dataloader_idx=1, images=torch.rand(2, 1, 9, 9)).name == ""
+    pl.seed_everything(3, verbose=False)
+    trainer = quiet_trainer(callbacks=monitors, default_root_dir=tmp_path, max_epochs=1)
+    trainer.fit(case.module(), *case.loaders())
+    views = {kind.view for kind in kinds}
+    assert {report.source for _, report in sink.reports} == {*views, *(f"{view}/loader_1" for view in views)}
+    keys = {key for key in trainer.callback_metrics if key.startswith("online_probe/loader_1/")}
+    assert keys
 
 
 @pytest.mark.parametrize(

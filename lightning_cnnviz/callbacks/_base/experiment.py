@@ -11,6 +11,7 @@ from typing_extensions import Unpack
 
 from lightning_cnnviz.callbacks._base.cost import wait_for_device
 from lightning_cnnviz.callbacks._base.monitor import Monitor, MonitorOptions
+from lightning_cnnviz.callbacks._base.options import name_for_loader
 from lightning_cnnviz.callbacks._base.sample import DisplayedSample
 from lightning_cnnviz.callbacks._base.subscriber import is_due
 from lightning_cnnviz.callbacks._base.trainer import validated_weights
@@ -37,6 +38,9 @@ class ExperimentMonitor(Monitor):
     options_of = (DisplayedSample,)
 
     def __init__(self, sample: DisplayedSample | None = None, **options: Unpack[MonitorOptions]) -> None:
+        if sample is not None:
+            own = sample.data is not None or not isinstance(sample.images, int)
+            name_for_loader(options, sample.dataloader_idx, own or None)
         super().__init__(**options)
         self._images = sample
 

@@ -9,6 +9,7 @@ from typing_extensions import Unpack
 
 from lightning_cnnviz.callbacks._base.look import Look
 from lightning_cnnviz.callbacks._base.monitor import Monitor, MonitorOptions
+from lightning_cnnviz.callbacks._base.options import name_for_loader
 from lightning_cnnviz.callbacks._base.subscriber import RunningComputation, Subscriber
 from lightning_cnnviz.callbacks._base.trainer import source_of
 from lightning_cnnviz.core.data.batches import BatchFn
@@ -33,7 +34,8 @@ class FeedMonitor(Monitor, Subscriber):  # type: ignore[misc]
 
     Args:
         data: A loader to look at, in passes of our own, instead of the validation's.
-        dataloader_idx: Which of several validation (or test) loaders to look at.
+        dataloader_idx: Which of several validation (or test) loaders to look at; from the second on, series are called
+            `loader_1`, ... where no other name is given, so that there may be a monitor for each.
         batch_fn: Takes a batch and returns `(images, labels)` or images, for batches of unusual form.
         options: See `Monitor`; `every_n_epochs` is at each validation that falls into such an epoch. After
             `every_n_steps`, and when training ends between validations, we make a pass of our own over these images.
@@ -49,6 +51,7 @@ class FeedMonitor(Monitor, Subscriber):  # type: ignore[misc]
         batch_fn: BatchFn | None = None,
         **options: Unpack[MonitorOptions],
     ) -> None:
+        name_for_loader(options, dataloader_idx, data)
         super().__init__(**options)
         self.data, self.dataloader_idx, self.batch_fn = data, dataloader_idx, batch_fn
         self.dataset: Any = None

@@ -96,7 +96,8 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
 
     Raises:
         ValueError: An option is wrong. (Two monitors of one class and name are refused by the Trainer, since its
-            checkpoints could not keep them apart: give each a name of its own.)
+            checkpoints could not keep them apart: give each a name of its own. One for the second of several loaders,
+            `dataloader_idx=1`, is called `loader_1` where it has no other name.)
     """
 
     view: ClassVar[str] = ""

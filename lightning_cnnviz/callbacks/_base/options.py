@@ -10,7 +10,38 @@ from typing_extensions import Unpack
 
 from lightning_cnnviz.docstrings import argument_texts
 
-__all__ = ["name_options"]
+__all__ = ["name_for_loader", "name_options", "space_out"]
+
+
+def name_for_loader(options: Any, dataloader_idx: int, data: Any = None) -> None:
+    """Let options of a monitor name its series after the second, third, ... of the trainer's loaders.
+
+    Args:
+        options: Changed, where they have no name.
+        dataloader_idx: Which loader.
+        data: A loader of the monitor's own, instead.
+
+    Example:
+        >>> options = {}
+        >>> name_for_loader(options, 1)
+        >>> options
+        {'name': 'loader_1'}
+    """
+    if dataloader_idx > 0 and data is None and not options.get("name"):
+        options["name"] = f"loader_{dataloader_idx}"
+
+
+def space_out(options: Any) -> None:
+    """Let options of a monitor that costs much say every fifth epoch, where they say nothing of when.
+
+    Example:
+        >>> options = {}
+        >>> space_out(options)
+        >>> options
+        {'every_n_epochs': 5}
+    """
+    if all(options.get(name) is None for name in ("every_n_epochs", "every_n_steps", "epochs")):
+        options["every_n_epochs"] = 5
 
 
 def name_options(kind: type, homes: Sequence[type]) -> None:

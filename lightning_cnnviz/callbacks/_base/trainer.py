@@ -175,6 +175,15 @@ def learning_loaders(trainer: Any, data: Any, dataloader_idx: int) -> tuple[Any,
     return chosen_loader(trainer.train_dataloader, 0), None if without_test else chosen_loader(loaders, dataloader_idx)
 
 
+def learning_source(trainer: Any, data: Any, dataloader_idx: int) -> str:
+    """Return which images `learning_loaders` gives, for people; "" for given ones."""
+    if data is not None:
+        return ""
+    if trainer.state.fn != "fit":
+        return source_of(trainer, dataloader_idx)
+    return "training images" + (f", {source_of(trainer, dataloader_idx)}" if trainer.enable_validation else "")
+
+
 @contextmanager
 def of_one_size() -> Iterator[None]:
     """Say what it means that images which were drawn cannot be put into one batch."""
