@@ -272,8 +272,7 @@ CASES = [
         module=user.Autoencoder,
         data=lambda count, seed: user.pairs(lambda x: x)(count, seed),
         quick=True,
-        aside=_PROBES,
-        checked=False,
+        aside={**_PROBES, **because("as an autoencoder has: no scores of classes", *_OF_SCORES)},
     ),
     Case(
         name="gan", title="A GAN, `automatic_optimization=False`, two optimizers", module=user.Generative, checked=False

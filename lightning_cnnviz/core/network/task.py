@@ -277,9 +277,11 @@ def _found(
                 f"{_form(values)}: a score for each pixel, where labels are {tuple(labels.shape)}; give "
                 'task="segmentation" where a pixel has a class, and else output_fn=... that returns scores (N, classes)'
             )
-        if labels is None and image_shape == tuple(values.shape[1:]):
+        pictures = labels is not None and labels.is_floating_point() and not _whole(labels)
+        if pictures or (labels is None and image_shape == tuple(values.shape[1:])):
+            beside = "with labels that are pictures" if pictures else "of the images' own shape"
             raise ValueError(
-                f"{_form(values)}, of the images' own shape, as an autoencoder does: no scores of classes; "
+                f"{_form(values)}, {beside}, as an autoencoder has: no scores of classes; "
                 'give task="segmentation" where a pixel has a class'
             )
         return "segmentation"
@@ -432,6 +434,10 @@ def _known(labels: Tensor) -> Tensor:
     for sign in IGNORED if not labels.is_floating_point() else ():
         flat = flat[flat != sign]
     return flat[~flat.isnan()]
+
+
+def _whole(values: Tensor) -> bool:
+    return bool((values == values.round())[~values.isnan()].all())
 
 
 def _zeros_and_ones(values: Tensor) -> bool:
