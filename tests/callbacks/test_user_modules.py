@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 from lightning_cnnviz import (
     DeconvnetMonitor,
     LayerProbeMonitor,
+    LayerTableMonitor,
     MemorySink,
     OcclusionMonitor,
     OnlineProbeMonitor,
@@ -219,6 +220,16 @@ def test_of_averaged_weights_every_view_sees_those_that_validation_uses(shown: l
     assert {look.network for look in shown} == {sentence}
     checksums = {look.monitor.view: look.monitor._network.checksum for look in shown}
     assert len(set(checksums.values())) == 1
+
+
+def test_weights_that_are_averaged_after_the_last_look_are_said(said: list[str], tmp_path: Any) -> None:
+    (case,) = (case for case in CASES if case.name == "swa")
+    run(case, tmp_path, [LayerTableMonitor(sinks=[MemorySink()])])
+    assert sum("put its averaged weights into the network when all looks were made" in text for text in said) == 1
+    said.clear()
+    (plain,) = (case for case in CASES if case.name == "plain")
+    run(plain, tmp_path, [LayerTableMonitor(sinks=[MemorySink()])])
+    assert not any("averaged weights" in text for text in said)
 
 
 def test_the_chosen_one_of_several_loaders_is_named(shown: list[Shown], tmp_path: Any) -> None:

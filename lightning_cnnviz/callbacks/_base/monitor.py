@@ -33,6 +33,7 @@ from lightning_cnnviz.callbacks._base.subscriber import agree, for_all, is_due
 from lightning_cnnviz.callbacks._base.trainer import (
     averaging_callback,
     is_tuning,
+    late_weights,
     makes_layers_late,
     mixed_precision,
     refuse_sharded,
@@ -367,7 +368,7 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
         if self._feed.rear is self and trainer.is_global_zero:
             monitors = [each for each in trainer.callbacks if isinstance(each, Monitor)]
             summary = self._feed.costs.summary(monitors) if stage == "fit" else ""
-            for text in filter(None, (summary, list_of_those_aside(monitors))):
+            for text in filter(None, (summary, late_weights(trainer), list_of_those_aside(monitors))):
                 printed_log.info("%s", text)
 
     # How: a look, its guard, its sinks.

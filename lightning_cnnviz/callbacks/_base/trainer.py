@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
+from lightning.pytorch.callbacks import StochasticWeightAveraging
 from torch import nn
 
 from lightning_cnnviz.core.network.arguments import WrongArgumentError
@@ -21,6 +22,7 @@ __all__ = [
     "find_network",
     "is_compiled",
     "is_tuning",
+    "late_weights",
     "learning_loaders",
     "makes_layers_late",
     "mixed_precision",
@@ -139,6 +141,17 @@ def averaging_callback(trainer: Any) -> Any:
         return None
     averaging = (each for each in trainer.callbacks if getattr(each, "_average_model", None) is not None)
     return next((each for each in averaging if hasattr(each, "_swap_models")), None)
+
+
+def late_weights(trainer: Any) -> str:
+    """Say where the network that a fit leaves is none that was looked at; "" where it is."""
+    averaging = any(isinstance(each, StochasticWeightAveraging) and each._initialized for each in trainer.callbacks)
+    if trainer.state.fn != "fit" or not averaging:
+        return ""
+    return (
+        "StochasticWeightAveraging has put its averaged weights into the network when all looks were made: "
+        "trainer.validate(model, loader) looks at them"
+    )
 
 
 @contextmanager
