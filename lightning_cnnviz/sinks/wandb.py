@@ -251,27 +251,28 @@ Trainer(logger=WandbLogger(project=...)), or write elsewhere, for example with s
                 file.write("".join(f"{line}\n" for line in lines))
 
     def _log_page(self, run: Any, prefix: str, folder: Path, step: Step) -> None:
-        """Log the page of the newest looks, where it is not too large, and say where it lies."""
+        """Log the page of the newest looks, where it is not too large, and say where it lies; no error costs more."""
         if not hasattr(run, "log_artifact"):  # Lightning's stand-in
             return
         import wandb
 
+        told: dict[str, Any] = {"file": str((folder / "index.html").resolve())}
+        key = f"{key_part(prefix)}/{_PAGE}" if prefix else _PAGE
         try:
             page, size = newest_looks_page(folder, self.page_megabytes * 1e6)
-        except OSError as error:
+            told["megabytes of the newest looks"] = round(size / 1e6, 1)
+            if not page:
+                why = f"more than page_megabytes={self.page_megabytes:g}: open the file, or cnnviz bundle"
+                told["not uploaded"] = why
+            run.config.update({_PAGE: told}, allow_val_change=True)
+            if page:
+                run.define_metric(key, step_metric=_AXIS)
+                epoch, global_step = step.row
+                row = {_epoch_of(prefix): epoch, "trainer/global_step": global_step, _AXIS: step.epoch}
+                # Nothing of W&B's is put into it: its style sheet comes from the network.
+                run.log({**row, key: wandb.Html(page, inject=False, data_is_not_path=True)})
+        except Exception as error:
             log.error("WandbSink: the page is not uploaded, it lies in %s: %s", folder, error)
-            return
-        told = {"file": str((folder / "index.html").resolve()), "megabytes of the newest looks": round(size / 1e6, 1)}
-        if not page:
-            told["not uploaded"] = f"more than page_megabytes={self.page_megabytes:g}: open the file, or cnnviz bundle"
-        run.config.update({_PAGE: told}, allow_val_change=True)
-        if page:
-            key = f"{key_part(prefix)}/{_PAGE}" if prefix else _PAGE
-            run.define_metric(key, step_metric=_AXIS)
-            epoch, global_step = step.row
-            row = {_epoch_of(prefix): epoch, "trainer/global_step": global_step, _AXIS: step.epoch}
-            # Nothing of W&B's is put into it: its style sheet comes from the network.
-            run.log({**row, key: wandb.Html(page, inject=False, data_is_not_path=True)})
 
     def _media(self, key: str, content: Any) -> Any:
         """What W&B is to have under a key."""

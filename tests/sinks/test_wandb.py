@@ -352,6 +352,19 @@ def test_the_page_stands_behind_the_prefix(inside: Path) -> None:
     assert "run_a/cnnviz/page" in {key for row in read_offline_run(inside) for key in row}
 
 
+def test_a_page_that_cannot_be_logged_costs_nothing_else(inside: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run = FakeRun()
+    run.log_artifact = run.config = None  # type: ignore[attr-defined]
+    page, sink = PageSink(inside / "page"), WandbSink(record="never")
+    outlet = Outlet("Test", [page, sink])
+    outlet.open_for([WandbLogger(run)], inside)
+    outlet.show(REPORT, Step(epoch=1, global_step=10))
+    outlet.close()
+    assert len(run.rows) == 1
+    (said,) = (entry.message for entry in caplog.records if entry.levelname == "ERROR")
+    assert said.startswith("WandbSink: the page is not uploaded, it lies in ")
+
+
 def test_a_size_below_zero_is_refused() -> None:
     with pytest.raises(ValueError, match="page_megabytes=-1: give a size in megabytes, or 0"):
         WandbSink(page_megabytes=-1)
