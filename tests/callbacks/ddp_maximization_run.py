@@ -46,7 +46,7 @@ def main(out: Path) -> None:
     torch.set_num_threads(1)
     pl.seed_everything(2, verbose=False)
     sink = MemorySink()
-    monitor = Counted(features=2, steps=4, images=5, sinks=[sink], on_error="raise")
+    monitor = Counted(every_n_epochs=1, features=2, steps=4, images=5, sinks=[sink], on_error="raise")
     trainer = quiet_trainer(
         callbacks=[monitor, Ranks(monitor, sink, out)],
         devices=2,

@@ -57,7 +57,7 @@ def made(kind: type[Monitor], sink: MemorySink) -> Monitor:
         InvarianceMonitor: {"images": 2, "transforms": "translation"},
         OcclusionMonitor: {"images": 2},
         LayerProbeMonitor: {"every_n_epochs": 1, "splits": 2},
-        MaximizationMonitor: {"features": 2, "classes": 2, "steps": 4},
+        MaximizationMonitor: {"every_n_epochs": 1, "features": 2, "classes": 2, "steps": 4},
     }
     return kind(sinks=[sink], **options.get(kind, {}))
 
