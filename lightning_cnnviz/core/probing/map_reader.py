@@ -123,7 +123,9 @@ class MapReader:
                 f"feature maps of layer '{layer}' have different sizes ({first_shape}, then {shape}): give images of "
                 "one size, or pool=<number of features>"
             )
-        pooled = maps if grid == shape[1:] else F.adaptive_avg_pool2d(maps.float(), grid)
+        # Means of many numbers in half precision are none.
+        exact = maps if maps.dtype == torch.float64 else maps.float()
+        pooled = maps if grid == shape[1:] else F.adaptive_avg_pool2d(exact, grid)
         rows = pooled.flatten(1)
         # A copy: an in-place operation that follows would overwrite the layer's own.
         self.values[layer] = rows.clone() if rows.data_ptr() == value.data_ptr() else rows
