@@ -26,6 +26,17 @@ KINDS = {
     "transformer": "Transformers, and what has no convolutions but the first",
 }
 
+PATCHES = (
+    "The one convolution of a vision transformer (and of a mixer) is its patch embedding, which the rows of",
+    "`vit_b_32`, `vit_tiny_patch16_224` and `mixer_s32_224` are about where a layer is asked for. It is not what",
+    "the network has learned: its blocks compute tokens, which are no feature maps, and nothing here shows them.",
+    "Monitors of convolutions (top patches, deconvnet, correlation, activation maps, probes, maximization of units)",
+    "step aside and say so, unless the layer is named. Functions that are left to choose show it under its own",
+    "name, and Grad-CAM, guided Grad-CAM and the feature map that occlusion follows are then those of the patch",
+    "embedding. Of the whole network are the layer table, saliency, p(class) under occlusion, invariance at the",
+    "classifier's input, the maximization of classes, and FineTuner.",
+)
+
 
 def found() -> dict[str, dict[str, Any]]:
     """Return what was found so far, by network: of each view the refusal, empty where it is exact, and passes' time."""
@@ -85,6 +96,8 @@ def page() -> str:
             cells = [_cell(entries[network.name][view], reasons) for view in CHECKS]
             also = f" (and {', '.join(network.siblings)})" if network.siblings else ""
             lines.append(f"| `{network.name}`{also} | {' | '.join(cells)} |")
+        if kind == "transformer":
+            lines += ["", *PATCHES]
     lines += ["", "Networks in parentheses are made of the same kinds of modules and are not run themselves."]
     if reasons:
         lines += ["", "## Refusals", ""]
