@@ -130,7 +130,8 @@ DETECTION = [
         ),
         refusals=_NO_CLASSES,
     ),
-    Network("ssd300_vgg16", kind="detection", size=272, refusals=_NO_CLASSES),  # its last blocks take no less
+    # Its last blocks take no smaller images. One 1x1 convolution in the middle might be taken for a head.
+    Network("ssd300_vgg16", kind="detection", size=272, refusals={**_NO_CLASSES, **dict.fromkeys(_TUNED, "not fit")}),
     Network("ssdlite320_mobilenet_v3_large", kind="detection", refusals=_NO_CLASSES),
 ]
 VIDEO = [
