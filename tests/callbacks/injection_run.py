@@ -29,11 +29,12 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch.utils.data import DataLoader, TensorDataset
 
 import lightning_cnnviz
+import lightning_cnnviz.core.network.hooks as hooks_module
 from lightning_cnnviz import MemorySink, Monitor
 from lightning_cnnviz.callbacks._base.feed_monitor import FeedMonitor
 
 PACKAGE = str(Path(lightning_cnnviz.__file__).parent)
-TIMEOUT = 60  # seconds until a rank that waits for the other gives up
+TIMEOUT = 300  # seconds until a rank that waits for the other gives up; the other may be slow
 
 # What makes a look cheap, by monitor.
 CHEAP: dict[str, dict[str, Any]] = {
@@ -114,7 +115,7 @@ def stage_of(code: CodeType) -> Stage | None:
 
 
 def fitted(case: Case | None, on_call: Callable[[Stage], None] | None) -> torch.Tensor:
-    """All that a look could disturb, after a fit: weights, optimizer, modes, hooks, and what chance would give next."""
+    """All that a look could disturb, after a fit: weights, optimizer, modes, hooks, chance, and the process."""
     pl.seed_everything(3, verbose=False)
     model = LittleNet()
     callbacks: list[Any] = [] if on_call is None else [Tracing(on_call)]
@@ -137,7 +138,9 @@ def fitted(case: Case | None, on_call: Callable[[Stage], None] | None) -> torch.
     modes += [float(parameter.requires_grad) for parameter in model.parameters()]
     hooks = [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules()]
     chance = [torch.rand(3), torch.from_numpy(np.random.rand(3)), torch.tensor([random.random()])]
-    state = [*model.state_dict().values(), *momenta, *chance, torch.tensor(modes), torch.tensor(hooks)]
+    process = [hooks_module._ANALYSIS.get() is None, torch.backends.mha.get_fastpath_enabled(), torch.is_grad_enabled()]
+    plain = [torch.tensor(each) for each in (modes, hooks, process)]
+    state = [*model.state_dict().values(), *momenta, *chance, *plain]
     return torch.cat([value.detach().flatten().double() for value in state])
 
 

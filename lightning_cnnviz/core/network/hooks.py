@@ -70,7 +70,6 @@ def analysis_mode(model: nn.Module) -> Iterator[None]:
     """
     # What torch.jit has frozen has no such flag, and is in eval mode for good.
     flags = [(module, module.training) for module in model.modules() if hasattr(module, "training")]
-    token = _ANALYSIS.set(object())
     with (
         keep_random_state(),
         _single_steps_of_attention(),
@@ -78,6 +77,7 @@ def analysis_mode(model: nn.Module) -> Iterator[None]:
         torch.no_grad(),
         torch.compiler.set_stance("force_eager"),
     ):
+        token = _ANALYSIS.set(object())
         try:
             for module, _ in flags:
                 # Not model.eval(): users override it, and restoring with train(flag) wakes frozen BatchNorms.

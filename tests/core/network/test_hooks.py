@@ -46,6 +46,29 @@ def test_analysis_mode_restores_flags_one_by_one_and_chance(fails: bool) -> None
     assert torch.is_grad_enabled()
 
 
+def test_analysis_mode_that_cannot_begin_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full() -> None:
+        raise MemoryError("no room for the generator's state")
+
+    def broken(name: str, value: object) -> None:
+        raise ArithmeticError(name)
+
+    def pass_of_somebody_else() -> None:
+        with hooked({"first": Site(model[0])}, broken):
+            model(torch.rand(2, 1, 8, 8))
+            passed.append(True)
+
+    model, passed = net(), list[bool]()
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "get_rng_state", full)
+        with pytest.raises(MemoryError, match="no room"), analysis_mode(model):
+            pass
+    # Errors of hooks that are made now do not interrupt a pass that we do not make.
+    with pytest.raises(ArithmeticError, match="first"):
+        pass_of_somebody_else()
+    assert passed == [True]
+
+
 def test_analysis_mode_leaves_inference_mode() -> None:
     with torch.inference_mode(), analysis_mode(net()):
         assert not torch.zeros(1).is_inference()
