@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ import pytest
 import torch
 import torchvision
 from PIL import Image
-from sinks.harness import page_text
+from sinks.harness import listed, page_text
 from sinks.offline_run import keep_wandb_inside, read_offline_run
 from torch import Tensor, nn
 
@@ -180,9 +179,10 @@ def explored(folder: Path, out: Path, network: Little | None = None, **options: 
 
 def looks_on(page: Path) -> dict[str, list[tuple[int, int]]]:
     """By view, of each series on the page its run and how many looks it has."""
-    text = page.with_name("looks.js").read_text(encoding="utf-8")
-    views = json.loads(text[len("cnnviz.list(") : text.rindex(")")])["views"]
-    return {view["view"]: [(series["run"], len(series["looks"])) for series in view["series"]] for view in views}
+    return {
+        view: [(run, len(looks)) for (_, run, _), looks in series.items()]
+        for view, series in listed(page.parent).items()
+    }
 
 
 def once(views: Sequence[str]) -> dict[str, list[tuple[int, int]]]:

@@ -28,7 +28,7 @@ from lightning_cnnviz.report import (
     Tile,
 )
 
-__all__ = ["Content", "EncodedItem", "Pictures", "body_and_parts", "data_uri", "facts_json", "plain", "to_json"]
+__all__ = ["Content", "EncodedItem", "Pictures", "data_uri", "facts_json", "parts_of", "plain", "to_json"]
 
 Content = Tensor
 """A picture: pixels `(3, H, W)` uint8."""
@@ -218,13 +218,13 @@ def facts_json(facts: Sequence[LayerFacts]) -> str:
     return to_json({"classes": list(classes), "layers": layers})
 
 
-def body_and_parts(
+def parts_of(
     chunk: str, notes: str, facts: str, items: Sequence[EncodedItem], places: Mapping[str, str]
-) -> tuple[str, dict[str, str]]:
-    """Return the JSON of a look, and by name that of the parts that stand in files of their own.
+) -> dict[str, str]:
+    """Return the JSON of a look by file: one that has the look's name, and those of what is long.
 
     Args:
-        chunk: The look's name, with which those of its parts begin.
+        chunk: The look's name, with which those of its other parts begin.
         notes: As JSON.
         facts: As JSON.
         items: All but scalars.
@@ -246,7 +246,7 @@ def body_and_parts(
             ends += _rows_or_parts(chunk, rows, parts)
         texts.append(f"{item.text[:-1]}{ends}}}")
     listed = ",\n".join(texts)
-    return f'{{"notes":{notes},"facts":{facts},"items":[{listed}]}}', parts
+    return {chunk: f'{{"notes":{notes},"facts":{facts},"items":[{listed}]}}', **parts}
 
 
 def _rows_or_parts(chunk: str, rows: Sequence[str], parts: dict[str, str]) -> str:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
-__all__ = ["Head", "Look", "list_looks", "may_leave", "series_of"]
+__all__ = ["Head", "Look", "Runs", "may_leave", "series_of"]
 
 _When = tuple[int, int]  # global step and epoch, in which order looks stand
 _Content = tuple[str, str, str]  # kind, name and layer of an item
+_Writer = tuple[str, str]  # the run, where it is known, else the sink
+_Begin = dict[tuple[str, str, str], _When]  # the first moment of each source, stage and data
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,8 @@ class Head:
         scalars: The values of its scalars, in the order in which they stand in `contents`.
         network: The network that was looked at, where that is known.
         packs: The packs of pictures that its items need.
-        parts: The files that hold what is long of its items.
+        parts: The files that hold its items: one that has the chunk's name, and those of what is long. Before format 3
+            of the page, the items stood in the chunk itself.
         left_out: Whether the items were deleted to keep the page small.
     """
 
@@ -61,6 +62,11 @@ class Head:
         """The moment of training."""
         return self.step, self.epoch
 
+    @property
+    def knows(self) -> tuple[str, str]:
+        """What tells the run: its name, where the writer knew it, else the writer."""
+        return (self.run, "") if self.run else ("", self.writer)
+
 
 @dataclass(frozen=True)
 class Look:
@@ -82,25 +88,56 @@ def series_of(heads: Iterable[Head]) -> Series:
     """Sort chunks into series, by source, stage, data and number of the run; oldest look first."""
     found: defaultdict[_Key, defaultdict[_When, list[Head]]] = defaultdict(lambda: defaultdict(list))
     written = sorted(heads, key=lambda head: (head.time, head.chunk))
-    runs = _runs(written)
+    known = Runs()
     for head in written:
-        found[head.source, head.stage, head.data, runs[_writer(head)]][head.when].append(head)
+        known.add(head)
+    runs = known.numbers()
+    for head in written:
+        found[head.source, head.stage, head.data, runs[head.knows]][head.when].append(head)
     return {key: [Look(tuple(looks[when])) for when in sorted(looks)] for key, looks in found.items()}
 
 
-def list_looks(heads: Iterable[Head]) -> dict[str, Any]:
-    """Describe all looks for the page, in types that JSON has."""
-    views: dict[str, dict[str, Any]] = {}
-    contents: dict[tuple[_Content, ...], int] = {}
-    for (source, stage, data, run), looks in series_of(heads).items():
-        view = views.setdefault(source, {"view": source, "series": []})
-        newest = max((look.heads[-1] for look in looks), key=lambda head: head.time)
-        if newest.time >= view.get("time", 0.0):
-            view |= {"time": newest.time, "title": newest.title, "label": newest.label}
-        told = [_tell(look, contents) for look in looks]
-        about = {"stage": stage, "data": data, "run": run, "network": newest.network, "time": newest.time}
-        view["series"].append({**about, "looks": told})
-    return {"views": list(views.values()), "contents": list(contents)}
+@dataclass
+class _Wrote:
+    """What is kept of all that one writer has written: when it wrote first, and the moments at which it began."""
+
+    first: tuple[float, str]
+    begin: _Begin = field(default_factory=dict)
+
+
+class Runs:
+    """Numbers the runs, from 1, in the order in which they were written.
+
+    Where a writer did not know its run: a process that goes on with a run looks at later moments than the run's first;
+    one that looks again at the first moment, or before it, has begun anew.
+    """
+
+    def __init__(self) -> None:
+        self._writers: dict[_Writer, _Wrote] = {}
+
+    def add(self, head: Head) -> None:
+        """Take note of a chunk."""
+        wrote = self._writers.setdefault(head.knows, _Wrote((head.time, head.chunk)))
+        wrote.first = min(wrote.first, (head.time, head.chunk))
+        key = (head.source, head.stage, head.data)
+        wrote.begin[key] = min(head.when, wrote.begin.get(key, head.when))
+
+    def numbers(self) -> dict[_Writer, int]:
+        """The number of the run that each writer wrote in, by `Head.knows`."""
+        numbers, unnamed, count = dict[_Writer, int](), dict[int, _Begin](), 0
+        for writer, wrote in sorted(self._writers.items(), key=lambda item: item[1].first):
+            runs = () if writer[0] else reversed(unnamed.items())
+            number = next((number for number, begin in runs if _goes_on(begin, wrote.begin)), None)
+            if number is None:
+                number = count = count + 1
+            if not writer[0]:
+                unnamed[number] = wrote.begin | unnamed.get(number, {})
+            numbers[writer] = number
+        return numbers
+
+
+def _goes_on(begin: _Begin, later: _Begin) -> bool:
+    return all(begin[key] < later[key] for key in begin.keys() & later.keys())
 
 
 def may_leave(series: Series, keep: str) -> list[Look]:
@@ -122,55 +159,3 @@ def _is_round(number: int) -> bool:
     while number % 10 == 0:
         number //= 10
     return number in (1, 2, 5)
-
-
-def _tell(look: Look, contents: dict[tuple[_Content, ...], int]) -> dict[str, Any]:
-    """Describe a look; what it contains is mostly the same at every look of a series, and is told once."""
-    values: dict[_Content, float | None] = {}
-    for head in look.heads:
-        measured = iter(head.scalars)
-        values |= {item: next(measured, None) if item[0] == "Scalar" else None for item in head.contents}
-    last = look.heads[-1]
-    told = {
-        "chunks": [head.chunk for head in look.heads if not head.left_out],
-        "epoch": last.epoch,
-        "step": last.step,
-        "time": round(last.time),
-        "contents": contents.setdefault(tuple(values), len(contents)),
-    }
-    scalars = [_brief(value) for (kind, _, _), value in values.items() if kind == "Scalar"]
-    return told | ({"values": scalars} if scalars else {})
-
-
-def _brief(value: float | None) -> float | None:
-    """Six figures, which is more than the page shows: the list has every scalar of every look."""
-    return None if value is None else float(f"{value:.6g}")
-
-
-def _writer(head: Head) -> tuple[str, str]:
-    return (head.run, "") if head.run else ("", head.writer)
-
-
-def _runs(written: list[Head]) -> dict[tuple[str, str], int]:
-    """Number the runs, from 1, and say in which one each writer wrote.
-
-    Where a writer did not know its run: a process that goes on with a run looks at later moments than the run's first;
-    one that looks again at the first moment, or before it, has begun anew.
-    """
-    begins: defaultdict[tuple[str, str], dict[tuple[str, ...], _When]] = defaultdict(dict)
-    for head in written:
-        begin, key = begins[_writer(head)], (head.source, head.stage, head.data)
-        begin[key] = min(head.when, begin.get(key, head.when))
-    runs: list[dict[tuple[str, ...], _When]] = []
-    unnamed: list[dict[tuple[str, ...], _When]] = []
-    numbers = {}
-    for writer, begin in begins.items():
-        fits = (run for run in reversed(unnamed) if all(run[key] < begin[key] for key in run.keys() & begin.keys()))
-        run = next(fits, None) if writer[0] == "" else None
-        if run is None:
-            runs.append(run := {})
-            if writer[0] == "":
-                unnamed.append(run)
-        run |= {key: when for key, when in begin.items() if key not in run}
-        numbers[writer] = next(number for number in itertools.count(1) if runs[number - 1] is run)
-    return numbers

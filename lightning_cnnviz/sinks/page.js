@@ -143,21 +143,23 @@ let asked = 0;
 async function askForMore() {
   if (document.hidden || mostCharacters === Infinity) return;
   asked += 1;
-  const again = `looks.js?${asked}`;
-  await load(again);
-  files.delete(again);
-  ready.delete(again);
+  await readList(`looks.js?${asked}`);
+  offerMore();
+}
+function offerMore() {
   const count = countNew();
-  fill(byId("more"), count ? h("button", { "data-testid": "new-looks", onclick: takeMore }, `Show ${count} new ${count > 1 ? "looks" : "look"}`) : []);
+  fill(byId("more"), missing ? h("span", { class: "soft" }, `${missing > 1 ? `${missing} files` : "A file"} of this page ${missing > 1 ? "are" : "is"} missing. `) : [],
+    count ? h("button", { "data-testid": "new-looks", onclick: takeMore }, `Show ${count} new ${count > 1 ? "looks" : "look"}`) : []);
 }
 function takeMore() {
   takeList();
-  fill(byId("more"));
+  offerMore();
   draw();
 }
 document.addEventListener("visibilitychange", askForMore);
 setInterval(askForMore, EVERY);
-load("looks.js").then(() => {
+readList("looks.js").then(() => {
   takeList();
+  offerMore();
   recall();
 });

@@ -22,18 +22,18 @@ from lightning_cnnviz.sinks._page_folder import PageFolder
 from lightning_cnnviz.sinks._page_items import (
     EncodedItem,
     Pictures,
-    body_and_parts,
     data_uri,
     facts_json,
+    parts_of,
     plain,
     to_json,
 )
-from lightning_cnnviz.sinks._page_series import Head, list_looks, series_of
+from lightning_cnnviz.sinks._page_series import Head
 from lightning_cnnviz.sinks.base import Sink
 
 __all__ = ["PageSink", "bundled_page", "newest_looks_page"]
 
-_FORMAT = 2
+_FORMAT = 3
 _SCRIPTS = tuple(
     f"page{part}.js"
     for part in ("_data", "_moments", "_dom", "_charts", "_network", "_views", "_unit", "_search", "_compare", "")
@@ -138,9 +138,7 @@ class PageSink(Sink):
         """Whether a look of this source (see `Report.source`) is on the page already, with all its items."""
         folder = self._opened
         folder.scan()
-        wanted = (source, step.run, step.stage, step.epoch, step.global_step)
-        heads = (head for head in folder.heads.values() if not head.left_out)
-        return any((head.source, head.run, head.stage, head.epoch, head.step) == wanted for head in heads)
+        return folder.shows(source, step)
 
     def write(self, report: Report, step: Step) -> None:
         """Add the report to the page.
@@ -202,10 +200,10 @@ class PageSink(Sink):
         complete = False
         while not complete:
             places = folder.store(chunk, content.pictures)
-            body, parts = body_and_parts(chunk, content.notes, content.facts, content.items, places)
+            parts = parts_of(chunk, content.notes, content.facts, content.items, places)
             folder.add_parts(parts)
             head = self._head(chunk, content, step)
-            folder.add(replace(head, packs=tuple(sorted(set(places.values()))), parts=tuple(parts)), body)
+            folder.add(replace(head, packs=tuple(sorted(set(places.values()))), parts=tuple(parts)))
             # Once more where another process, with a limit, has just deleted a pack that looked unused.
             complete = folder.has_packs(folder.heads[chunk])
 
@@ -269,7 +267,7 @@ def bundled_page(folder: Path) -> str:
     Raises:
         OSError: There is none, or a file cannot be read.
     """
-    parts = ("looks", "parts", "pictures")
+    parts = ("lists", "looks", "parts", "pictures")
     paths = [path for part in parts for path in sorted((folder / part).glob("*.js"))]
     return _embedded(folder, (folder / "looks.js").read_text(encoding="utf-8"), paths)
 
@@ -286,12 +284,12 @@ def newest_looks_page(folder: Path, most_bytes: float) -> tuple[str, int]:
     """
     page = PageFolder(folder)
     page.scan()
-    heads = [head for looks in series_of(page.heads.values()).values() for head in looks[-1].heads]
+    heads, listed = page.newest()
     paths = sorted({path for head in heads for path in page.files_of(head.chunk)})
     size = sum(path.stat().st_size for path in paths)
     if size > most_bytes or not heads:
         return "", size
-    return _embedded(folder, f"cnnviz.list({to_json(list_looks(heads))});\n", paths), size
+    return _embedded(folder, listed, paths), size
 
 
 def _embedded(folder: Path, looks: str, paths: Sequence[Path]) -> str:

@@ -1,24 +1,36 @@
 "use strict";
-// What the page shows lies in scripts beside it, each of which calls a function of `cnnviz`: the list of looks, then looks,
-// parts of long ones and packs of pictures as they are asked for. Nothing else can be loaded: the policy knows the names of
-// these files alone.
+// What the page shows lies in scripts beside it, each of which calls a function of `cnnviz`: the list, which names blocks of
+// looks and looks since, then these; the parts of looks and packs of pictures as they are asked for. Nothing else can be
+// loaded: the policy knows the names of these files alone.
 const trusted = (window.trustedTypes ?? { createPolicy: (_, rules) => rules }).createPolicy("cnnviz", {
   createScriptURL(name) {
-    if (!/^(looks|(looks|parts|pictures)\/[0-9a-z-]+)\.js(\?\d+)?$/.test(name)) throw new TypeError(`no file of this page: ${name}`);
+    if (!/^(looks|(lists|looks|parts|pictures)\/[0-9a-z-]+)\.js(\?\d+)?$/.test(name)) throw new TypeError(`no file of this page: ${name}`);
     return name;
   },
 });
-const bodies = new Map(), parts = new Map(), pictures = new Map(), packs = new Map(); // by name; a pack is the names of its pictures
+const blocks = new Map(), heads = new Map(); // what is known of looks without their items: of a block's, and of each by file
+const wholes = new Set(); // looks whose file has their items, too, as before format 3
+const parts = new Map(), pictures = new Map(), packs = new Map(); // by name; a pack is the names of its pictures
 const files = new Map(), ready = new Set();
 const allSeries = []; // the looks of one monitor in one stage, run and data set
-let newest = []; // the same, as the list said when it was read last
+let listed = { blocks: [], looks: [], runs: [] }; // as the list was read last
+let newest = [], missing = 0; // the series that it makes, and how many files that it names are not there
 let mostCharacters = 120_000_000; // of pictures in memory
 let characters = 0, pending = 0;
 
 Object.defineProperty(window, "cnnviz", { value: Object.freeze({
-  list: (content) => { newest = content.views.flatMap((view) => readView(view, content.contents)); },
-  look: (name, head, body) => bodies.set(name, body),
-  part: (name, rows) => parts.set(name, rows),
+  list: (content) => { listed = { blocks: [], looks: [], runs: [], ...content }; },
+  block(name, names, { about, contents, looks }) {
+    blocks.set(name, looks.map((look) => ({ ...about[look.about], ...look, contents: contents[look.contents] })));
+    for (const look of looks) if (look.is_whole) wholes.add(look.chunk);
+  },
+  look(name, head, body) {
+    heads.set(`${name}${head.left_out ? "-out" : ""}`, { ...head, chunk: name });
+    if (!body) return;
+    wholes.add(name);
+    parts.set(name, body);
+  },
+  part: (name, content) => parts.set(name, content),
   pictures(pack, sizes, uris) {
     packs.set(pack, Object.keys(sizes));
     packs.get(pack).forEach((name, i) => {
@@ -30,16 +42,54 @@ Object.defineProperty(window, "cnnviz", { value: Object.freeze({
 }) });
 
 // --- the list ---
-function readView(view, contents) {
-  return view.series.map(({ looks, ...series }) => {
-    const all = looks.map((look) => readLook(look, series.stage, contents[look.contents]));
-    return { ...series, source: view.view, title: view.title, label: view.label, all, looks: all.filter((look) => look.chunks.length) };
-  });
+async function readList(file) {
+  await load(file);
+  const list = listed;
+  await Promise.all([...list.blocks.map(blockFile), ...list.looks.map(headFile)].map(load));
+  newest = seriesOf(list);
+  const lost = [...list.blocks.filter((name) => !blocks.has(name)).map(blockFile), ...list.looks.filter((name) => !heads.has(name)).map(headFile)];
+  for (const each of [file, ...lost]) { // these are asked for again
+    files.delete(each);
+    ready.delete(each);
+  }
+  missing = lost.length;
 }
-function readLook({ values = [], ...look }, stage, contents) {
-  const names = contents.map(([kind, name, layer = ""]) => ({ kind, name, layer }));
-  const scalars = names.filter(({ kind }) => kind === "Scalar").map(({ name, layer }, i) => ({ name, layer, value: values[i] }));
-  return { ...look, stage, names, scalars };
+// Of each look once: that it was left out counts, wherever else it is told of.
+function headsOf(list) {
+  const found = new Map();
+  for (const head of [...list.blocks.flatMap((name) => blocks.get(name) ?? []), ...list.looks.flatMap((name) => heads.get(name) ?? [])]) {
+    if (!found.get(head.chunk)?.left_out) found.set(head.chunk, head);
+  }
+  return [...found.values()].sort((one, other) => one.time - other.time || (one.chunk < other.chunk ? -1 : 1));
+}
+// One for each monitor, stage, data set and run, those of one monitor together; what its newest look is called, it is.
+function seriesOf(list) {
+  const runs = new Map(list.runs.map(([run, writer, number]) => [JSON.stringify([run, writer]), number]));
+  const views = new Map();
+  for (const head of headsOf(list)) {
+    const { source, title, label, stage, data, network, time } = head;
+    const run = runs.get(JSON.stringify(head.run ? [head.run, ""] : ["", head.writer])) ?? 1, key = JSON.stringify([stage, data, run]);
+    if (!views.has(source)) views.set(source, { series: new Map() });
+    const view = Object.assign(views.get(source), { title, label });
+    if (!view.series.has(key)) view.series.set(key, { looks: new Map() });
+    const series = Object.assign(view.series.get(key), { source, stage, data, run, network, time }), when = `${head.step} ${head.epoch}`;
+    if (!series.looks.has(when)) series.looks.set(when, []);
+    series.looks.get(when).push(head);
+  }
+  return [...views.values()].flatMap(({ title, label, series }) => [...series.values()].map(({ looks, ...about }) => {
+    const all = [...looks.values()].map((heads) => readLook(heads, about.stage)).sort((one, other) => one.step - other.step || one.epoch - other.epoch);
+    return { ...about, title, label, all, looks: all.filter((look) => look.chunks.length) };
+  }));
+}
+// What was written twice under one name counts as it was written last.
+function readLook(heads, stage) {
+  const items = new Map(), { epoch, step, time } = heads.at(-1);
+  for (const { contents, scalars } of heads) {
+    const values = scalars.values();
+    for (const [kind, name, layer = ""] of contents) items.set(`${kind} ${name} ${layer}`, { kind, name, layer, value: kind === "Scalar" ? values.next().value ?? null : null });
+  }
+  const names = [...items.values()], chunks = heads.filter((head) => !head.left_out).map((head) => head.chunk);
+  return { chunks, epoch, step, time, stage, names, scalars: names.filter(({ kind }) => kind === "Scalar") };
 }
 
 function takeList() {
@@ -79,9 +129,10 @@ function embedded(names) {
     ready.add(name);
   }
 }
-const chunkFile = (name) => `looks/${name}.js`, partFile = (name) => `parts/${name}.js`, packFile = (name) => `pictures/${name}.js`;
-const isRead = (look) => look.chunks.every((name) => ready.has(chunkFile(name)));
-const fetchLook = (look) => Promise.all(look.chunks.map((name) => load(chunkFile(name))));
+const blockFile = (name) => `lists/${name}.js`, headFile = (name) => `looks/${name}.js`, partFile = (name) => `parts/${name}.js`, packFile = (name) => `pictures/${name}.js`;
+const itemsFile = (name) => (wholes.has(name) ? headFile(name) : partFile(name));
+const isRead = (look) => look.chunks.every((name) => ready.has(itemsFile(name)));
+const fetchLook = (look) => Promise.all(look.chunks.map((name) => load(itemsFile(name))));
 
 // --- what a look holds ---
 // What was written twice under one name counts as it was written last.
@@ -91,7 +142,7 @@ function itemsOf(look) {
     const items = new Map();
     look.notes = new Set();
     look.facts = [];
-    for (const body of look.chunks.map((name) => bodies.get(name))) {
+    for (const body of look.chunks.map((name) => parts.get(name))) {
       if (!body) look.notes.add("A file of this look is missing: reload the page.");
       for (const item of body?.items ?? []) items.set(`${item.kind} ${item.name}`, readItem(item));
       for (const note of body?.notes ?? []) look.notes.add(note);

@@ -32,7 +32,7 @@ function drawGlance(place, { layers }) {
 }
 function drawViews(place, knowledge) {
   const { layer } = state, tabs = tabsOf(place, layer);
-  const missing = place.views.flatMap(({ look }) => (look.chunks.every((name) => bodies.has(name)) ? [] : [...(look.notes ?? [])]));
+  const missing = place.views.flatMap(({ look }) => (look.chunks.every((name) => parts.has(name)) ? [] : [...(look.notes ?? [])]));
   if (layer !== null && !knowledge.layers.has(layer)) return [h("h2", {}, layer), empty(missing[0] ?? "There is no such layer here.")];
   const glance = layer === null ? drawGlance(place, knowledge) : null;
   if (glance && (state.view === null || state.view === "glance")) return [h("div", { class: "head" }, h("h2", {}, "At a glance")), drawTabs(tabs, "glance"), glance];

@@ -100,7 +100,7 @@ def measure(options: argparse.Namespace, images: Tensor, *, crops: bool) -> None
             seconds.append(time.perf_counter() - began)
             sizes.append(sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file()))
             looks.learn()
-        listed = (Path(folder) / "looks.js").stat().st_size / options.looks
+        listed = (Path(folder) / "looks.js").stat().st_size
     grown = [(after - before) / 1e6 for before, after in itertools.pairwise(sizes)]
     print(f"\n{'crops of images' if crops else 'pictures of their own'}")
     print(f"  look 1: {seconds[0]:.2f} s, {grown[0]:.2f} MB;  look 2: {seconds[1]:.2f} s, {grown[1]:.2f} MB")
@@ -111,7 +111,7 @@ def measure(options: argparse.Namespace, images: Tensor, *, crops: bool) -> None
             f"  looks {first + 1:>2} to {first + len(seconds[part]):>2}: median {median:.2f} s, "
             f"{min(seconds[part]):.2f} to {max(seconds[part]):.2f}; {statistics.median(grown[part]):.2f} MB a look"
         )
-    print(f"  all {options.looks}: {sizes[-1] / 1e6:.1f} MB; the list has {listed:.0f} bytes a look")
+    print(f"  all {options.looks}: {sizes[-1] / 1e6:.1f} MB; the list has {listed} bytes")
 
 
 def main() -> None:

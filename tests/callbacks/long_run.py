@@ -15,7 +15,6 @@ from callbacks.littlenet import LittleNet, quiet_trainer
 from callbacks.test_contract import MONITORS, takes
 
 from lightning_cnnviz import Monitor
-from lightning_cnnviz.sinks._page_folder import PageFolder
 
 
 def watching(names: Sequence[str]) -> list[Monitor]:
@@ -30,25 +29,15 @@ class Counting(pl.Callback):
 
     Attributes:
         written: Bytes that this process gave to the system to write, to whatever file and however often.
-        listed: Of these, bytes of the page's list of looks.
         resident: Resident memory, in MB.
     """
 
     def __init__(self) -> None:
-        self.written, self.listed, self.resident = list[int](), list[int](), list[float]()
-        self.of_lists = 0
-        write_list = PageFolder.write_list
-
-        def counted(folder: PageFolder) -> None:
-            write_list(folder)
-            self.of_lists += (folder.directory / "looks.js").stat().st_size
-
-        PageFolder.write_list = counted  # type: ignore[method-assign]
+        self.written, self.resident = list[int](), list[float]()
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         gc.collect()
         self.written.append(_told("io", "wchar"))
-        self.listed.append(self.of_lists)
         self.resident.append(_told("status", "VmRSS") / 1e3)
 
 
@@ -67,7 +56,6 @@ def main(folder: Path, epochs: int, names: Sequence[str]) -> None:
     told = {
         "failures": {type(each).__name__: each.failure for each in monitors if each.failure},
         "written": counting.written,
-        "listed": counting.listed,
         "resident": counting.resident,
         "list": (folder / "run" / "cnnviz" / "looks.js").stat().st_size,
         "looks": len(list((folder / "run" / "cnnviz" / "looks").iterdir())),

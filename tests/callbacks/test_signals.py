@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import signal
 import tempfile
@@ -15,6 +14,7 @@ import processes
 import pytest
 import torch
 from callbacks.signalled_run import POINTS, main
+from sinks.harness import listed
 
 from lightning_cnnviz.record.store import Record
 
@@ -51,15 +51,9 @@ def check_page(folder: Path) -> set[tuple[int, str]]:
         assert re.fullmatch(r"cnnviz\.\w+\(.*\);\n", file.read_text("ascii"), flags=re.DOTALL), file.name
     if not (folder / "looks.js").exists():
         return set()
-    text = (folder / "looks.js").read_text("ascii").strip()
-    looks = [
-        (look, view["view"])
-        for view in json.loads(text.removeprefix("cnnviz.list(").removesuffix(");"))["views"]
-        for series in view["series"]
-        for look in series["looks"]
-    ]
+    looks = [(look, view) for view, series in listed(folder).items() for looks in series.values() for look in looks]
     missing = [
-        chunk for look, _ in looks for chunk in look["chunks"] if not (folder / "looks" / f"{chunk}.js").exists()
+        chunk for look, _ in looks for chunk in look["chunks"] if not (folder / "parts" / f"{chunk}.js").exists()
     ]
     assert missing == []
     return {(look["epoch"], view) for look, view in looks}

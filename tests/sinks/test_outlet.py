@@ -164,7 +164,7 @@ def test_monitors_of_a_trainer_share_one_page_and_it_is_announced_once(
     caplog.set_level(logging.INFO, logger="lightning.pytorch")  # explore and the demo make it quiet
     fitted(tmp_path, FilterMonitor(), ActivationMapMonitor(images=2))
     (page,) = tmp_path.rglob("index.html")
-    assert all(view in page_text(page) for view in ('"view":"filters"', '"view":"activation_maps"'))
+    assert all(view in page_text(page) for view in ('"source":"filters"', '"source":"activation_maps"'))
     announced = [record.message for record in caplog.records if "in a browser" in record.message]
     assert announced == [f"FilterMonitor: open {page} in a browser"]
 

@@ -19,9 +19,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from sinks.harness import Harness, full_disk
+from sinks.harness import Harness, called, full_disk
+from sinks.harness import listed as read_list
 
 import lightning_cnnviz.sinks._page_folder as folder_module
+import lightning_cnnviz.sinks._page_list as list_module
 import lightning_cnnviz.sinks.page as page_module
 from lightning_cnnviz.report import (
     Curve,
@@ -91,32 +93,15 @@ def report(
     return Report(view, title=f"Title of {view}", items=items, notes=tuple(notes), facts=tuple(known))
 
 
-def called(file: Path) -> list[Any]:
-    """The arguments of the one call that a script of the page's folder makes."""
-    text = re.fullmatch(r"cnnviz\.\w+\((.*)\);\n", file.read_text(encoding="ascii"), flags=re.DOTALL)
-    assert text is not None
-    arguments = json.loads(f"[{text[1]}]")
-    assert isinstance(arguments, list)
-    return arguments
-
-
 def listed(folder: Path) -> dict[str, dict[str, list[dict[str, Any]]]]:
     """The looks of the list, by view and series; each with the names of its items."""
-    (content,) = called(folder / "looks.js")
-    found: dict[str, dict[str, list[dict[str, Any]]]] = {}
-    for view in content["views"]:
-        for series in view["series"]:
-            key = (
-                series["stage"]
-                + f"~{series['run']}" * (series["run"] > 1)
-                + f"~{series['data']}" * bool(series["data"])
-            )
-            looks = [
-                look | {"names": [pair[:2] for pair in content["contents"][look["contents"]]]}
-                for look in series["looks"]
-            ]
-            found.setdefault(view["view"], {})[key] = looks
-    return found
+    return {
+        view: {
+            stage + f"~{run}" * (run > 1) + f"~{data}" * bool(data): looks
+            for (stage, run, data), looks in series.items()
+        }
+        for view, series in read_list(folder).items()
+    }
 
 
 def stored(folder: Path) -> dict[str, list[str]]:
@@ -132,7 +117,7 @@ def stored(folder: Path) -> dict[str, list[str]]:
 
 def items_of(folder: Path, look: dict[str, Any]) -> list[dict[str, Any]]:
     """What the chunks of a look, and their parts, say."""
-    items = [item for chunk in look["chunks"] for item in called(folder / "looks" / f"{chunk}.js")[2]["items"]]
+    items = [item for chunk in look["chunks"] for item in called(folder / "parts" / f"{chunk}.js")[1]["items"]]
     for item in items:
         if "parts" in item:
             item["rows"] = [row for part, _ in item["parts"] for row in called(folder / "parts" / f"{part}.js")[1]]
@@ -229,7 +214,8 @@ def test_each_file_is_written_once_and_whole_but_for_the_list(tmp_path: Path, mo
     assert written.count("looks.js") == 3
     assert [name for name in written if name != "looks.js" and written.count(name) > 1] == []
     assert sorted(set(written)) == sorted(files(tmp_path))
-    assert sorted(name.rpartition("/")[0] for name in files(tmp_path)) == ["", "", *["looks"] * 3, *["pictures"] * 3]
+    folders = sorted(name.rpartition("/")[0] for name in files(tmp_path))
+    assert folders == ["", "", *["looks"] * 3, *["parts"] * 3, *["pictures"] * 3]
     before = files(tmp_path)
     sink.write(report(gallery()), Step(epoch=3, global_step=30))
     after = files(tmp_path)
@@ -264,9 +250,9 @@ def test_a_full_disk_raises_and_leaves_the_folder_as_it_was(tmp_path: Path) -> N
     assert steps(sink) == [10, 20]
 
 
-@pytest.mark.parametrize("place", range(4))
+@pytest.mark.parametrize("place", range(5))
 def test_whichever_file_fails_the_folder_is_whole(place: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # A look's two packs, its chunk, and the list.
+    # A look's two packs, its items, its chunk, and the list.
     monkeypatch.setattr(folder_module, "_PACK_BYTES", 4_000)
     sink = PageSink(tmp_path)
     sink.write(report(gallery()), Step(epoch=1, global_step=10))
@@ -286,7 +272,7 @@ def test_whichever_file_fails_the_folder_is_whole(place: int, tmp_path: Path, mo
     assert differing(before, files(tmp_path)) == []
     sink.write(look, Step(epoch=2, global_step=20))
     assert steps(sink) == [10, 20]
-    assert len(files(tmp_path)) == len(before) + 3
+    assert len(files(tmp_path)) == len(before) + 4
     assert [name for name, uris in stored(tmp_path).items() if len(uris) > 1] == []
 
 
@@ -318,8 +304,8 @@ def test_a_page_of_ours_is_replaced(text: str, tmp_path: Path) -> None:
 
 
 def test_a_page_of_a_newer_version_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "index.html").write_text('<meta name="generator" content="lightning_cnnviz page 3">')
-    with pytest.raises(ValueError, match=r"page of format 3, of a newer lightning_cnnviz.*knows formats up to 2"):
+    (tmp_path / "index.html").write_text('<meta name="generator" content="lightning_cnnviz page 4">')
+    with pytest.raises(ValueError, match=r"page of format 4, of a newer lightning_cnnviz.*knows formats up to 3"):
         PageSink(tmp_path).open([], tmp_path)
 
 
@@ -507,7 +493,8 @@ def test_what_a_dead_process_left_half_written_is_taken_away(tmp_path: Path) -> 
         os.utime(path, (0, 0))
     PageSink(tmp_path).write(report(gallery()), Step(epoch=2, global_step=20))
     kept = {path.relative_to(tmp_path).as_posix() for path in (new, fresh)}
-    assert {*files(tmp_path)} - {*before} - kept == {f"looks/{max((tmp_path / 'looks').glob('*.js')).name}"}
+    look = max((tmp_path / "looks").glob("*.js")).name
+    assert {*files(tmp_path)} - {*before} - kept == {f"looks/{look}", f"parts/{look}"}
     assert kept <= {*files(tmp_path)}
 
 
@@ -702,12 +689,13 @@ def test_a_long_gallery_is_written_in_parts_that_go_with_their_look(tmp_path: Pa
     sink = PageSink(tmp_path)
     long = gallery(features=1500, tiles=1, side=2)
     sink.write(report(long, gallery("short")), Step(epoch=1, global_step=10))
-    chunk = called(next((tmp_path / "looks").iterdir()))
-    items = chunk[2]["items"]
+    (chunk,) = (path.stem for path in (tmp_path / "looks").iterdir())
+    items = called(tmp_path / "parts" / f"{chunk}.js")[1]["items"]
     assert ["rows" in item for item in items] == [False, True]
     assert sum(length for _, length in items[0]["parts"]) == 1500
     assert items[0]["channels"] == list(range(1500))
-    assert sorted(path.stem for path in (tmp_path / "parts").iterdir()) == sorted(name for name, _ in items[0]["parts"])
+    names = [chunk, *(name for name, _ in items[0]["parts"])]
+    assert sorted(path.stem for path in (tmp_path / "parts").iterdir()) == sorted(names)
     assert max(path.stat().st_size for path in (tmp_path / "parts").iterdir()) < 130_000
     for row in items_of(tmp_path, listed(tmp_path)["top_patches"]["fit"][0])[0]["rows"]:
         packs = [items[0]["packs"][place] for place in row[3]]
@@ -739,13 +727,13 @@ def test_parts_of_a_look_that_is_left_out_are_deleted(tmp_path: Path) -> None:
         sink.write(report(look), Step(epoch=number, global_step=number))
     chunks = {chunk for look in listed(tmp_path)["top_patches"]["fit"] for chunk in look["chunks"]}
     assert steps(sink) == [0, 3]
-    assert {path.stem.rpartition("-")[0] for path in (tmp_path / "parts").iterdir()} == chunks
+    assert {"-".join(path.stem.split("-")[:3]) for path in (tmp_path / "parts").iterdir()} == chunks
 
 
 def test_facts_of_all_units_stand_in_the_look_as_numbers(tmp_path: Path) -> None:
     sink = PageSink(tmp_path)
     sink.write(report(gallery(), known=[facts(units=3)]), Step(epoch=1, global_step=10))
-    told = called(next((tmp_path / "looks").iterdir()))[2]["facts"]
+    told = called(next((tmp_path / "parts").iterdir()))[1]["facts"]
     assert told == {
         "classes": ["cat", "goldfish"],
         "layers": [
@@ -761,23 +749,207 @@ def test_facts_of_all_units_stand_in_the_look_as_numbers(tmp_path: Path) -> None
     }
 
 
-def test_looks_of_a_page_before_this_format_stay_on_it(tmp_path: Path) -> None:
+def as_before_format_3(folder: Path, file: Path, *, version: int, left_out: bool = False) -> None:
+    """Write a look as an older page had it: its items stand in its own file, which changed when it was left out."""
+    (name, head), (_, body) = called(file), called(folder / "parts" / f"{file.stem}.js")
+    (folder / "parts" / f"{file.stem}.js").unlink()
+    head |= {"parts": [], "left_out": left_out}
+    if version < 2:
+        for new in ("network", "parts"):
+            del head[new]
+        head["contents"] = [pair[:2] for pair in head["contents"]]
+        (item,) = body["items"]
+        ((caption, numbers, ((picture, crop, about, _, _, _),), _),) = item.pop("rows")
+        old = {"caption": caption, "numbers": numbers, "tiles": [[picture, crop, about, [["activation", 1.0]]]]}
+        kept = ("kind", "name", "caption", "numbers", "enlarge", "columns", "size", "packs")
+        body = {"notes": [], "items": [{key: item[key] for key in kept} | {"rows": [old]}]}
+    content = "null" if left_out else json.dumps(body)
+    file.write_text(f'cnnviz.look("{name}",{json.dumps(head)},\n{content});\n')
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_looks_of_a_page_before_this_format_stay_on_it(version: int, tmp_path: Path) -> None:
     sink = PageSink(tmp_path)
     sink.write(report(gallery(features=1, tiles=1)), Step(epoch=1, global_step=10))
     (file,) = (tmp_path / "looks").iterdir()
-    name, head, body = called(file)
-    for new in ("network", "parts"):
-        del head[new]
-    head["contents"] = [pair[:2] for pair in head["contents"]]
-    (item,) = body["items"]
-    ((caption, numbers, ((picture, crop, about, _, _, _),), _),) = item.pop("rows")
-    old = {"caption": caption, "numbers": numbers, "tiles": [[picture, crop, about, [["activation", 1.0]]]]}
-    old_item = {key: item[key] for key in ("kind", "name", "caption", "numbers", "enlarge", "columns", "size", "packs")}
-    content = json.dumps({"notes": [], "items": [old_item | {"rows": [old]}]})
-    file.write_text(f'cnnviz.look("{name}",{json.dumps(head)},\n{content});\n')
+    as_before_format_3(tmp_path, file, version=version)
     other = PageSink(tmp_path)
     other.write(report(gallery()), Step(epoch=2, global_step=20))
     assert steps(other) == [10, 20]
+    assert [path.name for path in (tmp_path / "pictures").iterdir() if file.stem in path.name] != []
+
+
+# --- the list, which does not grow with the looks ---
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(list_module, "_BLOCK", 4)
+
+
+def numbers_of(sink: PageSink, view: str = "v") -> list[list[float]]:
+    """The scalars of all looks of a view's only series, in order."""
+    (looks,) = listed(sink.path.parent)[view].values()
+    return [look["values"] for look in looks]
+
+
+def write_numbers(sink: PageSink, first: int, last: int, view: str = "v", stage: str = "fit") -> None:
+    for n in range(first, last):
+        sink.write(report(Scalar("n", n), view=view), Step(epoch=n, global_step=n, stage=stage))
+
+
+def blocks(folder: Path) -> list[str]:
+    return sorted(path.stem for path in (folder / "lists").glob("*.js"))
+
+
+def test_what_a_look_writes_does_not_grow_with_the_looks_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sink, written = PageSink(tmp_path), [0]
+
+    def watch(source: Path, target: Path) -> None:
+        written[-1] += Path(source).stat().st_size
+        real(source, target)
+
+    real = os.replace
+    monkeypatch.setattr(os, "replace", watch)
+    monkeypatch.setattr(list_module, "_BLOCK", 10)
+    for number in range(100, 190):
+        write_numbers(sink, number, number + 1)
+        written.append(0)
+    # As many blocks were closed in both parts. Each has a name of 15 bytes in the list: the six between are 90 bytes.
+    early, late = (sum(written[first : first + 20]) / 20 for first in (10, 70))
+    assert early + 60 < late < early + 120
+    assert len(blocks(tmp_path)) == 9
+    assert numbers_of(sink) == [[number] for number in range(100, 190)]
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_a_later_process_goes_on_with_the_blocks(tmp_path: Path) -> None:
+    write_numbers(PageSink(tmp_path), 0, 6)
+    before = {name: content for name, content in files(tmp_path).items() if name != "looks.js"}
+    sink = PageSink(tmp_path)
+    write_numbers(sink, 6, 15)
+    assert {name: content for name, content in files(tmp_path).items() if name in before} == before
+    assert numbers_of(sink) == [[number] for number in range(15)]
+    (content,) = called(tmp_path / "looks.js")
+    assert (len(content["blocks"]), len(content["looks"])) == (3, 3)
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_sinks_that_close_the_same_looks_at_one_time_show_each_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The second one writes while the first has gathered a block and not written it.
+    first, second = PageSink(tmp_path), PageSink(tmp_path)
+    write_numbers(first, 0, 3)
+    inside = []
+
+    def meanwhile(source: Path, target: Path) -> None:
+        if Path(target).parent.name == "lists" and not inside:
+            inside.append(1)
+            write_numbers(second, 0, 6, "other")
+        real(source, target)
+
+    real = os.replace
+    monkeypatch.setattr(os, "replace", meanwhile)
+    write_numbers(first, 3, 4)
+    told = Counter(name for block in blocks(tmp_path) for name in called(tmp_path / "lists" / f"{block}.js")[1])
+    assert (len(told), max(told.values())) == (8, 1), "the same looks make the same block"
+    write_numbers(first, 4, 9)
+    assert numbers_of(first) == [[number] for number in range(9)]
+    assert numbers_of(first, "other") == [[number] for number in range(6)]
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_looks_that_two_blocks_tell_of_count_once(tmp_path: Path) -> None:
+    sink = PageSink(tmp_path)
+    write_numbers(sink, 0, 4)
+    (block,) = blocks(tmp_path)
+    write_numbers(sink, 4, 5)
+    (tmp_path / "lists" / f"{block}.js").rename(tmp_path / "away.js")
+    other = PageSink(tmp_path)
+    write_numbers(other, 5, 8)  # its blocks begin at the same look, and hold others
+    (tmp_path / "away.js").rename(tmp_path / "lists" / f"{block}.js")
+    late = min((tmp_path / "looks").iterdir())
+    write_numbers(PageSink(tmp_path), 8, 9)
+    assert numbers_of(sink) == [[number] for number in range(9)]
+    late.unlink()
+    write_numbers(other, 9, 10)
+    assert numbers_of(sink) == [[number] for number in range(1, 10)]
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("text", ["", 'cnnviz.block("x",[1],\n{', "alert(1)", None])
+def test_looks_of_a_block_that_is_damaged_or_gone_are_told_of_again(text: str | None, tmp_path: Path) -> None:
+    sink = PageSink(tmp_path)
+    write_numbers(sink, 0, 9)
+    block = tmp_path / "lists" / f"{blocks(tmp_path)[0]}.js"
+    block.unlink()
+    if text is not None:
+        block.write_text(text)
+        sink = PageSink(tmp_path)
+    write_numbers(sink, 9, 10)
+    assert numbers_of(sink) == [[number] for number in range(10)]
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_looks_that_were_deleted_leave_the_list(tmp_path: Path) -> None:
+    sink = PageSink(tmp_path)
+    write_numbers(sink, 0, 9)
+    gone = sorted((tmp_path / "looks").iterdir())[1:3]
+    for path in gone:
+        path.unlink()
+    write_numbers(sink, 9, 10)
+    assert numbers_of(sink) == [[number] for number in (0, *range(3, 10))]
+    told = {name for block in blocks(tmp_path) for name in called(tmp_path / "lists" / f"{block}.js")[1]}
+    assert told.isdisjoint(path.stem for path in gone)
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_a_block_that_cannot_be_written_costs_no_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sink = PageSink(tmp_path)
+
+    def fail(source: Path, target: Path) -> None:
+        if Path(target).parent.name == "lists":
+            full_disk()
+        real(source, target)
+
+    real = os.replace
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", fail)
+        write_numbers(sink, 0, 6)
+    assert numbers_of(sink) == [[number] for number in range(6)]
+    assert blocks(tmp_path) == []
+    write_numbers(sink, 6, 7)
+    assert numbers_of(sink) == [[number] for number in range(7)]
+    assert len(blocks(tmp_path)) == 1
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("version", [2, 3])
+def test_looks_that_are_left_out_are_so_whatever_block_tells_of_them(version: int, tmp_path: Path) -> None:
+    sink = PageSink(tmp_path, max_megabytes=0.02)
+    for number in range(18):
+        items = (gallery(seed=number * 10_000, features=1), Scalar("n", number))
+        sink.write(report(*items), Step(epoch=number, global_step=number))
+    shown = steps(sink)
+    gone = [path for path in (tmp_path / "looks").iterdir() if path.stem.endswith("-out")]
+    assert len(gone) > 12
+    if version == 2:
+        for path in gone:
+            (name, head) = called(path)
+            (tmp_path / "looks" / f"{name}.js").write_text(f'cnnviz.look("{name}",{json.dumps(head)},\nnull);\n')
+            path.unlink()
+    other = PageSink(tmp_path)
+    other.write(report(gallery()), Step(epoch=18, global_step=18))
+    (looks,) = listed(tmp_path)["top_patches"].values()
+    assert steps(other) == [*shown, 18]
+    assert [look["values"] for look in looks] == [*([number] for number in range(18)), []]
+    source = "top_patches"
+    assert [other.shows(source, Step(epoch=n, global_step=n)) for n in range(19)] == [
+        n in [*shown, 18] for n in range(19)
+    ]
 
 
 # --- in a browser ---
@@ -1029,6 +1201,58 @@ def test_what_is_new_is_offered_and_the_place_stays(written: PageSink, browser_p
 
 
 @pytest.mark.browser
+@pytest.mark.usefixtures("small_blocks")
+def test_looks_of_blocks_and_looks_since_are_one_series(tmp_path: Path, browser_page: Any) -> None:
+    sink = PageSink(tmp_path)
+    for number in range(3):
+        sink.write(report(gallery(seed=number * 10_000), Scalar("n", number)), Step(epoch=number, global_step=number))
+        as_before_format_3(tmp_path, max((tmp_path / "looks").iterdir()), version=2)
+    sink = PageSink(tmp_path)
+    for number in range(3, 10):
+        sink.write(report(gallery(seed=number * 10_000), Scalar("n", number)), Step(epoch=number, global_step=number))
+    assert len(blocks(tmp_path)) == 2
+    page = at(browser_page, sink, "#/features.0?epoch=1")
+    assert page.get_by_test_id("epoch-slider").get_attribute("max") == "9"
+    assert len(sources(page, "[data-testid=feature-0]")) == 9
+    for number in range(10, 13):  # the looks that the page knows go into a block
+        sink.write(report(gallery(seed=number * 10_000), Scalar("n", number)), Step(epoch=number, global_step=number))
+    assert len(blocks(tmp_path)) == 3
+    page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+    page.wait_for_timeout(80)
+    settled(page)
+    page.get_by_test_id("new-looks").click()
+    settled(page)
+    assert where(page) == "epoch 1 · step 1"
+    for number in (0, 5, 8, 12):
+        page.get_by_test_id("epoch-slider").fill(str(number))
+        settled(page)
+        assert where(page) == f"epoch {number} · step {number}"
+        assert len(sources(page, "[data-testid=feature-0]")) == 9
+    at(page, sink, "#/?view=top_patches")
+    assert len(page.locator(".stats polyline").get_attribute("points").split()) == 13
+
+
+@pytest.mark.browser
+@pytest.mark.usefixtures("small_blocks")
+def test_a_page_of_many_blocks_and_looks_left_out_in_one_file(tmp_path: Path, browser_page: Any) -> None:
+    sink = PageSink(tmp_path / "page", max_megabytes=0.001)
+    for look in range(11):
+        items = (gallery(seed=look * 10_000), Scalar("accuracy", float(look)))
+        sink.write(report(*items), Step(epoch=look, global_step=look))
+    assert len(blocks(tmp_path / "page")) > 2
+    alone = tmp_path / "looks.html"
+    alone.write_text(bundled_page(sink.path.parent), encoding="utf-8")
+    page = browser_page
+    for place in (sink.path, alone):
+        page.goto("about:blank")
+        page.goto(place.as_uri() + "#/?view=top_patches")
+        settled(page)
+        said = page.locator("#looks .soft").inner_text()
+        assert said == "look 2 of 2 · 9 looks left out to keep this page small"
+        assert len(page.locator(".stats polyline").get_attribute("points").split()) == 11
+
+
+@pytest.mark.browser
 def test_a_view_that_did_not_look_then_shows_what_it_saw_last(tmp_path: Path, browser_page: Any) -> None:
     sink = PageSink(tmp_path)
     for look in range(4):
@@ -1215,11 +1439,16 @@ def test_missing_files_are_said(tmp_path: Path, browser_page: Any, page_problems
     sink, page = PageSink(tmp_path), browser_page
     for look in range(3):
         sink.write(report(gallery(seed=look * 10_000)), Step(epoch=look, global_step=look * 10))
-    min((tmp_path / "looks").iterdir()).unlink()
+    min((tmp_path / "parts").iterdir()).unlink()
     at(page, sink, "#/features.0?epoch=0")
     assert "A file of this look is missing: reload the page." in page.locator("main").inner_text()
+    assert page.locator("#more").inner_text() == ""
     at(page, sink, "#/features.0?epoch=1")
     assert len(sources(page, "[data-testid=feature-0]")) == 9
+    min((tmp_path / "looks").iterdir()).unlink()
+    at(page, sink)
+    assert page.get_by_test_id("epoch-slider").get_attribute("max") == "1"
+    assert page.locator("#more").inner_text() == "A file of this page is missing."
     (tmp_path / "looks.js").unlink()
     page.reload()
     settled(page)

@@ -136,6 +136,7 @@ def test_leaves_no_trace(photos: Path, tmp_path: Path) -> None:
         "index.html",
         "looks.js",
         "looks",
+        "parts",
         "record",
     }
 
