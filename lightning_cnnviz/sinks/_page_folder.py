@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Set
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from lightning_cnnviz.files import sweep
 from lightning_cnnviz.report import Step
@@ -267,7 +268,7 @@ def _sizes(paths: Iterable[Path]) -> dict[Path, int]:
 
 def _read_head(path: Path) -> Head | None:
     """Read the first line of a chunk; None where it is none."""
-    told = read_first_line(path, "look", chunk_of(path.stem)) if is_name(path.stem) else None
+    told: Any = read_first_line(path, "look", chunk_of(path.stem)) if is_name(path.stem) else None
     try:
         # Of older pages, whose looks stay: without layers, and in one part.
         contents = ((kind, name, *layer) if layer else (kind, name, "") for kind, name, *layer in told["contents"])

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ class LookList:
         self._set({file: looks for file, looks in (self._blocks | new).items() if file in files})
         return True
 
-    def dissolve(self, chunks: Set[str]) -> None:
+    def dissolve(self, chunks: set[str]) -> None:
         """Take away blocks that tell of other looks than these, which are those that there are."""
         kept = dict[str, frozenset[str]]()
         for file, looks in self._blocks.items():
