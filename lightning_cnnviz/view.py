@@ -12,7 +12,7 @@ from lightning_cnnviz.core.network.suggestions import suggestion
 from lightning_cnnviz.files import write_file
 from lightning_cnnviz.record.store import Record, RecordedLook
 from lightning_cnnviz.report import Report, Table
-from lightning_cnnviz.sinks.page import PageSink, bundled_page
+from lightning_cnnviz.sinks.page import PageSink
 
 __all__ = ["bundle_main", "show_looks", "view_main"]
 
@@ -114,7 +114,7 @@ def bundle_main(arguments: Sequence[str] | None = None) -> int:
         with tempfile.TemporaryDirectory() as folder:
             page = PageSink(folder)
             failed = _shown(looks, page, options.layer)
-            content = bundled_page(page.path.parent).encode()
+            content = page.one_file().encode()
         write_file(options.out, content)
     except (OSError, ValueError) as error:
         parser.error(str(error))

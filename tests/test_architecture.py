@@ -88,7 +88,7 @@ ONLY_IN = {
     "pytorch_lightning": {"callbacks"},
     "matplotlib": {"render", "record/figures.py"},  # there for a type
     "fontTools": {"render/paper/files.py"},
-    "jinja2": {"sinks/page.py"},
+    "jinja2": {"sinks/_page_html.py"},
     "PIL": {"render", "sinks/wandb.py", "finetune/sources.py", "finetune/decoding.py"},
     "joblib": {"studies/jobs.py"},
     "scipy": {"core/comparison/units.py", "core/images/correlation.py"},

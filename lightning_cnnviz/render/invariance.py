@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -233,7 +234,7 @@ def _draw_probability(axes: Axes, curves: InvarianceCurves, sweep: Sweep) -> Non
         axes.autoscale(axis="y")
     axes.set_ylabel("probability" if curves.untouched.task.has_classes else "value", fontsize=LEAST_FONT)
     axes.set_xlabel(sweep.label, fontsize=LEAST_FONT)
-    axes.set_title(curves.untouched.quantity, loc="left", fontsize=11, fontweight="bold")
+    axes.set_title(textwrap.fill(curves.untouched.quantity, 24), loc="left", fontsize=11, fontweight="bold")
 
 
 def _draw_legend(axes: Axes, curves: InvarianceCurves, sweep: Sweep, labels: Sequence[str]) -> None:
@@ -252,10 +253,10 @@ def _draw_legend(axes: Axes, curves: InvarianceCurves, sweep: Sweep, labels: Seq
     if len(texts) > EXAMPLE_IMAGES:
         texts = [text.partition("\n")[0] for text in texts]
     more = f" (first {shown} of {len(texts)})" if len(texts) > shown else ""
-    axes.legend(
+    legend = axes.legend(
         lines[:shown],
         texts[:shown],
-        title=f"image's {curves.untouched.target_name}{more}",
+        title=textwrap.fill(f"image's {curves.untouched.target_name}{more}", 28),
         loc="upper left",
         bbox_to_anchor=(-0.2, 1),
         alignment="left",
@@ -263,6 +264,7 @@ def _draw_legend(axes: Axes, curves: InvarianceCurves, sweep: Sweep, labels: Seq
         fontsize=LEAST_FONT,
         title_fontsize=LEAST_FONT,
     )
+    legend.set_in_layout(False)  # long names would leave the axes no room
 
 
 def _draw_examples(

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import re
 import secrets
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import cache
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from lightning_cnnviz.files import check_writable, write_file
-from lightning_cnnviz.render.how_to_read import HOW_TO_READ
 from lightning_cnnviz.report import Item, Report, Scalar, Step, Table
 from lightning_cnnviz.sinks._page_folder import PageFolder
+from lightning_cnnviz.sinks._page_html import FORMAT, bundled_page, page_html
 from lightning_cnnviz.sinks._page_items import (
     EncodedItem,
     Pictures,
@@ -31,13 +26,8 @@ from lightning_cnnviz.sinks._page_items import (
 from lightning_cnnviz.sinks._page_series import Head
 from lightning_cnnviz.sinks.base import Sink
 
-__all__ = ["PageSink", "bundled_page", "newest_looks_page"]
+__all__ = ["PageSink"]
 
-_FORMAT = 3
-_SCRIPTS = tuple(
-    f"page{part}.js"
-    for part in ("_data", "_moments", "_dom", "_charts", "_network", "_views", "_unit", "_search", "_compare", "")
-)
 _OURS = re.compile(r'<meta name="generator" content="lightning_cnnviz page (\d+)">')
 _ONE_FILE = '<script type="application/json" id="data-views">'  # of the page that was one file, which ours replaces
 
@@ -178,9 +168,9 @@ class PageSink(Sink):
             ValueError: There is an `index.html` that is none of ours, or of a newer version.
         """
         path, folder = self.path, self._opened
-        if _read_page(path) != _page():
+        if _read_page(path) != page_html():
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_file(path, _page().encode())
+            write_file(path, page_html().encode())
         folder.scan()
         if self._written == 0:
             folder.sweep()
@@ -231,6 +221,14 @@ class PageSink(Sink):
             **content.head,
         )
 
+    def one_file(self) -> str:
+        """Return the page as one self-contained file, with all its looks in it.
+
+        Raises:
+            OSError: There is none yet, or a file cannot be read.
+        """
+        return bundled_page(self.path.parent)
+
 
 def _layer_of(item: Item) -> str:
     return "" if isinstance(item, Table) else item.layer
@@ -250,66 +248,9 @@ def _read_page(path: Path) -> str:
     ours = _OURS.search(text)
     if ours is None and text.strip() and _ONE_FILE not in text:
         raise ValueError(f"{path} was not written by lightning_cnnviz, and stays as it is: choose another directory")
-    if ours is not None and int(ours[1]) > _FORMAT:
+    if ours is not None and int(ours[1]) > FORMAT:
         raise ValueError(
             f"{path} is a page of format {ours[1]}, of a newer lightning_cnnviz; this one knows formats up to "
-            f"{_FORMAT}: update it, or choose another directory"
+            f"{FORMAT}: update it, or choose another directory"
         )
     return text
-
-
-def bundled_page(folder: Path) -> str:
-    """Return a page as one self-contained file, with everything in it that lies beside the page in its folder.
-
-    Args:
-        folder: That of a page.
-
-    Raises:
-        OSError: There is none, or a file cannot be read.
-    """
-    parts = ("lists", "looks", "parts", "pictures")
-    paths = [path for part in parts for path in sorted((folder / part).glob("*.js"))]
-    return _embedded(folder, (folder / "looks.js").read_text(encoding="utf-8"), paths)
-
-
-def newest_looks_page(folder: Path, most_bytes: float) -> tuple[str, int]:
-    """Return a page's newest look of each series as one self-contained file, and how many bytes its looks have.
-
-    Args:
-        folder: That of a page.
-        most_bytes: Of looks with more bytes than these, "" stands for the file; nothing is read then.
-
-    Raises:
-        OSError: A file cannot be read.
-    """
-    page = PageFolder(folder)
-    page.scan()
-    heads, listed = page.newest()
-    paths = sorted({path for head in heads for path in page.files_of(head.chunk)})
-    size = sum(path.stat().st_size for path in paths)
-    if size > most_bytes or not heads:
-        return "", size
-    return _embedded(folder, listed, paths), size
-
-
-def _embedded(folder: Path, looks: str, paths: Sequence[Path]) -> str:
-    """A page with a list of looks, and files of its folder, in it."""
-    names = ["looks.js", *(path.relative_to(folder).as_posix() for path in paths)]
-    texts = (path.read_text(encoding="utf-8") for path in paths)
-    return _page(f"{looks}{''.join(texts)}embedded({to_json(names)});\n")
-
-
-@cache
-def _page(content: str = "") -> str:
-    """The page itself, which is the same whatever it shows; or with looks in it."""
-    loader = PackageLoader("lightning_cnnviz", "sinks")
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True
-    )
-    environment.filters["sha256"] = lambda text: base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-    style, *scripts = (loader.get_source(environment, name)[0] for name in ("page.css", *_SCRIPTS))
-    template = environment.get_template("page.html.jinja")
-    help_texts = to_json({view: asdict(text) for view, text in HOW_TO_READ.items()})
-    scripts.insert(0, f"const HELP = {help_texts};")
-    scripts.insert(2, content)  # after what takes it, before what shows it
-    return template.render(style=style, script="\n".join(scripts), format=_FORMAT, loads=not content)

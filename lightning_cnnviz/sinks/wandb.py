@@ -27,9 +27,9 @@ from lightning_cnnviz.sinks._dashboard import (
     with_epochs,
 )
 from lightning_cnnviz.sinks._handover import Handover
+from lightning_cnnviz.sinks._page_html import newest_looks_page
 from lightning_cnnviz.sinks._wandb_artifacts import LONGEST_NAME, upload_files, upload_record, upload_split
 from lightning_cnnviz.sinks.base import Sink
-from lightning_cnnviz.sinks.page import newest_looks_page
 from lightning_cnnviz.sinks.series import key_part
 
 __all__ = ["WandbSink", "opened_run", "upload_files"]

@@ -18,7 +18,7 @@ def items(result: SampleEfficiency, kind: type) -> list[Any]:
 
 def test_the_table_says_mean_and_spread() -> None:
     result = sample_efficiency_result()
-    (table,) = items(result, Table)
+    table = items(result, Table)[0]
     assert table.columns == ("network", "accuracy in %", "5 a class", "15 a class", "30 a class")
     values = result.class_mean[1, 2].tolist()
     mean = sum(values) / 3
@@ -47,7 +47,7 @@ def test_the_table_says_mean_and_spread() -> None:
 )
 def test_the_papers_figures_stand_beside_its_own_data_alone(data: str, classes: int, expected: Any) -> None:
     result = sample_efficiency_result(data, classes)
-    (table,), (curve,) = items(result, Table), items(result, Curve)
+    table, (curve,) = items(result, Table)[0], items(result, Curve)
     rows = {row[0]: row[2:] for row in table.rows}
     assert rows.get("Zeiler & Fergus 2013, pretrained") == expected
     names = [series.name for series in curve.series]
@@ -56,7 +56,7 @@ def test_the_papers_figures_stand_beside_its_own_data_alone(data: str, classes: 
 
 def test_one_seed_has_no_spread() -> None:
     result = sample_efficiency_result(seeds=1)
-    (table,), (curve,) = items(result, Table), items(result, Curve)
+    table, (curve,) = items(result, Table)[0], items(result, Curve)
     assert not any("±" in str(cell) for row in table.rows for cell in row)
     assert all(series.low is None for series in curve.series)
     assert "one seed" in " ".join(sample_efficiency_report(result).notes)

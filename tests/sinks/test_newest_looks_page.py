@@ -10,7 +10,8 @@ import pytest
 from sinks.test_page import gallery
 
 from lightning_cnnviz.report import Report, Scalar, Step
-from lightning_cnnviz.sinks.page import PageSink, newest_looks_page
+from lightning_cnnviz.sinks._page_html import newest_looks_page
+from lightning_cnnviz.sinks.page import PageSink
 
 
 @pytest.fixture

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import closing
 from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
-from lightning_cnnviz.core.data.batches import BatchFn, read_batch
+from lightning_cnnviz.core.data.batches import BatchFn, indexed_batches, read_batch
 from lightning_cnnviz.core.network.calling import GivenBatch, give, rows_of
 from lightning_cnnviz.core.network.hooks import analysis_mode
 from lightning_cnnviz.core.network.task import named_scores
@@ -41,7 +42,9 @@ def labels_by_head(
     """
     parameter = next(network.parameters(), None)
     with analysis_mode(network):
-        batch = next(iter(loader), None)
+        # Not of the loader itself: its workers may be kept, with the order that training is to have.
+        with closing(indexed_batches(loader)) as batches:
+            batch, _ = next(batches, (None, None))
         if batch is None:
             return [("", batch_fn)]
         images, _ = read_batch(batch, batch_fn)

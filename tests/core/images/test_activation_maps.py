@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lightning_cnnviz.core.images.activation_maps import ActivationMaps, activation_maps, interleave_maps
+from lightning_cnnviz.core.network.classification import ImagesRefusedError
 from lightning_cnnviz.core.network.layers import LayerNotFoundError
 
 
@@ -99,7 +100,7 @@ def test_it_leaves_no_trace() -> None:
     before, given_images = {name: value.clone() for name, value in net.state_dict().items()}, batch.clone()
     state, flags = torch.get_rng_state(), [module.training for module in net.modules()]
     (found, _) = activation_maps(net, batch)
-    with pytest.raises(RuntimeError, match="channels"):
+    with pytest.raises(ImagesRefusedError, match=r"Net does not take images of shape \(2, 11, 9\): .*channels"):
         activation_maps(net, torch.zeros(1, 2, 11, 9))
     assert [module.training for module in net.modules()] == flags
     assert torch.equal(torch.get_rng_state(), state)
