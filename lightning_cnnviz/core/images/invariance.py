@@ -285,14 +285,18 @@ def _sites(model: nn.Module, image: Tensor, layers: LayerSpec | None) -> dict[st
         return {maps.layer: maps.site for maps in trace_feature_maps(model, image, select_layers(model, layers))}
     check_readable(model)
     ends = find_default_layers(model, image)
-    if ends.first is None or ends.classifier is None:
+    last = ends.classifier or ends.deep
+    if ends.first is None or last is None:
         raise LayerNotFoundError(
             f"{type(model).__name__} has no convolution that runs exactly once in a pass; "
             + (one_piece(model) or "choose layers=[...]")
         )
     (first,) = trace_feature_maps(model, image, [ends.first])
     sites = {first.layer: first.site}
-    if ends.classifier.name != ends.first.name:
+    if ends.classifier is None:  # a head of functions: the last maps stand for what it is given
+        (deep,) = trace_feature_maps(model, image, [last])
+        sites.setdefault(deep.layer, deep.site)
+    elif ends.classifier.name != ends.first.name:
         sites[f"input of {ends.classifier.name}"] = Site(ends.classifier.module, "input")
     return sites
 

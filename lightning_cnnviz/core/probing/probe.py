@@ -14,7 +14,6 @@ from lightning_cnnviz.core.probing.features import Features, LayerFeatures
 from lightning_cnnviz.core.probing.probed import Measure, Probed
 from lightning_cnnviz.core.probing.protocols import Manifest, Protocol, Split, check_classes, find_protocol
 from lightning_cnnviz.core.probing.settling import drawn_splits, probed_of, settled
-from lightning_cnnviz.core.probing.solvers import Classifier
 from lightning_cnnviz.core.probing.strengths import Choice, choose_strength
 
 __all__ = ["LayerProbe", "ProbeScores", "gram_matrix", "probe", "probe_layers"]
@@ -422,18 +421,23 @@ def _chosen_strengths(
     own, wanted = targets[split.fit].to(inner.device), targets[split.held_out]
 
     def choice_of(head: str) -> Choice:
-        largest: Classifier | None = None
+        largest: Any = None
+        reached = 0.0
+
+        def underfits() -> bool:
+            return probed.measured(largest.scores(inner), own) < 1
 
         def values_of(strengths: Sequence[float]) -> list[float]:
-            nonlocal largest
+            nonlocal largest, reached
             options: dict[str, Any] = {"space": data.space, "tolerance": _CHOICE_TOLERANCE}
             path = probed.fit(inner, own, head, strengths, start=largest, **options)
-            largest = path[-1]
+            if strengths[-1] > reached:
+                largest, reached = path[-1], strengths[-1]
             measured = [probed.measured(fit.scores(outer), wanted) for fit in path]
             # Where the held-out images do not tell, all are equal.
             return [-math.inf if math.isnan(value) else value for value in measured]
 
-        return choose_strength(values_of, protocol.Cs, protocol.extensions)
+        return choose_strength(values_of, protocol.Cs, protocol.extensions, underfits=underfits)
 
     return {head: choice_of(head) for head in heads}
 

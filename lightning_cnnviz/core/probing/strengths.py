@@ -26,16 +26,23 @@ class Choice(NamedTuple):
 
 
 def choose_strength(
-    accuracies_of: Callable[[Sequence[float]], Sequence[float]], grid: Sequence[float], extensions: int
+    accuracies_of: Callable[[Sequence[float]], Sequence[float]],
+    grid: Sequence[float],
+    extensions: int,
+    *,
+    underfits: Callable[[], bool] = lambda: False,
 ) -> Choice:
     """Choose the most accurate C; while that is an end of the grid, and better than its neighbor, go on beyond it.
 
-    Steps beyond an end have the ratio of the last two there.
+    Where all are equally accurate, and the classifier of the largest misses images that it has learned from, larger
+    ones are tried as well: one channel that dominates leaves accuracy at chance until C is large enough. Steps beyond
+    an end have the ratio of the last two there.
 
     Args:
         accuracies_of: Takes values of C, ascending, and returns the accuracy of each.
         grid: Two or more values to begin with; a single one is taken as it is.
         extensions: How many steps beyond the grid at most.
+        underfits: Whether the classifier of the largest C that was asked for misses images that it has learned from.
 
     Example:
         >>> choose_strength(lambda Cs: [-abs(C - 200) for C in Cs], (0.1, 1.0, 10.0), 4)
@@ -47,7 +54,7 @@ def choose_strength(
     accuracies = list(accuracies_of(tried))
     below, above = tried[1] / tried[0], tried[-1] / tried[-2]
     for _ in range(extensions):
-        end = _end_of_choice(accuracies)
+        end = _end_of_choice(accuracies, underfits)
         following = _rounded(tried[-1] * above if end else tried[0] / below)
         if end is None or not 0 < following < math.inf:
             break
@@ -58,7 +65,7 @@ def choose_strength(
         C=tried[_choice(accuracies)],
         lowest=tried[0],
         highest=tried[-1],
-        bracketed=_end_of_choice(accuracies) is None,
+        bracketed=_end_of_choice(accuracies, underfits) is None,
     )
 
 
@@ -66,12 +73,14 @@ def _choice(accuracies: list[float]) -> int:
     return accuracies.index(max(accuracies))
 
 
-def _end_of_choice(accuracies: list[float]) -> bool | None:
+def _end_of_choice(accuracies: list[float], underfits: Callable[[], bool]) -> bool | None:
     """Whether the choice is the last, True, or the first, False, and better than its neighbor; else None."""
-    choice = _choice(accuracies)
+    choice, best = _choice(accuracies), max(accuracies)
     if choice == len(accuracies) - 1:
         return True
-    return False if choice == 0 and accuracies[0] > accuracies[1] else None
+    if choice == 0 and best > accuracies[1]:
+        return False
+    return True if min(accuracies) == best > -math.inf and underfits() else None
 
 
 def _rounded(value: float) -> float:

@@ -29,7 +29,8 @@ class DefaultLayers:
         first: The first convolution that runs, as if chosen by kind: read behind a BatchNorm that directly follows it.
         deep: The last layer before the classifier that returns feature maps of more than one position, `(N, C, H, W)`
             or `(N, H, W, C)`: those that the head pools. Pooling and dropout do not count. None where there is none.
-        classifier: The last layer with weights that runs: a linear layer or a convolution. None where there is none.
+        classifier: The last layer with weights that runs: a linear layer or a convolution. None where there is none, or
+            where the last is a convolution to other channels than there are scores: a head of functions follows it.
     """
 
     first: SelectedLayer | None
@@ -55,11 +56,13 @@ def find_default_layers(model: nn.Module, image: Tensor) -> DefaultLayers:
         reader = LayoutReader(image)
         walk = _Walk(modules, image, reader.layouts)
         with hooked(sites, walk.on_output), reader:
-            model(image)
+            scores = model(image)
     once = [name for name in walk.ran if walk.ran.count(name) == 1]
     weighted = [name for name in once if isinstance(modules[name], _WEIGHTED)]
     first = next((name for name in weighted if isinstance(modules[name], nn.Conv2d)), None)
     classifier = weighted[-1] if weighted else None
+    if classifier is not None and _makes_other_channels(modules[classifier], scores, walk.is_spatial(classifier)):
+        classifier = None
     end = len(walk.ran) if classifier is None else walk.ran.index(classifier)
     # The same maps under their narrowest name that is no other's, too: a ReLU that a block uses twice is not theirs.
     narrowest = (next((name for name in names if name in once), None) for names in walk.spatial)
@@ -112,6 +115,17 @@ class _Walk:
         else:
             return
         self.channels_last[name] = channels_last
+
+    def is_spatial(self, name: str) -> bool:
+        """Whether a layer returned maps of more than one position."""
+        return any(name in names for names in self.spatial)
+
+
+def _makes_other_channels(module: nn.Module, scores: Any, spatial: bool) -> bool:
+    """Whether a convolution makes maps of other channels than a network, in the end, scores."""
+    if not (isinstance(module, nn.Conv2d) and spatial and isinstance(scores, Tensor) and scores.ndim == 2):
+        return False
+    return module.out_channels != scores.shape[1]
 
 
 def _same(one: Any, other: Any) -> bool:

@@ -55,6 +55,40 @@ def test_the_grid_is_extended_until_the_best_lies_inside(
     assert len(accuracy.asked) == len(set(accuracy.asked))  # none twice
 
 
+@pytest.mark.parametrize(
+    ("values", "fits_from", "expected"),
+    [
+        # One channel that dominates: chance, until C is large enough.
+        ({-1: 0.3, 0: 0.3, 1: 0.3, 2: 0.3, 3: 0.9, 4: 0.9}, 3, (1000.0, 0.1, 10000.0, True)),
+        ({-1: 0.3, 0: 0.4, 1: 0.4}, 9, (1.0, 0.1, 10.0, True)),
+        # Its own images are fitted, so that larger ones change nothing.
+        ({-1: 0.5, 0: 0.5, 1: 0.5}, 1, (0.1, 0.1, 10.0, True)),
+        ({-1: 0.5, 0: 0.5, 1: 0.5}, 2, (0.1, 0.1, 100.0, True)),
+        # To the end nothing is fitted: who knows what lies beyond?
+        ({-1: 0.3, 0: 0.3, 1: 0.3}, 9, (0.1, 0.1, 100000.0, False)),
+        # They are not equal.
+        ({-1: 0.4, 0: 0.4, 1: 0.3}, 9, (0.1, 0.1, 10.0, True)),
+    ],
+)
+def test_larger_ones_are_tried_while_a_classifier_misses_what_it_has_learned_from(
+    values: dict[int, float], fits_from: int, expected: tuple[float, float, float, bool]
+) -> None:
+    accuracy = Accuracy(values)
+    underfits = lambda: max(accuracy.asked) < 10**fits_from  # noqa: E731
+    found = choose_strength(accuracy, (0.1, 1.0, 10.0), 4, underfits=underfits)
+    assert tuple(found) == expected
+
+
+def test_a_channel_that_dominates_does_not_leave_a_probe_at_chance() -> None:
+    torch.manual_seed(0)
+    labels = torch.arange(120) % 3
+    features = torch.randn(3, 20)[labels] + 0.8 * torch.randn(120, 20)
+    noisy = torch.cat([torch.randn(120, 1) * 1e4, features], 1)
+    found = probe(noisy, labels, Protocol(per_class=20, splits=3, heads=("svm",)))
+    assert float(found.accuracy.min()) > 0.95  # 0.36 with the grid alone
+    assert float(found.C.min()) >= 1e5
+
+
 def test_a_single_c_is_taken_as_it_is() -> None:
     accuracy = Accuracy({0: 0.5})
     assert choose_strength(accuracy, (3.0, 3.0), 4) == Choice(C=3.0, lowest=3.0, highest=3.0, bracketed=True)

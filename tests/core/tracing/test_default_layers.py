@@ -12,6 +12,8 @@ import torchvision
 from torch import Tensor, nn
 
 from lightning_cnnviz.core.images.attribution import attribute
+from lightning_cnnviz.core.images.invariance import measure_invariance
+from lightning_cnnviz.core.images.occlusion import occlude
 from lightning_cnnviz.core.network.hooks import model_device
 from lightning_cnnviz.core.network.layers import LayerNotFoundError
 from lightning_cnnviz.core.network.memory import images_at_once
@@ -190,6 +192,35 @@ def test_maps_whose_channels_come_last_are_read_as_such() -> None:
         name, site, chosen = layer_site(model, image, layer)
         assert (name, site.channels_last, chosen.channels_last) == ("norm", True, True)
     assert not layer_site(model, image, "stem")[1].channels_last
+
+
+class Cosine(nn.Module):
+    """A head without a layer: cosines with a vector a class."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.vectors = nn.Parameter(torch.randn(3, 8))
+
+    def forward(self, features: Tensor) -> Tensor:
+        return F.linear(F.normalize(features), F.normalize(self.vectors))
+
+
+def body() -> list[nn.Module]:
+    """Two convolutions, up to a vector of 8 features."""
+    rectified = [nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 8, 3), nn.BatchNorm2d(8), nn.ReLU()]
+    return [*rectified, nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+
+
+def test_a_head_of_functions_pools_the_last_maps_as_one_of_layers_does() -> None:
+    torch.manual_seed(0)
+    images, labels = torch.randn(2, 1, 16, 16), torch.tensor([0, 2])
+    functions, layers = nn.Sequential(*body(), Cosine()).eval(), nn.Sequential(*body(), nn.Linear(8, 3)).eval()
+    assert found_in(functions, 16, 1) == ("0", "5", None)
+    assert found_in(layers, 16, 1) == ("0", "5", "8")
+    assert attribute(functions, images, labels).layer == "5"
+    assert occlude(functions, images, labels, size=4).layer == "5"
+    read = measure_invariance(functions, images, labels, transforms=["rotation"])
+    assert read.layers == ("0", "5")
 
 
 QUICK = ("skresnet18", "repvgg_a0", "mobileone_s0", "swin_tiny_patch4_window7_224")
