@@ -316,8 +316,12 @@ def _sheets(report: Report) -> Iterator[_Found]:
         if rest == "invariance":  # a strip a direction: of the deepest unit alone
             yield rest, _files([_sheet(report, shown[-1], shown[-1].name)]), f"{report.title}: {shown[-1].caption}."
             continue
-        sheet = overview(shown, name=rest or report.view, caption=of + shown[-1].caption, strips=rest == "evolution")
-        text = f"{report.title}{f': {rest}' if rest else ''}. {of}{shown[-1].caption}."
+        # What is said of one layer alone, as numbers of its own, is said with its name.
+        alike = len({gallery.caption for gallery in shown}) == 1
+        common = shown[-1].caption if alike else ""
+        each = common or "; ".join(f"{gallery.layer}: {gallery.caption}" for gallery in shown)
+        sheet = overview(shown, name=rest or report.view, caption=(of + common).strip(), strips=rest == "evolution")
+        text = f"{report.title}{f': {rest}' if rest else ''}. {of}{each}."
         yield _path(rest) if rest else "pictures", _files([_sheet(report, sheet, rest)]), text
     loose = [item for item in pictures if not item.layer]
     for item in alone:

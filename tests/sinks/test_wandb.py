@@ -378,3 +378,16 @@ def test_splits_are_artifacts_that_equal_runs_share(inside: Path) -> None:
     logger.experiment.finish()
     (files,) = read_offline_artifacts(inside)
     assert json.loads(files["split.json"].read_text())["splits"][0] == {"train": [3, 5], "test": [1]}
+
+
+@pytest.mark.parametrize(
+    ("captions", "said"), [(("5 of 8", "3 of 4"), "a: 5 of 8; b: 3 of 4."), (("nine each", "nine each"), "nine each.")]
+)
+def test_a_sheet_of_several_layers_says_whose_numbers_are_whose(captions: tuple[str, str], said: str) -> None:
+    tile = Tile(torch.zeros(3, 4, 4, dtype=torch.uint8))
+    galleries = [
+        Gallery(layer, (Row("", (tile,), channel=0),), caption=caption, layer=layer)
+        for layer, caption in zip("ab", captions, strict=True)
+    ]
+    ((_, _, text),) = _dashboard._sheets(Report("view", title="A view", items=tuple(galleries)))
+    assert text == f"A view. {said}"
