@@ -137,13 +137,17 @@ def find_normalization(dataset: Any) -> Normalization | None:
     return None
 
 
+# Values that end below are no bytes: 0 to 1.5 would be black.
+_LEAST_OF_BYTES = 16
+
+
 def normalization_from_range(images: Sequence[Tensor]) -> Normalization:
     """Assume a normalization where none was found: pixels as they are if they fit, else scaled by their range."""
     low = min((float(image.min()) for image in images if image.numel()), default=0.0)
     high = max((float(image.max()) for image in images if image.numel()), default=1.0)
     if low >= 0 and high <= 1:
         return Normalization((0.0,), (1.0,), "they lie within 0 and 1")
-    if low >= 0 and high <= 255:
+    if low >= 0 and _LEAST_OF_BYTES <= high <= 255:
         return Normalization((0.0,), (1 / 255,), "no normalization found; they lie within 0 and 255")
     span = (high - low) or 1.0
     return Normalization(

@@ -67,7 +67,12 @@ def test_nothing_to_find(dataset: Any) -> None:
 
 @pytest.mark.parametrize(
     ("low", "high", "words"),
-    [(0.0, 1.0, "as they are"), (0.0, 255.0, "0 and 255"), (-2.5, 2.0, "from their range -2.5 to 2")],
+    [
+        (0.0, 1.0, "as they are"),
+        (0.0, 255.0, "0 and 255"),
+        (0.0, 1.5, "from their range 0 to 1.5"),
+        (-2.5, 2.0, "from their range -2.5 to 2"),
+    ],
 )
 def test_guessed_from_the_range(low: float, high: float, words: str) -> None:
     image = torch.linspace(low, high, 16).view(1, 4, 4)
