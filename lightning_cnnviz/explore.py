@@ -288,7 +288,7 @@ def explore(
     reused = tuple(view for view in chosen if view in earlier and _shown(earlier[view], page, sinks))
     missing = [monitors[view] for view in chosen if view not in reused]
     if missing:
-        run = _run(network, images, layers)
+        run = _run(seen, images, layers)
         for monitor in missing:
             monitor.load_state_dict({"run": run})
         _validate(_Explored(network, weights), images, missing, logger, out)
@@ -313,9 +313,9 @@ def _validate(explored: _Explored, images: LabeledImages, monitors: list[Any], l
         trainer.validate(explored, _loader(images), verbose=False)
 
 
-def _run(network: nn.Module, images: LabeledImages, layers: Sequence[str] | None) -> str:
+def _run(seen: NetworkIdentity, images: LabeledImages, layers: Sequence[str] | None) -> str:
     """Name the exploration: looks at other images, weights or layers stand beside its own, never among them."""
-    asked = hashlib.blake2b(repr((network_identity(network), layers and [*layers])).encode(), digest_size=8)
+    asked = hashlib.blake2b(repr((seen, layers and [*layers])).encode(), digest_size=8)
     return f"{images.checksum()}-{asked.hexdigest()}"
 
 
