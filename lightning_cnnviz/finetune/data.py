@@ -241,14 +241,13 @@ class ImageFolderDataModule(pl.LightningDataModule):
     def on_exception(self, exception: BaseException) -> None:
         """Say what a worker was reading that the system has killed: torch gives its process alone."""
         parts = [part for part in (self.train_set, self.val_set, self.test_set, self.predict_set) if part is not None]
-        named = re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)", str(exception))
-        if named is not None:
-            killed = [int(process) for process in named[1].split(",")]
-        elif isinstance(exception, ConnectionError | EOFError):
+        killed = _named_workers(exception)
+        if not killed and isinstance(exception, ConnectionError | EOFError):
             # A worker that is killed while a batch comes from it breaks the connection before torch misses its process.
-            killed = _ended([process for part in parts for process in part.readers()])
-        else:
-            return
+            try:
+                killed = _ended([process for part in parts for process in part.readers()])
+            except RuntimeError as error:  # torch's: it raises when the signal of the end comes, wherever we are then
+                killed = _named_workers(error)
         if not killed:
             return
         read = (part.read_by(process) for process in killed for part in parts)
@@ -443,6 +442,12 @@ def _named(broken: dict[str, str]) -> str:
     more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
     count = "1 file" if len(broken) == 1 else f"{len(broken)} files"
     return f"{count} cannot be read as images: {', '.join(shown)}{more}"
+
+
+def _named_workers(error: BaseException) -> list[int]:
+    """Return the processes whose end torch's error tells."""
+    named = re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)", str(error))
+    return [] if named is None else [int(process) for process in named[1].split(",")]
 
 
 def _ended(processes: Sequence[int], seconds: float = 2) -> list[int]:

@@ -6,6 +6,7 @@ import os
 import signal
 import tracemalloc
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -215,6 +216,23 @@ def test_a_batch_that_breaks_off_is_a_killed_worker(
     data.on_exception(error)
     (line,) = [entry.message for entry in caplog.records]
     assert f"while it read {tmp_path / 'train' / 'dog' / 'wide.png'}. Fewer workers" in line
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_torch_may_miss_a_killed_worker_while_we_ask_whether_it_has_ended(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # torch raises by the signal that a child has ended: wherever this process happens to be.
+    def interrupted(_: float) -> None:
+        raise RuntimeError(f"DataLoader worker (pid {os.getpid()}) is killed by signal: Killed. ")
+
+    data = with_a_killed_worker(tmp_path)
+    data.train_set._reading[0] = torch.tensor([os.getpid(), 5])
+    monkeypatch.setattr("multiprocessing.active_children", lambda: [SimpleNamespace(pid=os.getpid())])
+    monkeypatch.setattr("time.sleep", interrupted)
+    data.on_exception(ConnectionResetError(104, "Connection reset by peer"))
+    (line,) = [entry.message for entry in caplog.records]
+    assert "while it read" in line
 
 
 # Listing
