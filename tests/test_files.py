@@ -138,6 +138,11 @@ def test_what_fails_leaves_what_was_there(tmp_path: Path) -> None:
     assert names(tmp_path) == ["a"]
 
 
+@pytest.mark.fault(
+    "disk",
+    "power fails while a file is written anew",
+    "it has its old content or its new one: its data is on the disk (fsync) before it is renamed",
+)
 def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[str] = []
     sync, rename = os.fsync, os.replace
@@ -151,6 +156,11 @@ def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatc
 
 
 @pytest.mark.parametrize(("number", "told"), [(errno.ENOSPC, True), (errno.EIO, True), (errno.EINVAL, False)])
+@pytest.mark.fault(
+    "disk",
+    "the disk says only when it is asked to keep the data (fsync) that it is full",
+    "the write fails and the old file stays",
+)
 def test_a_disk_that_says_only_then_that_it_is_full_is_heard(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, told: bool
 ) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import suppress
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -18,7 +18,7 @@ _THREADS = 8
 _SLOW = 2.0  # seconds after which a check shows its progress
 _AT_ONCE = 1024  # files that threads are given at a time
 _LARGE = 12_000_000  # pixels: what has no more is decoded whole, and then resized, as torchvision does it
-_MOST_PIXELS = 32_000_000  # that are decoded at a time while files are checked; a larger image is decoded alone
+_MOST_PIXELS = 8_000_000  # of an image that a thread decodes while files are checked; a larger one is decoded alone
 _SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 _SCALED_TO_16 = ("PNG", "PPM")  # their 16-bit images may come as whole numbers of 32 bits
 
@@ -31,7 +31,8 @@ def read_image_file(file: str, enough: int | None = None) -> Image.Image:
     Args:
         file: The file.
         enough: So many pixels along the shorter side are enough: of a JPEG of more than 12 megapixels, only a half, a
-            quarter or an eighth of the rows and columns is decoded, never fewer than twice `enough`.
+            quarter or an eighth of the rows and columns is decoded, never fewer than twice `enough`. Other formats
+            have no such parts: 4 bytes a pixel while the image is read.
 
     Raises:
         ValueError: It cannot be read; names it.
@@ -54,66 +55,50 @@ def broken_files(files: Sequence[str]) -> dict[str, str]:
     """Return which image files cannot be read, and why, in their order.
 
     Files are decoded, in threads: a header says nothing of a file that ends too early. Of a JPEG all data is read, but
-    only an eighth of the pixels is made from it, which takes two thirds of the time. At most 32 megapixels are decoded
-    at a time, or one larger image alone.
+    only an eighth of the pixels is made from it, which takes two thirds of the time. Images of more than 8 megapixels
+    are decoded one at a time: memory grows by at most 32 MB a thread (up to 8), and 4 bytes a pixel of the largest.
 
     Raises:
         MemoryError: There is not enough memory for one of them, which is named.
     """
-    room, broken = _Room(_MOST_PIXELS), {}
+    broken = {}
     with (
         ThreadPoolExecutor(max(1, min(_THREADS, os.cpu_count() or 1))) as threads,
         tqdm(desc="checking images", total=len(files), delay=_SLOW, leave=False) as bar,
     ):
         for begin in range(0, len(files), _AT_ONCE):
             part = files[begin : begin + _AT_ONCE]
-            for file, reason in zip(part, threads.map(lambda file: _reason(file, room), part), strict=True):
+            checked = threads.map(lambda file: _checked(file, _MOST_PIXELS), part)
+            for file, (decoded, reason) in zip(part, checked, strict=True):
+                if not decoded:  # in this thread: the C library keeps the memory of each thread that has decoded one
+                    _, reason = _checked(file)
                 if reason is not None:
                     broken[file] = reason
                 bar.update()
     return broken
 
 
-class _Room:
-    """So many pixels at a time, whoever needs them; more than all of them are had alone."""
-
-    def __init__(self, pixels: int) -> None:
-        self._all, self._used, self._changed = pixels, 0, threading.Condition()
-
-    @contextmanager
-    def of(self, pixels: int) -> Iterator[None]:
-        pixels = min(pixels, self._all)
-        with self._changed:
-            self._changed.wait_for(lambda: self._used + pixels <= self._all)
-            self._used += pixels
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._used -= pixels
-                self._changed.notify_all()
-
-
-def _reason(file: str, room: _Room) -> str | None:
+def _checked(file: str, most: float = math.inf) -> tuple[bool, str | None]:
+    """Return whether a file was decoded, as far as it has at most so many pixels, and why it cannot be read."""
     try:
         with Image.open(file) as image:
             image.draft("L", (1, 1))
-            with room.of(image.width * image.height):
-                image.load()
-                _check_range(image, image.format)
+            if image.width * image.height > most:
+                return False, None
+            image.load()
+            _check_range(image, image.format)
     except MemoryError as error:
         raise MemoryError(f"{file}: there is not enough memory to decode it") from error
     except Exception as error:  # decoders raise whatever they please
-        return str(error).replace(repr(file), "it") or type(error).__name__
-    return None
+        return True, str(error).replace(repr(file), "it") or type(error).__name__
+    return True, None
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    try:
-        turned: Image.Image | None = ImageOps.exif_transpose(image)
-    except Exception:  # EXIF data may be damaged where pixels are not
-        return image
-    return image if turned is None else turned
+    # In place: without, an image that is upright already is copied.
+    with suppress(Exception):  # EXIF data may be damaged where pixels are not
+        ImageOps.exif_transpose(image, in_place=True)
+    return image
 
 
 def _in_eight_bits(image: Image.Image, kind: str | None) -> Image.Image:

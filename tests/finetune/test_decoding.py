@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import tracemalloc
 from pathlib import Path
 from types import SimpleNamespace
@@ -46,6 +47,11 @@ def test_gray_of_sixteen_bits_keeps_its_range(tmp_path: Path, suffix: str) -> No
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.int32])
+@pytest.mark.fault(
+    "inputs",
+    "pixels are fractions or whole numbers of 32 bits, without a range",
+    "the file is refused with what to do; no pixel is cut off",
+)
 def test_pixels_without_a_range_are_refused_and_not_cut_off(tmp_path: Path, dtype: Any) -> None:
     file = str(tmp_path / "a.tif")
     Image.fromarray(ramp(dtype)).save(file)
@@ -55,6 +61,11 @@ def test_pixels_without_a_range_are_refused_and_not_cut_off(tmp_path: Path, dtyp
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.fault(
+    "inputs",
+    "a photograph lies on its side or is mirrored, and its EXIF orientation says so",
+    "it is shown and trained on upright",
+)
 def test_photographs_are_upright(tmp_path: Path, orientation: int) -> None:
     upright = np.zeros((32, 48, 3), np.uint8)
     upright[:16, :24] = 255  # white at the top left
@@ -71,6 +82,11 @@ def test_photographs_are_upright(tmp_path: Path, orientation: int) -> None:
     assert abs(found - upright).mean() < 2
 
 
+@pytest.mark.fault(
+    "inputs",
+    "a JPEG has fifty megapixels, and the network takes 224 pixels",
+    "an eighth of its rows and columns is decoded; of other formats all is, which takes 4 bytes a pixel",
+)
 def test_of_fifty_megapixels_only_what_is_needed_is_decoded(tmp_path: Path) -> None:
     file = str(tmp_path / "large.jpg")
     rows, columns = np.mgrid[0:600, 0:900]
@@ -86,33 +102,36 @@ def test_of_fifty_megapixels_only_what_is_needed_is_decoded(tmp_path: Path) -> N
     assert float((found - expected).abs().max()) < 0.15  # of a range of four
 
 
-def test_checking_decodes_no_more_at_a_time_than_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    files = [str(tmp_path / f"{number}.png") for number in range(12)]
-    for file in files:
-        Image.new("RGB", (100, 100)).save(file)
-    Image.new("RGB", (300, 300)).save(files[5])
-    now, most, alone = [0], [0], [0]
-    load = Image.Image.load
+@pytest.mark.fault(
+    "memory",
+    "files of fifty megapixels each are checked by eight threads",
+    "they are decoded one at a time, in one thread, so that eight take the memory of one (200 MB)",
+)
+def test_large_images_are_checked_one_at_a_time_in_one_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = [100, 300, 100, 301, 302, 100]
+    files = [str(tmp_path / f"{number}.png") for number in range(len(sizes))]
+    for file, size in zip(files, sizes, strict=True):
+        Image.new("RGB" if size != 301 else "F", (size, size)).save(file, "PNG" if size != 301 else "TIFF")
+    threads: dict[int, set[int]] = {}
+    check = decoding._check_range
+
+    def checked(image: Image.Image, kind: str | None) -> None:
+        threads.setdefault(image.width, set()).add(threading.get_ident())
+        check(image, kind)
+
     monkeypatch.setattr(decoding, "_MOST_PIXELS", 25_000)
-    monkeypatch.setattr(decoding, "_AT_ONCE", 5)
-    monkeypatch.setattr(decoding.os, "cpu_count", lambda: 8)
-    real = decoding._check_range
-
-    def counted(image: Image.Image, kind: str | None) -> None:
-        now[0] += 1
-        most[0] = max(most[0], now[0])
-        if image.width == 300:
-            alone[0] = now[0]
-        real(image, kind)
-        load(image)
-        now[0] -= 1
-
-    monkeypatch.setattr(decoding, "_check_range", counted)
-    assert broken_files(files) == {}
-    assert most[0] <= 2
-    assert alone[0] == 1
+    monkeypatch.setattr(decoding, "_check_range", checked)
+    assert [*broken_files(files)] == [files[3]]  # whatever its size
+    own = {threading.get_ident()}
+    assert threads[300] == threads[301] == threads[302] == own
+    assert not threads[100] & own
 
 
+@pytest.mark.fault(
+    "memory",
+    "memory runs out while an image file is decoded",
+    "the error says so and names the file; the file is not called broken",
+)
 def test_too_little_memory_is_not_called_a_broken_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = str(tmp_path / "a.png")
     Image.new("RGB", (4, 4)).save(file)
@@ -253,6 +272,11 @@ def listed(folder: Path) -> dict[str, dict[str, int]]:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="links")
+@pytest.mark.fault(
+    "inputs",
+    "links in an image folder lead to parents, to other classes, to themselves or to nothing",
+    "each file is there once in each part, in the class of the folder in which it lies, and the links are counted",
+)
 def test_links_in_cycles_and_to_parents_show_each_image_once_and_in_its_own_class(tmp_path: Path) -> None:
     for part in ("train", "test"):
         for color, name in enumerate(("cat", "dog")):
@@ -285,6 +309,11 @@ def test_images_that_lie_elsewhere_are_there_by_their_links(tmp_path: Path) -> N
     assert listed(data) == {"all": {"one": 3, "two": 3}}
 
 
+@pytest.mark.fault(
+    "inputs",
+    "an image folder has hidden files and folders (`.ipynb_checkpoints`, `._0.png`)",
+    "they are no images and no classes",
+)
 def test_hidden_files_and_folders_are_no_images(tmp_path: Path) -> None:
     write(tmp_path / "cat")
     write(tmp_path / "dog")
@@ -296,6 +325,11 @@ def test_hidden_files_and_folders_are_no_images(tmp_path: Path) -> None:
     assert len(find_exploration_images(tmp_path / "dog")) == 4
 
 
+@pytest.mark.fault(
+    "memory",
+    "a folder of very many images is listed",
+    "listing takes under 1 kB a file, whatever the images' size",
+)
 def test_listing_takes_little_memory(tmp_path: Path) -> None:
     for name in ("cat", "dog"):
         (tmp_path / name).mkdir()

@@ -149,6 +149,11 @@ def test_a_process_that_is_killed_at_any_file_leaves_a_whole_record(every: int, 
     assert [epoch for epoch, value in found.items() if value != expected[epoch]] == []
 
 
+@pytest.mark.fault(
+    "processes",
+    "two processes write one record at the same time",
+    "both series are whole",
+)
 def test_two_processes_that_write_at_once_have_both_their_series_whole(tmp_path: Path) -> None:
     views = seen_by_kind()
     children = [

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torchvision
 from studies.study_parts import TinyNet, image_folder
 from torch import nn
 
@@ -92,6 +93,20 @@ def test_a_factory_that_was_changed_makes_another_network(tmp_path: Path, monkey
     state = torch.get_rng_state()
     assert network_fingerprint("squeezenet1_1")["versions"]["torch"] == torch.__version__
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.fault(
+    "stale",
+    "torch or torchvision has another version than when a study was made",
+    "its networks are others: no old result is used",
+)
+def test_another_version_of_a_library_makes_another_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = network_fingerprint("squeezenet1_1")
+    for library in (torch, torchvision):
+        with monkeypatch.context() as patch:
+            patch.setattr(library, "__version__", "99.0")
+            assert network_fingerprint("squeezenet1_1") != before
+    assert network_fingerprint("squeezenet1_1") == before
 
 
 def test_a_file_of_weights_is_its_content(tmp_path: Path) -> None:

@@ -58,6 +58,11 @@ def shown(look: RecordedLook) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("logs", [False, True])
+@pytest.mark.fault(
+    "processes",
+    "a training is interrupted and resumed in another process",
+    "page and record have the looks of a training that was not, each once",
+)
 def test_a_resumed_run_has_the_looks_of_one_that_was_not_interrupted(tmp_path: Path, logs: bool) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
 
@@ -91,6 +96,11 @@ def test_looks_that_a_resumed_run_takes_again_count_once(tmp_path: Path) -> None
     assert last[-1].earlier()[-1] is last[4]
 
 
+@pytest.mark.fault(
+    "processes",
+    "another training begins in the folder of an earlier one",
+    "its looks stand beside the earlier ones, as a series of their own: nothing is overwritten",
+)
 def test_a_new_run_in_an_old_folder_is_another_series(tmp_path: Path) -> None:
     fitted(tmp_path, 2)
     fitted(tmp_path, 2)
