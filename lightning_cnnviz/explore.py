@@ -42,7 +42,7 @@ from lightning_cnnviz.finetune.module import FineTuner
 from lightning_cnnviz.finetune.networks import make_network
 from lightning_cnnviz.finetune.presets import image_transform
 from lightning_cnnviz.finetune.sources import ImageList, find_images, images_of_files, list_images
-from lightning_cnnviz.finetune.weights import load_weights, read_weights
+from lightning_cnnviz.finetune.weights import load_weights, read_weights, weights_file
 from lightning_cnnviz.record.data import plain
 from lightning_cnnviz.record.identity import NetworkIdentity, network_identity, versions
 from lightning_cnnviz.record.store import Record, RecordedLook
@@ -141,7 +141,8 @@ def load_network(
         classifiers = find_classifiers(network, (channels, height, width))
         head = network.get_submodule(classifiers.main.name)
         before = [parameter.detach().clone() for parameter in head.parameters()]
-        load_weights(network, read_weights(name, weights), classifiers, f"weights={weights!r}")
+        given, (_, part) = read_weights(name, weights), weights_file(weights)
+        load_weights(network, given, classifiers, f"weights={weights!r}", part=part)
         if all(torch.equal(one, other) for one, other in zip(before, head.parameters(), strict=True)):
             raise ValueError(
                 f"weights={weights!r} has no classifier of as many classes as {name}; of a network that was "

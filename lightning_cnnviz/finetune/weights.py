@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,15 +37,15 @@ def read_weights(backbone: str | nn.Module, weights: str) -> dict[str, Tensor]:
     Args:
         backbone: The network's name, or the network.
         weights: `"DEFAULT"`, the name of an entry of torchvision's enum or of timm's tags, or a local file: what
-            `torch.save` has written of a state dict or a checkpoint, or `.safetensors`. `"FILE:student"` takes those
-            tensors alone whose names begin with `student.`, of a file that holds several networks.
+            `torch.save` has written of a state dict or a checkpoint, or `.safetensors`. All that it holds is returned,
+            also where a part of it is named (`"FILE:student"`), which `load_weights` takes.
 
     Raises:
         WeightsError: There is no such file or name, the file holds no state dict, or the download fails.
     """
-    path, part = weights_file(weights)
+    path, _ = weights_file(weights)
     if path.is_file():
-        return _part_of(_from_file(path), part, weights)
+        return _from_file(path)
     if path.suffix in _SUFFIXES or path.parent != Path("."):
         raise WeightsError(f"weights={weights!r}: there is no such file")
     if not isinstance(backbone, str) or ":" in backbone:
@@ -69,6 +69,8 @@ def read_weights(backbone: str | nn.Module, weights: str) -> dict[str, Tensor]:
 def weights_file(weights: str) -> tuple[Path, str]:
     """Return the file that weights lie in, where they do, and which part of it is meant: `"FILE:student"`.
 
+    `"FILE:."` means what lies there without a prefix.
+
     Example:
         >>> weights_file("DEFAULT")[1]
         ''
@@ -80,38 +82,35 @@ def weights_file(weights: str) -> tuple[Path, str]:
     return path, ""
 
 
-def _part_of(given: dict[str, Tensor], part: str, weights: str) -> dict[str, Tensor]:
-    prefix = f"{part.rstrip('.')}."
-    kept = {key[len(prefix) :]: value for key, value in given.items() if key.startswith(prefix)} if part else given
-    if not kept:
-        beginnings = sorted({key.partition(".")[0] for key in given})
-        raise WeightsError(
-            f"weights={weights!r}: no tensor's name begins with '{prefix}'; they begin with {beginnings}"
-        )
-    return kept
-
-
 def load_weights(
-    model: nn.Module, given: Mapping[str, Tensor], classifiers: ClassifyingLayers, source: str = "the state dict"
+    model: nn.Module,
+    given: Mapping[str, Tensor],
+    classifiers: ClassifyingLayers,
+    source: str = "the state dict",
+    *,
+    part: str = "",
 ) -> None:
     """Put weights into a network, before its head is replaced.
 
     Prefixes such as `module.`, `model.`, `_orig_mod.` or those of a LightningModule are taken off; where several would
-    do (a student's and a teacher's), none is chosen. A classifier of
-    another number of classes, or of another form, is left out, as it is going to be replaced.
+    do (a student's and a teacher's), none is chosen. A classifier of another number of classes, or of another form, is
+    left out, as it is going to be replaced.
 
     Args:
         model: The network; changed.
         given: Tensors by key.
         classifiers: From `find_classifiers`.
         source: Where they are from, for messages.
+        part: Which of several networks is meant, see `weights_file`: the one below this prefix, `"."` for the one
+            without any.
 
     Raises:
-        WeightsError: Any other key is missing, left over, or of another shape; or the network is there several times.
+        WeightsError: Any other key is missing, left over, or of another shape; the network is there several times; or
+            there is no such part.
     """
     expected = model.state_dict()
     heads = list(classifiers.replaced)
-    stripped = _stripped(given, expected, heads, source)
+    stripped = _stripped(given, expected, heads, source, part)
     around = [extra.name.rpartition(".")[0] for extra in classifiers.auxiliary]
     # What encloses an auxiliary classifier alone may be missing.
     optional = [outer for outer in around if not any(name.startswith(f"{outer}.") for name in classifiers.heads)]
@@ -174,16 +173,17 @@ def _tensors_of(path: Path, safetensors: Any) -> Any:
 
 
 def _unwrapped(content: Any, path: Path) -> dict[str, Tensor]:
-    while isinstance(content, Mapping):
-        # Two of them ("student" and "teacher", say) are kept apart by their names.
-        inner = {str(key): value for key, value in content.items() if key in _WRAPPERS or _holds_tensors(value)}
-        inner = {key: value for key, value in inner.items() if isinstance(value, Mapping)}
-        if not inner:
-            tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
-            if tensors:
-                return tensors
+    """All tensors in a file, by their names: all of them, as any may belong to a second network."""
+    inner = content
+    while isinstance(inner, Mapping):
+        # What lies beside a network (scores, the state of an optimizer) does not lengthen its names.
+        parts = {key: value for key, value in inner.items() if _could_be_weights(value)}
+        if len(parts) != 1 or not isinstance(next(iter(parts.values())), Mapping):
             break
-        content = next(iter(inner.values())) if len(inner) == 1 else _joined(inner)
+        inner = next(iter(parts.values()))
+    tensors = dict(_named_tensors(inner)) if isinstance(inner, Mapping) else {}
+    if tensors:
+        return tensors
     what = (
         f"the keys {', '.join(map(repr, list(content)[:6]))}"
         if isinstance(content, Mapping)
@@ -194,12 +194,20 @@ def _unwrapped(content: Any, path: Path) -> dict[str, Tensor]:
     )
 
 
-def _holds_tensors(value: Any) -> bool:
-    return isinstance(value, Mapping) and any(isinstance(part, Tensor) for part in value.values())
+def _could_be_weights(value: Any) -> bool:
+    return any(tensor.ndim for _, tensor in _named_tensors({"": value}))
 
 
-def _joined(parts: Mapping[str, Any]) -> dict[str, Any]:
-    return {f"{name}.{key}": value for name, part in parts.items() for key, value in part.items()}
+def _named_tensors(content: Any) -> Iterator[tuple[str, Tensor]]:
+    """The tensors in mappings and sequences, however deep, by the names on the way to them, joined by dots."""
+    named: Any = content.items() if isinstance(content, Mapping) else enumerate(content)
+    for key, value in named:
+        if isinstance(content, Mapping) and not isinstance(key, str):
+            continue  # an optimizer's state, by number
+        if isinstance(value, Tensor):
+            yield str(key), value
+        elif isinstance(value, (Mapping, list, tuple)):
+            yield from ((f"{key}.{name}", tensor) for name, tensor in _named_tensors(value))
 
 
 def _from_timm(backbone: str, weights: str) -> dict[str, Tensor]:
@@ -233,57 +241,76 @@ def _download_failed(backbone: str, weights: str, why: str) -> WeightsError:
 
 
 def _stripped(
-    given: Mapping[str, Tensor], expected: Mapping[str, Tensor], heads: Sequence[str], source: str
+    given: Mapping[str, Tensor], expected: Mapping[str, Tensor], heads: Sequence[str], source: str, part: str
 ) -> dict[str, Tensor]:
     """Tensors by their key in the network: the prefix under which most of its keys are given is taken off."""
     plain = {key.replace("_orig_mod.", ""): value for key, value in given.items()}
     # In the network's own keys the same, for one that is compiled in part.
     own = {key.replace("_orig_mod.", ""): key for key in expected}
-    prefixes = {""}
+    within = _prefix_of(part, plain, source)
+    prefixes = {within}
     for key in plain:
         parts = key.split(".")
         for length in range(1, len(parts)):
             if ".".join(parts[length:]) in own:
                 prefixes.add(".".join(parts[:length]) + ".")
+    prefixes = {prefix for prefix in prefixes if prefix.startswith(within)}
 
     def matches(prefix: str) -> tuple[int, int]:
         return sum(key.startswith(prefix) and key[len(prefix) :] in own for key in plain), -len(prefix)
 
     best = max(sorted(prefixes), key=matches)
-    _refuse_tie([prefix for prefix in prefixes if matches(prefix)[0]], best, plain, own, heads, source)
-    # Beside the network, a checkpoint holds what belongs to a loss, say.
+    body = _body(own, heads)
+    whole = sorted(prefix for prefix in prefixes if matches(prefix)[0] and _has_all(plain, prefix, best, body))
+    if part and within in whole:  # said in so many words
+        best = within
+    else:
+        _refuse_tie(whole, best, plain, body, source)
+    # Beside the network, a checkpoint holds what belongs to a loss, say, or another network below this one's prefix.
+    others = tuple(prefix for prefix in whole if prefix.startswith(best) and prefix != best)
     inside = {key[len(best) :]: value for key, value in plain.items() if key.startswith(best)}
+    inside = {key: value for key, value in inside.items() if key in own or not f"{best}{key}".startswith(others)}
     return {own.get(key, key): value for key, value in inside.items()}
 
 
-def _refuse_tie(
-    prefixes: Sequence[str],
-    best: str,
-    given: Mapping[str, Tensor],
-    own: Mapping[str, str],
-    heads: Sequence[str],
-    source: str,
-) -> None:
-    """Refuse what holds the network, or all of it but its heads, under several names, unless they are the same."""
+def _prefix_of(part: str, given: Mapping[str, Tensor], source: str) -> str:
+    """The prefix that the name of a part means."""
+    named = part.strip(".")
+    if not named:
+        return ""
+    for prefix in (f"{named}.", *(f"{wrapper}.{named}." for wrapper in _WRAPPERS)):
+        if any(key.startswith(prefix) for key in given):
+            return prefix
+    beginnings = sorted({key.partition(".")[0] for key in given})
+    raise WeightsError(f"{source}: no tensor's name begins with '{named}.'; they begin with {beginnings}")
+
+
+def _body(own: Collection[str], heads: Sequence[str]) -> list[str]:
+    """The keys of a network but its heads', which may be others, and its counters, which files may lack."""
     body = [key for key in own if not any(key.startswith(f"{head}.") for head in heads)]
-    body = [key for key in body if not key.endswith("num_batches_tracked")] or list(own)
+    return [key for key in body if not key.endswith("num_batches_tracked")] or list(own)
 
-    def part(prefix: str) -> dict[str, Tensor]:
-        return {key: given[prefix + key] for key in body if prefix + key in given}
 
-    chosen = part(best)
-    tied = [best]
-    for prefix in sorted(prefixes):
-        other = part(prefix)
-        whole = prefix != best and bool(other) and other.keys() >= chosen.keys()
-        if whole and any(not torch.equal(other[key], value) for key, value in chosen.items()):
-            tied.append(prefix)
+def _has_all(given: Mapping[str, Tensor], prefix: str, best: str, body: Sequence[str]) -> bool:
+    """Whether all of the network that lies under the best prefix lies under another, too."""
+    there = [key for key in body if best + key in given]
+    return any(prefix + key in given for key in body) and all(prefix + key in given for key in there)
+
+
+def _refuse_tie(whole: Sequence[str], best: str, given: Mapping[str, Tensor], body: Sequence[str], source: str) -> None:
+    """Refuse what holds the network, or all of it but its heads, under several names, unless they are the same."""
+    there = [key for key in body if best + key in given]
+    tied = [
+        prefix
+        for prefix in whole
+        if prefix == best or any(not torch.equal(given[prefix + key], given[best + key]) for key in there)
+    ]
     if len(tied) > 1:
-        named = [prefix.rstrip(".") for prefix in sorted(tied)]
-        shown = ", ".join(f"'{name}'" if name else "no prefix" for name in named)
+        shown = ", ".join(f"'{prefix.rstrip('.')}'" if prefix else "no prefix" for prefix in tied)
+        plain = ', or weights="FILE:." for the one without a prefix' if "" in tied else ""
         raise WeightsError(
             f"{source} holds the network {len(tied)} times, with other values: under {shown}. Say which, behind the "
-            f'file\'s name: weights="FILE:{named[-1]}"'
+            f'file\'s name: weights="FILE:{tied[-1].rstrip(".")}"{plain}'
         )
 
 

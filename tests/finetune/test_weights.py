@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lightning_cnnviz.finetune import networks
 from lightning_cnnviz.finetune.heads import find_classifiers
 from lightning_cnnviz.finetune.networks import make_network
-from lightning_cnnviz.finetune.weights import WeightsError, load_weights, read_weights
+from lightning_cnnviz.finetune.weights import WeightsError, load_weights, read_weights, weights_file
 
 SIZE = (1, 8, 8)
 
@@ -42,7 +42,8 @@ def filled(classes: int = 5) -> Net:
 def load(path: Path) -> Net:
     torch.manual_seed(0)
     net = Net()
-    load_weights(net, read_weights(net, str(path)), find_classifiers(net, SIZE), f"weights='{path}'")
+    given, (_, part) = read_weights(net, str(path)), weights_file(str(path))
+    load_weights(net, given, find_classifiers(net, SIZE), f"weights='{path}'", part=part)
     return net
 
 
@@ -217,6 +218,10 @@ def test_names_of_networks(monkeypatch: pytest.MonkeyPatch) -> None:
 # Several networks in one file
 
 
+def below(name: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{name}.{key}": value for key, value in state.items()}
+
+
 def of_two(first: str, second: str, other: nn.Module | None = None) -> dict[str, Tensor]:
     """The same keys twice; the alphabet would choose."""
     torch.manual_seed(1)
@@ -239,8 +244,7 @@ def test_which_of_two_networks_is_meant_has_to_be_said(first: str, second: str, 
     with pytest.raises(WeightsError, match=r'holds the network 2 times, .*weights="FILE:') as raised:
         load(path)
     assert all(f"'{name.rstrip('.')}'" in str(raised.value) for name in (first, second) if name)
-    if first:
-        assert same(load(Path(f"{path}:{first.rstrip('.')}")), filled())
+    assert same(load(Path(f"{path}:{first.rstrip('.') or '.'}")), filled())
 
 
 def test_wrappers_that_hold_a_network_each_are_told_apart(tmp_path: Path) -> None:
@@ -264,3 +268,36 @@ def test_a_teacher_with_another_head_is_a_tie_too(tmp_path: Path) -> None:
 def test_one_network_under_two_names_is_no_tie(tmp_path: Path) -> None:
     torch.save({"state_dict": of_two("net.", "model.", filled())}, tmp_path / "twice.pt")
     assert same(load(tmp_path / "twice.pt"), filled())
+
+
+@pytest.mark.parametrize(
+    ("content", "names"),
+    [
+        (lambda one, two: {**one, "ema": two}, [".", "ema"]),
+        (lambda one, two: {"model": {"state_dict": one}, "teacher": two}, ["model.state_dict", "teacher"]),
+        (lambda one, two: {"state_dict": one, "ema": {"decay": 0.9, "shadow": two}}, ["state_dict", "ema.shadow"]),
+        (lambda one, two: {"epoch": 3, "state_dict": {**one, "ema": two}}, [".", "ema"]),
+        (lambda one, two: {"models": [one, two]}, ["models.0", "models.1"]),
+        (lambda one, two: {"model": one, "average": {"state_dict": {"net": two}}}, ["model", "average"]),
+        (lambda one, two: {"state_dict": one, "callbacks": {"EMA": {"weights": two}}}, ["state_dict", "callbacks"]),
+        (lambda one, two: {"state_dict": {**below("s", one), **below("t", two)}, "ema": one}, ["s", "t"]),
+    ],
+)  # fmt: skip
+def test_networks_at_any_depth_of_a_file_are_told_apart(content: Any, names: list[str], tmp_path: Path) -> None:
+    path, nets = tmp_path / "two.pt", (filled(), Net())
+    optimizer = {"state": {0: {"exp_avg": torch.ones(4, 1, 3, 3)}}, "param_groups": [{"params": [0]}]}
+    torch.save({**content(*[net.state_dict() for net in nets]), "optimizer": optimizer}, path)
+    with pytest.raises(WeightsError, match=r'holds the network \d times, .*weights="FILE:'):
+        load(path)
+    for name, net in zip(names, nets, strict=True):
+        assert same(load(Path(f"{path}:{name}")), net)
+
+
+def test_the_state_of_an_optimizer_is_no_second_network(tmp_path: Path) -> None:
+    net = filled()
+    optimizer = torch.optim.Adam(net.parameters())
+    net(torch.ones(2, 1, 8, 8)).sum().backward()
+    optimizer.step()
+    scores = {"best": torch.tensor(0.5)}
+    torch.save({"net": net.state_dict(), "optimizer": optimizer.state_dict(), "scores": scores}, tmp_path / "w.pt")
+    assert same(load(tmp_path / "w.pt"), net)
