@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from lightning_cnnviz.core.network.endings import Ending, EndingMode, sums_to_one
 from lightning_cnnviz.core.network.hooks import Site, analysis_mode, hooked, model_device
 from lightning_cnnviz.core.network.layers import other_dimensions
 from lightning_cnnviz.core.network.suggestions import suggestion
-from lightning_cnnviz.core.network.task import Ending, EndingMode, sums_to_one
 from lightning_cnnviz.core.tracing.default_layers import find_default_layers
 
 __all__ = [
@@ -28,6 +29,8 @@ __all__ = [
     "read_logits",
     "sample_images",
 ]
+
+log = logging.getLogger("lightning_cnnviz")
 
 HeadKind = Literal["linear", "mlp"]
 
@@ -199,7 +202,7 @@ def install_heads(
     for training in (False, True):
         count = 2 if training else 1
         try:
-            output = _run(model, size, training=training)
+            output = _run(model, sample_images(model, size, count), training=training)
         except _CannotRunError as error:
             message = f"{what} does not fit: {where}, and the network fails with it: {error}{ending}"
             raise ValueError(message) from error
@@ -240,11 +243,18 @@ def find_endings(
     """
     endings: dict[bool, tuple[Ending, ...]] = {}
     for training in (False, True):
-        mode = EndingMode()
+        images = sample_images(model, size, 2 if training else 1)
+        mode = EndingMode(images)
         with mode:
-            logits, others = read_logits(_run(model, size, training=training), classifiers, training=training)
+            logits, others = read_logits(_run(model, images, training=training), classifiers, training=training)
         # Also one that is spelled out, which no operation tells.
         endings[training] = tuple("softmax" if sums_to_one(made) else mode.of(made) for made in (logits, *others))
+        if mode.never_negative(logits) and not endings[training][0]:
+            log.warning(
+                "%s: what it returns is computed from softmaxes or sigmoids and never negative, but no probabilities, "
+                "as it may exceed 1. It is taken for logits: let the network return these, or scale it to 0 to 1",
+                type(model).__name__,
+            )
     return endings
 
 
@@ -252,9 +262,8 @@ class _CannotRunError(Exception):
     """The network raised something of its own."""
 
 
-def _run(model: nn.Module, size: tuple[int, int, int], *, training: bool) -> Any:
-    """Run images through a network: one in eval mode, or two in training mode; its buffers are as before."""
-    images = sample_images(model, size, 2 if training else 1)
+def _run(model: nn.Module, images: Tensor, *, training: bool) -> Any:
+    """Run images through a network, in eval or training mode; its buffers are as before."""
     with _all_in_mode(model, training=training):
         try:
             return model(images)

@@ -16,8 +16,8 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
+from lightning_cnnviz.core.network.endings import undone
 from lightning_cnnviz.core.network.layers import LayerSpec
-from lightning_cnnviz.core.network.task import undone
 from lightning_cnnviz.files import whole_file
 from lightning_cnnviz.finetune._arguments import (
     check_class_options,
@@ -170,7 +170,8 @@ class FineTuner(pl.LightningModule):
         self.network = make_network(backbone) if isinstance(backbone, str) else backbone
         self.classifiers = find_classifiers(self.network, self.image_size, classifier)
         if weights is not None:
-            load_weights(self.network, read_weights(backbone, weights), self.classifiers, f"weights={weights!r}")
+            given, (_, part) = read_weights(backbone, weights), weights_file(weights)
+            load_weights(self.network, given, self.classifiers, f"weights={weights!r}", part=part)
             self._transform_input(backbone, weights)
         # What its owner has frozen stays frozen; not so the layer that is replaced.
         frozen = {id(value) for value in self.network.parameters() if not value.requires_grad}
@@ -181,7 +182,8 @@ class FineTuner(pl.LightningModule):
                 f"cache_features=True: the logits of {self.backbone_name} are made by {list(self.classifiers.heads)} "
                 "together, and features are kept for one layer; train with cache_features=False"
             )
-        self._endings = find_endings(self.network, self.classifiers, self.image_size)
+        values = task == "regression"  # as they are
+        self._endings = {} if values else find_endings(self.network, self.classifiers, self.image_size)
         self.stages = find_stages(self.network, self.classifiers, self.image_size)
         if len(self.unfreeze_at) > self.stages.top:
             raise ValueError(
@@ -387,7 +389,10 @@ class FineTuner(pl.LightningModule):
         logits, others = read_logits(output, self.classifiers, training=training)
         if self.task == "regression":
             return logits, list(others)
-        made = [undone(one, how) for one, how in zip((logits, *others), self._endings[training], strict=True)]
+        endings = self._endings[training]
+        if self.task != "multiclass":  # each is by itself, also where a softmax has made them
+            endings = tuple("sigmoid" if how else "" for how in endings)
+        made = [undone(one, how) for one, how in zip((logits, *others), endings, strict=True)]
         return made[0], made[1:]
 
     def _logits(self, batch: Any) -> Tensor:

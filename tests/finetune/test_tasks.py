@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -98,6 +99,43 @@ def test_a_network_that_ends_in_a_sigmoid_is_taken_back_to_logits_but_for_values
     with torch.no_grad():
         torch.testing.assert_close(module(pixels).sigmoid(), module.network(pixels))
         assert torch.equal(values(pixels), values.network(pixels))
+
+
+class Ends(nn.Module):
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, values: Tensor) -> Tensor:
+        return self.function(values)
+
+
+@pytest.mark.parametrize("task", ["multilabel", "multiclass"])
+@pytest.mark.parametrize(
+    "ends",
+    [
+        lambda x: x.softmax(1),
+        lambda x: 1 - x.sigmoid(),
+        lambda x: torch.stack([x.sigmoid(), (x / 2).sigmoid()]).mean(0),
+        lambda x: torch.maximum(x.sigmoid(), (2 * x).sigmoid()),
+        lambda x: (x.softmax(1) + (x / 2).softmax(1)) / 2,
+    ],
+)
+def test_what_stays_probabilities_is_taken_back_to_logits(task: str, ends: Callable[[Tensor], Tensor]) -> None:
+    module = tuner(nn.Sequential(*little_net(), Ends(ends)), num_classes=4, task=task).eval()
+    pixels = images().tensors[0]
+    with torch.no_grad():
+        logits, made = module(pixels), module.network(pixels)
+    one_class = task == "multiclass" and bool((made.sum(1) - 1).abs().max() < 1e-4)
+    torch.testing.assert_close(logits.softmax(1) if one_class else logits.sigmoid(), made)
+
+
+def test_scores_above_one_are_taken_for_logits_with_a_word(caplog: pytest.LogCaptureFixture) -> None:
+    network = nn.Sequential(*little_net(), Ends(lambda x: x.sigmoid() + (x / 2).sigmoid()))
+    module, pixels = tuner(network, num_classes=4, task="multilabel").eval(), images().tensors[0]
+    assert "never negative, but no probabilities" in caplog.text
+    with torch.no_grad():
+        assert torch.equal(module(pixels), module.network(pixels))
 
 
 class TwoOutputs(FineTuner):

@@ -8,15 +8,13 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_cnnviz.core.network.arguments import WrongArgumentError
+from lightning_cnnviz.core.network.endings import Ending, EndingMode, sums_to_one, within_one
 from lightning_cnnviz.core.network.hooks import analysis_mode
 
 __all__ = [
     "IGNORED",
-    "Ending",
-    "EndingMode",
     "OutputFn",
     "Scores",
     "Task",
@@ -25,8 +23,6 @@ __all__ = [
     "find_task",
     "named_scores",
     "output_tensor",
-    "sums_to_one",
-    "undone",
 ]
 
 TaskKind = Literal["multiclass", "multilabel", "binary", "segmentation", "regression"]
@@ -34,9 +30,6 @@ TaskKind = Literal["multiclass", "multilabel", "binary", "segmentation", "regres
 
 OutputFn = Callable[[Any], Any]
 """Takes what the network returns, and returns the tensor of scores: `lambda output: output["species"]`."""
-
-Ending = Literal["softmax", "sigmoid", ""]
-"""The function that a network ends in, where that makes probabilities."""
 
 IGNORED = (-1, -100)
 """Whole-number labels that stand for no label: the usual signs of data without labels, and of torch's losses."""
@@ -261,10 +254,10 @@ def find_task(
     if values.ndim == 4 and values.shape[2:] == (1, 1) and kind != "segmentation":
         values = values[:, :, 0, 0]
     asked = _once(ending)
-    within = _within(values)
+    within = within_one(values)
     found = kind or _found(values, labels, asked if within else _nothing, image_shape)
     _check(found, values)
-    normalized = within and (_sums_to_one(values, _tolerance(values)) or asked() == "sigmoid") and found != "regression"
+    normalized = within and (sums_to_one(values, _tolerance(values)) or asked() == "sigmoid") and found != "regression"
     return Task(kind=found, normalized=normalized, part=part, told=kind is not None)
 
 
@@ -322,7 +315,8 @@ def _check(kind: TaskKind, values: Tensor) -> None:
 def find_ending(model: nn.Module, images: Tensor, output_fn: OutputFn | None = None) -> Ending:
     """Run a network and say whether its output is made by a softmax or a sigmoid; it is left as it was.
 
-    Whatever only moves, picks or joins values (views, casts, concatenations, clamping) may follow.
+    Whatever moves, picks, joins, averages, multiplies or scales probabilities may follow, as far as they stay within 0
+    and 1.
 
     Args:
         model: The network, in whatever mode it is.
@@ -333,84 +327,12 @@ def find_ending(model: nn.Module, images: Tensor, output_fn: OutputFn | None = N
         >>> find_ending(nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.Softmax(1)), torch.zeros(1, 1, 2, 2))
         'softmax'
     """
-    endings = EndingMode()
+    given = images.clone()
+    endings = EndingMode(given)
     with analysis_mode(model), endings:
-        output = model(images.clone())
+        output = model(given)
         values, _ = output_tensor(output if output_fn is None else output_fn(output))
         return endings.of(values)
-
-
-def undone(values: Tensor, ending: Ending) -> Tensor:
-    """Return logits whose softmax, or sigmoid, some probabilities are; of no ending, the values themselves.
-
-    Example:
-        >>> undone(torch.tensor([[0.25, 0.75]]), "softmax").softmax(1)
-        tensor([[0.2500, 0.7500]])
-    """
-    if not ending:
-        return values
-    exact = values if values.dtype == torch.float64 else values.float()
-    if ending == "sigmoid":
-        return exact.logit(torch.finfo(exact.dtype).eps)
-    return exact.clamp(min=torch.finfo(exact.dtype).tiny).log()
-
-
-def sums_to_one(values: Tensor) -> bool:
-    """Return whether all rows `(N, classes)` that are not NaN lie within 0 and 1, and sum to one."""
-    # Closely: a single row may come near by chance.
-    return _within(values) and _sums_to_one(values, max(1e-5, torch.finfo(values.dtype).eps))
-
-
-class EndingMode(TorchDispatchMode):
-    """Follows, for as long as it is entered, which tensors a softmax or a sigmoid has made."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        # With the tensors themselves, so that none is taken for another that is made in its place.
-        self._made: dict[int, tuple[Tensor, Ending]] = {}
-
-    def of(self, value: Tensor) -> Ending:
-        """Return what has made a tensor."""
-        made = self._made.get(id(value))
-        return "" if made is None else made[1]
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        returned = func(*args, **(kwargs or {}))
-        name = func._schema.name.removeprefix("aten::")
-        ending = _ENDINGS.get(name, "")
-        if not ending and name in _CARRIED:
-            given = [self.of(value) for value in _tensors(args)]
-            given = given if name in ("cat", "stack") else given[1:2] if name == "copy_" else given[:1]
-            ending = given[0] if len(set(given)) == 1 else ""
-        for value in _tensors([returned]):
-            if ending:
-                self._made[id(value)] = value, ending
-            else:
-                self._made.pop(id(value), None)  # written over
-        return returned
-
-
-_ENDINGS: dict[str, Ending] = {
-    **{"_softmax": "softmax", "softmax": "softmax"},
-    **{"sigmoid": "sigmoid", "sigmoid_": "sigmoid", "hardsigmoid": "sigmoid", "hardsigmoid_": "sigmoid"},
-}
-# What moves, picks, joins or averages values, as torch spells it below autograd.
-_CARRIED = frozenset(
-    (
-        *("view", "_unsafe_view", "reshape", "_reshape_alias", "flatten", "squeeze", "squeeze_", "unsqueeze"),
-        *("unsqueeze_", "select", "slice", "narrow", "transpose", "permute", "t", "expand", "alias", "as_strided"),
-        *("detach", "clone", "contiguous", "_to_copy", "copy_", "cat", "stack", "split", "split_with_sizes", "unbind"),
-        *("index", "index_select", "clamp", "clamp_", "clamp_min", "clamp_max", "mean"),
-    )
-)
-
-
-def _tensors(values: Any) -> Iterator[Tensor]:
-    for value in values:
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, (list, tuple)):
-            yield from _tensors(value)
 
 
 def _once(ending: Callable[[], Ending] | None) -> Callable[[], Ending]:
@@ -442,20 +364,6 @@ def _whole(values: Tensor) -> bool:
 
 def _zeros_and_ones(values: Tensor) -> bool:
     return bool(((values == 0) | (values == 1)).all())
-
-
-def _within(values: Tensor) -> bool:
-    """Whether all finite images' scores lie within 0 and 1."""
-    known = values[~values.flatten(1).isnan().any(1)] if values.ndim > 1 else values[~values.isnan()]
-    return known.numel() > 0 and bool(((known >= 0) & (known <= 1 + _tolerance(values))).all())
-
-
-def _sums_to_one(values: Tensor, tolerance: float) -> bool:
-    if values.ndim == 1 or values.shape[1] == 1:
-        return False
-    known = values[~values.flatten(1).isnan().any(1)]
-    sums = known.float().sum(1)
-    return torch.allclose(sums, torch.ones_like(sums), atol=tolerance)
 
 
 def _tolerance(values: Tensor) -> float:

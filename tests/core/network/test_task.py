@@ -12,15 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_cnnviz.core.network.endings import Ending
 from lightning_cnnviz.core.network.task import (
-    Ending,
     Task,
     TaskKind,
     find_ending,
     find_task,
     output_tensor,
-    sums_to_one,
-    undone,
 )
 
 LOGITS = torch.tensor([[3.0, -2.0, 0.5], [-1.0, 0.2, 4.0]])
@@ -261,25 +259,3 @@ def test_the_function_that_a_network_ends_in_is_told(tail: list[nn.Module], endi
     model = little(*tail).train()
     assert find_ending(model, torch.rand(1, 1, 5, 5)) == ending
     assert all(module.training for module in model.modules())
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-@pytest.mark.parametrize(("ending", "function"), [("softmax", Tensor.softmax), ("sigmoid", Tensor.sigmoid)])
-def test_probabilities_are_taken_back_to_logits(ending: Ending, function: Any, dtype: torch.dtype) -> None:
-    values = LOGITS.to(dtype)
-    made = function(values, 1) if ending == "softmax" else function(values)
-    back = undone(made, ending)
-    again = back.softmax(1) if ending == "softmax" else back.sigmoid()
-    torch.testing.assert_close(again.to(dtype), made)
-    assert undone(LOGITS, "") is LOGITS
-
-
-def test_certainty_has_finite_logits() -> None:
-    sure = torch.tensor([[1.0, 0.0, 0.0]])
-    for ending in ("softmax", "sigmoid"):
-        logits = undone(sure, ending)
-        assert bool(logits.isfinite().all())
-        assert float(F.cross_entropy(logits, torch.tensor([0]))) < 1e-6
-    assert sums_to_one(sure)
-    assert not sums_to_one(torch.tensor([[0.5, 0.5002]]))
-    assert not sums_to_one(torch.tensor([[1.5, -0.5]]))
