@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -420,26 +421,50 @@ def _chosen_strengths(
     inner, outer, _ = data.matrices(split.fit, split.held_out, test=False)
     own, wanted = targets[split.fit].to(inner.device), targets[split.held_out]
 
+    @cache
+    def least_missed() -> float:
+        scores = _least_squares(inner, own, probed.count, in_gram=data.in_gram)
+        return 1 - probed.measured(scores, own)
+
     def choice_of(head: str) -> Choice:
-        largest: Any = None
-        reached = 0.0
+        fits: dict[float, Any] = {}
+        options: dict[str, Any] = {"space": data.space, "tolerance": _CHOICE_TOLERANCE}
 
         def underfits() -> bool:
-            return probed.measured(largest.scores(inner), own) < 1
+            missed = 1 - probed.measured(fits[max(fits)].scores(inner), own)
+            return missed > 0 and missed > 2 * least_missed()
 
         def values_of(strengths: Sequence[float]) -> list[float]:
-            nonlocal largest, reached
-            options: dict[str, Any] = {"space": data.space, "tolerance": _CHOICE_TOLERANCE}
-            path = probed.fit(inner, own, head, strengths, start=largest, **options)
-            if strengths[-1] > reached:
-                largest, reached = path[-1], strengths[-1]
+            nearest = min(fits, key=lambda C: abs(math.log(C / strengths[0]))) if fits else None  # noqa: N803
+            start = None if nearest is None else fits[nearest]
+            path = probed.fit(inner, own, head, strengths, start=start, **options)
+            fits.update(zip(strengths, path, strict=True))
             measured = [probed.measured(fit.scores(outer), wanted) for fit in path]
             # Where the held-out images do not tell, all are equal.
             return [-math.inf if math.isnan(value) else value for value in measured]
 
-        return choose_strength(values_of, protocol.Cs, protocol.extensions, underfits=underfits)
+        return choose_strength(
+            values_of, protocol.Cs, protocol.extensions, underfits=underfits, held_out=len(split.held_out)
+        )
 
     return {head: choice_of(head) for head in heads}
+
+
+def _least_squares(inputs: Tensor, own: Tensor, count: int, *, in_gram: bool) -> Tensor:
+    """The scores `(N, count)` of the images learned from, by least squares with hardly any regularization: one solve.
+
+    It says how much of them a linear classifier can fit, where one with large C would need long.
+    """
+    wanted = torch.nn.functional.one_hot(own, count) if own.ndim == 1 else own.clamp(min=0)
+    wanted = wanted.double().nan_to_num()
+    mean = wanted.mean(0)
+    # Inner products came in single precision.
+    inner = inputs.double() - (0 if in_gram else inputs.double().mean(0))
+    products, least = (inner, 1e-6) if in_gram else (inner.T @ inner, 1e-13)
+    products = products + least * _positive(products.diagonal().mean()) * torch.eye(len(products)).to(products)
+    right = wanted - mean if in_gram else inner.T @ (wanted - mean)
+    weights: Tensor = torch.linalg.solve(products, right)
+    return inner @ weights + mean
 
 
 def _as_layer(features: Tensor | LayerFeatures, layer: str, labels: Tensor) -> LayerFeatures:

@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 __all__ = ["choose_strength"]
 
+_MOST_UNDERFITTING = 8
+
 
 class Choice(NamedTuple):
     """A chosen C, and between what it was chosen.
@@ -31,18 +33,22 @@ def choose_strength(
     extensions: int,
     *,
     underfits: Callable[[], bool] = lambda: False,
+    held_out: int = 0,
 ) -> Choice:
     """Choose the most accurate C; while that is an end of the grid, and better than its neighbor, go on beyond it.
 
-    Where all are equally accurate, and the classifier of the largest misses images that it has learned from, larger
-    ones are tried as well: one channel that dominates leaves accuracy at chance until C is large enough. Steps beyond
-    an end have the ratio of the last two there.
+    Where all are equally accurate, but for chance, and the classifier of the largest underfits, larger ones are tried,
+    too, up to eight: one channel that dominates leaves accuracy at chance until C is large enough. Steps beyond an end
+    have the ratio of the last two there.
 
     Args:
         accuracies_of: Takes values of C, ascending, and returns the accuracy of each.
         grid: Two or more values to begin with; a single one is taken as it is.
-        extensions: How many steps beyond the grid at most.
-        underfits: Whether the classifier of the largest C that was asked for misses images that it has learned from.
+        extensions: How many steps beyond the grid at most, for each of the two reasons; 0 for none.
+        underfits: Whether the classifier of the largest C that was asked for misses images that it has learned from,
+            and would not with a larger one.
+        held_out: On how many images accuracies are measured: what two standard errors tell is chance. 0 for values
+            without any.
 
     Example:
         >>> choose_strength(lambda Cs: [-abs(C - 200) for C in Cs], (0.1, 1.0, 10.0), 4)
@@ -53,11 +59,14 @@ def choose_strength(
         return Choice(C=tried[0], lowest=tried[0], highest=tried[0], bracketed=True)
     accuracies = list(accuracies_of(tried))
     below, above = tried[1] / tried[0], tried[-1] / tried[-2]
-    for _ in range(extensions):
-        end = _end_of_choice(accuracies, underfits)
+    left, left_of_underfitting = extensions, _MOST_UNDERFITTING if extensions else 0
+    while True:
+        by_chance = bool(left_of_underfitting) and _alike(accuracies, held_out) and underfits()
+        end = True if by_chance else _end_of_choice(accuracies) if left else None
         following = _rounded(tried[-1] * above if end else tried[0] / below)
         if end is None or not 0 < following < math.inf:
             break
+        left, left_of_underfitting = left - (not by_chance), left_of_underfitting - by_chance
         at = len(tried) if end else 0
         tried.insert(at, following)
         accuracies[at:at] = accuracies_of([following])
@@ -69,11 +78,20 @@ def choose_strength(
     )
 
 
+def _alike(accuracies: list[float], held_out: int) -> bool:
+    """Whether accuracies differ by no more than chance."""
+    best, worst = max(accuracies), min(accuracies)
+    if not worst > -math.inf:
+        return False
+    likely = min(max(best, 0.0), 1.0)
+    return best - worst <= 2 * math.sqrt(likely * (1 - likely) / held_out) if held_out else best == worst
+
+
 def _choice(accuracies: list[float]) -> int:
     return accuracies.index(max(accuracies))
 
 
-def _end_of_choice(accuracies: list[float], underfits: Callable[[], bool]) -> bool | None:
+def _end_of_choice(accuracies: list[float], underfits: Callable[[], bool] = lambda: False) -> bool | None:
     """Whether the choice is the last, True, or the first, False, and better than its neighbor; else None."""
     choice, best = _choice(accuracies), max(accuracies)
     if choice == len(accuracies) - 1:

@@ -65,7 +65,7 @@ def test_the_grid_is_extended_until_the_best_lies_inside(
         ({-1: 0.5, 0: 0.5, 1: 0.5}, 1, (0.1, 0.1, 10.0, True)),
         ({-1: 0.5, 0: 0.5, 1: 0.5}, 2, (0.1, 0.1, 100.0, True)),
         # To the end nothing is fitted: who knows what lies beyond?
-        ({-1: 0.3, 0: 0.3, 1: 0.3}, 9, (0.1, 0.1, 100000.0, False)),
+        ({-1: 0.3, 0: 0.3, 1: 0.3}, 12, (0.1, 0.1, 1e9, False)),
         # They are not equal.
         ({-1: 0.4, 0: 0.4, 1: 0.3}, 9, (0.1, 0.1, 10.0, True)),
     ],
@@ -79,14 +79,38 @@ def test_larger_ones_are_tried_while_a_classifier_misses_what_it_has_learned_fro
     assert tuple(found) == expected
 
 
-def test_a_channel_that_dominates_does_not_leave_a_probe_at_chance() -> None:
+def test_accuracies_that_differ_by_chance_alone_do_not_hide_it() -> None:
+    accuracy = Accuracy({-1: 0.37, 0: 0.35, 1: 0.36, 2: 0.38, 3: 0.4, 4: 0.8, 5: 0.9})
+    underfits = lambda: max(accuracy.asked) < 1e5  # noqa: E731
+    found = choose_strength(accuracy, (0.1, 1.0, 10.0), 4, underfits=underfits, held_out=60)
+    assert found == Choice(C=1e5, lowest=0.1, highest=1e6, bracketed=True)
+    # With so many images they are told apart: the smaller ones are better.
+    accuracy = Accuracy({-2: 0.36, -1: 0.37, 0: 0.36, 1: 0.35, 2: 0.9})
+    found = choose_strength(accuracy, (0.1, 1.0, 10.0), 4, underfits=lambda: True, held_out=20_000)
+    assert found == Choice(C=0.1, lowest=0.01, highest=10.0, bracketed=True)
+    assert (
+        choose_strength(accuracy, (1.0, 10.0), 0, underfits=lambda: True, held_out=9).highest == 10
+    )  # none is allowed
+
+
+@pytest.mark.parametrize("head", ["svm", "softmax"])
+@pytest.mark.parametrize("scale", [1e2, 1e3, 1e4])
+def test_a_channel_that_dominates_does_not_leave_a_probe_at_chance(head: str, scale: float) -> None:
     torch.manual_seed(0)
     labels = torch.arange(120) % 3
     features = torch.randn(3, 20)[labels] + 0.8 * torch.randn(120, 20)
-    noisy = torch.cat([torch.randn(120, 1) * 1e4, features], 1)
-    found = probe(noisy, labels, Protocol(per_class=20, splits=3, heads=("svm",)))
+    noisy = torch.cat([torch.randn(120, 1) * scale, features], 1)
+    found = probe(noisy, labels, Protocol(per_class=20, splits=3, heads=(head,)))
     assert float(found.accuracy.min()) > 0.95  # 0.36 with the grid alone
-    assert float(found.C.min()) >= 1e5
+    assert bool(found.bracketed.all() if found.bracketed is not None else False)
+
+
+def test_noise_that_no_probe_fits_is_no_reason_to_go_on() -> None:
+    torch.manual_seed(0)
+    labels = torch.arange(900) % 3
+    found = probe(torch.randn(900, 5), labels, Protocol(per_class=200, splits=1))
+    assert found.tried is not None
+    assert float(found.tried[..., 1].max()) <= 1e5
 
 
 def test_a_single_c_is_taken_as_it_is() -> None:
