@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_cnnviz.core.images.attribution import AttributionMaps
-from lightning_cnnviz.render.figures import class_label, overlaid, scores_note, target_label, task_notes
+from lightning_cnnviz.render.figures import class_label, layer_notes, overlaid, scores_note, target_label, task_notes
 from lightning_cnnviz.report import Gallery, Item, Number, Report, Row, Tile
 
 __all__ = ["attribution_report"]
@@ -67,7 +67,7 @@ def attribution_report(
         "Red speaks for the class and blue against it" if _is_signed(result) else "Brighter speaks for the class"
     )
     scaled = f"{explained}, each image scaled by itself: its strongest 0.5 % of pixels have the full color."
-    strange = (*scores_note(untouched), *_gradients_note(result))
+    strange = (*scores_note(untouched), *_gradients_note(result), *layer_notes(result.layer, result.layers_behind))
     explanations = (*strange, scaled, *task_notes(untouched, class_names))
     return Report("attribution", title="Attribution", items=items, notes=(*explanations, *notes))
 

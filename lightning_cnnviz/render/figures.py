@@ -30,6 +30,7 @@ __all__ = [
     "fit_square",
     "house_style",
     "kept_figures",
+    "layer_notes",
     "line_style",
     "new_figure",
     "overlaid",
@@ -177,6 +178,17 @@ def target_label(classified: Classified, number: int, names: Sequence[str] | Non
     if not classified.task.has_classes:
         return classified.target_name
     return class_label(names, int(classified.targets[number]), length)
+
+
+def layer_notes(layer: str, behind: int) -> tuple[str, ...]:
+    """Return what is said of a default layer that is not the one that the head pools."""
+    if not behind:
+        return ()
+    return (
+        f"'{layer}' is the last layer that returns feature maps, but not what the head pools: {behind} layers with "
+        "weights behind it work on tokens, which have no rows and columns to be shown. It was chosen since none was "
+        "named.",
+    )
 
 
 def task_notes(classified: Classified, names: Sequence[str] | None = None) -> tuple[str, ...]:

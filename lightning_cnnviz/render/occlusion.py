@@ -18,6 +18,7 @@ from lightning_cnnviz.render.figures import (
     class_color,
     class_label,
     figure_pixels,
+    layer_notes,
     new_figure,
     overlaid,
     scores_note,
@@ -73,6 +74,7 @@ def occlusion_report(
         "occluder, a line in the map's scale.",
         f"Activation: the sum, above zero, of the feature map of {result.layer} that is strongest without an occluder.",
     ]
+    explained += layer_notes(result.layer, result.layers_behind)
     if result.unprojected:
         explained.append(f"The feature map is not projected to pixels: {result.unprojected}.")
     else:

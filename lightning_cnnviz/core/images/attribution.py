@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -52,12 +52,15 @@ class AttributionMaps:
             saliency, which are never below zero. In logits: for integrated gradients a part of the difference to the
             baseline's, for the others a change for each unit of input or activation. NaN of images whose scores are
             not finite.
+        layers_behind: How many layers with weights work on tokens between the layer and the head, where none was named:
+            the head does not pool its maps then.
     """
 
     method: AttributionMethod
     layer: str
     untouched: Classified
     maps: Tensor
+    layers_behind: int = 0
 
     def __post_init__(self) -> None:
         if self.maps.ndim != 4 or len(self.maps) != len(self.untouched):
@@ -68,7 +71,7 @@ class AttributionMaps:
         """Join the parts of several ranks: rank r had images r, r + ranks, ...."""
         untouched = Classified.joined([part.untouched for part in parts])
         maps = interleave([part.maps for part in parts])
-        return cls(method=parts[0].method, layer=parts[0].layer, untouched=untouched, maps=maps)
+        return replace(parts[0], untouched=untouched, maps=maps)
 
 
 def attribute(
@@ -127,7 +130,7 @@ def attribute(
     with analysis_mode(model):
         together = batch_size or images_at_once(model, images[:1], gradients=True)
         untouched = classify(model, images, labels, task=task, output_fn=output_fn, batch_size=together)
-        name, site = _site(model, images[:1], method, layer)
+        name, site, behind = _site(model, images[:1], method, layer)
         explain = _Explanation(Scorer(model, untouched.task, output_fn), method, site, start, steps, together)
         classes, regions = untouched.targets.clamp(min=0).to(images.device), untouched.regions
         pairs = list(zip(images.split(together), classes.split(together), strict=True))
@@ -137,7 +140,7 @@ def attribute(
                 parts += in_chunks(partial(explain.part, batch, targets, own), len(batch))
     # Rules that rectify, or pool, make finite numbers of NaN.
     maps = torch.cat(parts).masked_fill(~untouched.scored[:, None, None, None], torch.nan)
-    return AttributionMaps(method=method, layer=name, untouched=untouched, maps=maps)
+    return AttributionMaps(method=method, layer=name, untouched=untouched, maps=maps, layers_behind=behind)
 
 
 def check_attribution(
@@ -165,7 +168,7 @@ def check_attribution(
     with analysis_mode(model):
         untouched = classify(model, images, labels, task=task, output_fn=output_fn)
         targets = untouched.targets.clamp(min=0).to(images.device)
-        _, site = _site(model, images[:1], method, layer)
+        _, site, _ = _site(model, images[:1], method, layer)
         start = fill_values(images, None).view(1, -1, 1, 1)
         scorer = Scorer(model, untouched.task, output_fn)
         regions = None if untouched.regions is None else untouched.regions[:1]
@@ -306,8 +309,8 @@ class _WithLogits(nn.Module):
         return logits
 
 
-def _site(model: nn.Module, image: Tensor, method: str, layer: LayerSpec | None) -> tuple[str, Site | None]:
+def _site(model: nn.Module, image: Tensor, method: str, layer: LayerSpec | None) -> tuple[str, Site | None, int]:
     if "gradcam" not in method:
-        return "", None
-    name, site, _ = layer_site(model, image, layer)
-    return name, site
+        return "", None, 0
+    name, site, chosen = layer_site(model, image, layer)
+    return name, site, chosen.layers_behind

@@ -61,6 +61,8 @@ class OcclusionMaps:
             the network's values with either sign, NaN where there is no such feature map; none where the network cannot
             be projected.
         unprojected: Why there are no projections; empty where there are.
+        layers_behind: How many layers with weights work on tokens between the layer and the head, where none was named:
+            the head does not pool its maps then.
     """
 
     layer: str
@@ -75,6 +77,7 @@ class OcclusionMaps:
     predictions: Tensor
     projections: tuple[Tensor, ...]
     unprojected: str = ""
+    layers_behind: int = 0
 
     def __post_init__(self) -> None:
         shape = (len(self.channels), *self.boxes.shape[:2])
@@ -102,6 +105,7 @@ class OcclusionMaps:
             **whole,
             projections=projections,
             unprojected=why,
+            layers_behind=first.layers_behind,
         )
 
 
@@ -179,6 +183,7 @@ def occlude(
         predictions=torch.stack(sweep.predictions),
         projections=projections,
         unprojected=why,
+        layers_behind=chosen.layers_behind,
     )
 
 

@@ -58,12 +58,15 @@ class SelectedLayer:
         literal: Whether the user wrote its name (or a glob). A convolution that was chosen by kind is read after the
             BatchNorm that directly follows it; one that was named is read as it is.
         channels_last: Whether its maps are `(N, H, W, C)`, as transformers have them.
+        layers_behind: Of the default layer of a view: how many layers with weights work on more than one position
+            between it and the head, on tokens as a rule. 0 where the head pools its maps.
     """
 
     name: str
     module: nn.Module
     literal: bool
     channels_last: bool = False
+    layers_behind: int = 0
 
 
 def select_layers(model: nn.Module, layers: LayerSpec = "conv") -> list[SelectedLayer]:

@@ -29,6 +29,8 @@ class DefaultLayers:
         first: The first convolution that runs, as if chosen by kind: read behind a BatchNorm that directly follows it.
         deep: The last layer before the classifier that returns feature maps of more than one position, `(N, C, H, W)`
             or `(N, H, W, C)`: those that the head pools. Pooling and dropout do not count. None where there is none.
+            Where layers behind it work on tokens, as in many hybrids with transformers, the head pools these: its
+            `layers_behind` says how many do.
         classifier: The last layer with weights that runs: a linear layer or a convolution. None where there is none, or
             where the last is a convolution to other channels than there are scores: a head of functions follows it.
     """
@@ -68,13 +70,16 @@ def find_default_layers(model: nn.Module, image: Tensor) -> DefaultLayers:
     narrowest = (next((name for name in names if name in once), None) for names in walk.spatial)
     before = [name for name in narrowest if name is not None and walk.ran.index(name) < end]
     deep = before[-1] if before else None
+    behind = 0 if deep is None else sum(name in walk.on_positions for name in walk.ran[walk.ran.index(deep) + 1 : end])
 
-    def chosen(name: str | None, literal: bool) -> SelectedLayer | None:
-        return (
-            None if name is None else SelectedLayer(name, modules[name], literal, walk.channels_last.get(name, False))
-        )
+    def chosen(name: str | None, literal: bool, behind: int = 0) -> SelectedLayer | None:
+        if name is None:
+            return None
+        return SelectedLayer(name, modules[name], literal, walk.channels_last.get(name, False), behind)
 
-    return DefaultLayers(first=chosen(first, False), deep=chosen(deep, True), classifier=chosen(classifier, True))
+    return DefaultLayers(
+        first=chosen(first, False), deep=chosen(deep, True, behind), classifier=chosen(classifier, True)
+    )
 
 
 class _Walk:
@@ -85,6 +90,8 @@ class _Walk:
         # Each feature maps' names, the narrowest first.
         self.spatial: list[list[str]] = []
         self.channels_last: dict[str, bool] = {}
+        # Layers with weights whose output has more than one position, maps or tokens.
+        self.on_positions: set[str] = set()
         self._modules, self._size, self._layouts = modules, tuple(image.shape[-2:]), layouts
         self._last: Any = None
         self._pooled: Any = None
@@ -92,7 +99,11 @@ class _Walk:
 
     def on_output(self, name: str, output: Any) -> None:
         self.ran.append(name)
-        if not isinstance(output, Tensor) or output.ndim != 4:
+        if not isinstance(output, Tensor):
+            return
+        if isinstance(self._modules[name], _WEIGHTED) and _positions(output) > 1:
+            self.on_positions.add(name)
+        if output.ndim != 4:
             return
         channels_last = self._layouts.is_channels_last(output)
         if channels_last is None:
@@ -119,6 +130,11 @@ class _Walk:
     def is_spatial(self, name: str) -> bool:
         """Whether a layer returned maps of more than one position."""
         return any(name in names for names in self.spatial)
+
+
+def _positions(output: Tensor) -> int:
+    """How many positions maps, or tokens `(N, T, C)`, have at least."""
+    return min(output.shape[1:]) if output.ndim == 3 else output.shape[2:].numel() if output.ndim > 3 else 1
 
 
 def _makes_other_channels(module: nn.Module, scores: Any, spatial: bool) -> bool:

@@ -18,6 +18,7 @@ from lightning_cnnviz.core.network.hooks import model_device
 from lightning_cnnviz.core.network.layers import LayerNotFoundError
 from lightning_cnnviz.core.network.memory import images_at_once
 from lightning_cnnviz.core.tracing.default_layers import find_default_layers, layer_site
+from lightning_cnnviz.show import show
 
 
 def found_in(model: nn.Module, size: int = 32, channels: int = 3) -> tuple[Any, ...]:
@@ -221,6 +222,58 @@ def test_a_head_of_functions_pools_the_last_maps_as_one_of_layers_does() -> None
     assert occlude(functions, images, labels, size=4).layer == "5"
     read = measure_invariance(functions, images, labels, transforms=["rotation"])
     assert read.layers == ("0", "5")
+
+
+class Tokens(nn.Module):
+    """What transformers, and hybrids with them, do behind convolutions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other, self.squeeze = nn.Linear(8, 16), nn.Linear(16, 8), nn.Linear(8, 8)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        tokens = maps.flatten(2).transpose(1, 2)
+        tokens = tokens + self.other(self.one(tokens).relu())
+        gated: Tensor = tokens * self.squeeze(tokens.mean(1, keepdim=True)).sigmoid()
+        return gated.mean(1)
+
+
+def test_layers_behind_the_last_maps_that_work_on_tokens_are_counted_and_said() -> None:
+    torch.manual_seed(0)
+    images, labels = torch.randn(2, 1, 16, 16), torch.tensor([0, 2])
+    hybrid = nn.Sequential(*body()[:6], Tokens(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    pooled = nn.Sequential(*body(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    for model, behind in ((hybrid, 2), (pooled, 0)):
+        deep = find_default_layers(model, images[:1]).deep
+        assert deep is not None
+        assert (deep.name, deep.layers_behind) == ("5", behind)
+        for result in (attribute(model, images, labels), occlude(model, images, labels, size=4)):
+            assert (result.layer, result.layers_behind) == ("5", behind)
+            said = [note for note in show(result, images=(images, labels)).notes if "not what the head pools" in note]
+            assert len(said) == (behind > 0)
+            assert type(result).joined([result, result]).layers_behind == behind
+        named = attribute(model, images, labels, layer="5")
+        assert named.layers_behind == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "layer", "behind"),
+    [
+        ("levit_128s", "stem.conv4.bn", 46),
+        ("xcit_nano_12_p8_224", "blocks.11.local_mp.conv2", 2),
+        ("pit_ti_224", "transformers.2.pool.conv", 16),
+        ("vit_tiny_patch16_224", "patch_embed.proj", 48),
+        ("selecsls42", "head.3.2", 0),
+        ("levit_conv_128s", "stages.2.blocks.3", 0),
+    ],
+)
+def test_hybrids_of_timm_say_what_follows_their_last_maps(name: str, layer: str, behind: int) -> None:
+    timm = pytest.importorskip("timm")
+    model = timm.create_model(name, pretrained=False, num_classes=6).eval()
+    deep = find_default_layers(model, torch.randn(1, *model.default_cfg["input_size"])).deep
+    assert deep is not None
+    assert (deep.name, deep.layers_behind) == (layer, behind)
 
 
 QUICK = ("skresnet18", "repvgg_a0", "mobileone_s0", "swin_tiny_patch4_window7_224")
