@@ -20,13 +20,15 @@ _AT_ONCE = 1024  # files that threads are given at a time
 _LARGE = 12_000_000  # pixels: what has no more is decoded whole, and then resized, as torchvision does it
 _MOST_PIXELS = 8_000_000  # of an image that a thread decodes while files are checked; a larger one is decoded alone
 _SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
+_BITS, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # tags of TIFF
 _SCALED_TO_16 = ("PNG", "PPM")  # their 16-bit images may come as whole numbers of 32 bits
 
 
 def read_image_file(file: str, enough: int | None = None) -> Image.Image:
     """Read an image file, upright as its EXIF orientation says, with 8 bits a channel.
 
-    Gray values of 16 bits are divided by 257: all of the range becomes all of the range.
+    Gray values of 16 bits are divided by 257, of 12 by 16.06: all of the range becomes all of the range. Where a TIFF
+    file says that 0 is white, it is.
 
     Args:
         file: The file.
@@ -43,8 +45,8 @@ def read_image_file(file: str, enough: int | None = None) -> Image.Image:
             if enough is not None and opened.width * opened.height > _LARGE:
                 opened.draft(None, (2 * enough, 2 * enough))
             opened.load()
-            image = _upright(opened)
-            return _in_eight_bits(image, opened.format)
+            _check_range(opened, opened.format)
+            return _in_eight_bits(_upright(opened), *_black_and_white(opened))
     except MemoryError as error:
         raise MemoryError(f"{file}: there is not enough memory to decode it") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
@@ -101,11 +103,18 @@ def _upright(image: Image.Image) -> Image.Image:
     return image
 
 
-def _in_eight_bits(image: Image.Image, kind: str | None) -> Image.Image:
-    _check_range(image, kind)
+def _black_and_white(image: Image.Image) -> tuple[int, int]:
+    """Which values of an image of more than 8 bits are black and white; those of 8 Pillow has turned already."""
+    tags = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
+    bits = tags.get(_BITS, (16,))
+    white = 2 ** min(bits if isinstance(bits, int) else bits[0], 16) - 1
+    return (white, 0) if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO else (0, white)
+
+
+def _in_eight_bits(image: Image.Image, black: int, white: int) -> Image.Image:
     if image.mode in _SIXTEEN_BITS or image.mode == "I":
-        values = np.asarray(image).astype(np.uint32)
-        return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+        shades = (np.asarray(image).astype(np.float32) - black) / (white - black)
+        return Image.fromarray((255 * shades.clip(0, 1) + 0.5).astype(np.uint8))
     return image
 
 

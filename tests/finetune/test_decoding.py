@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import struct
 import threading
 import tracemalloc
 from pathlib import Path
@@ -44,6 +45,34 @@ def test_gray_of_sixteen_bits_keeps_its_range(tmp_path: Path, suffix: str) -> No
     assert abs(found.mean() - 127.5) < 0.01
     assert abs(found - ramp() / 257).max() <= 0.5
     assert broken_files([str(file)]) == {}
+
+
+def tiff_of(values: list[int], bits: int, *, zero_is_white: bool) -> bytes:
+    """One row of gray values as a TIFF file, written down from its specification."""
+    packed = "".join(f"{value:0{bits}b}" for value in values)
+    if bits == 16:  # little-endian, as the file is
+        packed = "".join(part[8:] + part[:8] for part in (packed[at : at + 16] for at in range(0, len(packed), 16)))
+    data = bytes(int(packed[at : at + 8].ljust(8, "0"), 2) for at in range(0, len(packed), 8))
+    data += b"\0" * (len(data) % 2)
+    tags = {256: len(values), 257: 1, 258: bits, 259: 1, 262: 0 if zero_is_white else 1, 273: 8, 277: 1, 278: 1}
+    tags[279] = len(data)
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    return b"II*\0" + struct.pack("<I", 8 + len(data)) + data + struct.pack("<H", len(tags)) + entries + b"\0" * 4
+
+
+@pytest.mark.parametrize(
+    ("bits", "zero_is_white"),
+    # Of 12 bits, Pillow reads one kind alone.
+    [(1, False), (1, True), (4, False), (4, True), (8, False), (8, True), (12, False), (16, False), (16, True)],
+)
+def test_white_is_what_a_tiff_file_says(bits: int, zero_is_white: bool, tmp_path: Path) -> None:
+    most = 2**bits - 1
+    values = [0, most, most // 3, most // 2, most, 0, 0, most]
+    file = tmp_path / "a.tif"
+    file.write_bytes(tiff_of(values, bits, zero_is_white=zero_is_white))
+    shades = np.array([most - value if zero_is_white else value for value in values]) / most
+    assert abs(np.asarray(read_image_file(str(file)).convert("L"))[0] - 255 * shades).max() <= 0.5
+    assert not broken_files([str(file)])
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.int32])

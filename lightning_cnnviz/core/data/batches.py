@@ -256,9 +256,11 @@ def numbered_batches(
         progress: Wraps the iterable of batches to show progress.
 
     Raises:
-        TypeError: A batch holds no images.
+        TypeError: A batch holds no images, or the loader has no batches.
         ValueError: The loader gives no image.
     """
+    if not hasattr(loader, "__iter__") and not hasattr(loader, "__getitem__"):
+        raise TypeError(f"a {type(loader).__name__} has no batches: give a DataLoader, or any iterable of batches")
     arrived = 0
     with closing(indexed_batches(loader)) as batches:
         for batch, numbers in progress(batches) if progress is not None else batches:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from lightning_cnnviz.core.network.layers import (
     FeatureSpec,
@@ -108,7 +109,7 @@ def layer_filters(
 
 
 @torch.no_grad()
-def renormalize_(modules: Sequence[nn.Conv2d], radius: float) -> int:
+def renormalize_(modules: nn.Module | Sequence[nn.Module], radius: float) -> int:
     """Scale back, in place, each filter whose RMS exceeds `radius`, and return how many there were.
 
     The weights are those that a layer uses: where weight_norm, pruning or a parametrization computes them, what they
@@ -119,6 +120,7 @@ def renormalize_(modules: Sequence[nn.Conv2d], radius: float) -> int:
         radius: The largest RMS that a filter keeps.
 
     Raises:
+        TypeError: A module is no convolution or linear layer, or has no weights yet. Nothing has changed then.
         ValueError: The radius is not positive, or what computes a layer's weights undoes it (spectral_norm); such a
             layer has not changed.
 
@@ -130,6 +132,15 @@ def renormalize_(modules: Sequence[nn.Conv2d], radius: float) -> int:
     """
     if not radius > 0:
         raise ValueError(f"radius={radius}: give a positive number; the paper's is 0.1")
+    modules = [modules] if isinstance(modules, nn.Module) else modules
+    for module in modules:
+        has = isinstance(module, (nn.modules.conv._ConvNd, nn.Linear))
+        if not has or is_lazy(module.weight):
+            what = "has no weights before its first pass" if has else "has no filters"
+            raise TypeError(
+                f"modules: {type(module).__name__} {what}; give convolutions, as "
+                "[module for module in network.modules() if isinstance(module, torch.nn.Conv2d)]"
+            )
     scaled = 0
     for module in modules:
         rms = _rms(used_weight(module))

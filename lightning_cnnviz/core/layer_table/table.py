@@ -225,7 +225,13 @@ def _image(model: nn.Module, input_size: Sequence[int] | Tensor) -> Tensor:
             )
         image = image.detach().to(like.device)
         return image.to(like.dtype) if image.is_floating_point() else image
-    size = tuple(int(n) for n in input_size)
+    try:
+        size = tuple(int(n) for n in input_size)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"input_size is a {type(input_size).__name__}; give channels, height and width, as in (3, 224, 224), or an "
+            "image (C, H, W)"
+        ) from None
     if len(size) != 3 or min(size) < 1:
         raise ValueError(f"input_size={size} is no image: give channels, height and width, as in (3, 224, 224)")
     # Zeros pass through everything, norms included, without NaN.

@@ -16,6 +16,7 @@ from lightning_cnnviz.core.network.calling import rows_of
 from lightning_cnnviz.core.network.layers import other_dimensions
 from lightning_cnnviz.core.network.memory import in_chunks, is_out_of_memory
 from lightning_cnnviz.core.network.task import OutputFn, Scores, Task, TaskKind, find_ending, find_task, output_tensor
+from lightning_cnnviz.core.network.wrong_images import no_images, other_dtype
 
 __all__ = [
     "Classified",
@@ -292,7 +293,7 @@ def refused(model: nn.Module, images: Tensor) -> Iterator[None]:
     except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
         if is_out_of_memory(error) or isinstance(error, WrongArgumentError):
             raise
-        why = other_dimensions(model)
+        why = other_dimensions(model) or other_dtype(model, images)
         who, shape = type(model).__name__, tuple(images.shape[1:])
         raise ImagesRefusedError(
             f"{who} does not take images of shape {shape}: {f'{why} ({error})' if why else error}"
@@ -312,8 +313,11 @@ def check_images(images: Tensor) -> None:
     """Refuse what is no batch of images.
 
     Raises:
+        TypeError: It is no tensor.
         ValueError: It is no float or uint8 tensor `(N, C, H, W)`, or has no image.
     """
+    if not isinstance(images, Tensor):
+        raise TypeError(no_images(images))
     if images.ndim != 4 or not len(images) or not (images.is_floating_point() or images.dtype == torch.uint8):
         raise ValueError(
             f"images are {images.dtype} of shape {tuple(images.shape)}; give one or more as a float or uint8 tensor "

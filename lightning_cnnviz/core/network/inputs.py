@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lightning_cnnviz.core.network.calling import floating_numbers, rows_of
 from lightning_cnnviz.core.network.classification import run_network
 from lightning_cnnviz.core.network.hooks import analysis_mode, model_device
+from lightning_cnnviz.core.network.wrong_images import no_images
 
 __all__ = ["all_as_floats", "as_floats"]
 
@@ -43,8 +44,11 @@ def all_as_floats(model: nn.Module, images: Any) -> Any:
     """Return images `(C, H, W)` by number, a tensor, a sequence or a mapping of them, as `as_floats` does.
 
     Raises:
+        TypeError: They are none of these.
         ValueError: See `as_floats`.
     """
+    if not isinstance(images, (Tensor, Mapping, Sequence)) or isinstance(images, str):
+        raise TypeError(no_images(images))
     numbers = list(images) if isinstance(images, Mapping) else range(len(images))
     first = next((images[number] for number in numbers), None)
     if first is None or first.dtype != torch.uint8:

@@ -204,6 +204,12 @@ def probe_layers(
         >>> [scores.accuracy.shape for scores in probe_layers(features, Protocol(per_class=5, splits=3))]
         [torch.Size([2, 3]), torch.Size([2, 3])]
     """
+    for given in (features,) if test is None else (features, test):
+        if not isinstance(given, Features):
+            raise TypeError(
+                f"features are a {type(given).__name__}; give what tap_features(network, loader) returns: "
+                "probe_layers(tap_features(network, loader))"
+            )
     protocol = find_protocol(protocol)
     targets, wanted = settled(features.labels, None if test is None else test.labels)
     if manifest is None:
@@ -478,6 +484,11 @@ def _as_layer(features: Tensor | LayerFeatures, layer: str, labels: Tensor) -> L
         count, width = features.shape
         features = LayerFeatures(
             layer=layer, values=features.detach().float(), shape=(width, 1, 1), pooled=(1, 1), images=count
+        )
+    if not isinstance(features, LayerFeatures) or not isinstance(labels, Tensor):
+        raise TypeError(
+            f"features are a {type(features).__name__} and labels a {type(labels).__name__}; give tensors (N, D) and "
+            "(N,). Those of a network's layers: probe_layers(tap_features(network, loader))"
         )
     if labels.shape[:1] != (features.images,):
         raise ValueError(

@@ -181,6 +181,10 @@ def find_protocol(protocol: str | Protocol | None = None, **changes: Any) -> Pro
                 f"protocol='{protocol}': there are {', '.join(PROTOCOLS)}; or give a Protocol(per_class=..., ...)"
             )
         protocol = PROTOCOLS[protocol]
+    if protocol is not None and not isinstance(protocol, Protocol):
+        raise TypeError(
+            f"protocol is a {type(protocol).__name__}; give one of {', '.join(PROTOCOLS)}, or a Protocol(per_class=...)"
+        )
     given: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in changes.items()
     }

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -141,3 +142,22 @@ def test_it_leaves_no_trace() -> None:
     assert all(parameter.requires_grad for parameter in model.parameters())
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.parametrize(
+    ("wrong", "what"),
+    [
+        ([nn.ReLU()], "ReLU has no filters"),
+        ([nn.Conv2d(1, 2, 3), nn.BatchNorm2d(3)], "BatchNorm2d has no filters"),
+        (nn.Sequential(nn.Conv2d(1, 2, 3)), "Sequential has no filters"),
+        (["0"], "str has no filters"),
+        ([nn.LazyConv2d(2, 3)], "LazyConv2d has no weights before its first pass"),
+    ],
+)
+def test_what_has_no_filters_is_not_renormalized(wrong: Any, what: str) -> None:
+    conv = nn.Conv2d(1, 2, 3)
+    before = conv.weight.clone()
+    with pytest.raises(TypeError, match=rf"{what}.*isinstance\(module, torch\.nn\.Conv2d\)"):
+        renormalize_([conv, *wrong] if isinstance(wrong, list) else wrong, 1e-9)
+    assert torch.equal(conv.weight, before)
+    assert renormalize_(conv, 1e-9) == 2  # one alone
