@@ -135,7 +135,7 @@ def renormalize_(modules: nn.Module | Sequence[nn.Module], radius: float) -> int
     modules = [modules] if isinstance(modules, nn.Module) else modules
     for module in modules:
         has = isinstance(module, (nn.modules.conv._ConvNd, nn.Linear))
-        if not has or is_lazy(module.weight):
+        if not has or is_lazy(module.weight):  # type: ignore[arg-type]
             what = "has no weights before its first pass" if has else "has no filters"
             raise TypeError(
                 f"modules: {type(module).__name__} {what}; give convolutions, as "
