@@ -99,6 +99,8 @@ class LayerProbeMonitor(ExperimentMonitor):
         self.dataloader_idx, self.batch_fn, self.allow_fewer, self.seed = dataloader_idx, batch_fn, allow_fewer, seed
         changes = {"heads": heads, "per_class": per_class, "splits": splits, "allow_fewer": allow_fewer or None}
         self._protocol = find_protocol(protocol, seed=seed, **changes)
+        # The last ones stand for the heads where images have no single class.
+        self.number_names = (*self._protocol.heads, "logistic", "ridge")
         whole = images == "all" or (images is None and not (per_class is None and protocol is None))
         self._limit = None if whole else _IMAGES if images is None else int(images)
         self._along, self._chosen, self._source = FeaturesAlong(self), list[SelectedLayer](), ""

@@ -17,9 +17,22 @@ from typing import Literal
 
 from lightning_cnnviz.report import Scalar
 
-__all__ = ["Measured", "Summary", "distinct", "key_part", "measured", "prefix_of", "summary_of"]
+__all__ = ["NUMBER_NAMES", "Measured", "Summary", "distinct", "key_part", "measured", "prefix_of", "summary_of"]
 
 Summary = Literal["max", "last"]
+
+NUMBER_NAMES: Mapping[str, tuple[str, ...]] = {
+    "correlation": ("constant", "redundant"),
+    "filters": ("dominant_fraction", "max_rms", "median_rms", "near_zero_fraction"),
+    "invariance": ("area", "area_raw", "area_relative", "area_unit", "change", "half_width"),
+    "layer_probe": ("svm", "softmax", "knn", "logistic", "ridge"),
+    "layer_table": ("activation_bytes", "multiply_adds", "parameters"),
+    "maximization": ("activation", "of_strongest_real", "spread_of_starts"),
+    "occlusion": ("largest_change", "largest_drop", "most_probable_share"),
+    "online_probe": ("accuracy", "mean_average_precision", "R2"),
+    "top_patches": ("dead_features", "dead_fraction", "label_purity", "stability"),
+}
+"""Of the views that monitors have, how their numbers' keys may end."""
 
 _TOTALS = {"dead_features"}  # counts: their sum over the layers says something; of all others, the mean
 _BEST_IS_LARGEST = {"svm", "softmax", "knn", "accuracy", "mean_class_accuracy"}

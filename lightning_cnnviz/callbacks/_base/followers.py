@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from lightning_cnnviz.callbacks._base.schedule import Schedule
+from lightning_cnnviz.sinks.series import key_part
 
-__all__ = ["publish", "refuse_too_early"]
+__all__ = ["publish", "refuse_too_early", "warn_of_unknown"]
+
+log = logging.getLogger("lightning_cnnviz")
 
 
 def publish(trainer: Any, numbers: Mapping[str, float]) -> None:
@@ -38,6 +43,8 @@ def refuse_too_early(who: str, prefixes: Mapping[str, Any], owner: Any, trainer:
         if not isinstance(key, str) or _owner_of(key, prefixes) is not owner or not getattr(callback, "strict", True):
             continue
         asked = f'{type(callback).__name__}(monitor="{key}")'
+        if schedule.epochs == "last":
+            raise ValueError(_only_at_the_end(asked, who))
         at_validation, option = _asks_at_validation(callback, trainer)
         if at_validation and not owner.looks_at_validation:
             raise ValueError(
@@ -52,10 +59,67 @@ def refuse_too_early(who: str, prefixes: Mapping[str, Any], owner: Any, trainer:
             raise ValueError(_too_seldom(asked, first, who, looks))
     for config in trainer.lr_scheduler_configs:
         asks = config.reduce_on_plateau and config.interval == "epoch" and config.strict
+        if not asks or _owner_of(str(config.monitor), prefixes) is not owner:
+            continue
+        asked = f'{type(config.scheduler).__name__}, by "monitor": "{config.monitor}",'
         looks = schedule.first_epoch(trainer)
-        if asks and _owner_of(str(config.monitor), prefixes) is owner and (looks or 0) > config.frequency:
-            asked = f'{type(config.scheduler).__name__}, by "monitor": "{config.monitor}",'
+        if schedule.epochs == "last":
+            raise ValueError(_only_at_the_end(asked, who))
+        if (looks or 0) > config.frequency:
             raise ValueError(_too_seldom(asked, config.frequency, who, looks))
+
+
+def warn_of_unknown(who: str, prefixes: Mapping[str, Any], owner: Any, trainer: Any, layers: Iterable[str]) -> None:
+    """Warn of a callback, or a learning rate's schedule, that asks for a number which a monitor will not have.
+
+    Its keys begin with the monitor's. Lightning itself would say so when the first epoch has passed, or never.
+
+    Args:
+        who: The monitor, for messages.
+        prefixes: Of each monitor of the trainer, by what the keys of its numbers begin with.
+        owner: The monitor.
+        trainer: The trainer, when every callback is set up.
+        layers: The names that layers of its network have.
+    """
+    names = owner.number_names
+    parts = [key_part(layer) for layer in layers if layer]
+    for asked, key in _asking(trainer) if names else ():
+        if _owner_of(key, prefixes) is not owner:
+            continue
+        prefix = max((each for each in prefixes if key.startswith(f"{each}/")), key=len)
+        *within, name = key.removeprefix(f"{prefix}/").split("/")
+        meant = [*(_closest(part, parts, 0.8) for part in within), _closest(name, names, 0)]
+        if meant != [*within, name]:
+            log.warning(
+                '%s asks for a number that %s does not have: did you mean "%s"? Its numbers end in %s',
+                asked,
+                who,
+                "/".join([prefix, *meant]),
+                ", ".join(names),
+            )
+
+
+def _asking(trainer: Any) -> Iterator[tuple[str, str]]:
+    """Who goes by a number, as it is written, and the number's key."""
+    for callback in trainer.callbacks:
+        key = getattr(callback, "monitor", None)
+        if isinstance(key, str):
+            yield f'{type(callback).__name__}(monitor="{key}")', key
+    for config in trainer.lr_scheduler_configs:
+        if config.reduce_on_plateau:
+            yield f'{type(config.scheduler).__name__}, by "monitor": "{config.monitor}",', str(config.monitor)
+
+
+def _closest(part: str, names: Sequence[str], cutoff: float) -> str:
+    """Return the name that a part of a key was meant to be: itself, unless it is only much like one."""
+    return part if part in names else next(iter(difflib.get_close_matches(part, names, 1, cutoff)), part)
+
+
+def _only_at_the_end(asked: str, who: str) -> str:
+    return (
+        f'{asked} asks while training goes on, and {who} looks when it has ended (epochs="last"): give '
+        f"{who.split(' ')[0]}(every_n_epochs=1)"
+    )
 
 
 def _too_seldom(asked: str, first: int, who: str, looks: int | None) -> str:

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from lightning_cnnviz.callbacks._base.budget import Budget
 from lightning_cnnviz.callbacks._base.feed import Feed
-from lightning_cnnviz.callbacks._base.followers import publish, refuse_too_early
+from lightning_cnnviz.callbacks._base.followers import publish, refuse_too_early, warn_of_unknown
 from lightning_cnnviz.callbacks._base.interruption import end_interrupted
 from lightning_cnnviz.callbacks._base.options import name_options
 from lightning_cnnviz.callbacks._base.schedule import Schedule
@@ -51,7 +51,7 @@ from lightning_cnnviz.render.views import Seen, draw_view, view_scalars
 from lightning_cnnviz.report import Report, Scalar, Step
 from lightning_cnnviz.sinks.base import Sink
 from lightning_cnnviz.sinks.outlet import Outlet, printed_log
-from lightning_cnnviz.sinks.series import measured, prefix_of
+from lightning_cnnviz.sinks.series import NUMBER_NAMES, measured, prefix_of
 
 __all__ = ["Monitor", "MonitorOptions"]
 
@@ -146,6 +146,7 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
         self._step = Step(epoch=0, global_step=0)
         self._is_shown = False  # not of a look that Ctrl-C has come into: it is taken again
         self._network = NetworkIdentity()
+        self.number_names = NUMBER_NAMES.get(self.view, ())  # how the keys of its numbers may end
 
     # What a concrete monitor says.
 
@@ -229,9 +230,19 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Check what is there only after set-up; and who follows our numbers."""
         self._complete_set_up(trainer, pl_module, "fit")
-        others = [each for each in trainer.callbacks if isinstance(each, Monitor)]
-        prefixes = {prefix_of(each.view, name=each.name): each for each in others if each.view}
-        refuse_too_early(self._who, prefixes, self, trainer, self._schedule)
+        self._check_followers(trainer)
+        if trainer.is_global_zero and not self.failed:
+            layers = [name for name, _ in self.network_of(pl_module).named_modules()]
+            warn_of_unknown(self._who, self._prefixes(trainer), self, trainer, layers)
+
+    def _check_followers(self, trainer: Any) -> None:
+        refuse_too_early(self._who, self._prefixes(trainer), self, trainer, self._schedule)
+
+    @staticmethod
+    def _prefixes(trainer: Any) -> dict[str, Monitor]:
+        """Of each monitor, what the keys of its numbers begin with."""
+        every = [each for each in trainer.callbacks if isinstance(each, Monitor)]
+        return {prefix_of(each.view, name=each.name): each for each in every if each.view}
 
     def _complete_set_up(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Look for layers that `configure_model` has made, and step aside where a strategy has cut the weights up."""
@@ -243,6 +254,8 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Try the given loaders, before the first step."""
+        if self.every_n_steps is not None:
+            self._check_followers(trainer)  # again: only now the length of an epoch is known
         self._trains = True
         self._steps = self._feed.first_step = trainer.global_step
         self._feed.costs.start()
@@ -598,6 +611,7 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
             epoch=self._step.epoch,
             global_step=self._step.global_step,
             logged=self._step.logged,
+            within=self._step.within,
             data=self.data_of(result),
             network=self._network,
             monitor=type(self).__name__,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -51,9 +52,10 @@ class Schedule:
         return not isinstance(self.epochs, list)
 
     def first_epoch(self, trainer: Any) -> int | None:
-        """Return after which epoch the first look is due, counted from 1; None where steps say so."""
+        """Return after which epoch the first look is there, counted from 1; None where that is not known."""
         if self.every_n_steps is not None:
-            return None
+            steps = _steps_of_epoch(trainer)
+            return None if steps is None else math.ceil(self.every_n_steps / steps)
         if isinstance(self.epochs, list):
             return min(self.epochs)
         last = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else None
@@ -86,6 +88,15 @@ class Schedule:
         if isinstance(self.epochs, list) and every and not any(epoch % every == 0 for epoch in self.epochs):
             return f"epochs={self.epochs}: validation runs every {every} epochs (check_val_every_n_epoch)"
         return None
+
+
+def _steps_of_epoch(trainer: Any) -> int | None:
+    """How many optimizer steps an epoch has, where training is about to begin; None where that is not known."""
+    batches = trainer.num_training_batches  # endless until the data are there
+    simple = trainer.lightning_module.automatic_optimization and len(trainer.optimizers) == 1
+    if trainer.global_step > 0 or not simple or not 0 < batches < math.inf:
+        return None
+    return math.ceil(int(batches) / int(trainer.accumulate_grad_batches))
 
 
 def _is_log_spaced(epoch: int) -> bool:

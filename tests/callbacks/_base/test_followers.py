@@ -128,7 +128,8 @@ def test_numbers_of_the_whole_network_and_of_two_monitors_keep_apart() -> None:
         (
             lambda: probes(epochs="last", every_n_epochs=None),
             lambda: ModelCheckpoint(monitor=KEY, every_n_epochs=2),
-            r"asks after epoch 2, and LayerProbeMonitor does not look before epoch 9",
+            r'asks while training goes on, and LayerProbeMonitor looks when it has ended \(epochs="last"\): give '
+            r"LayerProbeMonitor\(every_n_epochs=1\)",
         ),
         (
             probes,
@@ -140,12 +141,61 @@ def test_numbers_of_the_whole_network_and_of_two_monitors_keep_apart() -> None:
             lambda: EarlyStopping("top_patches/dead_features", check_on_train_epoch_end=False),
             "asks before TopPatchesMonitor has looked: put it behind the monitors",
         ),
+        (
+            lambda: probes(every_n_epochs=None, every_n_steps=11),  # an epoch has 5
+            lambda: EarlyStopping(KEY),
+            r"asks after epoch 1, and LayerProbeMonitor does not look before epoch 3",
+        ),
     ],
-    ids=["too seldom", "at the end", "validation", "order"],
+    ids=["too seldom", "at the end", "validation", "order", "steps"],
 )
 def test_who_asks_too_early_is_refused_before_training(monitor: Any, stopping: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         fit(stopping(), monitor(), max_epochs=9, enable_checkpointing=True)
+
+
+def test_the_end_alone_is_too_late_for_the_only_epoch_too() -> None:
+    with pytest.raises(ValueError, match="asks while training goes on"):
+        fit(probes(epochs="last", every_n_epochs=None), EarlyStopping(KEY), max_epochs=1)
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("layer_probe/features_0/smv", "layer_probe/features_0/svm"),
+        ("layer_probe/feature_0/svm", "layer_probe/features_0/svm"),
+        ("layer_probe/features_0/softmax", "layer_probe/features_0/svm"),  # a head that nobody asked for
+        ("layer_probe/features.0/svm", "layer_probe/features_0/svm"),
+        ("layer_probe/svn", "layer_probe/svm"),
+    ],
+)
+def test_a_misspelt_number_is_said_before_training(
+    key: str, meant: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known: list[bool] = []  # when training begins
+    monkeypatch.setattr(LittleNet, "on_train_start", lambda self: known.append("asks for a number" in caplog.text))
+    with pytest.raises(RuntimeError, match="Early stopping conditioned on metric"):
+        fit(probes(), EarlyStopping(key), max_epochs=1)
+    (said,) = (entry.message for entry in caplog.records if "asks for a number" in entry.message)
+    assert said.startswith(f'EarlyStopping(monitor="{key}") asks for a number that LayerProbeMonitor does not have')
+    assert f'did you mean "{meant}"? Its numbers end in svm' in said
+    assert known == [True]
+
+
+def test_numbers_that_are_there_and_keys_of_others_are_left_alone(caplog: pytest.LogCaptureFixture) -> None:
+    every = [*monitors(budget=1.0, sinks=[MemorySink()])]
+    others = [ModelCheckpoint(monitor=key) for key in ("loss", "layer_probes/svn", "filters", "deconvnet/mine")]
+    named = [f"{monitor.view}/{name}" for monitor in every for name in monitor.number_names]
+    numbers = [ModelCheckpoint(monitor=key) for key in named]
+    with pytest.raises(LookupError, match="enough"):
+        fit(*every, *others, *numbers, Stops(), enable_checkpointing=True)
+    assert len(numbers) > 20
+    assert [entry.message for entry in caplog.records if "asks for a number" in entry.message] == []
+
+
+class Stops(pl.Callback):
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        raise LookupError("enough")
 
 
 def test_who_can_wait_is_let_wait() -> None:
