@@ -47,6 +47,11 @@ class Step:
         network: The network's class, for people; "" where that is not known.
         logged: The epoch and the step under which Lightning logs its own numbers of this moment: both count from 0,
             and several optimizers step once. Where that is not known, the two above.
+        within: How much of the epoch under way was done, from 0 up to 1; 0 between epochs, and where that is not known.
+
+    Example:
+        >>> Step(epoch=2, global_step=10).position, Step(epoch=2, global_step=15, within=0.5).position
+        (2, 2.5)
     """
 
     epoch: int
@@ -56,6 +61,12 @@ class Step:
     data: str = field(default="", compare=False)
     network: str = field(default="", compare=False)
     logged: tuple[int, int] | None = field(default=None, compare=False)
+    within: float = field(default=0.0, compare=False)
+
+    @property
+    def position(self) -> int | float:
+        """Where it lies on an axis of epochs: at a whole number between epochs."""
+        return self.epoch + self.within if self.within else self.epoch
 
     @property
     def row(self) -> tuple[int, int]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
-from lightning_cnnviz.record.store import Record
+from lightning_cnnviz.record.store import Record, RecordedLook
+from lightning_cnnviz.sinks.outlet import look_facts
 from lightning_cnnviz.sinks.wandb import WandbSink, opened_run
 
 __all__ = ["sync_main", "sync_record"]
@@ -33,7 +35,7 @@ def sync_main(arguments: Sequence[str] | None = None) -> int:
 
 
 def sync_record(record: Record, to: str, *, run: str | None = None) -> tuple[int, int]:
-    """Send the looks of a record's run to a W&B run.
+    """Send the looks of a record's run to a W&B run: as the run would have sent them, and the newest ones stand last.
 
     Args:
         record: The record; what is sent is noted there.
@@ -51,16 +53,42 @@ def sync_record(record: Record, to: str, *, run: str | None = None) -> tuple[int
     if not looks or (run is not None and run not in runs):
         raise ValueError(f"{record.folder} has no look of run {run or '(any)'}; its runs are {sorted(set(runs))}")
     wanted = [look for look in looks if look.identity.run == (run or runs[-1])]
-    sent = known = 0
     with opened_run(to) as logger:
         sink = WandbSink(record="never")
         sink.open([logger], record.folder)
         sink.keep_account(record.folder)
-        for step, moment in groupby(wanted, key=lambda look: look.step):
-            contents = [sink.encode(look.report(), step) for look in moment]
-            missing = [content for content in contents if not sink.has_sent(content, step)]
-            if missing:
-                sink.write_look(missing, step)
-            sent, known = sent + len(missing), known + len(contents) - len(missing)
+        _describe(sink, wanted)
+        sent = _send(sink, wanted)
         sink.close()
-    return sent, known
+    return sent, len(wanted) - sent
+
+
+def _send(sink: WandbSink, looks: Sequence[RecordedLook]) -> int:
+    """Send what is missing, moment by moment; return how many looks that were."""
+    newest = {look.identity.series: look for look in looks}
+    sent = 0
+    is_behind = False  # whether the run had something later than what was sent
+    for step, moment in groupby(looks, key=lambda look: look.step):
+        found = [_encoded(sink, look, newest) for look in moment]
+        missing = [[content for content in contents if not sink.has_sent(content, step)] for contents in found]
+        is_behind |= sent > 0 and missing != found
+        if any(missing):
+            sink.write_look([content for contents in missing for content in contents], step)
+        sent += sum(map(bool, missing))
+    if is_behind:  # W&B takes what was logged last for a run's newest: numbers, tables and charts
+        for step, moment in groupby(sorted(newest.values(), key=lambda look: look.id), key=lambda look: look.step):
+            sink.write_look([content for look in moment for content in _encoded(sink, look, newest)], step)
+    return sent
+
+
+def _encoded(sink: WandbSink, look: RecordedLook, newest: Mapping[Any, RecordedLook]) -> list[Any]:
+    """What a run logs of a look; of the newest of its series also what is shown at the end."""
+    reports = [look.report(), look.last_report() if newest[look.identity.series] is look else None]
+    return [sink.encode(report, look.step) for report in reports if report is not None]
+
+
+def _describe(sink: WandbSink, looks: Sequence[RecordedLook]) -> None:
+    """Say what each monitor was made with, as its first look has it."""
+    for name, look in {look.identity.described_as: look for look in reversed(looks)}.items():
+        if name and look.has_result:
+            sink.describe(name, look_facts(look.identity, look.seen()))

@@ -82,7 +82,7 @@ ALLOWED = {
 }
 # Libraries that only these rooms may name.
 ONLY_IN = {
-    "wandb": {"sinks/wandb.py", "sinks/_wandb_artifacts.py"},
+    "wandb": {"sinks/wandb.py", "sinks/_wandb_artifacts.py", "sinks/_wandb_runs.py"},
     "wandb_workspaces": {"workspace/products.py"},
     "lightning": {"callbacks", "finetune", "studies", "demo.py", "explore.py", "training_help.py"},
     "pytorch_lightning": {"callbacks"},

@@ -10,23 +10,32 @@ from typing import Any
 import pytest
 from callbacks.littlenet import LittleNet, quiet_trainer, train_loader, val_loader
 
-from lightning_cnnviz import FilterMonitor, MemorySink, PageSink
+from lightning_cnnviz import CorrelationMonitor, FilterMonitor, MemorySink, PageSink, TopPatchesMonitor
 from lightning_cnnviz.cli import main
 from lightning_cnnviz.record.store import Record
-from lightning_cnnviz.report import Report
+from lightning_cnnviz.report import Report, Scalar, Step
 from lightning_cnnviz.sinks import _handover
 from lightning_cnnviz.sinks.wandb import WandbSink
+from lightning_cnnviz.sync import sync_record
 
 REPORT = Report("view", title="Title", items=())
+
+
+class Config(dict[str, Any]):
+    """As W&B has it."""
+
+    def update(self, entry: Any, *, allow_val_change: bool = False) -> None:  # type: ignore[override]
+        super().update(entry)
 
 
 class Run:
     """A W&B run, of which the service may hang, or be gone."""
 
-    id = "r1"
+    id, project, entity = "r1", "flowers", ""
 
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
+        self.config = Config()
         self.answers, self.is_gone = threading.Event(), False
         self.answers.set()
 
@@ -84,7 +93,7 @@ def test_a_service_that_fails_holds_no_training(
     assert [look.epoch for look in record.looks()] == [1, 2, 3, 4]
     lost = [entry.message for entry in caplog.records if "cnnviz sync" in entry.message]
     assert len(lost) == 1
-    assert f"cnnviz sync {tmp_path / 'record'} --to-wandb PROJECT/RUN" in lost[0]
+    assert f"cnnviz sync {tmp_path / 'record'} --to-wandb flowers/r1" in lost[0]
 
     later = Run()
     monkeypatch.setattr("wandb.init", lambda **_: later)
@@ -112,7 +121,8 @@ def test_a_service_that_answers_again_gets_all_in_order(
     answers.set()
     assert handover.drain() == 0
     assert done == [0, 1, 2, 3, 4]
-    assert len([entry for entry in caplog.records if "does not answer" in entry.message]) == 1
+    said = [entry.message for entry in caplog.records]
+    assert said == ["W&B has not taken a report within 0.1 s: the run goes on, and reports wait for it"]
     # Caught up: it is waited for again, and its errors are raised.
     with pytest.raises(KeyError, match="nonsense"):
         handover.put(lambda: {}["nonsense"])
@@ -152,3 +162,102 @@ def test_wrong_arguments_are_refused(
     with pytest.raises(SystemExit, match="2"):
         main(["sync", *arguments])
     assert match in capsys.readouterr().err
+
+
+def lines(row: dict[str, Any], key: str) -> list[str]:
+    """The names of a chart's lines."""
+    return list(dict.fromkeys(line for _, line, _ in row[key].table.data))
+
+
+@pytest.fixture
+def recorded(tmp_path: Path) -> Record:
+    """Three looks at two views: one of them has a number by depth, and a table at the end of the run."""
+    page = PageSink(tmp_path / "page")
+    monitors = [TopPatchesMonitor(sinks=[page], k=2), FilterMonitor(sinks=[page], every_n_epochs=2)]
+    quiet_trainer(callbacks=monitors, max_epochs=3).fit(LittleNet(), train_loader(), val_loader())
+    return Record.within(tmp_path / "page")
+
+
+def test_all_that_a_run_has_is_sent(recorded: Record, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run()
+    monkeypatch.setattr("wandb.init", lambda **_: run)
+    assert sync_record(recorded, "flowers/r1") == (5, 0)
+    assert [row["cnnviz/epoch"] for row in run.rows] == [1, 2, 3]
+    assert ["top_patches/table" in row for row in run.rows] == [False, False, True]
+    key, names = "top_patches/dead_fraction_by_depth", ["epoch 1", "epoch 2", "epoch 3"]
+    assert [lines(row, key) for row in run.rows] == [names[:1], names[:2], names]
+    assert run.config["cnnviz/TopPatchesMonitor"]["k"] == 2
+    assert run.config["cnnviz/FilterMonitor"]["looked at"]["layers"] == ["features.0"]
+
+
+def test_an_early_look_is_sent_as_the_run_would_have_and_the_newest_stands_last(
+    recorded: Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run()
+    monkeypatch.setattr("wandb.init", lambda **_: run)
+    sync_record(recorded, "flowers/r1")
+    account = recorded.folder / "sent-to-wandb.jsonl"
+    # As if the service had not taken the second look: both views of it.
+    (_, *second, _, _, _) = account.read_text().splitlines()
+    assert len(second) == 2
+    account.write_text("\n".join(line for line in account.read_text().splitlines() if line not in second) + "\n")
+
+    last, later = run.rows[-1], Run()
+    monkeypatch.setattr("wandb.init", lambda **_: later)
+    assert sync_record(recorded, "flowers/r1") == (2, 3)
+    key = "top_patches/dead_fraction_by_depth"
+    assert [lines(row, key) for row in later.rows] == [["epoch 1", "epoch 2"], ["epoch 1", "epoch 2", "epoch 3"]]
+    assert [row["cnnviz/epoch"] for row in later.rows] == [2, 3]
+    numbers = {name: value for name, value in last.items() if isinstance(value, (int, float))}
+    assert {name: later.rows[-1][name] for name in numbers} == numbers
+    assert later.rows[-1]["top_patches/table"].data == last["top_patches/table"].data
+    assert sync_record(recorded, "flowers/r1") == (0, 5)
+    assert len(later.rows) == 2
+
+
+def test_a_run_that_is_resumed_keeps_the_lines_of_all_looks(tmp_path: Path) -> None:
+    pytest.importorskip("wandb")
+    rows = []
+    for epochs, checkpoint in ((2, None), (4, tmp_path / "last.ckpt")):
+        run, sink = Run(), WandbSink(record="never", page_megabytes=0)
+        sink.open([WandbLogger(run)], tmp_path)
+        sink.open = lambda loggers, folder: None  # type: ignore[method-assign]
+        monitor = CorrelationMonitor(sinks=[sink, PageSink(tmp_path / "page")])
+        trainer = quiet_trainer(callbacks=[monitor], max_epochs=epochs)
+        trainer.fit(LittleNet(), train_loader(), val_loader(), ckpt_path=checkpoint)
+        trainer.save_checkpoint(tmp_path / "last.ckpt")
+        rows += run.rows
+    found = [lines(row, "correlation/redundant_by_depth") for row in rows]
+    assert found == [[f"epoch {at}" for at in range(1, now + 1)] for now in range(1, 5)]
+
+
+def test_another_training_has_lines_of_its_own() -> None:
+    sink, run = WandbSink(), Run()
+    sink.open([WandbLogger(run)], Path("unused"))
+    items = tuple(Scalar(f"{layer}/redundant", 0.5, layer=layer) for layer in ("a", "b"))
+    report = Report("correlation", title="Correlation", items=items)
+    for epoch, name in ((1, "first"), (2, "first"), (1, "second")):
+        sink.write(report, Step(epoch=epoch, global_step=epoch, run=name))
+    found = [lines(row, "correlation/redundant_by_depth") for row in run.rows]
+    assert found == [["epoch 1"], ["epoch 1", "epoch 2"], ["epoch 1"]]
+
+
+def test_an_offline_run_that_is_slow_is_not_taken_for_a_service_that_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.setattr(_handover, "_PATIENCE", 0.1)
+    monkeypatch.setattr(_handover, "_LAST_PATIENCE", 0.1)
+    run, sink = Run(), WandbSink()
+    run.offline, run.dir = True, "wandb/offline-run-1/files"  # type: ignore[attr-defined]
+    sink.open([WandbLogger(run)], tmp_path)
+    sink.keep_account(tmp_path)
+    run.answers.clear()
+    sink.write(Report("view", title="Title", items=(Scalar("accuracy", 0.5),)), Step(epoch=1, global_step=1))
+    sink.close()
+    run.answers.set()
+    slow, missing = (entry.message for entry in caplog.records if entry.levelno >= logging.WARNING)
+    assert slow.startswith("wandb's process that writes the offline run has not taken a report within 0.1 s")
+    assert missing.endswith(
+        f"To send them later: wandb sync wandb/offline-run-1, then cnnviz sync {tmp_path} --to-wandb flowers/r1"
+    )

@@ -83,6 +83,7 @@ class LookIdentity:
         versions: Of Python and of the libraries that numbers depend on.
         time: When the look was kept, in seconds since 1970 (UTC).
         logged: The epoch and the step under which Lightning logs its own numbers of this moment, where known.
+        within: How much of the epoch under way was done, from 0 up to 1; 0 between epochs, and where that is not known.
     """
 
     view: str
@@ -98,6 +99,7 @@ class LookIdentity:
     versions: Mapping[str, str] = field(default_factory=dict)
     time: float = 0.0
     logged: tuple[int, int] | None = None
+    within: float = 0.0
 
     @property
     def step(self) -> Step:
@@ -110,7 +112,13 @@ class LookIdentity:
             data=self.data.sentence,
             network=self.network.sentence,
             logged=self.logged,
+            within=self.within,
         )
+
+    @property
+    def described_as(self) -> str:
+        """What the monitor is called, in what is said of it once a run."""
+        return f"{self.monitor}/{self.name}" if self.name else self.monitor
 
     @property
     def moment(self) -> tuple[int, int]:

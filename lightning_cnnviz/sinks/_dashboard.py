@@ -9,7 +9,7 @@ import hashlib
 import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from torch import Tensor
@@ -30,7 +30,7 @@ __all__ = [
     "Value",
     "encode_report",
     "short_key",
-    "with_epochs",
+    "with_looks",
 ]
 
 _LAYERS = 8  # layers that stand for all as pictures
@@ -98,10 +98,18 @@ class Lines:
 
 @dataclass(frozen=True, kw_only=True)
 class ByDepth:
-    """One number of every layer, in order of depth: of several looks it becomes `Lines`."""
+    """One number of every layer, in order of depth: of several looks it becomes `Lines`.
+
+    Attributes:
+        title: What stands above it.
+        position: When it was, in epochs.
+        global_step: Likewise, in optimizer steps.
+        values: Of the layers; NaN where there is none.
+    """
 
     title: str
-    epoch: int
+    position: int | float
+    global_step: int
     values: tuple[float, ...]
 
 
@@ -125,15 +133,25 @@ class Encoded:
         source: Whose it is.
         items: What stands under each key.
         legend: What each key shows, and of the view how to read it, for people.
+        is_static: Whether it is the same at every look, so that no stage stands in its keys.
     """
 
     source: str
     items: Mapping[str, Content]
     legend: Mapping[str, str]
+    is_static: bool = False
+
+    def under(self, stage: str) -> Encoded:
+        """Return it with a stage in its keys."""
+        items = {f"{stage}/{key}": item for key, item in self.items.items()}
+        return replace(self, items=items, legend={f"{stage}/{key}": text for key, text in self.legend.items()})
 
 
 def encode_report(report: Report, step: Step) -> Encoded:
     """Draw and encode a report: pictures of eight layers evenly, a table of all, lines over depth, and totals."""
+    is_static = report.view in _STATIC
+    if is_static:
+        step = replace(step, stage="fit")
     prefix = prefix_of(report.view, name=report.name, stage=step.stage)
     items: dict[str, Content] = {}
     legend: dict[str, str] = {}
@@ -147,18 +165,20 @@ def encode_report(report: Report, step: Step) -> Encoded:
     explained = {key: " ".join(part for part in (text, notes) if part) for key, text in legend.items()}
     if items and report.view in HOW_TO_READ:
         explained[report.view] = f"How to read it: {HOW_TO_READ[report.view]}"
-    return Encoded(source=report.source, items=items, legend=explained)
+    return Encoded(source=report.source, items=items, legend=explained, is_static=is_static)
 
 
-def with_epochs(looks: Sequence[ByDepth]) -> Lines:
+def with_looks(looks: Sequence[ByDepth]) -> Lines:
     """Return the looks at one number as a line each, over depth: the first, the newest, and those evenly between."""
     depth = max(len(look.values) for look in looks)
     most = max(1, min(6, _CHART_ROWS // max(depth, 1)))
     places = places_evenly(len(looks), most) if most > 1 else [len(looks) - 1]
     lines = {}
     for look in (looks[place] for place in places):
-        points = [(float(x), y) for x, y in enumerate(look.values, start=1) if math.isfinite(y)]
-        lines[f"epoch {look.epoch}"] = (tuple(x for x, _ in points), tuple(y for _, y in points))
+        name = f"epoch {look.position:.6g}"
+        if name in lines:  # of epochs whose length is not known
+            name = f"{name}, step {look.global_step}"
+        lines[name] = _finite([float(x) for x in range(1, len(look.values) + 1)], look.values)
     return Lines(title=looks[-1].title, x_label=_DEPTH, lines=lines)
 
 
@@ -202,7 +222,8 @@ def _by_depth(report: Report, step: Step, layers: Sequence[str], every: Sequence
     for number, ways in found.items():
         title = f"{report.title}: {number.replace('_', ' ')}"
         ordered = {way: tuple(values.get(layer, math.nan) for layer in layers) for way, values in ways.items()}
-        content: Content = ByDepth(title=title, epoch=step.epoch, values=next(iter(ordered.values())))
+        first = next(iter(ordered.values()))
+        content: Content = ByDepth(title=title, position=step.position, global_step=step.global_step, values=first)
         if len(ways) > 1:
             depth = [float(place) for place in range(1, len(layers) + 1)]
             lines = {way: _finite(depth, values) for way, values in ordered.items()}

@@ -32,12 +32,12 @@ class Handover:
     A piece that is done in ten seconds is done as if there were no thread: its errors are raised. Once one takes
     longer, nobody waits for the others, until the service has caught up.
 
-    Args:
+    Attributes:
         service: Its name, for messages.
     """
 
     def __init__(self, service: str) -> None:
-        self._service = service
+        self.service = service
         self._waiting: deque[_Job] = deque()
         self._change = threading.Condition()
         self._thread: threading.Thread | None = None
@@ -53,20 +53,24 @@ class Handover:
         """
         with self._change:
             if len(self._waiting) >= _MOST_WAITING:
-                raise TimeoutError(f"{self._service} does not answer")
+                raise TimeoutError(f"{self.service} does not answer, and {_MOST_WAITING} reports wait for it")
             self._is_late &= bool(self._waiting)
             self._gave_up &= self._is_late
             job = _Job(work, is_late=self._is_late)
             self._waiting.append(job)
             self._change.notify_all()
         if self._thread is None:
-            self._thread = threading.Thread(target=self._work, daemon=True, name=f"cnnviz to {self._service}")
+            self._thread = threading.Thread(target=self._work, daemon=True, name=f"cnnviz to {self.service}")
             self._thread.start()
         if not self._is_late and not job.done.wait(_PATIENCE):
             with self._change:
                 self._is_late = job.is_late = not job.done.is_set()
             if self._is_late:
-                log.warning("%s does not answer: the run goes on, and reports wait for it", self._service)
+                log.warning(
+                    "%s has not taken a report within %g s: the run goes on, and reports wait for it",
+                    self.service,
+                    _PATIENCE,
+                )
         if job.done.is_set() and job.error is not None and not job.is_late:
             raise job.error
 

@@ -123,7 +123,7 @@ def named_items(report: Report, step: Step) -> Iterator[tuple[str, Item]]:
 
 def drawn(item: Item, report: Report, step: Step) -> Tensor:
     """Draw an item `(3, H, W)` uint8, under a title that says when it was."""
-    return draw_item(item, title=f"{report.heading} · {item.name} · epoch {step.epoch}")
+    return draw_item(item, title=f"{report.heading} · {item.name} · epoch {step.position:.6g}")
 
 
 def picture_file(item: Item, report: Report, step: Step) -> PictureFile:

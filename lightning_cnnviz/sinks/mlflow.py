@@ -74,7 +74,7 @@ class MlflowSink(LoggersSink):
                 columns = {
                     valid_text(column): [row[place] for row in rows] for place, column in enumerate(item.columns)
                 }
-                tables[f"{_path(name)}_epoch_{step.epoch}.json"] = columns
+                tables[f"{_path(name)}_epoch_{_moment(step)}.json"] = columns
             else:
                 pictures[_path(name)] = picture_file(item, report, step)
         return _Encoded(numbers_of(report, step), pictures, tables)
@@ -96,7 +96,7 @@ class MlflowSink(LoggersSink):
                 self._handover.put(partial(self._upload, logger, self._record))
         missing = self._handover.drain()
         if missing:
-            log.error("MlflowSink: %d reports have not reached MLflow, which does not answer", missing)
+            log.error("MlflowSink: %d reports have not been taken by MLflow in time", missing)
 
     def _upload(self, logger: Any, record: Path) -> None:
         for file in sorted(path for path in record.rglob("*") if path.is_file()):
@@ -115,6 +115,11 @@ def _log(logger: Any, content: _Encoded, step: int) -> None:
         client.log_table(run, columns, f"cnnviz/{name}")
     if content.numbers:
         logger.log_metrics(content.numbers, step)
+
+
+def _moment(step: Step) -> str:
+    """A table is a file: looks in the middle of an epoch have files of their own."""
+    return f"{step.epoch}_step_{step.global_step}" if step.within else f"{step.epoch}"
 
 
 def _path(name: str) -> str:

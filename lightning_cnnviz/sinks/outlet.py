@@ -19,7 +19,7 @@ from lightning_cnnviz.report import Report, Step
 from lightning_cnnviz.sinks._destination import Destination
 from lightning_cnnviz.sinks.base import Sink, sink_kinds
 
-__all__ = ["Outlet", "log_folder", "show_once"]
+__all__ = ["Outlet", "log_folder", "look_facts", "show_once"]
 
 log = logging.getLogger("lightning_cnnviz")
 # Python prints no information unless it is told to; Lightning tells it to for its own logger.
@@ -202,24 +202,10 @@ class Outlet:
 
     def _describe(self, identity: LookIdentity, seen: Seen) -> None:
         """Tell sinks what the monitor was made with, and what it has found to look at."""
-        result, display = seen.result, seen.display
-        layers = [each.layer for each in result if hasattr(each, "layer")] if isinstance(result, Iterable) else []
-        facts = {
-            **identity.arguments,
-            "looked at": {
-                "layers": layers or [str(layer) for layer in getattr(result, "layers", ())],
-                "images": identity.data.sentence,
-                "image numbers": list(display.indices),
-                "classes": 0 if display.class_names is None else len(display.class_names),
-                "normalization": display.normalization.sentence(),
-            },
-            "network": identity.network.type,
-            "versions": dict(identity.versions),
-        }
-        name = f"{identity.monitor}/{identity.name}" if identity.name else identity.monitor
+        facts = look_facts(identity, seen)
         for sink in self._opened:
             with suppress(OSError):  # a service that does not answer misses a description, which is in the record
-                sink.describe(name, facts)
+                sink.describe(identity.described_as, facts)
 
     def tell_splits(self, splits: Mapping[str, Mapping[str, Any] | None], *whose: str) -> None:
         """Let the sinks keep which images do what, each split once a trainer; off rank zero nothing is kept.
@@ -250,6 +236,7 @@ class Outlet:
                 global_step=step.global_step,
                 run=self.run,
                 logged=step.logged,
+                within=step.within,
             ),
             report,
         )
@@ -349,6 +336,24 @@ class Outlet:
         for sink in self._opened:
             self._shared.destinations[sink].encode_and_put(self.who, report, step, raises=self.raises)
         self._has_shown |= self.is_open
+
+
+def look_facts(identity: LookIdentity, seen: Seen) -> dict[str, Any]:
+    """Return what a monitor was made with, and what it has found to look at, as plain values."""
+    result, display = seen.result, seen.display
+    layers = [each.layer for each in result if hasattr(each, "layer")] if isinstance(result, Iterable) else []
+    return {
+        **identity.arguments,
+        "looked at": {
+            "layers": layers or [str(layer) for layer in getattr(result, "layers", ())],
+            "images": identity.data.sentence,
+            "image numbers": list(display.indices),
+            "classes": 0 if display.class_names is None else len(display.class_names),
+            "normalization": display.normalization.sentence(),
+        },
+        "network": identity.network.type,
+        "versions": dict(identity.versions),
+    }
 
 
 def show_once(

@@ -5,11 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, ClassVar, Literal
 
 from PIL import Image
@@ -24,11 +23,12 @@ from lightning_cnnviz.sinks._dashboard import (
     Value,
     encode_report,
     short_key,
-    with_epochs,
 )
+from lightning_cnnviz.sinks._depth_lines import DepthLines
 from lightning_cnnviz.sinks._handover import Handover
 from lightning_cnnviz.sinks._page_html import newest_looks_page
 from lightning_cnnviz.sinks._wandb_artifacts import LONGEST_NAME, upload_files, upload_record, upload_split
+from lightning_cnnviz.sinks._wandb_runs import how_to_send_later, name_of, opened_run, service_of, wait_for
 from lightning_cnnviz.sinks.base import Sink
 from lightning_cnnviz.sinks.series import key_part
 
@@ -85,8 +85,9 @@ Trainer(logger=WandbLogger(project=...)), or write elsewhere, for example with s
         self._handover = Handover("W&B")
         self._account: Path | None = None
         self._newest: Step | None = None
-        self._looks: dict[str, dict[int, ByDepth]] = {}
+        self._lines = DepthLines()
         self._legend: dict[str, str] = {}
+        self._static: dict[tuple[str, ...], Encoded] = {}
         self._known: dict[str, set[str]] = {}
 
     @classmethod
@@ -111,13 +112,12 @@ Trainer(logger=WandbLogger(project=...)), or write elsewhere, for example with s
     @property
     def remedy(self) -> str:
         """Send them from the record."""
-        if self._account is None:
-            return ""
-        return f"To send them later: cnnviz sync {self._account.parent} --to-wandb PROJECT/RUN"
+        return "" if self._account is None else how_to_send_later(self._runs(), self._account.parent)
 
     def keep_account(self, folder: Path) -> None:
-        """Note in a record's folder what is sent."""
+        """Note in a record's folder what is drawn and sent, and go on with what is noted there."""
         self._account = folder / _ACCOUNT
+        self._lines.keep_in(folder)
 
     def has_sent(self, content: Any, step: Step) -> bool:
         """Whether it is noted that a report has been sent to all runs."""
@@ -128,7 +128,7 @@ Trainer(logger=WandbLogger(project=...)), or write elsewhere, for example with s
                     with suppress(ValueError, TypeError, KeyError):  # half a line of a process that was killed
                         entry = json.loads(line)
                         noted.add((entry["to"], entry["report"]))
-        return all((_name_of(run), _mark(content, step)) in noted for run in self._runs())
+        return all((name_of(run), _mark(content, step)) in noted for run in self._runs())
 
     def describe(self, monitor: str, facts: Mapping[str, Any]) -> None:
         """Put what a monitor was made with into the config of each run."""
@@ -136,12 +136,12 @@ Trainer(logger=WandbLogger(project=...)), or write elsewhere, for example with s
             update = getattr(getattr(run, "config", None), "update", None)
             if update is not None:
                 entry = {f"cnnviz/{key_part(monitor)}": dict(facts)}
-                self._handover.put(partial(update, entry, allow_val_change=True))
+                self._hand_over(run, partial(update, entry, allow_val_change=True))
 
     def keep_split(self, name: str, split: Mapping[str, Any]) -> None:
         """Upload which images do what, as an artifact of its own: runs with the same split have the same version."""
         for run in self._runs():
-            self._handover.put(partial(upload_split, run, name, dict(split)))
+            self._hand_over(run, partial(upload_split, run, name, dict(split)))
 
     def write(self, report: Report, step: Step) -> None:
         """Log one report as a row of each run.
@@ -167,31 +167,41 @@ Trainer(logger=WandbLogger(project=...)), or write elsewhere, for example with s
             OSError: The service does not answer, and too much waits for it already.
             RuntimeError: `open` has not been called.
         """
-        every = {key: item for content in contents for key, item in content.items.items()}
-        self._legend |= {key: text for content in contents for key, text in content.legend.items()}
         marks = [_mark(content, step) for content in contents]
-        for run, own in self._runs().items() if every else ():
+        fresh_contents = self._without_known(contents, step)
+        every = {key: item for content in fresh_contents for key, item in content.items.items()}
+        every |= self._lines.add({key: item for key, item in every.items() if isinstance(item, ByDepth)}, step)
+        self._legend |= {key: text for content in fresh_contents for key, text in content.legend.items()}
+        for run, own in self._runs().items():
+            if not every:
+                self._note(run, marks)
+                continue
             prefix = f"{key_part(own)}/" if own else ""
             items = {
-                _table_key(run, key, prefix) if isinstance(item, Cells | Lines | ByDepth) else key: item
+                _table_key(run, key, prefix) if isinstance(item, Cells | Lines) else key: item
                 for key, item in every.items()
             }
             # Made anew for each run: a media object belongs to the first one that it is logged to. And made here: the
             # first ones take seconds to load what they need, which is no fault of the service.
             static = {f"{prefix}{key}": item.value for key, item in items.items() if _is_static(item)}
-            media = {f"{prefix}{key}": self._media(key, item) for key, item in items.items() if not _is_static(item)}
+            media = {f"{prefix}{key}": _media(item) for key, item in items.items() if not _is_static(item)}
             summaries = {f"{prefix}{key}": item.summary for key, item in items.items() if isinstance(item, Value)}
-            known = self._known.setdefault(_name_of(run), set())
+            known = self._known.setdefault(name_of(run), set())
             if not media.keys() <= known:
                 media[f"{prefix}{_table_key(run, _LEGEND, prefix)}"] = _table(
                     ("key", "what it shows"), sorted(self._legend.items())
                 )
             epoch, global_step = step.row
-            row = {_epoch_of(own): epoch, "trainer/global_step": global_step, _AXIS: step.epoch, **media}
+            row = {_epoch_of(own): epoch, "trainer/global_step": global_step, _AXIS: step.position, **media}
             lightnings = (_epoch_of(own), "trainer/global_step")
             fresh = {key: summaries.get(key) for key in row if key not in known and key not in lightnings}
-            self._handover.put(partial(self._log, run, row, fresh, static, marks))
+            self._hand_over(run, partial(self._log, run, row, fresh, static, marks))
             known |= set(row)
+        self._static |= {
+            self._static_key(content): content
+            for content in contents
+            if content.is_static and (step.stage == "fit" or self._static_key(content) not in self._static)
+        }
         self._newest = step if every else self._newest
 
     def finish(self) -> None:
@@ -203,15 +213,32 @@ Trainer(logger=WandbLogger(project=...)), or write elsewhere, for example with s
         for run, own in self._runs().items():
             with suppress(OSError):  # that the service does not answer is said below
                 if self.record == "end":
-                    self._handover.put(partial(upload_record, run, record, newest))
+                    self._hand_over(run, partial(upload_record, run, record, newest))
                 if self.page_megabytes and (record.parent / "index.html").is_file():
-                    self._handover.put(partial(self._log_page, run, own, record.parent, newest))
+                    self._hand_over(run, partial(self._log_page, run, own, record.parent, newest))
 
     def close(self) -> None:
         """Wait a few seconds for the service, and say what it has not taken."""
         missing = self._handover.drain()
         if missing:
-            log.error("WandbSink: %d reports have not reached W&B, which does not answer. %s", missing, self.remedy)
+            service = self._handover.service
+            log.error("WandbSink: %d reports have not been taken by %s in time. %s", missing, service, self.remedy)
+
+    def _without_known(self, contents: Sequence[Any], step: Step) -> list[Any]:
+        """Leave out what does not change and is in the runs; where it is another outside of fit, it is that stage's."""
+        found = []
+        for content in contents:
+            known = self._static.get(self._static_key(content))
+            if known is None or known.items != content.items:
+                found.append(content if known is None or step.stage == "fit" else content.under(step.stage))
+        return found
+
+    def _static_key(self, content: Encoded) -> tuple[str, ...]:
+        return (content.source, *map(name_of, self._runs()))
+
+    def _hand_over(self, run: Any, work: Callable[[], None]) -> None:
+        self._handover.service = service_of(run)
+        self._handover.put(work)
 
     def _runs(self) -> dict[Any, str]:
         """The runs, each with the prefix of its logger."""
@@ -244,9 +271,13 @@ Trainer(logger=WandbLogger(project=...)), or write elsewhere, for example with s
         summary = getattr(run, "summary", None)
         if static and summary is not None:
             summary.update(static)
-        _wait_for(run)
+        wait_for(run)
+        self._note(run, marks)
+
+    def _note(self, run: Any, marks: Sequence[str]) -> None:
+        """Note what is sent."""
         if self._account is not None:
-            lines = (json.dumps({"to": _name_of(run), "report": mark}) for mark in marks)
+            lines = (json.dumps({"to": name_of(run), "report": mark}) for mark in marks)
             with suppress(OSError), self._account.open("a", encoding="utf-8") as file:
                 file.write("".join(f"{line}\n" for line in lines))
 
@@ -268,77 +299,16 @@ Trainer(logger=WandbLogger(project=...)), or write elsewhere, for example with s
             if page:
                 run.define_metric(key, step_metric=_AXIS)
                 epoch, global_step = step.row
-                row = {_epoch_of(prefix): epoch, "trainer/global_step": global_step, _AXIS: step.epoch}
+                row = {_epoch_of(prefix): epoch, "trainer/global_step": global_step, _AXIS: step.position}
                 # Nothing of W&B's is put into it: its style sheet comes from the network.
                 run.log({**row, key: wandb.Html(page, inject=False, data_is_not_path=True)})
         except Exception as error:
             log.error("WandbSink: the page is not uploaded, it lies in %s: %s", folder, error)
 
-    def _media(self, key: str, content: Any) -> Any:
-        """What W&B is to have under a key."""
-        if isinstance(content, ByDepth):
-            looks = self._looks.setdefault(key, {})
-            looks[content.epoch] = content
-            content = with_epochs([looks[epoch] for epoch in sorted(looks)])
-        if isinstance(content, Lines):
-            return _chart(content)
-        if isinstance(content, Cells):
-            return _table(content.columns, content.rows)
-        if isinstance(content, Value):
-            return content.value
-        images = [_image(file) for file in content]
-        return images[0] if len(images) == 1 else images
-
-
-@contextmanager
-def opened_run(name: str) -> Iterator[Any]:
-    """Go on with a W&B run, and finish it afterwards; gives what `WandbSink.open` takes for a logger.
-
-    Args:
-        name: `entity/project/id`, or `project/id`.
-
-    Raises:
-        ValueError: It is not of this form.
-    """
-    parts = name.split("/")
-    if len(parts) not in (2, 3) or not all(parts):
-        raise ValueError(f"{name!r} names no W&B run: give entity/project/id, or project/id")
-    import wandb
-
-    run = wandb.init(entity=parts[0] if len(parts) == 3 else None, project=parts[-2], id=parts[-1], resume="allow")
-    try:
-        yield _Opened(experiment=run)
-    finally:
-        run.finish()
-
-
-class _Opened(SimpleNamespace):
-    """Stands for the WandbLogger of a run that no trainer has."""
-
-
-# By this name loggers are known, those of `lightning` and of `pytorch_lightning`.
-_Opened.__name__ = "WandbLogger"
-
-
-def _wait_for(run: Any) -> None:
-    """Wait until the service has taken what was logged: logging returns before that, also where nobody listens.
-
-    Raises:
-        TimeoutError: It does not answer.
-    """
-    keys = getattr(getattr(run, "summary", None), "keys", None)
-    # The service works off what it gets in order; wandb waits a minute for its answer, and then has an empty one.
-    if keys is not None and not getattr(run, "disabled", False) and not keys():
-        raise TimeoutError("W&B does not answer")
-
-
-def _name_of(run: Any) -> str:
-    return str(getattr(run, "id", ""))
-
 
 def _table_key(run: Any, key: str, prefix: str) -> str:
     """A key so short that the artifact which W&B names after it, its prefix and the run has a valid name."""
-    return short_key(key, LONGEST_NAME - len(f"run-{_name_of(run)}-{prefix}_table-") - _MARK)
+    return short_key(key, LONGEST_NAME - len(f"run-{name_of(run)}-{prefix}_table-") - _MARK)
 
 
 def _epoch_of(prefix: str) -> str:
@@ -375,6 +345,18 @@ class _EncodedImage(Image.Image):
 
 def _is_static(item: Any) -> bool:
     return isinstance(item, Value) and item.is_static
+
+
+def _media(content: Any) -> Any:
+    """What W&B is to have under a key."""
+    if isinstance(content, Lines):
+        return _chart(content)
+    if isinstance(content, Cells):
+        return _table(content.columns, content.rows)
+    if isinstance(content, Value):
+        return content.value
+    images = [_image(file) for file in content]
+    return images[0] if len(images) == 1 else images
 
 
 def _image(file: File) -> Any:

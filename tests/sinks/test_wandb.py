@@ -11,6 +11,7 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
+from callbacks.littlenet import LittleNet, dataset, quiet_trainer, train_loader, val_loader
 from PIL import Image
 from sinks.harness import Harness, full_disk
 from sinks.offline_run import (
@@ -19,7 +20,9 @@ from sinks.offline_run import (
     read_offline_config,
     read_offline_run,
 )
+from torch.utils.data import DataLoader, IterableDataset
 
+from lightning_cnnviz.callbacks import CorrelationMonitor
 from lightning_cnnviz.render.panel import draw_panel
 from lightning_cnnviz.report import Curve, Gallery, Item, Picture, Report, Row, Scalar, Series, Step, Table, Tile
 from lightning_cnnviz.sinks import _dashboard
@@ -396,3 +399,59 @@ def test_a_sheet_of_several_layers_says_whose_numbers_are_whose(captions: tuple[
     ]
     ((_, _, text),) = _dashboard._sheets(Report("view", title="A view", items=tuple(galleries)))
     assert text == f"A view. {said}"
+
+
+class Endless(IterableDataset[Any]):
+    """Images whose number nobody knows."""
+
+    def __iter__(self) -> Iterator[Any]:
+        yield from dataset(40)
+
+
+@pytest.mark.parametrize(
+    ("loader", "positions"),
+    [
+        (train_loader, [0.4, 0.8, 1.2, 1.6, 2]),
+        (lambda: DataLoader(Endless(), batch_size=8), [0, 0, 1.2, 1.6, 2]),  # nobody knows the first epoch's length
+    ],
+    ids=["known length", "a stream"],
+)
+def test_looks_in_the_middle_of_epochs_have_places_of_their_own(loader: Any, positions: list[float]) -> None:
+    run, sink = FakeRun(), WandbSink()
+    sink.open([WandbLogger(run)], Path("unused"))
+    sink.open = lambda loggers, folder: None  # type: ignore[method-assign]
+    monitor = CorrelationMonitor(every_n_steps=2, sinks=[sink])
+    quiet_trainer(callbacks=[monitor], max_epochs=2).fit(LittleNet(), loader(), val_loader())
+    assert [row["cnnviz/epoch"] for row in run.rows] == positions
+    assert [type(row["cnnviz/epoch"]) for row in run.rows][-1] is int
+    assert [row["trainer/global_step"] for row in run.rows] == [1, 3, 5, 7, 9]
+    chart = run.rows[-1]["correlation/redundant_by_depth"].table.data
+    expected = [f"epoch {position:g}" for position in positions]
+    expected = [name if name not in expected[:place] else f"{name}, step 4" for place, name in enumerate(expected)]
+    assert list(dict.fromkeys(line for _, line, _ in chart)) == expected
+
+
+def test_what_does_not_change_is_there_once_a_run() -> None:
+    run, sink = FakeRun(), WandbSink()
+    sink.open([WandbLogger(run)], Path("unused"))
+
+    def table(size: int) -> Report:
+        items = (Table("layers", ("layer", "rows"), (("conv", size),)), Scalar("parameters", 20.0))
+        return Report("layer_table", title="Layers", items=items)
+
+    for stage, size in (("fit", 8), ("validate", 8), ("test", 8), ("test", 9)):
+        sink.write(table(size), Step(epoch=1, global_step=10, stage=stage))
+    rows = [{key: item.data for key, item in row.items() if key not in AXES} for row in run.rows]
+    assert rows == [{"layer_table/layers": [["conv", 8]]}, {"test/layer_table/layers": [["conv", 9]]}]
+
+
+def test_what_does_not_change_is_not_lost_where_it_could_not_be_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    run, sink = FakeRun(), WandbSink()
+    sink.open([WandbLogger(run)], Path("unused"))
+    report = Report("layer_table", title="Layers", items=(TABLE,))
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "log", full_disk)
+        with pytest.raises(OSError, match="No space left"):
+            sink.write(report, Step(epoch=0, global_step=0))
+    sink.write(report, Step(epoch=0, global_step=0))
+    assert "layer_table/layers" in run.rows[0]

@@ -15,7 +15,7 @@ from sinks.offline_run import keep_wandb_inside
 
 from lightning_cnnviz.cli import main
 from lightning_cnnviz.record import Record
-from lightning_cnnviz.sinks.wandb import _wait_for
+from lightning_cnnviz.sinks._wandb_runs import wait_for
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds the service in /proc")
 
@@ -98,11 +98,11 @@ def test_what_the_service_has_not_taken_is_not_taken_for_sent() -> None:
         def __init__(self, disabled: bool, *keys: str) -> None:
             self.summary, self.disabled = dict.fromkeys(keys, 1), disabled
 
-    _wait_for(Service(False, "cnnviz/epoch"))
-    _wait_for(Service(True))
-    _wait_for(object())
+    wait_for(Service(False, "cnnviz/epoch"))
+    wait_for(Service(True))
+    wait_for(object())
     with pytest.raises(TimeoutError, match="W&B does not answer"):
-        _wait_for(Service(False))  # what wandb gives when it has waited long enough
+        wait_for(Service(False))  # what wandb gives when it has waited long enough
 
 
 def _train(folder: str, fault: str, lightning_logs: bool, monitored: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -266,8 +267,8 @@ def is_tuning(trainer: Any) -> bool:
 def step_of(trainer: Any) -> Step:
     """Return when a look is taken."""
     stage = str(trainer.state.fn.value)
-    epoch = _complete_epochs(trainer.fit_loop) if stage == "fit" else trainer.current_epoch
-    return Step(epoch=epoch, global_step=trainer.global_step, stage=stage, logged=_logged_at(trainer))
+    epoch, within = _epochs(trainer.fit_loop) if stage == "fit" else (trainer.current_epoch, 0.0)
+    return Step(epoch=epoch, global_step=trainer.global_step, stage=stage, logged=_logged_at(trainer), within=within)
 
 
 def _logged_at(trainer: Any) -> tuple[int, int]:
@@ -280,12 +281,21 @@ def _logged_at(trainer: Any) -> tuple[int, int]:
     return max(epochs.processed - 1, 0), max(stepped - 1, 0)
 
 
-def _complete_epochs(fit_loop: Any) -> int:
-    """How many epochs have made all their steps: Lightning's own count waits for the hooks and the validation."""
-    epochs, batches = fit_loop.epoch_progress.current, fit_loop.epoch_loop.batch_progress.current
-    under_way = epochs.started > epochs.processed
-    stepped = batches.ready > 0 and batches.processed == batches.ready
-    return int(epochs.processed + (under_way and stepped and fit_loop.epoch_loop.done))
+def _epochs(fit_loop: Any) -> tuple[int, float]:
+    """How many epochs have made all their steps, and how much of the one under way: 0 where its length is not known.
+
+    Lightning's own count waits for the hooks and the validation.
+    """
+    epochs, progress = fit_loop.epoch_progress.current, fit_loop.epoch_loop.batch_progress
+    batches, complete = progress.current, int(epochs.processed)
+    if epochs.started <= complete:
+        return complete, 0.0
+    if batches.ready > 0 and batches.processed == batches.ready and fit_loop.epoch_loop.done:
+        return complete + 1, 0.0
+    length = fit_loop.max_batches
+    if not math.isfinite(length):  # a stream: as long as those before it
+        length = (progress.total.processed - batches.processed) / max(complete, 1)
+    return complete, round(min(batches.processed / length, 0.999999), 6) if length > 0 else 0.0
 
 
 def mixed_precision(trainer: Any) -> AbstractContextManager[Any]:
