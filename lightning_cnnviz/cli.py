@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from lightning_cnnviz import __version__
 from lightning_cnnviz.command_options import add_image_options, image_options, positive
 
 __all__ = ["main"]
@@ -45,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names may be no text
     parser = argparse.ArgumentParser(prog="cnnviz", description="See what a convnet learns, while it trains.")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     demo = commands.add_parser(
         "demo",

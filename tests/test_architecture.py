@@ -62,6 +62,7 @@ ALLOWED = {
     "workspace": {"render.how_to_read"},
     "compare": {"command_options", "core", "explore", "finetune", "record", "render", "report", "sinks"},
     "cli": {
+        "__version__",
         "command_options",
         "workspace",
         "sync",

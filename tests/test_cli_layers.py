@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import lightning_cnnviz
 from lightning_cnnviz.cli import main
 
 NETWORK = """
@@ -84,3 +85,9 @@ def test_an_unknown_timm_network(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(["layers", "timm/resnet10x"])
     assert "no network is called 'timm/resnet10x'. Did you mean 'resnet10t'" in capsys.readouterr().err
+
+
+def test_the_version_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert capsys.readouterr().out == f"cnnviz {lightning_cnnviz.__version__}\n"

@@ -146,6 +146,7 @@ def test_what_waits_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (["nowhere", "--to-wandb", "project/r1"], "there is no record in"),
         (["page", "--to-wandb", "r1"], "names no W&B run"),
+        (["page", "--to-wandb", " / "], "names no W&B run"),
         (["page", "--to-wandb", "project/r1", "--run", "other"], "no look of run other"),
     ],
 )

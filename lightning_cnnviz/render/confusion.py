@@ -4,20 +4,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from lightning_cnnviz.render.figures import figure_pixels, fit_square, new_figure, shorten
+from lightning_cnnviz.render.figures import (
+    LEAST_FONT,
+    PICTURE_WIDTH,
+    figure_pixels,
+    fit_square,
+    new_figure,
+    shorten,
+)
 from lightning_cnnviz.report import Picture, Report, Scalar, Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 __all__ = ["confusion_report"]
 
-_MOST_NUMBERS, _MOST_NAMES = 25, 60  # classes, up to which cells carry numbers, and axes names
+_MOST_NAMES = 60  # classes, up to which axes carry names
+_ROUGHLY = 5.0  # inches of the square, before it is known what stands around it
+# In heights of a letter: what a cell needs for a whole percentage, for one with a decimal, and a name's line.
+_NUMBER, _PERCENTAGE, _NAME = 2.25, 5.2, 1.25
 _PAIRS = 20
 _DARK = 0.3  # fraction above which the color is so dark that text on it is white
 _TICKS = (0, 1, 5, 10, 25, 50, 75, 100)
@@ -34,8 +46,9 @@ def confusion_report(
 ) -> Report:
     """Draw a confusion matrix as fractions of each true class, with a table of the pairs that are confused most.
 
-    Numbers stand in the cells for up to 25 classes, names at the axes for up to 60. Scalars are the accuracy, and the
-    mean over the classes of each one's accuracy, 0 to 1; NaN where images are missing in the matrix.
+    Numbers stand in the cells of up to about 16 classes, names at the axes for up to 60: of many, some evenly. Scalars
+    are the accuracy, and the mean over the classes of each one's accuracy, 0 to 1; NaN where images are missing in the
+    matrix.
 
     Args:
         matrix: `(classes, classes)`, how many images of each true class, a row, were taken for each class, a column.
@@ -119,77 +132,104 @@ def _pairs(counts: Tensor, fractions: Tensor, names: Sequence[str]) -> Table:
 # The picture
 
 
+@dataclass(frozen=True)
+class _Size:
+    """How large it is drawn: letters that can be read when it is shown 400 pixels wide.
+
+    Attributes:
+        side: Inches of the square of cells.
+        scale: Of letters.
+    """
+
+    side: float
+    scale: float = 1.0
+
+    @property
+    def font(self) -> float:
+        return LEAST_FONT * self.scale
+
+    def letters(self, classes: int) -> float:
+        """How many heights of a letter a cell has."""
+        return 72 * self.side / classes / self.font
+
+
 def _drawn(counts: Tensor, fractions: Tensor, seen: Tensor, names: Sequence[str]) -> Tensor:
     """Draw the matrix: `(3, H, W)` uint8."""
-    from matplotlib.colors import PowerNorm
-
-    classes, side = len(names), _side(len(names))
-    with new_figure(side, side) as figure:
-        axes = figure.add_subplot()
-        shown = (100 * fractions).masked_fill(~seen[:, None], math.nan).numpy()
-        # By the square root: among many classes, a few percent are what is to be seen.
-        image = axes.imshow(shown, cmap="Blues", norm=PowerNorm(0.5, 0, 100), aspect="auto", interpolation="nearest")
-        axes.set_facecolor(_BLANK)
-        _label_axes(axes, [shorten(name, 24) for name in names])
-        if classes <= _MOST_NUMBERS:
-            _write_numbers(axes, counts, fractions, seen)
-        bar = figure.colorbar(image, cax=axes.inset_axes((1 + 0.12 / side, 0, 0.16 / side, 1)), ticks=_TICKS)
-        bar.set_label("% of the true class")
-        bar.outline.set_visible(False)
-        bar.ax.tick_params(length=0)
-        total = int(counts.sum())
-        right = f"{100 * float(counts.diagonal().sum()) / total:.1f} % right" if total else "none classified"
-        axes.set_title(f"{classes} classes, {total:,} images, {right}", loc="left", fontsize=12, fontweight="bold")
-        fit_square(figure, axes, side)
+    with new_figure(_ROUGHLY, _ROUGHLY) as figure:
+        axes = _fill(figure, counts, fractions, seen, names, _Size(_ROUGHLY))
+        size = _size(len(names), PICTURE_WIDTH - (fit_square(figure, axes, _ROUGHLY)[0] - _ROUGHLY))
+    with new_figure(size.side, size.side) as figure:
+        axes = _fill(figure, counts, fractions, seen, names, size)
+        fit_square(figure, axes, size.side)
         return figure_pixels(figure)
 
 
-def _side(classes: int) -> float:
-    """Inches of the square of cells."""
-    if classes <= _MOST_NUMBERS:
-        return max(3.2, 0.42 * classes)
-    # Cells of whole pixels, down to two.
-    return max(2, round(1000 / classes)) * classes / _DPI
+def _size(classes: int, side: float) -> _Size:
+    """Given the side that there is room for; of many classes, cells of whole pixels, down to two."""
+    if classes <= _MOST_NAMES:
+        return _Size(side)
+    whole = max(2, round(side * _DPI / classes)) * classes / _DPI
+    return _Size(whole, max(1.0, whole / side))
 
 
-def _font_size(classes: int) -> float:
-    return 10 if classes <= 12 else 9 if classes <= _MOST_NUMBERS else 7.5
+def _fill(figure: Figure, counts: Tensor, fractions: Tensor, seen: Tensor, names: Sequence[str], size: _Size) -> Axes:
+    from matplotlib.colors import PowerNorm
+
+    classes, total = len(names), int(counts.sum())
+    axes = figure.add_subplot()
+    shown = (100 * fractions).masked_fill(~seen[:, None], math.nan).numpy()
+    # By the square root: among many classes, a few percent are what is to be seen.
+    image = axes.imshow(shown, cmap="Blues", norm=PowerNorm(0.5, 0, 100), aspect="auto", interpolation="nearest")
+    axes.set_facecolor(_BLANK)
+    _label_axes(axes, [shorten(name, 24 if classes <= 12 else 14) for name in names], size)
+    if size.letters(classes) >= _NUMBER:
+        _write_numbers(axes, counts, fractions, seen, size)
+    place = (1 + 0.12 * size.scale / size.side, 0, 0.16 * size.scale / size.side, 1)
+    bar = figure.colorbar(image, cax=axes.inset_axes(place), ticks=_TICKS)
+    bar.set_label("% of the true class", fontsize=size.font)
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(length=0, labelsize=size.font)
+    right = f"{100 * float(counts.diagonal().sum()) / total:.1f} % right" if total else "none classified"
+    title = f"{classes} classes, {total:,} images, {right}"
+    axes.set_title(title, loc="left", fontsize=1.1 * size.font, fontweight="bold")
+    return axes
 
 
-def _label_axes(axes: Axes, names: Sequence[str]) -> None:
+def _label_axes(axes: Axes, names: Sequence[str], size: _Size) -> None:
     classes = len(names)
     for spine in axes.spines.values():
         spine.set_visible(False)
     axes.grid(visible=False)
     if classes > _MOST_NAMES:
-        axes.set_ylabel(f"true class, 0 to {classes - 1}")
-        axes.set_xlabel(f"taken for, 0 to {classes - 1}")
+        axes.set_ylabel(f"true class, 0 to {classes - 1}", fontsize=size.font)
+        axes.set_xlabel(f"taken for, 0 to {classes - 1}", fontsize=size.font)
+        axes.tick_params(labelsize=size.font)
         return
-    axes.set_ylabel("true class")
-    axes.set_xlabel("taken for")
-    size = _font_size(classes)
-    level = max(len(name) for name in names) * size / 100 <= _side(classes) / classes  # names stand side by side
-    axes.set_xticks(range(classes), names, fontsize=size, rotation=0 if level else 90)
-    axes.set_yticks(range(classes), names, fontsize=size)
+    axes.set_ylabel("true class", fontsize=size.font)
+    axes.set_xlabel("taken for", fontsize=size.font)
+    # Of names for which there is no room, some evenly.
+    places = range(0, classes, math.ceil(_NAME / size.letters(classes)))
+    shown = [names[place] for place in places]
+    level = 0.72 * max(map(len, shown)) <= size.letters(classes) * places.step  # names stand side by side
+    axes.set_xticks(places, shown, fontsize=size.font, rotation=0 if level else 90)
+    axes.set_yticks(places, shown, fontsize=size.font)
     # Thin lines of paper between the cells.
     axes.set_xticks([place - 0.5 for place in range(1, classes)], minor=True)
     axes.set_yticks([place - 0.5 for place in range(1, classes)], minor=True)
-    axes.grid(visible=True, which="minor", color="white", linewidth=1.2 if classes <= _MOST_NUMBERS else 0.5)
+    axes.grid(visible=True, which="minor", color="white", linewidth=1.2 if classes <= 25 else 0.5)
     axes.tick_params(which="both", length=0)
 
 
-def _write_numbers(axes: Axes, counts: Tensor, fractions: Tensor, seen: Tensor) -> None:
-    """Write percentages into the cells; of few classes, with the number of images below."""
-    classes = len(counts)
-    roomy = classes <= 6
-    size = 11 if roomy else 9 if classes <= 12 else 8
+def _write_numbers(axes: Axes, counts: Tensor, fractions: Tensor, seen: Tensor, size: _Size) -> None:
+    """Write percentages into the cells; where there is room, with the number of images below."""
+    roomy = size.letters(len(counts)) >= _PERCENTAGE
     for row, column in seen[:, None].expand_as(counts).nonzero().tolist():
         count, fraction = int(counts[row, column]), float(fractions[row, column])
         if count == 0 and not roomy:
             continue
         text = f"{100 * fraction:.1f} %\n{count:,}" if roomy else _percent(fraction)
         bold, color = "bold" if row == column else "normal", "white" if fraction > _DARK else "#202020"
-        cell = axes.text(column, row, text, ha="center", va="center", fontsize=size, linespacing=1.4)
+        cell = axes.text(column, row, text, ha="center", va="center", fontsize=size.font, linespacing=1.4)
         cell.set(color=color, fontweight=bold)
 
 

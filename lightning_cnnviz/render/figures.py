@@ -126,8 +126,12 @@ def figure_pixels(figure: Figure) -> Tensor:
     return pixels
 
 
-def fit_square(figure: Figure, axes: Axes, side: float) -> None:
-    """Make a figure just as large as a square of `side` inches for its axes, and what stands around it, need."""
+def fit_square(figure: Figure, axes: Axes, side: float) -> tuple[float, float]:
+    """Make a figure just as large as a square of `side` inches for its axes, and what stands around it, need.
+
+    Returns:
+        Its width and height, in inches.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     figure.set_layout_engine("none")
@@ -139,6 +143,7 @@ def fit_square(figure: Figure, axes: Axes, side: float) -> None:
     figure.set_size_inches(width, height)
     left, bottom = -box.x0 / figure.dpi, -box.y0 / figure.dpi
     axes.set_position((left / width, bottom / height, side / width, side / height))
+    return width, height
 
 
 def line_style(number: int) -> dict[str, Any]:

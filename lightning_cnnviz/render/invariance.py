@@ -57,6 +57,9 @@ _KIND_LABELS = {
 _LAYERS_SHOWN = 3
 # In inches.
 _HEIGHT, _EXAMPLES_WIDTH, _TITLE = 7.4, 4.3, 0.24
+_EXAMPLE, _LINE_NAME = 1.2, 0.43  # at most of an image's examples; of a line's name with its numbers
+_ABOVE_NAMES, _AROUND_EXAMPLES = 3.1, 1.0
+_LEGEND_COLUMNS = 3
 # Between examples, as a fraction of their distance.
 _GAP = 0.04
 
@@ -113,7 +116,8 @@ def invariance_report(
             layers = list(range(start, min(start + _LAYERS_SHOWN, len(curves.layers))))
             name = f"{sweep.transform}/distances" + (f" from {curves.layers[start]}" if start else "")
             caption = f"{sweep.label}: distance of features by layer, a line an image"
-            items.append(Picture(name, _draw_distances(curves, sweep, layers), caption=caption))
+            pixels = _draw_distances(curves, sweep, layers, class_names)
+            items.append(Picture(name, pixels, caption=caption))
         items += _sweep_scalars(curves, sweep)
     explained: tuple[str, ...] = (
         "f are the features of the image as it is, g those of its transformed copy; distances are Euclidean, as they "
@@ -186,19 +190,32 @@ def _draw_scores(
 ) -> Tensor:
     """Examples on the left; beside them the probability, and the name of each line."""
     labels = [target_label(curves.untouched, number, class_names, 22) for number in range(len(curves.untouched))]
-    with new_figure(PICTURE_WIDTH, _HEIGHT) as figure:
+    examples = examples[:EXAMPLE_IMAGES]
+    height = _height_of(examples, len(labels))
+    with new_figure(PICTURE_WIDTH, height) as figure:
         halves: Any = figure.subfigures(1, 2, width_ratios=(_EXAMPLES_WIDTH, PICTURE_WIDTH - _EXAMPLES_WIDTH))
         left, right = halves
-        _draw_examples(left, sweep, examples[:EXAMPLE_IMAGES], labels)
-        above, below = right.subplots(2, 1, height_ratios=(2.2, _HEIGHT - 2.2))
+        _draw_examples(left, sweep, examples, labels, height)
+        above, below = right.subplots(2, 1, height_ratios=(2.2, height - 2.2))
         _draw_probability(above, curves, sweep)
         _draw_legend(below, curves, sweep, labels)
         return figure_pixels(figure)
 
 
-def _draw_distances(curves: InvarianceCurves, sweep: Sweep, layers: Sequence[int]) -> Tensor:
-    """A column a layer, a row a kind of distance."""
+def _height_of(examples: Sequence[Sequence[Tensor]], lines: int) -> float:
+    """Of the picture with examples, in inches: as much as they and the names of the lines need."""
+    height, width = examples[0][0].shape[-2:] if examples else (1, 1)
+    row = min(_EXAMPLE, _TITLE + _EXAMPLES_WIDTH / EXAMPLES / width * height)
+    return min(_HEIGHT, max(_AROUND_EXAMPLES + len(examples) * row, _ABOVE_NAMES + lines * _LINE_NAME))
+
+
+def _draw_distances(
+    curves: InvarianceCurves, sweep: Sweep, layers: Sequence[int], class_names: Sequence[str] | None
+) -> Tensor:
+    """A column a layer, a row a kind of distance; below them the name of each line."""
     with new_figure(PICTURE_WIDTH, _HEIGHT) as figure:
+        title = sweep.transform.replace("_", " ").capitalize()
+        figure.suptitle(f"{title}: distance of features", x=0.02, ha="left", fontsize=14, fontweight="bold")
         columns = min(_LAYERS_SHOWN, len(curves.layers))
         panels = figure.subplots(len(_KINDS), columns, sharex=True, squeeze=False)
         for row, kind in enumerate(_KINDS):
@@ -213,7 +230,29 @@ def _draw_distances(curves: InvarianceCurves, sweep: Sweep, layers: Sequence[int
                     axes.set_xlabel(sweep.label, fontsize=LEAST_FONT)
             for axes in panels[row, len(layers) :]:
                 axes.set_axis_off()
+        _name_lines(figure, curves, class_names)
         return figure_pixels(figure)
+
+
+def _name_lines(figure: Figure, curves: InvarianceCurves, class_names: Sequence[str] | None) -> None:
+    """Name the lines below the panels; of many images the first ones."""
+    from matplotlib.lines import Line2D
+
+    count = len(curves.untouched)
+    shown = min(count, EXAMPLE_IMAGES)
+    labels = [target_label(curves.untouched, number, class_names, 18) for number in range(shown)]
+    more = f" (first {shown} of {count})" if count > shown else ""
+    figure.legend(
+        [Line2D([], [], linewidth=2.2, **line_style(number)) for number in range(shown)],
+        labels,
+        title=f"image's {curves.untouched.target_name}{more}",
+        loc="outside lower left",
+        ncols=_LEGEND_COLUMNS,
+        alignment="left",
+        frameon=False,
+        fontsize=LEAST_FONT,
+        title_fontsize=LEAST_FONT,
+    )
 
 
 def _draw_lines(axes: Axes, values: Tensor, lines: Tensor) -> None:
@@ -268,35 +307,41 @@ def _draw_legend(axes: Axes, curves: InvarianceCurves, sweep: Sweep, labels: Seq
 
 
 def _draw_examples(
-    figure: SubFigure | Figure, sweep: Sweep, examples: Sequence[Sequence[Tensor]], labels: Sequence[str]
+    figure: SubFigure | Figure,
+    sweep: Sweep,
+    examples: Sequence[Sequence[Tensor]],
+    labels: Sequence[str],
+    picture_height: float,
 ) -> None:
     """One row an image, one column a value of the sweep; placed by hand, so that tiles are as large as they can be."""
     left = 0.05
     title = sweep.transform.replace("_", " ").capitalize()
-    figure.text(left / _EXAMPLES_WIDTH, 1 - 0.12 / _HEIGHT, title, va="top", fontsize=14, fontweight="bold")
+    figure.text(left / _EXAMPLES_WIDTH, 1 - 0.12 / picture_height, title, va="top", fontsize=14, fontweight="bold")
     if not examples:
         return
     rows, columns = len(examples), len(examples[0])
     size = examples[0][0].shape[-2:]
-    room = min((_HEIGHT - 1.0) / rows, 1.2) - _TITLE
+    room = min((picture_height - _AROUND_EXAMPLES) / rows, _EXAMPLE) - _TITLE
     width = min((_EXAMPLES_WIDTH - left) / columns, room / size[0] * size[1]) * (1 - _GAP)
     height, pitch = width / size[1] * size[0], width / (1 - _GAP)
     # One picture of all of them: axes are slow.
     sheet = torch.cat([part for copies in examples for part in _strip(copies, _TITLE / height)], 1)
-    top = _HEIGHT - 0.4
+    top = picture_height - 0.4
     bottom = top - height * sheet.shape[1] / size[0]
-    box = (left / _EXAMPLES_WIDTH, bottom / _HEIGHT, width * sheet.shape[2] / size[1] / _EXAMPLES_WIDTH)
-    show_pixels(figure.add_axes((*box, (top - bottom) / _HEIGHT)), sheet)
+    box = (left / _EXAMPLES_WIDTH, bottom / picture_height, width * sheet.shape[2] / size[1] / _EXAMPLES_WIDTH)
+    show_pixels(figure.add_axes((*box, (top - bottom) / picture_height)), sheet)
     for row, label in enumerate(labels[:rows]):
         above = top - row * (top - bottom) / rows - _TITLE + 0.03
         color = line_style(row)["color"]
-        figure.text(left / _EXAMPLES_WIDTH, above / _HEIGHT, label, va="bottom", fontsize=LEAST_FONT, color=color)
+        figure.text(
+            left / _EXAMPLES_WIDTH, above / picture_height, label, va="bottom", fontsize=LEAST_FONT, color=color
+        )
     for column, place in enumerate(examples_at(sweep.values)):
         middle = (left + column * pitch + width / 2) / _EXAMPLES_WIDTH
         value = f"{float(sweep.values[place]):.3g}"
-        figure.text(middle, (bottom - 0.05) / _HEIGHT, value, ha="center", va="top", fontsize=LEAST_FONT)
+        figure.text(middle, (bottom - 0.05) / picture_height, value, ha="center", va="top", fontsize=LEAST_FONT)
     middle = (left + (columns - 1) * pitch / 2 + width / 2) / _EXAMPLES_WIDTH
-    figure.text(middle, (bottom - 0.3) / _HEIGHT, sweep.label, ha="center", va="top", fontsize=LEAST_FONT)
+    figure.text(middle, (bottom - 0.3) / picture_height, sweep.label, ha="center", va="top", fontsize=LEAST_FONT)
 
 
 def _strip(copies: Sequence[Tensor], title: float) -> tuple[Tensor, Tensor]:

@@ -347,11 +347,25 @@ def _sheets(report: Report) -> Iterator[_Found]:
     loose = [item for item in pictures if not item.layer]
     for item in alone:
         yield _path(item.name), _files([_sheet(report, item, item.name)]), f"{report.title}: {item.caption}."
-    if loose:
-        shown_loose = [loose[place] for place in places_evenly(len(loose), _PICTURES)]
-        files = [(item.pixels, f"{item.name} · {item.caption}") for item in shown_loose]
-        key = _path(loose[0].name) if len(loose) == 1 else "pictures" if "" not in groups else "more_pictures"
-        yield key, _files(files), f"{report.title}: {loose[0].caption}."
+    if len(loose) == 1:
+        yield _path(loose[0].name), _of_one_kind(loose), f"{report.title}: {loose[0].caption}."
+        return
+    kinds: dict[str, list[Picture]] = {}
+    for item in loose:
+        kinds.setdefault("distances" if _is_of_distances(item) else "pictures", []).append(item)
+    for kind, items in kinds.items():
+        key = "more_pictures" if kind == "pictures" and "" in groups else kind
+        yield key, _of_one_kind(items), f"{report.title}: {items[0].caption}."
+
+
+def _is_of_distances(picture: Picture) -> bool:
+    """Whether it is one of the charts beside the pictures of images: of another size, it has a key of its own."""
+    return picture.name.rpartition("/")[2].split(" ")[0] == "distances"
+
+
+def _of_one_kind(pictures: Sequence[Picture]) -> tuple[File, ...]:
+    shown = [pictures[place] for place in places_evenly(len(pictures), _PICTURES)]
+    return _files([(item.pixels, f"{item.name} · {item.caption}") for item in shown])
 
 
 def _sheet(report: Report, gallery: Gallery, name: str) -> tuple[Tensor, str]:

@@ -54,7 +54,7 @@ def opened_run(name: str) -> Iterator[Any]:
     Raises:
         ValueError: It is not of this form.
     """
-    parts = name.split("/")
+    parts = [part.strip() for part in name.split("/")]
     if len(parts) not in (2, 3) or not all(parts):
         raise ValueError(f"{name!r} names no W&B run: give entity/project/id, or project/id")
     import wandb

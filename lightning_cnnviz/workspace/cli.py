@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -51,8 +52,8 @@ def _save(
     )
     parser.add_argument("--print", action="store_true", help="show it here, without an account; nothing is saved")
     options = parser.parse_args(arguments)
-    entity, _, project = options.project.partition("/")
-    if not entity or not project or "/" in project:
+    entity, _, project = options.project.strip().partition("/")
+    if not re.fullmatch(r"[\w.-]+", entity) or not re.fullmatch(r"[^/\\#?%:\s](?:[^/\\#?%:]*[^/\\#?%:\s])?", project):
         parser.error(f"{options.project!r} names no project: give ENTITY/PROJECT")
     try:
         sections = chosen_sections(options.views, prefix=options.prefix)

@@ -121,7 +121,8 @@ SECTIONS: tuple[Section, ...] = (
         name="Invariance",
         asks="How far may an image be shifted, scaled and turned?",
         panels=(
-            _pictures("Features and probability along each transform", "invariance/pictures"),
+            _pictures("The probability along each transform, image by image", "invariance/pictures"),
+            _pictures("Features along each transform, image by image", "invariance/distances"),
             _chart("How far features move, by depth", "invariance/area_relative_by_depth"),
             _numbers(
                 "How far features move",

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from render.classified import classified, has_color, pictures, scalars
 from torch import Tensor
 
 from lightning_cnnviz.core.images.invariance import InvarianceCurves, Sweep
-from lightning_cnnviz.render.figures import class_color
+from lightning_cnnviz.render.figures import class_color, kept_figures
 from lightning_cnnviz.render.invariance import EXAMPLES, examples_at, invariance_report
 
 
@@ -90,9 +91,9 @@ def test_an_image_without_features_does_not_hide_the_others() -> None:
 @pytest.mark.parametrize("count", [1, 5, 8, 9, 40])
 def test_any_number_of_images_can_be_drawn(count: int) -> None:
     report = invariance_report(curves(count), examples(min(count, 8)), class_names=["a long name of a class " * 3] * 4)
-    sizes = {tuple(picture.pixels.shape) for picture in pictures(report).values()}
-    assert len(sizes) == 1
-    assert min(sizes.pop()[1:]) > 400
+    sizes = [picture.pixels.shape for picture in pictures(report).values()]
+    assert {size[2] for size in sizes} == {799}
+    assert min(size[1] for size in sizes) > 350
 
 
 def test_further_layers_go_to_pictures_of_their_own() -> None:
@@ -109,3 +110,20 @@ def test_further_layers_go_to_pictures_of_their_own() -> None:
 def test_examples_are_even_with_the_first_and_the_last(count: int, expected: list[int]) -> None:
     assert examples_at(torch.arange(float(count))) == expected
     assert len(expected) <= EXAMPLES
+
+
+@pytest.mark.parametrize(("count", "height"), [(1, 400), (2, 450), (8, 814), (20, 814)])
+def test_pictures_are_as_high_as_their_images_need_and_name_every_line(count: int, height: int) -> None:
+    with kept_figures() as kept:
+        report = invariance_report(curves(count), examples(min(count, 8)), class_names=["hen", "cock", "jay", "kite"])
+    scores, distances = (figure for _, figure in kept)
+    assert pictures(report)["shift"].pixels.shape[1] <= height
+    renderer = FigureCanvasAgg(scores).get_renderer()  # type: ignore[no-untyped-call]
+    (names,) = [legend for axes in scores.axes for legend in [axes.get_legend()] if legend is not None]
+    assert names.get_window_extent(renderer).y0 >= 0
+    (below,) = distances.legends
+    assert below.get_title().get_text().startswith("image's true class")
+    assert [text.get_text() for text in below.get_texts()] == [
+        ["hen", "cock", "jay", "kite"][n % 4] for n in range(min(count, 8))
+    ]
+    assert distances.get_suptitle() == "Shift: distance of features"

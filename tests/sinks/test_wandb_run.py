@@ -18,7 +18,7 @@ from sinks.offline_run import (
     read_offline_run,
 )
 from sinks.picture_letters import measured_letters
-from sinks.whole_run import figures, fit, small_network
+from sinks.whole_run import figures, fit, loader, small_network
 from torchvision import models
 from workspace.documented import documented_keys
 
@@ -103,6 +103,22 @@ def test_a_run_with_every_monitor_has_the_documented_keys(inside: Path, monkeypa
 def told_id(folder: Path) -> str:
     (log,) = folder.rglob("run-*.wandb")
     return log.stem.removeprefix("run-")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)  # on a machine with others
+def test_each_stage_has_keys_of_its_own_and_what_does_not_change_is_there_once(inside: Path) -> None:
+    trainer = fit(small_network(), inside, side=24, epochs=1)
+    for evaluate in (trainer.validate, trainer.test):
+        evaluate(trainer.lightning_module, loader(16, 24), verbose=False)
+    trainer.logger.experiment.finish()
+    keys = {key.removesuffix("_table") for key in figures(inside).keys} - {"test/loss"}
+    stages = {stage: {key for key in keys if key.startswith(f"{stage}/")} for stage in ("validate", "test")}
+    # What learns along with the network, and what goes from look to look, is of fit alone.
+    fits = {key for key in documented_keys() if not key.startswith(("layer_table/", "online_probe/", "cnnviz/"))}
+    assert all({key.removeprefix(f"{stage}/") for key in found} <= fits for stage, found in stages.items())
+    assert keys - stages["validate"] - stages["test"] <= documented_keys().keys()
+    assert {stage: len(found) for stage, found in stages.items()} == {"validate": 46, "test": 46}
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ def test_print_needs_neither_an_account_nor_the_library(
     assert ("What it cannot tell" in told) is (command == "report")
 
 
-@pytest.mark.parametrize("name", ["flowers", "a/b/c", "/b", "a/"])
+@pytest.mark.parametrize("name", ["flowers", "a/b/c", "/b", "a/", " / ", "a/ ", "a b/c?d"])
 def test_what_names_no_project_is_refused(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(["workspace", name])
