@@ -7,6 +7,7 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from lightning_cnnviz.report import Step, Table, Tile
@@ -52,8 +53,11 @@ def upload_split(run: Any, name: str, split: Mapping[str, Any]) -> None:
 
     try:
         artifact = wandb.Artifact(f"cnnviz-split-{key_part(name)}"[:LONGEST_NAME], type="cnnviz-split")
-        with artifact.new_file("split.json", mode="w", encoding="utf-8") as file:
-            json.dump(split, file, default=str)
+        # Not `new_file`, whose folder stays until a warning of Python's takes it away.
+        with TemporaryDirectory() as folder:
+            file = Path(folder) / "split.json"
+            file.write_text(json.dumps(split, default=str), encoding="utf-8")
+            artifact.add_file(str(file))
         run.log_artifact(artifact)
     except Exception as error:
         log.error("WandbSink: the split of %s is not uploaded: %s", name, error)
