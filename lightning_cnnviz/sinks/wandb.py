@@ -47,7 +47,7 @@ class WandbSink(Sink):
     """Logs every look to the runs of the trainer's WandbLoggers, of `lightning` or of `pytorch_lightning`.
 
     All views of one moment are one row, under the epoch and step of Lightning's own numbers of that moment, with
-    `cnnviz/epoch` as the axis of every key. There are about 55 keys, however many layers the network has: pictures of
+    `cnnviz/epoch` as the axis of every key. There are about 58 keys, however many layers the network has: pictures of
     eight layers, a table of all, lines over depth, and totals to follow; `cnnviz/legend` says what each shows. What
     monitors were made with is in the run's config under `cnnviz/<monitor>`.
 

@@ -84,6 +84,16 @@ def test_pictures_and_tables_are_read_back(tmp_path: Path) -> None:
     assert content["data"][0] == ["conv1", 1]
 
 
+def test_tables_of_looks_within_an_epoch_keep_apart(tmp_path: Path) -> None:
+    logger, sink = logger_in(tmp_path), MlflowSink()
+    sink.open([logger], tmp_path)
+    report = Report("view", title="Title", items=(Table("all", ("n",), ((1,),)),))
+    for steps, within in ((13, 0.3), (16, 0.6), (20, 0.0)):
+        sink.write(report, Step(epoch=1 + (steps == 20), global_step=steps, within=within))
+    found = sorted(Path(file).name for file in files(logger, "cnnviz"))
+    assert found == ["all_epoch_1_step_13.json", "all_epoch_1_step_16.json", "all_epoch_2.json"]
+
+
 def test_a_run_has_its_numbers_and_its_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     logger = logger_in(tmp_path)
