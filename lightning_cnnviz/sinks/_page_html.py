@@ -78,6 +78,6 @@ def page_html(content: str = "") -> str:
     style, *scripts = (loader.get_source(environment, name)[0] for name in ("page.css", *_SCRIPTS))
     template = environment.get_template("page.html.jinja")
     help_texts = to_json({view: asdict(text) for view, text in HOW_TO_READ.items()})
-    scripts.insert(0, f"const HELP = {help_texts};")
+    scripts.insert(0, f'"use strict";\nconst HELP = {help_texts};')
     scripts.insert(2, content)  # after what takes it, before what shows it
     return template.render(style=style, script="\n".join(scripts), format=FORMAT, loads=not content)

@@ -12,8 +12,8 @@ const finite = (values) => values.filter((value) => Number.isFinite(value));
 function rangeOf(values, zero) {
   const there = finite(values);
   if (!there.length) return null;
-  let low = Math.min(...there), high = Math.max(...there);
-  if (zero && low > 0 && low < high) low = 0;
+  const high = Math.max(...there), least = Math.min(...there);
+  const low = zero && least > 0 && least < high ? 0 : least;
   return low === high ? [low - 0.5, high + 0.5] : [low, high];
 }
 // Lines between what was measured: a gap stays a gap.

@@ -1,4 +1,3 @@
-"use strict";
 // What the page shows lies in scripts beside it, each of which calls a function of `cnnviz`: the list, which names blocks of
 // looks and looks since, then these; the parts of looks and packs of pictures as they are asked for. Nothing else can be
 // loaded: the policy knows the names of these files alone.

@@ -142,4 +142,3 @@ function knowledgeOf(place) {
   const shown = new Set(looks.flatMap((look) => [...itemsOf(look), ...look.scalars].map((item) => item.layer)));
   return { layers, rows, shown };
 }
-const hasItems = (view, layer) => itemsOf(view.look).some((item) => item.layer === layer) || view.look.scalars.some((scalar) => scalar.layer === layer);

@@ -45,7 +45,7 @@ function drawViews(place, knowledge) {
       layer === null ? null : h("a", { href: linkTo({ q: layer, layer: null, unit: null }), class: "button", "data-testid": "list-units" }, "List its units")),
     drawTabs(tabs, current.key, Boolean(glance)),
     h("p", { class: "soft", id: "notes" }, [...(look.notes ?? [])].join(" ") + late),
-    drawStats(place, current, layer),
+    drawStats(place.line, current, layer),
     items.map((item) => (item.kind === "Gallery" ? drawGallery(item, knowledge) : null)),
     h("div", { class: "figures" }, items.filter((item) => item.kind !== "Gallery").map(drawFigure)),
     helpFor(series.source),
@@ -56,7 +56,7 @@ function drawLayerFacts({ numbers, units }) {
   return facts([...told, ...(units ? [["units", units]] : [])]);
 }
 // The numbers to follow over time, with what they were before.
-function drawStats({ line, moment }, { series, look }, layer) {
+function drawStats(line, { series, look }, layer) {
   const own = look.scalars.filter((scalar) => isAbout(scalar, layer));
   if (!own.length || !line) return null;
   return h("div", { class: "stats" }, own.map(({ name, value }) => {
