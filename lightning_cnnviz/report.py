@@ -147,6 +147,7 @@ class Picture:
         caption: One line that says what is to be seen.
         layer: The layer that it is about; "" for none.
         plain: The same without words, `(3, H, W)` uint8, for where it stands small among others; None for itself.
+        svg: The same as lines and letters, of one shape with it, for readers whose theme may be dark; "" for none.
     """
 
     name: str
@@ -155,6 +156,7 @@ class Picture:
     caption: str = ""
     layer: str = ""
     plain: Tensor | None = None
+    svg: str = ""
 
     def __post_init__(self) -> None:
         for pixels in (self.pixels, *([] if self.plain is None else [self.plain])):

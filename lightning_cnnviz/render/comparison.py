@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lightning_cnnviz.core.comparison.units import LayerComparison, UnitComparison
 from lightning_cnnviz.render.figures import figure_pixels, new_figure, shorten
+from lightning_cnnviz.render.vector import figure_svg
 from lightning_cnnviz.report import Curve, Item, LayerFacts, Number, Picture, Report, Scalar, Series, Table
 
 if TYPE_CHECKING:
@@ -144,10 +145,11 @@ def _notes(result: UnitComparison) -> tuple[str, ...]:
 
 def _matrix(result: UnitComparison) -> Picture:
     size = f"{len(result.layers)} x {len(result.other_layers)} layers"
-    return Picture("cka", _drawn(result), caption=f"Linear CKA of {size} over {result.images:,} images")
+    drawn, svg = _drawn(result)
+    return Picture("cka", drawn, caption=f"Linear CKA of {size} over {result.images:,} images", svg=svg)
 
 
-def _drawn(result: UnitComparison) -> Tensor:
+def _drawn(result: UnitComparison) -> tuple[Tensor, str]:
     rows, columns = result.cka.shape
     cell = min(_CELL, _SIDE / max(rows, columns))
     height, width = max(rows * cell, 1.5), max(columns * cell, 1.5)
@@ -159,7 +161,7 @@ def _drawn(result: UnitComparison) -> Tensor:
         bar.set_label("linear CKA")
         bar.outline.set_visible(False)
         axes.set_title("Which layers are alike", loc="left", fontsize=12, fontweight="bold")
-        return figure_pixels(figure)
+        return figure_pixels(figure), figure_svg(figure)
 
 
 def _name_axes(axes: Axes, names: list[str], others: tuple[str, ...]) -> None:

@@ -18,6 +18,7 @@ from lightning_cnnviz.render.figures import (
     new_figure,
     shorten,
 )
+from lightning_cnnviz.render.vector import figure_svg
 from lightning_cnnviz.report import Picture, Report, Scalar, Table
 
 if TYPE_CHECKING:
@@ -73,10 +74,9 @@ def confusion_report(
     right = counts.diagonal().sum() / counts.sum()  # NaN where there is no image
     caption = _caption(float(right), int(counts.sum()))
     lost = f"Not finite: {unscored:,} images are left out, since the network's scores of them are NaN or infinite"
+    drawn, svg = _drawn(counts, fractions, seen, names)
     items = (
-        Picture(
-            "matrix", _drawn(counts, fractions, seen, names), caption=f"{caption}. {lost}" if unscored else caption
-        ),
+        Picture("matrix", drawn, caption=f"{caption}. {lost}" if unscored else caption, svg=svg),
         _pairs(counts, fractions, names),
         Scalar("accuracy", math.nan if unscored else float(right)),
         Scalar("mean_class_accuracy", math.nan if unscored else float(fractions.diagonal()[seen].mean())),
@@ -153,15 +153,15 @@ class _Size:
         return 72 * self.side / classes / self.font
 
 
-def _drawn(counts: Tensor, fractions: Tensor, seen: Tensor, names: Sequence[str]) -> Tensor:
-    """Draw the matrix: `(3, H, W)` uint8."""
+def _drawn(counts: Tensor, fractions: Tensor, seen: Tensor, names: Sequence[str]) -> tuple[Tensor, str]:
+    """Draw the matrix: `(3, H, W)` uint8, and as SVG."""
     with new_figure(_ROUGHLY, _ROUGHLY) as figure:
         axes = _fill(figure, counts, fractions, seen, names, _Size(_ROUGHLY))
         size = _size(len(names), PICTURE_WIDTH - (fit_square(figure, axes, _ROUGHLY)[0] - _ROUGHLY))
     with new_figure(size.side, size.side) as figure:
         axes = _fill(figure, counts, fractions, seen, names, size)
         fit_square(figure, axes, size.side)
-        return figure_pixels(figure)
+        return figure_pixels(figure), figure_svg(figure)
 
 
 def _size(classes: int, side: float) -> _Size:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lightning_cnnviz.core.images.correlation import ChannelCorrelation
 from lightning_cnnviz.render.figures import figure_pixels, fit_square, new_figure, shorten
+from lightning_cnnviz.render.vector import figure_svg
 from lightning_cnnviz.report import Item, LayerFacts, Picture, Report, Scalar, Table
 
 if TYPE_CHECKING:
@@ -48,8 +49,10 @@ def correlation_report(results: Sequence[ChannelCorrelation]) -> Report:
     """
     items: list[Item] = []
     for layer in results:
-        drawn, plain = _drawn(layer), _plain(layer)
-        items.append(Picture(layer.layer, drawn, caption=_caption(layer), layer=layer.layer, plain=plain))
+        drawn, svg = _drawn(layer)
+        items.append(
+            Picture(layer.layer, drawn, caption=_caption(layer), layer=layer.layer, plain=_plain(layer), svg=svg)
+        )
         items += correlation_scalars([layer])
     items.append(_pairs(results))
     facts = tuple(LayerFacts(layer=layer.layer, neighbors=_neighbors(layer)) for layer in results)
@@ -134,8 +137,8 @@ def _pairs(results: Sequence[ChannelCorrelation]) -> Table:
 # The picture
 
 
-def _drawn(layer: ChannelCorrelation) -> Tensor:
-    """Draw the matrix in the order of the clustering: `(3, H, W)` uint8."""
+def _drawn(layer: ChannelCorrelation) -> tuple[Tensor, str]:
+    """Draw the matrix in the order of the clustering: `(3, H, W)` uint8, and as SVG."""
     channels, cells = len(layer.order), _cells(layer)
     side = max(_SIDE // len(cells), 1) * len(cells) / _DPI  # cells of whole pixels
     with new_figure(side, side) as figure:
@@ -151,7 +154,7 @@ def _drawn(layer: ChannelCorrelation) -> Tensor:
         name = shorten(layer.layer, 28)
         axes.set_title(f"{name}: {channels} channels, {redundant}", loc="left", fontsize=12, fontweight="bold")
         fit_square(figure, axes, side)
-        return figure_pixels(figure)
+        return figure_pixels(figure), figure_svg(figure)
 
 
 def _plain(layer: ChannelCorrelation) -> Tensor:

@@ -26,6 +26,7 @@ from lightning_cnnviz.render.figures import (
     target_label,
     task_notes,
 )
+from lightning_cnnviz.render.vector import figure_svg
 from lightning_cnnviz.report import Item, Picture, Report, Scalar
 
 if TYPE_CHECKING:
@@ -110,14 +111,14 @@ def invariance_report(
     """
     items: list[Item] = []
     for sweep in curves.sweeps:
-        drawn = _draw_scores(curves, sweep, examples.get(sweep.transform, ()), class_names)
-        items.append(Picture(sweep.transform, drawn, caption=_caption(curves, sweep)))
+        drawn, svg = _draw_scores(curves, sweep, examples.get(sweep.transform, ()), class_names)
+        items.append(Picture(sweep.transform, drawn, caption=_caption(curves, sweep), svg=svg))
         for start in range(0, len(curves.layers), _LAYERS_SHOWN):
             layers = list(range(start, min(start + _LAYERS_SHOWN, len(curves.layers))))
             name = f"{sweep.transform}/distances" + (f" from {curves.layers[start]}" if start else "")
             caption = f"{sweep.label}: distance of features by layer, a line an image"
-            pixels = _draw_distances(curves, sweep, layers, class_names)
-            items.append(Picture(name, pixels, caption=caption))
+            drawn, svg = _draw_distances(curves, sweep, layers, class_names)
+            items.append(Picture(name, drawn, caption=caption, svg=svg))
         items += _sweep_scalars(curves, sweep)
     explained: tuple[str, ...] = (
         "f are the features of the image as it is, g those of its transformed copy; distances are Euclidean, as they "
@@ -187,7 +188,7 @@ def _draw_scores(
     sweep: Sweep,
     examples: Sequence[Sequence[Tensor]],
     class_names: Sequence[str] | None,
-) -> Tensor:
+) -> tuple[Tensor, str]:
     """Examples on the left; beside them the probability, and the name of each line."""
     labels = [target_label(curves.untouched, number, class_names, 22) for number in range(len(curves.untouched))]
     examples = examples[:EXAMPLE_IMAGES]
@@ -199,7 +200,7 @@ def _draw_scores(
         above, below = right.subplots(2, 1, height_ratios=(2.2, height - 2.2))
         _draw_probability(above, curves, sweep)
         _draw_legend(below, curves, sweep, labels)
-        return figure_pixels(figure)
+        return figure_pixels(figure), figure_svg(figure)
 
 
 def _height_of(examples: Sequence[Sequence[Tensor]], lines: int) -> float:
@@ -211,7 +212,7 @@ def _height_of(examples: Sequence[Sequence[Tensor]], lines: int) -> float:
 
 def _draw_distances(
     curves: InvarianceCurves, sweep: Sweep, layers: Sequence[int], class_names: Sequence[str] | None
-) -> Tensor:
+) -> tuple[Tensor, str]:
     """A column a layer, a row a kind of distance; below them the name of each line."""
     with new_figure(PICTURE_WIDTH, _HEIGHT) as figure:
         title = sweep.transform.replace("_", " ").capitalize()
@@ -231,7 +232,7 @@ def _draw_distances(
             for axes in panels[row, len(layers) :]:
                 axes.set_axis_off()
         _name_lines(figure, curves, class_names)
-        return figure_pixels(figure)
+        return figure_pixels(figure), figure_svg(figure)
 
 
 def _name_lines(figure: Figure, curves: InvarianceCurves, class_names: Sequence[str] | None) -> None:

@@ -28,6 +28,7 @@ from lightning_cnnviz.render.figures import (
     task_notes,
 )
 from lightning_cnnviz.render.patches import brief, to_gray_centered
+from lightning_cnnviz.render.vector import figure_svg
 from lightning_cnnviz.report import Gallery, Item, Number, Picture, Report, Row, Scalar, Tile
 
 if TYPE_CHECKING:
@@ -66,8 +67,8 @@ def occlusion_report(
             f"image {index}, {result.untouched.target_name} {target}: what an occluder of "
             f"{result.size[0]} x {result.size[1]} pixels does, by the position of its center"
         )
-        drawn = _draw(result, number, image, index, class_names, fill, colors)
-        items.append(Picture(f"image {index}", drawn, caption=caption))
+        drawn, svg = _draw(result, number, image, index, class_names, fill, colors)
+        items.append(Picture(f"image {index}", drawn, caption=caption, svg=svg))
     items += [*_pixel_maps(result, pixels, indices, class_names), *occlusion_scalars(result)]
     explained = [
         "At each position of the occluder's center, a map has what is found then; untouched is the value without an "
@@ -150,7 +151,7 @@ def _draw(
     class_names: Sequence[str] | None,
     fill: Tensor | None,
     colors: Mapping[int, tuple[float, float, float]],
-) -> Tensor:
+) -> tuple[Tensor, str]:
     height, width = image.shape[-2:]
     untouched = result.untouched
     target = target_label(untouched, number, class_names)
@@ -172,7 +173,7 @@ def _draw(
         if untouched.task.has_classes:
             panels[5].set_axis_off()
             _classes(panels[4], panels[5], gray, result, number, class_names, colors)
-        return figure_pixels(figure)
+        return figure_pixels(figure), figure_svg(figure)
 
 
 def _untouched(value: float) -> str:

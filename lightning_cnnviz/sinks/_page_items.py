@@ -30,8 +30,8 @@ from lightning_cnnviz.report import (
 
 __all__ = ["Content", "EncodedItem", "Pictures", "data_uri", "facts_json", "parts_of", "plain", "to_json"]
 
-Content = Tensor
-"""A picture: pixels `(3, H, W)` uint8."""
+Content = Tensor | str
+"""A picture: pixels `(3, H, W)` uint8, or SVG."""
 
 _TABLE_ROWS = 500
 _INLINE = 24_000  # characters of a gallery's rows, above which they stand in files of their own
@@ -110,14 +110,14 @@ def to_json(value: Any) -> str:
 
 def data_uri(content: Content) -> str:
     """Encode a picture as a data URI."""
-    media, data = encode_tile(content)
+    media, data = ("image/svg+xml", content.encode()) if isinstance(content, str) else encode_tile(content)
     return f"data:{media};base64,{base64.b64encode(data).decode()}"
 
 
 def _describe(item: Item, put: _Put) -> dict[str, Any]:
     head = _head(item)
     if isinstance(item, Picture):
-        return head | {"picture": put(item.pixels), "size": _extent(item)}
+        return head | {"picture": put(item.svg or item.pixels), "size": _extent(item)}
     if isinstance(item, Curve):
         series = [_describe_series(series) for series in item.series]
         axis = {"names": item.x_names, "log": item.x_log} if item.x_names or item.x_log else {}
@@ -282,5 +282,8 @@ def _numbers(numbers: Mapping[str, Number]) -> list[tuple[str, Number | None]]:
 
 def _name_of(content: Content) -> str:
     """Name a picture by a hash of its content; at 72 bits no two pictures share one by chance."""
-    text = repr(tuple(content.shape)).encode() + content.cpu().numpy().tobytes()
+    if isinstance(content, str):
+        text = content.encode()
+    else:
+        text = repr(tuple(content.shape)).encode() + content.cpu().numpy().tobytes()
     return base64.urlsafe_b64encode(hashlib.blake2b(text, digest_size=9).digest()).decode()

@@ -67,30 +67,31 @@ function drawCurve(item) {
   const legend = item.series.length > 1 ? h("ul", { class: "legend" }, item.series.map((line, i) => h("li", { class: line.reference ? "reference" : `c${i % 8}` }, line.name))) : null;
   const numbers = () => csv([["series", item.x, item.y, "low", "high"], ...item.series.flatMap((line) => line.x.map((value, j) => [line.name, names[value - 1] ?? value, line.y[j], line.low?.[j], line.high?.[j]]))]);
   return h("figure", { class: "figure chart" }, title, h("p", { class: "soft y-label" }, item.y), svg, legend,
-    h("p", { class: "save" }, saving(`${item.name}.csv`, numbers, "CSV"), saving(`${item.name}.svg`, () => standing(svg), "SVG", "image/svg+xml"), savingPng(`${item.name}.png`, svg)));
+    h("p", { class: "save" }, saving(`${item.name}.csv`, numbers, "CSV"), saving(`${item.name}.svg`, () => standing(svg), "SVG", "image/svg+xml"), savingPng(`${item.name}.png`, () => `data:image/svg+xml,${encodeURIComponent(standing(svg))}`, () => svg.closest("figure"))));
 }
 // A chart with its colors in it, which outside the page has no style sheet.
-function standing(svg, scale = 1) {
+function standing(svg) {
   const copy = svg.cloneNode(true), own = [svg, ...svg.querySelectorAll("*")];
   [copy, ...copy.querySelectorAll("*")].forEach((node, i) => {
     const style = getComputedStyle(own[i]);
     for (const name of ["fill", "stroke", "stroke-width", "opacity", "font-size", "font-family"]) node.setAttribute(name, style.getPropertyValue(name));
   });
   const [, , width, height] = svg.getAttribute("viewBox").split(" ").map(Number);
-  put(copy, { xmlns: SVG, width: scale * width, height: scale * height }, []);
+  put(copy, { xmlns: SVG, width, height }, []);
   return new XMLSerializer().serializeToString(copy);
 }
-// The same as pixels, three for each of the chart's own.
-const savingPng = (name, svg) => h("button", { class: "quiet", "data-testid": `save-${name}`, onclick: async () => {
-  const [, , width, height] = svg.getAttribute("viewBox").split(" ").map(Number), image = new Image(3 * width, 3 * height);
-  image.src = `data:image/svg+xml,${encodeURIComponent(standing(svg, 3))}`;
+// SVG as pixels, three for each of its own; it says how large it is.
+async function pngOf(address, paper) {
+  const image = new Image();
+  image.src = address;
   await image.decode();
-  const canvas = Object.assign(document.createElement("canvas"), { width: image.width, height: image.height }), brush = canvas.getContext("2d");
-  brush.fillStyle = getComputedStyle(svg.closest("figure")).backgroundColor;
-  brush.fillRect(0, 0, image.width, image.height);
-  brush.drawImage(image, 0, 0, image.width, image.height);
-  saveAs(name, canvas.toDataURL("image/png"));
-} }, "PNG");
+  const canvas = Object.assign(document.createElement("canvas"), { width: 3 * image.width, height: 3 * image.height }), brush = canvas.getContext("2d");
+  brush.fillStyle = paper;
+  brush.fillRect(0, 0, canvas.width, canvas.height);
+  brush.drawImage(image, 0, 0, canvas.width, canvas.height);
+  return canvas.toDataURL("image/png");
+}
+const savingPng = (name, address, figure) => h("button", { class: "quiet", "data-testid": `save-${name}`, onclick: async () => saveAs(name, await pngOf(address(), getComputedStyle(figure()).backgroundColor)) }, "PNG");
 function sparkline(trend, now) {
   const values = finite(trend), low = Math.min(...values), range = Math.max(...values) - low || 1;
   const x = (index) => 2 + (52 * index) / Math.max(trend.length - 1, 1), y = (value) => 14 - (12 * (value - low)) / range;

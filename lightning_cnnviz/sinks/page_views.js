@@ -128,7 +128,10 @@ function drawFigure(item) {
     const size = item.size ?? [640, 420], scale = Math.max(scaleTo(320, size, true), 1);
     const image = picture({ picture: item.picture, crop: null, size }, scale, { class: scale > 1 ? "pixels" : null, alt });
     const uri = pictures.get(item.picture)?.uri ?? "";
-    return holder.replaceChildren(title, image, h("p", { class: "save" }, h("button", { class: "quiet", onclick: () => saveAs(`${item.name}.${/^data:image\/(\w+)/.exec(uri)?.[1] ?? "png"}`, uri) }, "Save picture")));
+    const kind = /^data:image\/(\w+)/.exec(uri)?.[1] ?? "png", name = `${item.name}.${kind}`;
+    return holder.replaceChildren(title, image, h("p", { class: "save" },
+      h("button", { class: "quiet", "data-testid": `save-${name}`, onclick: () => saveAs(name, uri) }, kind === "svg" ? "SVG" : "Save picture"),
+      kind === "svg" ? savingPng(`${item.name}.png`, () => uri, () => holder) : null));
   };
   if ((item.packs ?? []).every((pack) => ready.has(packFile(pack)))) {
     queueMicrotask(arrive);

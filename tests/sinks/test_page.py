@@ -25,6 +25,8 @@ from sinks.harness import listed as read_list
 import lightning_cnnviz.sinks._page_folder as folder_module
 import lightning_cnnviz.sinks._page_list as list_module
 import lightning_cnnviz.sinks.page as page_module
+from lightning_cnnviz.render.figures import figure_pixels, new_figure
+from lightning_cnnviz.render.vector import figure_svg
 from lightning_cnnviz.report import (
     Curve,
     Gallery,
@@ -1406,6 +1408,30 @@ def test_other_items_have_their_own_place(tmp_path: Path, browser_page: Any) -> 
     page.locator("tbody a").click()
     settled(page)
     assert page.locator("main h2").inner_text() == "conv"
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_figure_is_lines_in_the_colors_of_the_theme(scheme: str, tmp_path: Path, browser_page: Any) -> None:
+    with new_figure(2, 1) as figure:
+        figure.add_subplot().plot([0, 1], [0, 1])
+        shown = Picture("lines", figure_pixels(figure), caption="Lines.", svg=figure_svg(figure))
+    sink = PageSink(tmp_path)
+    sink.write(report(shown, view="other"), Step(epoch=1, global_step=10))
+    browser_page.emulate_media(color_scheme=scheme)
+    page = at(browser_page, sink, "#/?view=other")
+    image = page.locator("main .figure > img")
+    assert image.get_attribute("src").startswith("data:image/svg+xml;base64,")
+    assert image.get_attribute("width") == str(shown.pixels.shape[2])
+    with page.expect_download() as saved:
+        page.get_by_test_id("save-lines.svg").click()
+    assert Path(saved.value.path()).read_text() == shown.svg
+    with page.expect_download() as saved:
+        page.get_by_test_id("save-lines.png").click()
+    with Image.open(saved.value.path()) as picture:
+        assert picture.size == (3 * 192, 3 * 96)
+        paper = picture.convert("RGB").getpixel((3, 3))
+    assert paper == ((254, 254, 254) if scheme == "light" else (28, 30, 34))
 
 
 @pytest.mark.browser

@@ -1,0 +1,68 @@
+"""Figures of several panels as SVG, in the colors of the theme in which they are read."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+from lightning_cnnviz.render.figures import CARD, GRID, INK, PENCIL, house_style
+from lightning_cnnviz.render.image import encode_tile, from_image
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["figure_svg"]
+
+# What is drawn in the house's colors, by theme; all else, as what lies over an image, has its own in both.
+_LIGHT = {"ink": INK, "pencil": PENCIL, "card": CARD, "grid": GRID}
+_DARK = {"ink": "#ecedf0", "pencil": "#a7adb8", "card": "#1c1e22", "grid": "#33363d"}
+
+
+def figure_svg(figure: Figure) -> str:
+    """Return a figure that was drawn as SVG: in light colors, or in dark ones where the reader's theme is dark.
+
+    Letters are outlines, so that they look as they were laid out; images in it are as small as they are on a page.
+
+    Example:
+        >>> from lightning_cnnviz.render.figures import figure_pixels, new_figure
+        >>> with new_figure(2, 1) as figure:
+        ...     pixels, svg = figure_pixels(figure), figure_svg(figure)
+        >>> "prefers-color-scheme: dark" in svg
+        True
+    """
+    from matplotlib import rc_context
+
+    figure.set_layout_engine("none")  # it was laid out as it was drawn, which takes as long as all else
+    file = io.BytesIO()
+    with house_style(), rc_context({"svg.fonttype": "path"}):
+        figure.savefig(file, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    text = file.getvalue().decode()
+    text = text[text.index("<svg") :]
+    for name, color in _LIGHT.items():
+        text = text.replace(color, f"var(--{name})")
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r"data:image/png;base64,([\w+/=\s]+)", lambda found: _small_uri(found[1]), text)
+    style = f"<style>:root{{fill:var(--ink);{_variables(_LIGHT)}}}"
+    style += f"@media (prefers-color-scheme: dark){{:root{{{_variables(_DARK)}}}}}</style>"
+    end = text.index(">") + 1
+    return f"{text[:end]}{style}{text[end:]}"
+
+
+def _variables(colors: dict[str, str]) -> str:
+    return ";".join(f"--{name}:{color}" for name, color in colors.items())
+
+
+def _small_uri(encoded: str) -> str:
+    """An image that is opaque as the page would keep it, if that is smaller."""
+    content = base64.b64decode(encoded)
+    media = "image/png"
+    with Image.open(io.BytesIO(content)) as image:
+        opaque = image.mode == "RGB" or (image.mode == "RGBA" and image.getextrema()[3] == (255, 255))
+        if opaque:
+            other = encode_tile(from_image(image.convert("RGB")))
+            media, content = min((media, content), other, key=lambda each: len(each[1]))
+    return f"data:{media};base64,{base64.b64encode(content).decode()}"
