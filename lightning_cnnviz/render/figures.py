@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = [
-    "CARD",
     "COLORS",
     "GRID",
     "INK",
@@ -45,8 +44,8 @@ __all__ = [
 ]
 
 # Okabe and Ito's colors, told apart with any color vision, without their yellow, which vanishes on white.
-# What is drawn in the house's own colors can be told by them, and has others in a dark page.
-INK, PENCIL, CARD, GRID = "#010101", "#606060", "#fefefe", "#e4e4e4"
+# What is drawn in the house's own colors can be told by them, and has others on a dark page.
+INK, PENCIL, GRID = "#010101", "#606060", "#e4e4e4"
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", INK)
 _DASHES = ("-", "--", ":", "-.")
 PICTURE_WIDTH, LEAST_FONT = 7.27, 10.5
@@ -63,14 +62,12 @@ _ROWS = 8  # images whose labels are listed
 _STYLE = {
     "axes.axisbelow": True,
     "axes.edgecolor": PENCIL,
-    "axes.facecolor": CARD,
     "axes.grid": True,
     "axes.labelcolor": INK,
     "axes.spines.right": False,
     "axes.spines.top": False,
     "figure.constrained_layout.h_pad": 0.1,
     "figure.constrained_layout.w_pad": 0.1,
-    "figure.facecolor": CARD,
     "font.size": 10,
     "image.composite_image": False,  # pictures in vector files stay as they are, and apart
     "pdf.fonttype": 42,  # TrueType: what Type 3 draws can neither be searched nor edited everywhere

@@ -5,21 +5,26 @@ from __future__ import annotations
 import base64
 import io
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from lightning_cnnviz.render.figures import CARD, GRID, INK, PENCIL, house_style
+from lightning_cnnviz.render.figures import GRID, INK, PENCIL, house_style
 from lightning_cnnviz.render.image import encode_tile, from_image
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.figure import Figure
 
 __all__ = ["figure_svg"]
 
 # What is drawn in the house's colors, by theme; all else, as what lies over an image, has its own in both.
-_LIGHT = {"ink": INK, "pencil": PENCIL, "card": CARD, "grid": GRID}
-_DARK = {"ink": "#ecedf0", "pencil": "#a7adb8", "card": "#1c1e22", "grid": "#33363d"}
+_PAPER = "#fefefe"  # in place of white, while a figure is written
+_DRAWN = {"ink": INK, "pencil": PENCIL, "paper": _PAPER, "grid": GRID}
+_LIGHT = {**_DRAWN, "paper": "#ffffff"}
+_DARK = {"ink": "#ecedf0", "pencil": "#a7adb8", "paper": "#1c1e22", "grid": "#33363d"}
 
 
 def figure_svg(figure: Figure) -> str:
@@ -38,11 +43,11 @@ def figure_svg(figure: Figure) -> str:
 
     figure.set_layout_engine("none")  # it was laid out as it was drawn, which takes as long as all else
     file = io.BytesIO()
-    with house_style(), rc_context({"svg.fonttype": "path"}):
+    with house_style(), rc_context({"svg.fonttype": "path"}), _paper_by_theme(figure):
         figure.savefig(file, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     text = file.getvalue().decode()
     text = text[text.index("<svg") :]
-    for name, color in _LIGHT.items():
+    for name, color in _DRAWN.items():
         text = text.replace(color, f"var(--{name})")
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r"data:image/png;base64,([\w+/=\s]+)", lambda found: _small_uri(found[1]), text)
@@ -50,6 +55,31 @@ def figure_svg(figure: Figure) -> str:
     style += f"@media (prefers-color-scheme: dark){{:root{{{_variables(_DARK)}}}}}</style>"
     end = text.index(">") + 1
     return f"{text[:end]}{style}{text[end:]}"
+
+
+@contextmanager
+def _paper_by_theme(figure: Figure) -> Iterator[None]:
+    """Tell the white of paper apart from that of lines over images."""
+    from matplotlib.colors import to_rgba
+
+    found: list[Any] = figure.findobj(include_self=True)
+    papers = [part.get_frame() if hasattr(part, "get_frame") else part.patch for part in found if _has_paper(part)]
+    before = [paper.get_facecolor() for paper in papers]
+    for paper, color in zip(papers, before, strict=True):
+        paper.set_facecolor(to_rgba(_PAPER, color[3]) if color[:3] == (1, 1, 1) else color)
+    try:
+        yield
+    finally:
+        for paper, color in zip(papers, before, strict=True):
+            paper.set_facecolor(color)
+
+
+def _has_paper(part: Artist) -> bool:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import FigureBase
+    from matplotlib.legend import Legend
+
+    return isinstance(part, Axes | FigureBase | Legend)
 
 
 def _variables(colors: dict[str, str]) -> str:

@@ -43,8 +43,17 @@ def test_only_the_houses_colors_depend_on_the_theme() -> None:
     _, svg = drawn(photograph())
     body = re.sub(r"<style>:root.*?</style>", "", svg, flags=re.DOTALL)
     assert {*re.findall(r"#[0-9a-f]{6}", body)} == {"#ffffff"}  # the line over the image
-    assert {*re.findall(r"var\(--(\w+)\)", body)} == {"ink", "pencil", "card", "grid"}
+    assert {*re.findall(r"var\(--(\w+)\)", body)} == {"ink", "pencil", "paper", "grid"}
     assert "<metadata>" not in svg
+
+
+def test_the_figure_itself_stays_as_it_was() -> None:
+    with new_figure(2, 1) as figure:
+        figure.add_subplot().plot([0, 1], [0, 1], label="a")
+        figure.legend()
+        before = figure_pixels(figure)
+        figure_svg(figure)
+        assert torch.equal(figure_pixels(figure), before)
 
 
 def test_images_are_kept_as_the_page_keeps_them() -> None:

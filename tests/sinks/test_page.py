@@ -1431,7 +1431,7 @@ def test_a_figure_is_lines_in_the_colors_of_the_theme(scheme: str, tmp_path: Pat
     with Image.open(saved.value.path()) as picture:
         assert picture.size == (3 * 192, 3 * 96)
         paper = picture.convert("RGB").getpixel((3, 3))
-    assert paper == ((254, 254, 254) if scheme == "light" else (28, 30, 34))
+    assert paper == ((255, 255, 255) if scheme == "light" else (28, 30, 34))
 
 
 @pytest.mark.browser
