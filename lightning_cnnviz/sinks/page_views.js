@@ -119,16 +119,17 @@ function drawTable(item) {
     item.rows.length ? h("p", { class: "save" }, saving(`${item.name}.csv`, text, "CSV")) : null);
 }
 const linkable = (layer) => Boolean(layer) && allSeries.some((series) => series.looks.some((look) => look.names.some((item) => item.layer === layer)));
+const FIGURE = 600; // pixels: the width of a figure of several panels
 function drawFigure(item) {
   if (item.kind === "Curve" && item.series) return drawCurve(item);
   const holder = h("figure", { class: `figure ${item.kind === "Curve" ? "paper" : ""}` });
   const arrive = () => {
     if (item.kind === "Table") return holder.replaceWith(drawTable(item));
     const title = h("figcaption", {}, h("strong", {}, item.name), " ", h("span", { class: "soft" }, item.caption)), alt = `${item.name}: ${item.caption}`;
-    const size = item.size ?? [640, 420], scale = Math.max(scaleTo(320, size, true), 1);
+    const uri = pictures.get(item.picture)?.uri ?? "", kind = /^data:image\/(\w+)/.exec(uri)?.[1] ?? "png", name = `${item.name}.${kind}`;
+    // Lines and letters stay sharp when they are smaller: on a wide screen two stand side by side.
+    const size = item.size ?? [640, 420], scale = kind === "svg" ? Math.min(1, FIGURE / size[0]) : Math.max(scaleTo(320, size, true), 1);
     const image = picture({ picture: item.picture, crop: null, size }, scale, { class: scale > 1 ? "pixels" : null, alt });
-    const uri = pictures.get(item.picture)?.uri ?? "";
-    const kind = /^data:image\/(\w+)/.exec(uri)?.[1] ?? "png", name = `${item.name}.${kind}`;
     return holder.replaceChildren(title, image, h("p", { class: "save" },
       h("button", { class: "quiet", "data-testid": `save-${name}`, onclick: () => saveAs(name, uri) }, kind === "svg" ? "SVG" : "Save picture"),
       kind === "svg" ? savingPng(`${item.name}.png`, () => uri, () => holder) : null));

@@ -1422,7 +1422,7 @@ def test_a_figure_is_lines_in_the_colors_of_the_theme(scheme: str, tmp_path: Pat
     page = at(browser_page, sink, "#/?view=other")
     image = page.locator("main .figure > img")
     assert image.get_attribute("src").startswith("data:image/svg+xml;base64,")
-    assert image.get_attribute("width") == str(shown.pixels.shape[2])
+    assert image.get_attribute("width") == str(shown.pixels.shape[2])  # it is narrow
     with page.expect_download() as saved:
         page.get_by_test_id("save-lines.svg").click()
     assert Path(saved.value.path()).read_text() == shown.svg
