@@ -130,6 +130,7 @@ function drawFigure(item) {
     // Lines and letters stay sharp when they are smaller: on a wide screen two stand side by side.
     const size = item.size ?? [640, 420], scale = kind === "svg" ? Math.min(1, FIGURE / size[0]) : Math.max(scaleTo(320, size, true), 1);
     const image = picture({ picture: item.picture, crop: null, size }, scale, { class: scale > 1 ? "pixels" : null, alt });
+    if (kind === "svg") holder.classList.add("vector");
     return holder.replaceChildren(title, image, h("p", { class: "save" },
       h("button", { class: "quiet", "data-testid": `save-${name}`, onclick: () => saveAs(name, uri) }, kind === "svg" ? "SVG" : "Save picture"),
       kind === "svg" ? savingPng(`${item.name}.png`, () => uri, () => holder) : null));
