@@ -1730,3 +1730,37 @@ def test_three_thousand_units_in_one_layer_are_quick(tmp_path: Path, browser_pag
     assert min(page.evaluate(search) for _ in range(3)) < 200
     used = page.evaluate("performance.memory?.usedJSHeapSize ?? 0")
     assert used < 400e6
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+def test_sixty_epochs_are_there_and_the_slider_is_quick(tmp_path: Path, browser_page: Any) -> None:
+    sink = PageSink(tmp_path)
+    for epoch in range(60):
+        items = [gallery(f"layer{n}", features=40, seed=1000 * epoch + 100 * n, side=40) for n in range(3)]
+        known = [facts(f"layer{n}", units=40) for n in range(3)]
+        sink.write(
+            report(*items, Scalar("dead", epoch / 60, layer="layer0"), known=known),
+            Step(epoch=epoch, global_step=10 * epoch),
+        )
+    assert steps(sink) == [10 * epoch for epoch in range(60)]
+    page = at(browser_page, sink, "#/layer0")
+    assert page.get_by_test_id("epoch-slider").get_attribute("max") == "59"
+    # From the slider's event to the pictures in the document; each look is loaded from the disk then.
+    timed = """async (look) => {
+      const slider = document.querySelector("[data-testid=epoch-slider]"), began = performance.now();
+      slider.value = look;
+      slider.dispatchEvent(new Event("input"));
+      do await new Promise((done) => setTimeout(done)); while (waiting || pending);
+      return performance.now() - began;
+    }"""
+    shown, times = set(), []
+    for look in [*range(0, 60, 3), *range(59, 0, -7)]:
+        times.append(page.evaluate(timed, look))
+        settled(page)
+        assert where(page) == f"epoch {look} · step {10 * look}"
+        shown.add(tuple(sources(page, "[data-testid=feature-0]")))
+    assert len(shown) == len({*range(0, 60, 3), *range(59, 0, -7)})
+    times.sort()
+    print(f"the slider moves in {times[len(times) // 2]:.0f} ms (median), {times[-1]:.0f} ms at most")
+    assert times[len(times) // 2] < 100, times
