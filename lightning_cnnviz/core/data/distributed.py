@@ -37,8 +37,34 @@ _LINE = 1024  # bytes that each rank says at a meeting
 _LARGE = 1_000_000  # bytes from which on ranks also meet when they have found memory for an exchange
 _WELL, _FAILED, _UNSUITABLE, _WRONG = "well", "failed", "unsuitable", "wrong"
 
-# How many blocks of `together` the code that runs now is in.
-_DEPTH: ContextVar[int] = ContextVar("depth", default=0)
+
+class _Block:
+    """A block of `together` that the code that runs now is in.
+
+    What was told of is noted here, and not on the exception: code may keep one, and raise it again.
+    """
+
+    def __init__(self, parent: _Block | None) -> None:
+        self.parent = parent
+        self.depth: int = 1 if parent is None else parent.depth + 1
+        self._told: BaseException | None = None
+        self._meetings = 0
+
+    def note(self, error: BaseException) -> None:
+        """All ranks know of an exception that a block inside this one has failed by."""
+        self._told, self._meetings = error, _meetings
+
+    def has_told(self, error: BaseException | None) -> bool:
+        """Whether an exception is that one, or was raised from it; ranks that met since have gone on without it."""
+        while error is not None and self._meetings == _meetings:
+            if error is self._told:
+                return True
+            error = error.__cause__ or error.__context__
+        return False
+
+
+_BLOCK: ContextVar[_Block | None] = ContextVar("block", default=None)
+_meetings = 0  # of this process
 
 
 class OtherRankError(RuntimeError):
@@ -85,23 +111,26 @@ def together(what: str) -> Iterator[None]:
     if ranks() == 1:
         yield
         return
-    depth = _DEPTH.get() + 1
-    token = _DEPTH.set(depth)
+    block = _Block(_BLOCK.get())
+    token = _BLOCK.set(block)
     try:
         yield
         _meet(f"the end of {what}")
     except _Leaves as leaves:
-        if leaves.depth < depth:
+        if leaves.depth < block.depth:
             raise
+        if block.parent is not None:
+            block.parent.note(leaves.error)
         raise leaves.error from None
     except Exception as error:
-        if not _is_told(error):
-            _told(error)
+        if not block.has_told(error):
             state = _WRONG if is_wrong_argument(error) else _UNSUITABLE if isinstance(error, ValueError) else _FAILED
             _meet(what, f"{type(error).__name__}: {error}", state)
+        if block.parent is not None:
+            block.parent.note(error)
         raise
     finally:
-        _DEPTH.reset(token)
+        _BLOCK.reset(token)
 
 
 def exchanged(
@@ -228,7 +257,11 @@ def _meet(where: str, words: str = "", state: str = _WELL) -> list[_Said]:
             outermost block that a rank has failed in: so ranks go on from the same place.
         RuntimeError: Ranks are at different places.
     """
-    line = f"{state}\n{_DEPTH.get()}\n{where}\n{words}".encode("utf-8", "replace")[:_LINE]
+    global _meetings
+    _meetings += 1
+    here = _BLOCK.get()
+    own_depth = 0 if here is None else here.depth
+    line = f"{state}\n{own_depth}\n{where}\n{words}".encode("utf-8", "replace")[:_LINE]
     own = torch.frombuffer(bytearray(line.ljust(_LINE)), dtype=torch.uint8).to(_device())
     lines = [torch.empty_like(own) for _ in range(ranks())]
     torch.distributed.all_gather(lines, own)
@@ -237,7 +270,7 @@ def _meet(where: str, words: str = "", state: str = _WELL) -> list[_Said]:
     failed = {number: each for number, each in enumerate(said) if each.state != _WELL}
     if failed:
         depth = min(int(each.depth) for each in failed.values())
-        if state == _WELL or depth < _DEPTH.get():
+        if state == _WELL or depth < own_depth:
             number, first = next(iter(failed.items()))
             text = f"it failed on rank {number}: {first.words}"
             unsuitable = first.state in (_UNSUITABLE, _WRONG)
@@ -250,8 +283,7 @@ def _meet(where: str, words: str = "", state: str = _WELL) -> list[_Said]:
 
 
 def _leave(depth: int, error: RuntimeError) -> NoReturn:
-    _told(error)
-    if _DEPTH.get() == 0:
+    if _BLOCK.get() is None:
         raise error
     raise _Leaves(depth, error)
 
@@ -285,17 +317,3 @@ def _device() -> torch.device:
     if torch.distributed.get_backend() == "nccl":
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device("cpu")
-
-
-def _told(error: Exception) -> None:
-    """Note that every rank knows of an exception."""
-    error._told_to_ranks = True  # type: ignore[attr-defined]
-
-
-def _is_told(error: BaseException | None) -> bool:
-    """Whether every rank knows of an exception, or of the one that it was raised from."""
-    while error is not None:
-        if getattr(error, "_told_to_ranks", False):
-            return True
-        error = error.__cause__ or error.__context__
-    return False

@@ -112,3 +112,61 @@ def test_what_fails_on_one_rank_fails_on_both_at_the_same_place(tmp_path: Path) 
     for heard in (first, second):
         assert heard[2].startswith("RuntimeError: ranks do not do the same: rank 0 at summing (1,)")
         assert heard[3:] == ["well"]
+
+
+KEPT = RuntimeError("kept")
+
+
+def fail_again() -> list[str]:
+    """What a rank hears where the other one raises one exception again and again, as a future's result would."""
+    heard = []
+
+    def attempt(what: str, work: Callable[[], Any]) -> None:
+        try:
+            with together(what):
+                work()
+            heard.append("well")
+        except RuntimeError as error:
+            heard.append(f"{type(error).__name__}: {error}")
+
+    def kept() -> None:
+        if rank() == 1:
+            raise KEPT
+
+    def from_kept() -> None:
+        if rank() == 1:
+            raise RuntimeError("new") from KEPT
+
+    def inside(then: Callable[[], None]) -> None:
+        attempt("inside", kept)
+        then()
+
+    def passed_on() -> None:
+        with together("inside"):
+            kept()
+
+    def tried_again() -> None:
+        attempt("a try", kept)
+        with together("another try"):
+            kept()
+
+    for name, work in (
+        ("once", kept),
+        ("twice", kept),
+        ("from it", from_kept),
+        ("passed on", passed_on),
+        ("after a meeting", lambda: inside(lambda: (summed(torch.ones(1)), kept())[1])),
+        ("tried again", tried_again),
+        ("together", lambda: summed(torch.ones(1))),
+    ):
+        attempt(name, work)
+    return heard
+
+
+def test_an_exception_that_is_raised_again_is_told_of_again(tmp_path: Path) -> None:
+    from core.two_ranks import on_two_ranks
+
+    first, second = on_two_ranks(__file__, "fail_again", tmp_path)
+    own = ["kept", "kept", "new", "kept", "kept", "kept", "kept", "kept"]
+    assert second == [*(f"RuntimeError: {text}" for text in own), "well"]
+    assert first == [*(f"OtherRankError: it failed on rank 1: RuntimeError: {text}" for text in own), "well"]
