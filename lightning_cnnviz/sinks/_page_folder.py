@@ -25,7 +25,13 @@ from lightning_cnnviz.sinks._page_list import (
 )
 from lightning_cnnviz.sinks._page_series import Head, Runs, may_leave, series_of
 
-__all__ = ["PageFolder"]
+__all__ = ["FOLDERS", "OUR_CALL", "PageFolder"]
+
+FOLDERS = ("looks", "lists", "parts", "pictures")
+"""Beside the page; each file in them, and the list of looks, calls the page's script."""
+
+OUR_CALL = "cnnviz."
+"""With which each of these files begins."""
 
 _PACK_BYTES = 500_000  # a unit's pictures may lie in as many packs as it has patches
 _LEAST_USE = 0.25
@@ -74,12 +80,12 @@ class PageFolder:
     def sweep(self) -> None:
         """Take away what processes that died have left: files half written, and what no look came to use."""
         used = {name for head in self.heads.values() for name in (*head.packs, *head.parts)}
-        for place in (self.directory, *(self.directory / part for part in ("looks", "lists", "parts", "pictures"))):
+        for place in (self.directory, *(self.directory / part for part in FOLDERS)):
             sweep(place)
         for path in (*(self.directory / "pictures").glob("*"), *(self.directory / "parts").glob("*")):
             if path.suffix in (".js", ".gone") and path.stem not in used:
                 with suppress(OSError):
-                    if time.time() - path.stat().st_mtime > _FORGOTTEN:
+                    if time.time() - path.stat().st_mtime > _FORGOTTEN and _is_ours(path):
                         path.unlink()
 
     def store(self, chunk: str, pictures: Mapping[str, str]) -> dict[str, str]:
@@ -294,3 +300,8 @@ def _read_sizes(path: Path) -> dict[str, int]:
     if not isinstance(sizes, dict):
         return {}
     return {name: size for name, size in sizes.items() if isinstance(size, int)}
+
+
+def _is_ours(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(OUR_CALL)) == OUR_CALL.encode()

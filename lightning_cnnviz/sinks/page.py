@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from lightning_cnnviz.files import check_writable, write_file
 from lightning_cnnviz.report import Item, Report, Scalar, Step, Table
-from lightning_cnnviz.sinks._page_folder import PageFolder
+from lightning_cnnviz.sinks._page_folder import FOLDERS, OUR_CALL, PageFolder
 from lightning_cnnviz.sinks._page_html import FORMAT, bundled_page, page_html
 from lightning_cnnviz.sinks._page_items import (
     EncodedItem,
@@ -109,14 +109,15 @@ class PageSink(Sink):
         """Decide where the page goes.
 
         Raises:
-            ValueError: There is an `index.html` that is none of ours, or of a newer version; or the folder cannot be
-                written to.
+            ValueError: There is an `index.html`, a `looks.js` or a file in the place of a folder that is none of ours,
+                or a page of a newer version; or the folder cannot be written to.
         """
         directory = self._given or Path(folder) / "cnnviz"
         if self._folder is None or self._folder.directory != directory:
             self._folder = PageFolder(directory)
         try:
             _read_page(self.path)
+            _check_parts(directory)
             check_writable(directory)
         except OSError as error:
             raise ValueError(
@@ -168,6 +169,8 @@ class PageSink(Sink):
             ValueError: There is an `index.html` that is none of ours, or of a newer version.
         """
         path, folder = self.path, self._opened
+        if self._written == 0:
+            _check_parts(folder.directory)
         if _read_page(path) != page_html():
             path.parent.mkdir(parents=True, exist_ok=True)
             write_file(path, page_html().encode())
@@ -241,16 +244,43 @@ def _read_page(path: Path) -> str:
         OSError: There is one, and it cannot be read.
         ValueError: It is not ours, or that of a newer version.
     """
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
-        return ""
+    text = _read_text(path)
     ours = _OURS.search(text)
     if ours is None and text.strip() and _ONE_FILE not in text:
-        raise ValueError(f"{path} was not written by lightning_cnnviz, and stays as it is: choose another directory")
+        raise ValueError(_foreign(path))
     if ours is not None and int(ours[1]) > FORMAT:
         raise ValueError(
             f"{path} is a page of format {ours[1]}, of a newer lightning_cnnviz; this one knows formats up to "
             f"{FORMAT}: update it, or choose another directory"
         )
     return text
+
+
+def _check_parts(directory: Path) -> None:
+    """Check that what a page has beside it is ours, as far as it is there.
+
+    Raises:
+        OSError: The list of looks cannot be read.
+        ValueError: It is not ours, or a file stands where a folder belongs.
+    """
+    looks = directory / "looks.js"
+    text = _read_text(looks)
+    if text.strip() and not text.startswith(OUR_CALL):
+        raise ValueError(_foreign(looks))
+    for path in (directory / name for name in FOLDERS):
+        if path.exists() and not path.is_dir():
+            raise ValueError(_foreign(path))
+
+
+def _read_text(path: Path) -> str:
+    """Return a file's text; "" where there is none."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise ValueError(_foreign(path))  # reading a pipe would not end
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return ""
+
+
+def _foreign(path: Path) -> str:
+    return f"{path} was not written by lightning_cnnviz, and stays as it is: choose another directory"

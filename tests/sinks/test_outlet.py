@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from sinks.harness import page_text
 
 from lightning_cnnviz import ActivationMapMonitor, FilterMonitor, LayerProbeMonitor, MemorySink, PageSink
 from lightning_cnnviz.report import Report, Step
+from lightning_cnnviz.sinks._page_folder import FOLDERS
 from lightning_cnnviz.sinks.outlet import Outlet, show_once
 
 REPORT, STEP = Report("view", title="Title", items=()), Step(epoch=1, global_step=10)
@@ -226,17 +228,25 @@ def test_a_folder_that_cannot_be_written_to_is_refused_at_set_up(tmp_path: Path)
 
 @pytest.mark.fault(
     "disk",
-    "the page's folder holds an `index.html` of somebody else, readable or not",
+    "the page's folder holds an `index.html`, a `looks.js`, or a file in the place of a folder, of somebody else: "
+    "readable or not, a link, a folder, a pipe",
     "set-up refuses the folder, and the file stays as it was",
 )
-@pytest.mark.parametrize("what", ["page", "folder", "link"])
-def test_what_stands_in_the_pages_place_stays(tmp_path: Path, what: str) -> None:
-    path = tmp_path / "index.html"
+@pytest.mark.parametrize("name", ["index.html", "looks.js", "looks", "pictures"])
+@pytest.mark.parametrize("what", ["page", "folder", "link", "pipe"])
+def test_what_stands_in_the_pages_place_stays(tmp_path: Path, name: str, what: str) -> None:
+    path = tmp_path / name
     if what == "folder":
+        if path.suffix == "":
+            pytest.skip("one of ours")
         path.mkdir()
     elif what == "link":
         (tmp_path / "mine.html").write_text("<h1>mine</h1>")
         path.symlink_to(tmp_path / "mine.html")
+    elif what == "pipe":
+        if not hasattr(os, "mkfifo"):
+            pytest.skip("this system has no pipes with names")
+        os.mkfifo(path)
     else:
         path.write_bytes(b"\xff\xfe<h1>mine</h1>")
     before = path.stat()
@@ -246,6 +256,25 @@ def test_what_stands_in_the_pages_place_stays(tmp_path: Path, what: str) -> None
         PageSink(tmp_path).write(REPORT, STEP)
     assert path.stat() == before
     assert path.is_symlink() == (what == "link")
+
+
+@pytest.mark.fault(
+    "disk",
+    "the page's folder holds old scripts of somebody else, beside ours that nothing uses",
+    "theirs stay; what a process of ours left there goes",
+)
+def test_old_scripts_of_others_stay(tmp_path: Path) -> None:
+    theirs = [tmp_path / folder / name for folder in FOLDERS for name in ("mine.js", "1a-2b-3.js", "mine.gone")]
+    ours = [tmp_path / "pictures" / "1a-2b-4.js", tmp_path / "parts" / "1a-2b-4.gone"]
+    for path in (*theirs, *ours):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text('cnnviz.part("1a-2b-4",\n{});\n' if path in ours else "let mine;")
+        os.utime(path, (0, 0))
+    sink = PageSink(tmp_path)
+    sink.open([], tmp_path)
+    sink.write(REPORT, STEP)
+    assert [path for path in theirs if not path.exists()] == []
+    assert [path for path in ours if path.exists()] == []
 
 
 class Splits(MemorySink):
