@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import inspect
 import json
 import os
 import random
@@ -22,6 +21,7 @@ from lightning_cnnviz.files import write_file
 from lightning_cnnviz.finetune.networks import make_network
 from lightning_cnnviz.finetune.sources import find_images
 from lightning_cnnviz.finetune.weights import weights_file
+from lightning_cnnviz.studies.sources import code_hash
 
 __all__ = ["data_fingerprint", "network_fingerprint", "plain_description", "weights_description"]
 
@@ -66,7 +66,8 @@ def network_fingerprint(backbone: str | nn.Module) -> dict[str, Any]:
             random.seed(0)
             np.random.seed(0)
             torch.manual_seed(0)
-            made["network"] = _network_hash(make_network(backbone))
+            network = make_network(backbone)
+        made |= {"network": _network_hash(network), "code": code_hash(network, backbone.partition(":")[0])}
     return made
 
 
@@ -164,8 +165,6 @@ def plain_description(value: Any, what: str) -> Any:
 
 def _network_hash(network: nn.Module) -> str:
     digest = hashlib.sha256(repr(network).encode())
-    with suppress(OSError, TypeError):  # of a class that was typed into a console, there is no source
-        digest.update(inspect.getsource(type(network)).encode())
     for name, tensor in network.state_dict().items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())

@@ -4,7 +4,9 @@ import importlib
 import os
 import shutil
 import sys
+import textwrap
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -93,6 +95,71 @@ def test_a_factory_that_was_changed_makes_another_network(tmp_path: Path, monkey
     state = torch.get_rng_state()
     assert network_fingerprint("squeezenet1_1")["versions"]["torch"] == torch.__version__
     assert torch.equal(torch.get_rng_state(), state)
+
+
+FACTORY = {
+    "net.py": """
+        from torch import nn
+        from a_package.parts import Block
+        def make(): return nn.Sequential(Block(), nn.Flatten())
+    """,
+    "parts.py": """
+        from torch import nn
+        import a_package.functions as functions
+        from a_package.base import Base
+        class Block(Base):
+            def forward(self, x): return functions.activation(self.conv(x))
+    """,
+    "base.py": """
+        from torch import nn
+        class Base(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.conv = nn.Conv2d(3, 4, 3)
+    """,
+    "functions.py": """
+        import torch
+        def activation(x): return torch.relu(x)
+    """,
+    "unused.py": "x = 1",
+}
+
+
+@pytest.mark.fault(
+    "stale",
+    "code that runs in a study's network is changed: of a block, a base class, a function of another file",
+    "its network is another one: no old result is used; comments do not count",
+)
+def test_code_behind_the_factory_counts_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    (tmp_path / "a_package").mkdir()
+
+    def seen(file: str = "", old: str = "", new: str = "") -> dict[str, Any]:
+        for name, text in {"__init__.py": "", **FACTORY}.items():
+            changed = textwrap.dedent(text).replace(old, new) if name == file else textwrap.dedent(text)
+            assert (changed != textwrap.dedent(text)) == (name == file)
+            (tmp_path / "a_package" / name).write_text(changed)
+        for name in [name for name in sys.modules if name.partition(".")[0] == "a_package"]:
+            sys.modules.pop(name)
+        importlib.invalidate_caches()
+        shutil.rmtree(tmp_path / "a_package" / "__pycache__", ignore_errors=True)
+        return network_fingerprint("a_package.net:make")
+
+    before = seen()
+    assert seen() == before
+    for file, old, new in (
+        ("parts.py", "self.conv(x)", "-self.conv(x)"),
+        ("functions.py", "torch.relu", "torch.tanh"),
+        ("base.py", "super().__init__()", "super().__init__(); self.scale = 2"),
+        ("net.py", "Flatten()", "Flatten(2)"),
+    ):
+        after = seen(file, old, new)
+        assert after["code"] != before["code"], file
+        assert after["versions"] == before["versions"]
+    assert seen("functions.py", "import torch", "# A comment.\n\nimport torch") == before
+    assert seen("unused.py", "1", "2") == before
+    for name in [name for name in sys.modules if name.partition(".")[0] == "a_package"]:
+        sys.modules.pop(name)
 
 
 @pytest.mark.fault(
