@@ -220,7 +220,7 @@ def _files_below(folder: Path) -> tuple[list[str], Counter[str]]:
     return files.get("", []), others
 
 
-def _once(found: Iterable[tuple[str, str, str, bool]], ignored: Counter[str]) -> dict[str, list[str]]:
+def _once(found: Iterable[tuple[str, str, str, int]], ignored: Counter[str]) -> dict[str, list[str]]:
     """Return the files of each class, sorted, each file once: in its own place rather than where a link leads to it."""
     files: dict[str, list[str]] = {}
     seen: set[str] = set()
@@ -234,8 +234,8 @@ def _once(found: Iterable[tuple[str, str, str, bool]], ignored: Counter[str]) ->
     return {name: sorted(own) for name, own in files.items()}
 
 
-def _walk(folder: Path, others: Counter[str]) -> Iterator[tuple[str, str, bool]]:
-    """Yield each image file below a folder, its real path, and whether a link leads to it.
+def _walk(folder: Path, others: Counter[str]) -> Iterator[tuple[str, str, int]]:
+    """Yield each image file below a folder, its real path, and how far links lead to it: 1 as a link, 2 by folders.
 
     Links to folders are followed, but for those that lead back to where they are or above: they would have no end.
     """
@@ -253,16 +253,23 @@ def _walk(folder: Path, others: Counter[str]) -> Iterator[tuple[str, str, bool]]
                     continue
                 own_link = entry.is_symlink()
                 path = os.path.realpath(entry.path) if own_link else os.path.join(real, entry.name)
-                if entry.is_dir():
+                if _is_folder(entry):
                     if not own_link:
                         (waiting.append if linked else waiting.appendleft)((entry.path, path, linked))
                     elif not _is_above(path, real) and not _is_above(path, home):
                         waiting.append((entry.path, path, True))
                 elif entry.name.lower().endswith(IMG_EXTENSIONS):
                     # Most real paths are the paths themselves: then one text serves for both.
-                    yield entry.path, entry.path if path == entry.path else path, linked or own_link
+                    yield entry.path, entry.path if path == entry.path else path, 2 * linked + own_link
                 else:
                     others[Path(entry.name).suffix.lower() or entry.name] += 1
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself
+        return False
 
 
 def _is_above(folder: str, place: str) -> bool:
@@ -292,9 +299,18 @@ def _one_class(folder: Path, place: Path, name: str) -> str:
 
 
 def _folders_in(folder: Path) -> list[str]:
+    """Names of the folders in a folder; a link that leads to it or to what it lies in is none."""
     if not folder.is_dir():
         return []
-    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+    home = os.path.realpath(folder)
+    with os.scandir(folder) as entries:
+        return sorted(
+            entry.name
+            for entry in entries
+            if not entry.name.startswith(".")
+            and _is_folder(entry)
+            and not (entry.is_symlink() and _is_above(os.path.realpath(entry.path), home))
+        )
 
 
 def _counted(others: Mapping[str, int]) -> str:

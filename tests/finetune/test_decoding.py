@@ -319,11 +319,20 @@ def test_links_in_cycles_and_to_parents_show_each_image_once_and_in_its_own_clas
         (dog, "other", cat),
         (dog, "again.png", dog / "0.png"),
         (dog, "gone", tmp_path / "nowhere"),
+        (dog, "loop", dog / "loop"),
+        (dog, "loop.png", dog / "loop.png"),
+        (dog, "there", dog / "back"),
+        (dog, "back", dog / "there"),
+        (tmp_path, "up", tmp_path.parent),
+        (tmp_path / "train", "here", tmp_path / "train"),
+        (tmp_path / "train", "loop", tmp_path / "train" / "loop"),
     ):
         (place / link).symlink_to(target)
-    assert listed(tmp_path) == {part: {"cat": 4, "dog": 4} for part in ("test", "train")}
-    assert find_images(tmp_path).ignored["links to images that are there already"] == 10
-    assert len(list_images(tmp_path)) == 16
+    # The image that is a link to itself is one that cannot be read.
+    assert listed(tmp_path) == {"test": {"cat": 4, "dog": 4}, "train": {"cat": 4, "dog": 5}}
+    assert find_images(tmp_path).ignored["links to images that are there already"] == 11
+    assert [*broken_files([str(dog / "loop.png"), str(dog / "0.png")])] == [str(dog / "loop.png")]
+    assert len(list_images(tmp_path / "train")) == 9
 
 
 @pytest.mark.skipif(os.name != "posix", reason="links")
