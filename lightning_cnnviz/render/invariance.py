@@ -22,7 +22,6 @@ from lightning_cnnviz.render.figures import (
     new_figure,
     scores_note,
     shorten,
-    show_pixels,
     target_label,
     task_notes,
 )
@@ -325,12 +324,19 @@ def _draw_examples(
     room = min((picture_height - _AROUND_EXAMPLES) / rows, _EXAMPLE) - _TITLE
     width = min((_EXAMPLES_WIDTH - left) / columns, room / size[0] * size[1]) * (1 - _GAP)
     height, pitch = width / size[1] * size[0], width / (1 - _GAP)
-    # One picture of all of them: axes are slow.
-    sheet = torch.cat([part for copies in examples for part in _strip(copies, _TITLE / height)], 1)
-    top = picture_height - 0.4
-    bottom = top - height * sheet.shape[1] / size[0]
-    box = (left / _EXAMPLES_WIDTH, bottom / picture_height, width * sheet.shape[2] / size[1] / _EXAMPLES_WIDTH)
-    show_pixels(figure.add_axes((*box, (top - bottom) / picture_height)), sheet)
+    # One axes for all of them: axes are slow. Above each row is room for its title.
+    strips = [_strip(copies) for copies in examples]
+    head = size[0] * _TITLE / height  # in pixels of an example
+    top, down, across = picture_height - 0.4, rows * (size[0] + head), strips[0].shape[2]
+    bottom = top - height * down / size[0]
+    box = (left / _EXAMPLES_WIDTH, bottom / picture_height, width * across / size[1] / _EXAMPLES_WIDTH)
+    axes = figure.add_axes((*box, (top - bottom) / picture_height))
+    for row, strip in enumerate(strips):
+        begin = row * (size[0] + head) + head
+        extent = (0, across, begin + size[0], begin)
+        axes.imshow(strip.permute(1, 2, 0).numpy(), extent=extent, interpolation="antialiased", aspect="auto")
+    axes.set(xlim=(0, across), ylim=(down, 0))
+    axes.set_axis_off()
     for row, label in enumerate(labels[:rows]):
         above = top - row * (top - bottom) / rows - _TITLE + 0.03
         color = line_style(row)["color"]
@@ -345,9 +351,8 @@ def _draw_examples(
     figure.text(middle, (bottom - 0.3) / picture_height, sweep.label, ha="center", va="top", fontsize=LEAST_FONT)
 
 
-def _strip(copies: Sequence[Tensor], title: float) -> tuple[Tensor, Tensor]:
-    """Copies side by side, under room for a title, given as a fraction of their height."""
+def _strip(copies: Sequence[Tensor]) -> Tensor:
+    """Copies side by side."""
     height, width = copies[0].shape[-2:]
     gap = torch.full((3, height, round(width * _GAP / (1 - _GAP))), 255, dtype=torch.uint8)
-    strip = torch.cat([part for copy in copies for part in (gap, copy)][1:], 2)
-    return torch.full((3, round(height * title), strip.shape[2]), 255, dtype=torch.uint8), strip
+    return torch.cat([part for copy in copies for part in (gap, copy)][1:], 2)
