@@ -35,6 +35,11 @@ log = logging.getLogger("lightning_cnnviz")
 HeadKind = Literal["linear", "mlp"]
 
 _WEIGHTED = (nn.Linear, nn.modules.conv._ConvNd)
+_WAY_OUT = (
+    "FineTuner replaces layers that make all logits by themselves. Give a network that ends in one: "
+    "torch.nn.Sequential(BODY, torch.nn.Linear(FEATURES, CLASSES)), where BODY is yours without its head and returns "
+    "(N, FEATURES)"
+)
 _HIDDEN = 512
 _DROPOUT = 0.5
 
@@ -64,6 +69,7 @@ class ClassifyingLayers:
         training_key: Which part of the output is the main one's logits in training, as `ClassifyingLayer.key`.
         makers: All layers with weights that the logits that count are made by.
         beside: Layers that classify for other outputs alone: they are no stage of the network.
+        whole: Whether each of the makers makes all logits; not where some make one class and some another.
     """
 
     main: ClassifyingLayer
@@ -72,6 +78,7 @@ class ClassifyingLayers:
     training_key: int | str | None = None
     makers: tuple[str, ...] = ()
     beside: tuple[str, ...] = ()
+    whole: bool = True
 
     @property
     def heads(self) -> tuple[str, ...]:
@@ -161,6 +168,7 @@ def find_classifiers(
         auxiliary=auxiliary,
         training_key=own,
         makers=makers,
+        whole=not makers or _makes_logits(model, output_layers[main.key]),
         beside=tuple(sorted(layer for layer in beside if _classifies(model.get_submodule(layer)))),
     )
 
@@ -191,7 +199,9 @@ def install_heads(
             f'head={head!r}: give "linear", "mlp" or a module.{suggestion(str(head), ["linear", "mlp"], " ")}'
         )
     given = _input_shape(model, classifiers.main.name, size)
-    ending = "" if set(classifiers.makers) <= set(classifiers.heads) else _told_together(model, classifiers.makers)
+    ending = "" if isinstance(head, nn.Module) else f". {_WAY_OUT}"
+    if classifiers.whole and not set(classifiers.makers) <= set(classifiers.heads):
+        ending = _told_together(model, classifiers.makers)
     _replace(model, classifiers.main.name, head if isinstance(head, nn.Module) else _new(old, num_classes, head))
     for name in classifiers.replaced[1:]:
         kind = head if name in classifiers.joined else "linear"
@@ -372,21 +382,27 @@ def _chosen(
             return ClassifyingLayer(name=last.name, key=next(iter(output_layers))), ()
     able = {key: part.layers for key, part in output_layers.items() if _makes_logits(model, part)}
     if len(able) != 1:
-        several = len(names) > 1
-        problem = "several layers make its output" if several else "no Linear or 1x1 convolution makes its output"
-        more = (
-            f", or several, of which the first one's output counts and others are auxiliary: classifier={names}"
-            if len(able) > 1
-            else ""
-        )
-        raise ValueError(
-            f"which layer of {who} classifies? {problem} (candidates: {_listed(model, names)}); "
-            f'name the one to replace with classifier="..."{more}'
-        )
+        raise ValueError(_undecided(model, names, several=len(able) > 1))
     ((key, layers),) = able.items()
     if not layers[0]:
         raise ValueError(f"{who} is itself the classifying layer: put it into a torch.nn.Sequential")
     return ClassifyingLayer(name=layers[0], key=key), tuple(layers[1:])
+
+
+def _undecided(model: nn.Module, names: Sequence[str], *, several: bool) -> str:
+    """Say why no layer can be chosen, and what to do: naming one helps where each makes an output alone."""
+    who = type(model).__name__
+    if several:
+        return (
+            f"which layer of {who} classifies? several layers make its output (candidates: {_listed(model, names)}); "
+            'name the one to replace with classifier="...", or several, of which the first one\'s output counts and '
+            f"others are auxiliary: classifier={list(names)}"
+        )
+    able = [name for name in names if _classifies(model.get_submodule(name))]
+    problem = "no Linear or 1x1 convolution makes its output by itself"
+    if len(able) > 1:
+        problem = "several layers make its output, and none of them all of it"
+    return f"no layer of {who} can be replaced: {problem} (it is made by: {_listed(model, names)}). {_WAY_OUT}"
 
 
 def _check_named(model: nn.Module, asked: Sequence[str], names: Sequence[str]) -> None:
@@ -399,9 +415,8 @@ def _check_named(model: nn.Module, asked: Sequence[str], names: Sequence[str]) -
                 f"classifier='{name}': {type(model).__name__} has no such layer. {hint} Its output is made by {listed}"
             )
         if not _classifies(modules[name]):
-            raise ValueError(
-                f"classifier='{name}' is {_describe(modules[name])}; a Linear or a 1x1 convolution is needed"
-            )
+            kind = _describe(modules[name])
+            raise ValueError(f"classifier='{name}' is {kind}; a Linear or a 1x1 convolution is needed. {_WAY_OUT}")
 
 
 def _makes_logits(model: nn.Module, part: _Part) -> bool:
@@ -473,6 +488,11 @@ def _input_shape(model: nn.Module, name: str, size: tuple[int, int, int]) -> tup
 
     with analysis_mode(model), hooked({name: Site(model.get_submodule(name), "input")}, on_input):
         model(sample_images(model, size))
+    if not shapes:
+        raise ValueError(
+            f"layer '{name}' of {type(model).__name__} is not run by itself: a function reads its weights, so that a "
+            f"new layer would not be used. {_WAY_OUT}"
+        )
     return shapes[-1]
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import collections
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision import models
 
 from lightning_cnnviz.finetune.heads import find_classifiers, install_heads, read_logits
+from lightning_cnnviz.finetune.module import FineTuner
 from lightning_cnnviz.finetune.networks import make_network
 
 CLASSES = 7
@@ -275,3 +278,60 @@ def test_a_head_that_does_not_fit_says_which_shapes_met(head: Any, message: str)
     model = little("linear")
     with pytest.raises(ValueError, match=message):
         install_heads(model, find_classifiers(model, (1, 8, 8)), 3, head, (1, 8, 8))
+
+
+class OwnHead(nn.Module):
+    """A body, and a head of functions."""
+
+    def __init__(self, head: Callable[[OwnHead, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 8, 3), head
+        self.a, self.b, self.pair = nn.Linear(8, 3), nn.Linear(8, 2), nn.Bilinear(8, 8, 5)
+        self.vectors = nn.Parameter(torch.randn(5, 3))
+
+    def features(self, images: Tensor) -> Tensor:
+        pooled: Tensor = self.conv(images).relu().mean((2, 3))
+        return pooled
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self, self.features(images))
+
+
+class Body(OwnHead):
+    def forward(self, images: Tensor) -> Tensor:
+        return self.features(images)
+
+
+OWN_HEADS: dict[str, tuple[Callable[[OwnHead, Tensor], Tensor], str, tuple[Any, ...]]] = {
+    "two layers joined by cat": (
+        lambda net, x: torch.cat([net.a(x), net.b(x)], 1),
+        "several layers make its output, and none of them all of it",
+        ("a", ["a", "b"]),
+    ),
+    "cosine": (
+        lambda net, x: F.linear(F.normalize(x), F.normalize(net.a.weight)),
+        "no Linear or 1x1 convolution makes its output by itself",
+        ("a",),
+    ),
+    "cosine of an embedding": (
+        lambda net, x: F.linear(F.normalize(net.a(x)), F.normalize(net.vectors)),
+        "layer 'a' is given features of shape .* and the network fails with it",
+        ("a",),
+    ),
+    "bilinear": (lambda net, x: net.pair(x, x), "no Linear or 1x1 convolution makes its output by itself", ("pair",)),
+}
+
+
+@pytest.mark.parametrize("name", OWN_HEADS)
+def test_a_head_that_cannot_be_replaced_is_refused_once_with_advice_that_works(name: str) -> None:
+    head, reason, named = OWN_HEADS[name]
+    advice = r"torch\.nn\.Sequential\(BODY, torch\.nn\.Linear\(FEATURES, CLASSES\)\)"
+    options: dict[str, Any] = {"num_classes": 4, "image_size": (3, 12, 12)}
+    with pytest.raises(ValueError, match=rf"{reason}.*{advice}") as raised:
+        FineTuner(OwnHead(head), **options)
+    assert "classifier=" not in str(raised.value)
+    for classifier in named:
+        with pytest.raises(ValueError, match=advice):
+            FineTuner(OwnHead(head), classifier=classifier, **options)
+    tuned = FineTuner(nn.Sequential(Body(head), nn.Linear(8, 5)), **options)
+    assert tuned(torch.rand(2, 3, 12, 12)).shape == (2, 4)
