@@ -30,6 +30,8 @@ def sync_main(arguments: Sequence[str] | None = None) -> int:
         sent, known = sync_record(Record.within(options.record), options.to_wandb, run=options.run)
     except ValueError as error:
         parser.error(str(error))
+    except OSError as error:
+        parser.exit(1, f"cnnviz sync: not all is sent: {error}. Called again, it sends the rest\n")
     print(f"{sent} looks sent to {options.to_wandb}; {known} were there already")
     return 0
 
@@ -46,6 +48,7 @@ def sync_record(record: Record, to: str, *, run: str | None = None) -> tuple[int
         How many looks were sent, and how many were noted as sent before.
 
     Raises:
+        OSError: W&B does not answer any more; what it has taken is noted.
         ValueError: The record has no looks of such a run, or `to` names no run.
     """
     looks = record.looks()
@@ -57,6 +60,7 @@ def sync_record(record: Record, to: str, *, run: str | None = None) -> tuple[int
         sink = WandbSink(record="never")
         sink.open([logger], record.folder)
         sink.keep_account(record.folder)
+        sink.be_patient()
         _describe(sink, wanted)
         sent = _send(sink, wanted)
         sink.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -214,6 +215,34 @@ def test_an_early_look_is_sent_as_the_run_would_have_and_the_newest_stands_last(
     assert later.rows[-1]["top_patches/table"].data == last["top_patches/table"].data
     assert sync_record(recorded, "flowers/r1") == (0, 5)
     assert len(later.rows) == 2
+
+
+def test_a_service_that_is_slow_is_waited_for(
+    recorded: Record, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """No training is held up: nothing is left out, nor said to be sent that is not."""
+    monkeypatch.setattr(_handover, "_PATIENCE", 0.01)
+    monkeypatch.setattr(_handover, "_LAST_PATIENCE", 0.01)
+    run = Run()
+    log = run.log
+    run.log = lambda row: (time.sleep(0.1), log(row))[-1]  # type: ignore[method-assign]
+    monkeypatch.setattr("wandb.init", lambda **_: run)
+    assert sync_record(recorded, "flowers/r1") == (5, 0)
+    assert [row["cnnviz/epoch"] for row in run.rows] == [1, 2, 3]
+    assert [entry for entry in caplog.records if entry.levelno >= logging.WARNING] == []
+
+
+def test_a_service_that_is_gone_is_said_and_the_rest_is_sent_later(
+    recorded: Record, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Run()
+    run.is_gone = True
+    monkeypatch.setattr("wandb.init", lambda **_: run)
+    with pytest.raises(SystemExit, match="1"):
+        main(["sync", str(recorded.folder), "--to-wandb", "flowers/r1"])
+    assert "not all is sent: the service is gone. Called again, it sends the rest" in capsys.readouterr().err
+    run.is_gone = False
+    assert sync_record(recorded, "flowers/r1") == (5, 0)
 
 
 def test_a_run_that_is_resumed_keeps_the_lines_of_all_looks(tmp_path: Path) -> None:

@@ -34,10 +34,12 @@ class Handover:
 
     Attributes:
         service: Its name, for messages.
+        is_patient: Whether each piece is waited for, however long it takes: where no training is held up.
     """
 
     def __init__(self, service: str) -> None:
         self.service = service
+        self.is_patient = False
         self._waiting: deque[_Job] = deque()
         self._change = threading.Condition()
         self._thread: threading.Thread | None = None
@@ -51,6 +53,9 @@ class Handover:
             OSError: Too many wait already.
             Exception: What the work has raised, in time.
         """
+        if self.is_patient:
+            work()
+            return
         with self._change:
             if len(self._waiting) >= _MOST_WAITING:
                 raise TimeoutError(f"{self.service} does not answer, and {_MOST_WAITING} reports wait for it")

@@ -119,6 +119,10 @@ Trainer(logger=WandbLogger(project=...)), or write elsewhere, for example with s
         self._account = folder / _ACCOUNT
         self._lines.keep_in(folder)
 
+    def be_patient(self) -> None:
+        """Wait for the service from now on, however long it takes: no training is held up."""
+        self._handover.is_patient = True
+
     def has_sent(self, content: Any, step: Step) -> bool:
         """Whether it is noted that a report has been sent to all runs."""
         noted: set[tuple[str, str]] = set()
