@@ -11,12 +11,16 @@ image that was given. What then covers all of the long image is "the whole image
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lightning_cnnviz.core.network.hooks import takes_hooks
 from lightning_cnnviz.core.tracing.operations import Along, Lines, Operation, OperationLog, log_operations
 
 __all__ = ["Field", "UnclippedFields"]
@@ -128,13 +132,34 @@ def _strip(model: nn.Module, image: Tensor, operations: list[Operation], values:
         shape[2 + axis] = length
         strip = image.new_zeros(shape) if values else torch.empty(shape, dtype=image.dtype, device="meta")
         # A network that refuses this size is followed as far as it comes.
-        made = _Strip(log_operations(model, strip, values=values, along=along).operations, axis, length)
+        with _up_to_recurrence(model):
+            made = _Strip(log_operations(model, strip, values=values, along=along).operations, axis, length)
         cut = _cut_off(operations, made)
         # What has covered all of two images would cover a third: it is not read along this axis, as in (N, H, W, C).
         if length >= longest or all(covers and position in covered for position, covers in cut.items()):
             return made
         covered = {position for position, covers in cut.items() if covers}
         length = min(size + step * (2 * (length - size) // step), longest)
+
+
+@contextmanager
+def _up_to_recurrence(model: nn.Module) -> Iterator[None]:
+    """Let passes end where a GRU, an LSTM or one of their cells begins.
+
+    These see all that came before, on any image, and run a dozen operations a position: on a strip, thousands. What is
+    behind them is measured on the image itself.
+    """
+
+    def end(module: nn.Module, _inputs: Any) -> None:
+        raise RuntimeError(f"a strip is not followed into {type(module).__name__}")
+
+    recurrent = [module for module in model.modules() if isinstance(module, (nn.RNNBase, nn.RNNCellBase))]
+    handles = [module.register_forward_pre_hook(end) for module in recurrent if takes_hooks(module)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _cut_off(operations: list[Operation], strip: _Strip) -> dict[int, bool]:

@@ -173,3 +173,37 @@ def test_rolls_that_add_up_are_no_whole_image() -> None:
 
     field = field_of_last(Rolls(), (16, 16))
     assert (field.size, field.clipped) == ((721, 1), False)
+
+
+class Reads(nn.Module):
+    """Convolutions whose columns a recurrent layer reads from left to right."""
+
+    def __init__(self, kind: type[nn.RNNBase]) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(1, 4, 3, padding=1), nn.Linear(6, 3)
+        self.recurrent = kind(4, 6, batch_first=True)
+
+    def forward(self, images: Tensor) -> Tensor:
+        columns = self.conv(images).relu().mean(2).transpose(1, 2)
+        logits: Tensor = self.fc(self.recurrent(columns)[0][:, -1])
+        return logits
+
+
+@pytest.mark.parametrize("kind", [nn.GRU, nn.LSTM])
+def test_strips_end_where_a_recurrent_layer_begins(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    logged = list[int]()
+
+    def spy(*args: Any, **options: Any) -> Any:
+        log = log_operations(*args, **options)
+        logged.append(len(log.operations))
+        return log
+
+    monkeypatch.setattr(unclipped_fields, "log_operations", spy)
+    model = Reads(kind)
+    table = layer_table(model, (1, 4, 4))
+    assert logged
+    assert max(logged) < len(table.rows)  # a strip is a hundred times as long, and each position a dozen operations
+    rows = {row.layer: row for row in table.rows}
+    assert (rows["conv"].receptive_field, rows["conv"].clipped) == ((3, 3), False)
+    assert rows["fc"].receptive_field == (None, None)
+    assert not model.recurrent._forward_pre_hooks
