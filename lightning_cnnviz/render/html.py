@@ -15,6 +15,7 @@ from torch.nn.functional import interpolate
 
 from lightning_cnnviz.render._text import one_line
 from lightning_cnnviz.render.charts import curve_svg
+from lightning_cnnviz.render.figures import GRID, INK, PENCIL
 from lightning_cnnviz.render.image import encode_tile, to_image
 from lightning_cnnviz.render.tables import column_sides, scalar_table, written
 from lightning_cnnviz.report import Curve, Gallery, Item, Number, Picture, Report, Row, Scalar, Table, Tile
@@ -66,7 +67,7 @@ border-bottom:1px solid var(--line);overflow-wrap:normal;max-width:none;backgrou
 .cnnviz .notes{{margin-top:16px;max-width:90ch}}
 """
 # A chart's colors that are of the paper and not of a line, by matplotlib's spelling.
-_INKS = {"#ffffff": "paper", "#e4e4e4": "line", "#606060": "pencil", "#000000": "ink"}
+_INKS = {"#ffffff": "paper", GRID: "line", PENCIL: "pencil", INK: "ink"}
 
 
 def html_page(report: Report, items: Sequence[Item]) -> str:
@@ -116,7 +117,7 @@ def _item(item: Gallery | Picture | Curve | Table, rows: int | None) -> Iterator
     elif isinstance(item, Picture):
         width = round(item.pixels.shape[2] / _PICTURE_DENSITY)
         style = f"width:{width}px;min-width:{min(width, _LEGIBLE)}px"
-        image = _image(item.pixels, item.caption or item.name, drawn=True)
+        image = _picture(item)
         yield f'<div class="scroll"><div class="picture" style="{style}">{image}</div></div>'
     elif isinstance(item, Curve):
         yield f'<div class="chart scroll">{_chart(item)}</div>'
@@ -169,6 +170,15 @@ def _image(pixels: Tensor, said: str, *, hard: bool = False, drawn: bool = False
     style = ' class="pixels"' if hard else ""
     source = f"data:{media};base64,{base64.b64encode(data).decode()}"
     return f'<img{style} width="{width}" height="{height}" alt="{_text(said)}" src="{source}">'
+
+
+def _picture(picture: Picture) -> str:
+    said = picture.caption or picture.name
+    if not picture.svg:
+        return _image(picture.pixels, said, drawn=True)
+    height, width = picture.pixels.shape[1:]
+    source = f"data:image/svg+xml;base64,{base64.b64encode(picture.svg.encode()).decode()}"
+    return f'<img width="{width}" height="{height}" alt="{_text(said)}" src="{source}">'
 
 
 def _encode_drawing(pixels: Tensor) -> tuple[str, bytes]:

@@ -14,6 +14,8 @@ from PIL import Image
 
 from lightning_cnnviz import MemorySink
 from lightning_cnnviz.record import ReportFigure
+from lightning_cnnviz.render.figures import figure_pixels, new_figure
+from lightning_cnnviz.render.vector import figure_svg
 from lightning_cnnviz.report import Curve, Gallery, ImageCrop, Picture, Report, Row, Scalar, Series, Step, Table, Tile
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -260,12 +262,18 @@ def test_a_page_is_readable_on_any_screen_and_asks_for_nothing(
 @pytest.mark.browser
 def test_the_notebooks_theme_counts_and_not_the_systems(tmp_path: Path, browser_page: Any) -> None:
     path = tmp_path / "notebook.html"
+    with new_figure(7, 1) as figure:
+        figure.add_subplot().plot([0, 1], [0, 1])
+        lines = Picture("lines", figure_pixels(figure), svg=figure_svg(figure))
+    shown = report(gallery(), curve(), lines)
     for system, light in (("dark", "true"), ("light", "false")):
-        path.write_text(f'<body data-jp-theme-light="{light}">{report()._repr_html_()}', encoding="utf-8")
+        path.write_text(f'<body data-jp-theme-light="{light}">{shown._repr_html_()}', encoding="utf-8")
         browser_page.emulate_media(color_scheme=system)
         browser_page.goto(f"file://{path}")
         paper = browser_page.evaluate("getComputedStyle(document.querySelector('.cnnviz')).backgroundColor")
         assert (sum(map(int, re.findall(r"\d+", paper)[:3])) > 600) is (light == "true")
+        with Image.open(io.BytesIO(browser_page.locator(".picture img").screenshot())) as picture:
+            assert (sum(picture.convert("RGB").getpixel((4, 4))) > 600) is (light == "true")
         assert contrast(browser_page, "h2", "color") > 7
 
 
