@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import pickle
 from collections.abc import Collection, Mapping
@@ -10,10 +11,11 @@ from typing import Any
 
 import torch
 
-__all__ = ["read_checkpoint", "stored_settings"]
+__all__ = ["check_module", "read_checkpoint", "stored_settings"]
 
 _NEVER_STORED = ("weights", "sinks")  # a checkpoint has its own weights, and shows nothing
 _HEADS = ("linear", "mlp")
+_MORE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 def read_checkpoint(file: Any, **options: Any) -> dict[str, Any]:
@@ -35,9 +37,39 @@ def read_checkpoint(file: Any, **options: Any) -> dict[str, Any]:
             file.seek(begin)
         else:
             content = torch.load(Path(file), **options)
-    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError) as error:
-        raise ValueError(f"{file} cannot be read as a checkpoint ({str(error).splitlines()[0]})") from error
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # of a file that is no checkpoint, torch's reader raises whatever it comes upon
+        told = isinstance(error, (pickle.UnpicklingError, RuntimeError, ValueError)) and str(error)
+        reason = str(error).splitlines()[0] if told else "it holds no data, or ends too early"
+        raise ValueError(f"{_name(file)} cannot be read as a checkpoint ({reason})") from error
     return content if isinstance(content, dict) else {}
+
+
+def check_module(
+    checkpoint: Mapping[str, Any], file: Any, parameters: Mapping[str, inspect.Parameter], *, typed: Collection[str]
+) -> None:
+    """Check that a checkpoint has what a FineTuner is made of.
+
+    Args:
+        checkpoint: Its content.
+        file: Its name, for messages.
+        parameters: All settings, by name.
+        typed: Names of those that the user has given.
+
+    Raises:
+        ValueError: It has no weights, or neither it nor the user has a setting that has no default.
+    """
+    weights, settings = checkpoint.get("state_dict"), checkpoint.get("hyper_parameters", {})
+    if not isinstance(weights, Mapping) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
+        raise ValueError(f"{_name(file)} is no checkpoint of Lightning: it has no weights under 'state_dict'")
+    if not isinstance(settings, Mapping):
+        raise ValueError(f"{_name(file)} is no checkpoint of FineTuner: its 'hyper_parameters' are no settings by name")
+    needed = [name for name, each in parameters.items() if each.default is each.empty and each.kind not in _MORE]
+    missing = [name for name in needed if name not in settings and name not in typed]
+    if missing and "hparams_file" not in typed:
+        given = " and ".join(f"{name}=..." for name in missing)
+        raise ValueError(f"{_name(file)} does not have all settings of its network: give {given}")
 
 
 def stored_settings(

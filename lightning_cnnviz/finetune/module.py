@@ -28,7 +28,7 @@ from lightning_cnnviz.finetune._arguments import (
     plain_settings,
 )
 from lightning_cnnviz.finetune.caching import CachedBatch, FeatureCache
-from lightning_cnnviz.finetune.checkpoints import read_checkpoint, stored_settings
+from lightning_cnnviz.finetune.checkpoints import check_module, read_checkpoint, stored_settings
 from lightning_cnnviz.finetune.features import BackboneFeatures
 from lightning_cnnviz.finetune.freezing import Mode, find_stages, freeze, lowest_trained, settle_modes
 from lightning_cnnviz.finetune.heads import find_classifiers, find_endings, install_heads, read_logits, sample_images
@@ -465,7 +465,9 @@ class FineTuner(pl.LightningModule):
         """
         trusted = {name: options[name] for name in ("weights_only",) if options.get(name) is not None}
         content = read_checkpoint(checkpoint_path, **trusted)
-        stored_settings(content, checkpoint_path, inspect.signature(cls).parameters, typed=options)
+        parameters = inspect.signature(cls).parameters
+        check_module(content, checkpoint_path, parameters, typed=options)
+        stored_settings(content, checkpoint_path, parameters, typed=options)
         return super().load_from_checkpoint(checkpoint_path, *args, **{"weights": None, **options})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

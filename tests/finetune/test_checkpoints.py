@@ -145,3 +145,30 @@ def test_what_is_no_checkpoint_is_said(tmp_path: Path) -> None:
         read_checkpoint(tmp_path / "b")
     with pytest.raises(FileNotFoundError, match="c"):
         read_checkpoint(tmp_path / "c")
+
+
+NO_CHECKPOINTS: dict[str, tuple[Any, str]] = {
+    "empty": (b"", "cannot be read as a checkpoint"),
+    "text": (b"hello", "cannot be read as a checkpoint"),
+    "users": (b"root:x:0:0:root:/root:/bin/bash\n", "cannot be read as a checkpoint"),
+    "cut": (b"PK\x03\x04xxxx", "cannot be read as a checkpoint"),
+    "a list": ([1], "has no weights under 'state_dict'"),
+    "no weights": ({"hyper_parameters": {}}, "has no weights under 'state_dict'"),
+    "words": ({"state_dict": "x"}, "has no weights under 'state_dict'"),
+    "lists": ({"state_dict": {"a": [1]}}, "has no weights under 'state_dict'"),
+    "settings": ({"state_dict": {}, "hyper_parameters": [1]}, "its 'hyper_parameters' are no settings by name"),
+    "none": ({"state_dict": {}}, "does not have all settings of its network: give backbone=.* and num_classes="),
+}
+
+
+@pytest.mark.fault(
+    "inputs",
+    "a checkpoint is empty, cut off, text, or lacks weights or settings",
+    "the error names the file and says what it lacks",
+)
+@pytest.mark.parametrize(("content", "message"), NO_CHECKPOINTS.values(), ids=NO_CHECKPOINTS)
+def test_what_is_no_checkpoint_of_a_finetuner_is_said(tmp_path: Path, content: Any, message: str) -> None:
+    file = tmp_path / "a.ckpt"
+    file.write_bytes(content) if isinstance(content, bytes) else torch.save(content, file)
+    with pytest.raises(ValueError, match=rf"a\.ckpt .*{message}"):
+        FineTuner.load_from_checkpoint(file)
