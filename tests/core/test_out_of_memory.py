@@ -13,6 +13,7 @@ from lightning_cnnviz.core.deconvnet.projection import Unit, project
 from lightning_cnnviz.core.images.attribution import attribute
 from lightning_cnnviz.core.images.invariance import measure_invariance
 from lightning_cnnviz.core.images.occlusion import occlude
+from lightning_cnnviz.core.layer_table.table import layer_table
 from lightning_cnnviz.core.maximization.maximize import maximize, strongest_images
 from lightning_cnnviz.core.maximization.objectives import UnitActivation
 from lightning_cnnviz.core.network.memory import in_chunks, is_out_of_memory, with_less
@@ -104,6 +105,14 @@ def test_too_little_for_one_is_called_that(view: str, error: Exception) -> None:
     assert is_out_of_memory(raised.value)
     assert "take images" not in str(raised.value)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
+
+
+@pytest.mark.parametrize("error", [*ERRORS, MemoryError()])
+def test_a_layer_table_calls_it_that_too(error: Exception) -> None:
+    network = Small(room=0)
+    network.error = error
+    with pytest.raises(torch.OutOfMemoryError, match="there is not enough memory for one image of 1x10x10"):
+        layer_table(network, (1, 10, 10))
 
 
 def test_what_is_no_lack_of_memory_is_raised_at_once() -> None:

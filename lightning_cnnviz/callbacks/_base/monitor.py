@@ -28,6 +28,7 @@ from lightning_cnnviz.callbacks._base.stepping_aside import (
     is_in_our_words,
     list_of_those_aside,
     what_was_found,
+    without_words,
 )
 from lightning_cnnviz.callbacks._base.subscriber import agree, for_all, is_due
 from lightning_cnnviz.callbacks._base.trainer import (
@@ -449,7 +450,7 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
             if raises or is_in_our_words(error) or getattr(error, "unsuitable", False):
                 self._step_aside(error)
                 return
-            self.fail(str(error) if elsewhere else f"{type(error).__name__}: {error}")
+            self.fail(str(error) if elsewhere else f"{type(error).__name__}: {str(error) or without_words(error)}")
             if elsewhere and rank() == 0:  # that rank logs its traceback
                 log.error("%s is switched off and the run goes on: %s", self._who, error)
             elif not elsewhere:

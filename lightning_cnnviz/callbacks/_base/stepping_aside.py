@@ -12,7 +12,14 @@ from lightning_cnnviz.core.data.distributed import OtherRankError
 from lightning_cnnviz.core.network.arguments import is_wrong_argument
 from lightning_cnnviz.core.network.layers import LayerNotFoundError
 
-__all__ = ["chooses_layers_itself", "is_callers", "is_in_our_words", "list_of_those_aside", "what_was_found"]
+__all__ = [
+    "chooses_layers_itself",
+    "is_callers",
+    "is_in_our_words",
+    "list_of_those_aside",
+    "what_was_found",
+    "without_words",
+]
 
 # What says on which images, in which form, of which network.
 _OF_DATA = ("data", "batch_fn", "normalization", "input_size", "model")
@@ -53,7 +60,13 @@ def what_was_found(who: str, error: Exception) -> str:
     if is_in_our_words(error) or isinstance(error, OtherRankError):
         return text
     doing = getattr(error, "_doing", "") or "a look"
+    text = text or without_words(error)
     return f'{type(error).__name__} in {doing}: {text}. on_error="raise" stops the run there, with a traceback'
+
+
+def without_words(error: Exception) -> str:
+    """Return what an exception means that says nothing."""
+    return "memory has run out" if isinstance(error, MemoryError) else "it says no more"
 
 
 def list_of_those_aside(monitors: Sequence[Any]) -> str:

@@ -27,6 +27,7 @@ from lightning_cnnviz.core.layer_table.formulas import (
 )
 from lightning_cnnviz.core.layer_table.unclipped_fields import Field, UnclippedFields
 from lightning_cnnviz.core.network.layers import other_dimensions
+from lightning_cnnviz.core.network.memory import is_out_of_memory
 from lightning_cnnviz.core.tracing.operations import Kind, Operation, OperationLog, log_operations
 from lightning_cnnviz.core.tracing.readable import check_countable, check_readable
 
@@ -176,6 +177,7 @@ def layer_table(model: nn.Module, input_size: Sequence[int] | Tensor) -> LayerTa
             stopped), a lazy module does not know the shape of its weights yet, or the network is quantized or frozen by
             `torch.jit`.
         TypeError: `model` is no module.
+        torch.OutOfMemoryError: There is not enough memory for one image.
 
     Example:
         >>> table = layer_table(nn.Sequential(nn.Conv2d(3, 10, 5, padding=2), nn.MaxPool2d(2)), (3, 32, 32))
@@ -250,6 +252,8 @@ def _run(model: nn.Module, image: Tensor) -> tuple[OperationLog, bool]:
     where = f"layer '{log.where}'" if log.where else "the network itself"
     came = f", after {_brief(log.operations[-1])}" if log.operations else ""
     reason = " ".join(str(log.error).split()) or type(log.error).__name__
+    if is_out_of_memory(log.error):
+        raise torch.OutOfMemoryError(f"there is not enough memory for one image of {size}: {reason}") from log.error
     why = other_dimensions(model)
     reason = f"{reason}; {why}" if why else reason
     raise ValueError(

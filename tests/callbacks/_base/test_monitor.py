@@ -45,6 +45,22 @@ def test_names_that_no_key_can_hold_are_refused(name: str) -> None:
     assert FilterMonitor(name="ÄÖ 1.5-x").name == "ÄÖ 1.5-x"
 
 
+@pytest.mark.fault(
+    "memory",
+    "a look fails with Python's MemoryError, which says nothing",
+    "the line about the monitor that is switched off says that memory has run out",
+)
+def test_an_error_without_words_is_put_into_words(caplog: pytest.LogCaptureFixture) -> None:
+    def fails(*_: Any) -> Any:
+        raise MemoryError
+
+    monitor = TopPatchesMonitor(sinks=[MemorySink()])
+    monitor.render = fails  # type: ignore[method-assign]
+    fit(monitor)
+    assert monitor.failure == "MemoryError: memory has run out"
+    assert "switched off during the run: MemoryError: memory has run out" in caplog.text
+
+
 def test_messages_name_the_monitor(caplog: pytest.LogCaptureFixture) -> None:
     def fails(*_: Any) -> Any:
         raise RuntimeError("no ink")
