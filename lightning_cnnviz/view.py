@@ -34,19 +34,23 @@ def show_looks(
         OSError: The page cannot be written.
         ValueError: At the end: no look had one of the layers (with the closest names).
     """
-    met = set[str]()
+    met, looks = set[str](), list(looks)
+    newest = {look.identity.series: look for look in looks}
     for look in looks:
         identity = look.identity
         source = f"{identity.view}/{identity.name}" if identity.name else identity.view
         if page.shows(source, identity.step):
             continue
         try:
-            report = look.report()
+            reports = [look.report()]
+            if newest[identity.series] is look and look.has_result:  # what a run shows at its end
+                reports += [report for report in [look.last_report()] if report is not None]
         except ValueError as error:
             yield look, str(error)
             continue
-        met |= {each.layer for each in (*report.items, *report.facts) if not isinstance(each, Table)}
-        page.write(report if layers is None else _about(report, layers), identity.step)
+        for report in reports:
+            met |= {each.layer for each in (*report.items, *report.facts) if not isinstance(each, Table)}
+            page.write(report if layers is None else _about(report, layers), identity.step)
         yield look, ""
     for layer in layers or ():
         if layer not in met:

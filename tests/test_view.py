@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from callbacks.littlenet import LittleNet, quiet_trainer, train_loader, val_loader
 from sinks.harness import listed, page_text
 from torch import nn
 
+from lightning_cnnviz import PageSink, TopPatchesMonitor
 from lightning_cnnviz.core.layer_table.table import layer_table
 from lightning_cnnviz.record.identity import LookIdentity, NetworkIdentity
 from lightning_cnnviz.record.store import Record
@@ -46,6 +48,20 @@ def test_records_become_one_page_and_later_only_what_is_new_is_drawn(
     assert view_main(command) == 0
     assert capsys.readouterr().out.splitlines()[:-1] == ["layer_table, fit, epoch 2"]
     assert len(list((out / "looks").iterdir())) == 4
+
+
+def test_a_page_of_a_record_has_what_the_runs_own_page_has(tmp_path: Path) -> None:
+    monitor = TopPatchesMonitor(k=2, every_n_epochs=1, sinks=[PageSink(tmp_path / "run")])
+    trainer = quiet_trainer(callbacks=[monitor], max_epochs=2, default_root_dir=tmp_path)
+    trainer.fit(LittleNet(), train_loader(), val_loader())
+    assert view_main([str(tmp_path / "run"), "--out", str(tmp_path / "view")]) == 0
+
+    def shown(folder: Path) -> dict[str, list[set[tuple[str, str]]]]:
+        series = [(view, key, looks) for view, found in listed(folder).items() for key, looks in found.items()]
+        return {f"{view} {key}": [{*map(tuple, look["names"])} for look in looks] for view, key, looks in series}
+
+    assert shown(tmp_path / "view") == shown(tmp_path / "run")
+    assert "Table" in {kind for looks in shown(tmp_path / "view").values() for kind, _ in looks[-1]}
 
 
 def test_a_damaged_look_is_said_and_the_others_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
