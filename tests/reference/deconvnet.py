@@ -248,7 +248,9 @@ def _conv_module(module: nn.Conv2d, x: _Value) -> _Value:
 
 def _conv_transpose_module(module: nn.ConvTranspose2d, x: _Value) -> _Value:
     def back(signal: Tensor) -> Tensor:
-        return F.conv2d(signal, module.weight, None, module.stride, module.padding, module.dilation, module.groups)
+        found = F.conv2d(signal, module.weight, None, module.stride, module.padding, module.dilation, module.groups)
+        # Padding of the output as wide as a stride has room for positions that the input has not.
+        return found[..., : x.tensor.shape[-2], : x.tensor.shape[-1]]
 
     return _linear(x, module(x.tensor), back)
 
