@@ -244,9 +244,12 @@ class _OperationLogger(OperationReader):
         if operation is None or not operation.macs or operator.name == "mv":
             return False
         owner = self._owner(sources)
-        if not isinstance(self._modules.get(owner), _MADE_FOR.get(operation.kind, ())):
+        module = self._modules.get(owner)
+        if isinstance(module, _MADE_FOR.get(operation.kind, ())):
+            operation.type = type(module).__name__
+        elif not isinstance(module, nn.RNNBase | nn.RNNCellBase):  # which begin with a state of zeros
             return False
-        operation.owner, operation.type = owner, type(self._modules[owner]).__name__
+        operation.owner = owner
         operation.parameters = tuple(sorted(sources))
         self.operations.append(operation)
         return True

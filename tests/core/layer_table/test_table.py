@@ -629,3 +629,33 @@ def test_a_detection_network_has_its_rows() -> None:
     table = layer_table(model, (3, 64, 64))
     assert len(table.rows) > 150
     assert sum(row.parameters for row in table.rows) + sum(n for _, n in table.unused) == table.parameters
+
+
+class Recurrent(nn.Module):
+    """A recurrent layer along the columns of maps; it begins with a state of zeros, which no image is in."""
+
+    def __init__(self, kind: type[nn.Module]) -> None:
+        super().__init__()
+        self.conv, self.recurrent, self.head = nn.Conv2d(1, 4, 3), kind(4, 6), nn.Linear(6, 2)
+        self.is_cell = isinstance(self.recurrent, nn.RNNCellBase)
+
+    def forward(self, images: Tensor) -> Tensor:
+        steps = self.conv(images).mean(2).permute(2, 0, 1)
+        if not self.is_cell:
+            return self.head(self.recurrent(steps)[0][-1])
+        state = None
+        for step in steps:
+            state = self.recurrent(step, state)
+        return self.head(state[0] if isinstance(state, tuple) else state)
+
+
+@pytest.mark.parametrize(
+    ("kind", "gates"),
+    [(nn.RNN, 1), (nn.GRU, 3), (nn.LSTM, 4), (nn.RNNCell, 1), (nn.GRUCell, 3), (nn.LSTMCell, 4)],
+)
+def test_recurrent_layers_count_their_first_state(kind: type[nn.Module], gates: int) -> None:
+    network = Recurrent(kind)
+    table = layer_table(network, (1, 6, 6))
+    conv, head, steps = 4 * 9 * 16, 6 * 2, 4
+    assert sum(row.macs for row in table.rows) == conv + steps * gates * 6 * (4 + 6) + head
+    assert sum(row.parameters for row in table.rows) == sum(each.numel() for each in network.parameters())
