@@ -57,7 +57,7 @@ OF_A_TRAINER = {"callbacks", "strategy"}
 # last one is how a transform is printed.
 ELSEWHERE = ("sinks.", "core.data.batches", "core.network.layers", "finetune.presets._ResizeToCover")
 _NAMED = re.compile(r"(?<![\w.'/-])([a-z_]\w*)=(?=[\[\"'<.(0-9A-Zl])")
-_WHOSE = re.compile(r"\w+\([^()]*\)|\{\}\(monitor=[^()]*\)|monitor with [^.;]*|the monitor [^.;,]*")
+_WHOSE = re.compile(r"\w+\([^()]*\)|\{\}\((?:monitor|every_n_epochs)=[^()]*\)|monitor with [^.;]*|the monitor [^.;,]*")
 
 
 @cache

@@ -16,6 +16,7 @@ from torch import nn
 
 __all__ = ["code_hash"]
 
+_INSTALLED = {"site-packages", "dist-packages"}
 _SILENT = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.ENCODING)
 
 
@@ -62,8 +63,9 @@ def _is_own(module: ModuleType) -> bool:
     file = getattr(module, "__file__", None)
     if not file or module.__name__.partition(".")[0] in (*sys.stdlib_module_names, "lightning_cnnviz"):
         return False
-    installed = [Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "purelib", "platlib")]
-    return not any(Path(file).resolve().is_relative_to(folder) for folder in installed)
+    place = Path(file).resolve()
+    # Also those of another environment, or of the system, that this one can import from.
+    return not _INSTALLED & {*place.parts} and not place.is_relative_to(Path(sysconfig.get_path("stdlib")).resolve())
 
 
 def _code(module: ModuleType) -> bytes:
