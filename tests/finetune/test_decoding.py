@@ -6,6 +6,7 @@ import os
 import signal
 import struct
 import threading
+import time
 import tracemalloc
 from pathlib import Path
 from types import SimpleNamespace
@@ -276,8 +277,12 @@ def test_torch_may_miss_a_killed_worker_while_we_ask_whether_it_has_ended(
 
     data = with_a_killed_worker(tmp_path)
     data.train_set._reading[0] = torch.tensor([os.getpid(), 5])
-    monkeypatch.setattr("multiprocessing.active_children", lambda: [SimpleNamespace(pid=os.getpid())])
-    monkeypatch.setattr("time.sleep", interrupted)
+    # In that module alone: other threads sleep, too.
+    alive = SimpleNamespace(active_children=lambda: [SimpleNamespace(pid=os.getpid())])
+    monkeypatch.setattr("lightning_cnnviz.finetune.data.multiprocessing", alive)
+    monkeypatch.setattr(
+        "lightning_cnnviz.finetune.data.time", SimpleNamespace(monotonic=time.monotonic, sleep=interrupted)
+    )
     data.on_exception(ConnectionResetError(104, "Connection reset by peer"))
     (line,) = [entry.message for entry in caplog.records]
     assert "while it read" in line
