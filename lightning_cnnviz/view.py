@@ -42,9 +42,8 @@ def show_looks(
         if page.shows(source, identity.step):
             continue
         try:
-            reports = [look.report()]
-            if newest[identity.series] is look and look.has_result:  # what a run shows at its end
-                reports += [report for report in [look.last_report()] if report is not None]
+            last = look.last_report() if newest[identity.series] is look else None  # what a run shows at its end
+            reports = [look.report(), *([] if last is None else [last])]
         except ValueError as error:
             yield look, str(error)
             continue

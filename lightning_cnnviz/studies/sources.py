@@ -9,7 +9,7 @@ import sysconfig
 import tokenize
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any
 
 from torch import nn
@@ -53,9 +53,13 @@ def code_hash(network: nn.Module, factory: str) -> str:
 
 def _named_in(module: ModuleType) -> Iterator[str]:
     for value in list(vars(module).values()):
-        name: Any = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
-        if isinstance(name, str):
-            yield name
+        if isinstance(value, ModuleType):
+            yield value.__name__
+            continue
+        # Of an object its type: what it says itself may warn, or import something.
+        named: Any = value if isinstance(value, type | FunctionType) else type(value)
+        if isinstance(named.__module__, str):
+            yield named.__module__
 
 
 def _is_own(module: ModuleType) -> bool:

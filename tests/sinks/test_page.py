@@ -10,7 +10,8 @@ import re
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -417,6 +418,21 @@ def test_views_stages_and_steps_are_kept_apart_and_in_order(tmp_path: Path) -> N
     assert when == {"fit": [(1, 10), (2, 20)], "test": [(2, 20)], "validate": [(2, 20)]}
 
 
+@contextmanager
+def full_for(folder: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The disk is full whenever a file of this folder is to get its name."""
+
+    def fail(source: Path, target: Path) -> None:
+        if Path(target).parent.name == folder:
+            full_disk()
+        real(source, target)
+
+    real = os.replace
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", fail)
+        yield
+
+
 def test_a_later_process_goes_on_and_a_run_that_begins_anew_stands_beside(tmp_path: Path) -> None:
     def run(*looks: int, view: str = "top_patches") -> None:
         sink = PageSink(tmp_path)
@@ -715,16 +731,8 @@ def test_parts_of_a_look_that_cannot_be_written_are_taken_back(tmp_path: Path, m
     sink.write(report(gallery()), Step(epoch=1, global_step=10))
     before = files(tmp_path)
 
-    def fail(source: Path, target: Path) -> None:
-        if Path(target).parent.name == "looks":
-            full_disk()
-        real(source, target)
-
-    real = os.replace
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "replace", fail)
-        with pytest.raises(OSError, match="No space left"):
-            sink.write(report(gallery(features=400, tiles=1, side=2)), Step(epoch=2, global_step=20))
+    with full_for("looks", monkeypatch), pytest.raises(OSError, match="No space left"):
+        sink.write(report(gallery(features=400, tiles=1, side=2)), Step(epoch=2, global_step=20))
     assert differing(before, files(tmp_path)) == []
 
 
@@ -918,14 +926,7 @@ def test_looks_that_were_deleted_leave_the_list(tmp_path: Path) -> None:
 def test_a_block_that_cannot_be_written_costs_no_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sink = PageSink(tmp_path)
 
-    def fail(source: Path, target: Path) -> None:
-        if Path(target).parent.name == "lists":
-            full_disk()
-        real(source, target)
-
-    real = os.replace
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "replace", fail)
+    with full_for("lists", monkeypatch):
         write_numbers(sink, 0, 6)
     assert numbers_of(sink) == [[number] for number in range(6)]
     assert blocks(tmp_path) == []

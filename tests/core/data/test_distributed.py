@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,17 +65,20 @@ def test_alone_nothing_is_exchanged() -> None:
     assert exchanged([None, tensor], [(0, 0, 1, 1)] * 2, tensor) == [None, tensor]
 
 
+def attempted(heard: list[str], what: str, work: Callable[[], Any]) -> None:
+    """Do something together, and note how it went on this rank."""
+    try:
+        with together(what):
+            work()
+        heard.append("well")
+    except (ValueError, RuntimeError) as error:
+        heard.append(f"{type(error).__name__}: {error}")
+
+
 def fail() -> list[str]:
     """What a rank hears where the other one fails: in the same block, in one around it, or by doing another thing."""
-    heard = []
-
-    def attempt(what: str, work: Callable[[], Any]) -> None:
-        try:
-            with together(what):
-                work()
-            heard.append("well")
-        except (ValueError, RuntimeError) as error:
-            heard.append(f"{type(error).__name__}: {error}")
+    heard: list[str] = []
+    attempt = partial(attempted, heard)
 
     def alone() -> None:
         if rank() == 1:
@@ -119,15 +123,8 @@ KEPT = RuntimeError("kept")
 
 def fail_again() -> list[str]:
     """What a rank hears where the other one raises one exception again and again, as a future's result would."""
-    heard = []
-
-    def attempt(what: str, work: Callable[[], Any]) -> None:
-        try:
-            with together(what):
-                work()
-            heard.append("well")
-        except RuntimeError as error:
-            heard.append(f"{type(error).__name__}: {error}")
+    heard: list[str] = []
+    attempt = partial(attempted, heard)
 
     def kept() -> None:
         if rank() == 1:
