@@ -65,7 +65,7 @@ def _timm(name: str, **how: object) -> Network:
 
 _SCORED = ("invariance", "occlusion", "saliency", "Grad-CAM", "guided Grad-CAM")
 _TUNED = ("FineTuner head", "FineTuner staged", "FineTuner full")
-_NO_CLASSES = {**dict.fromkeys(_SCORED, NO_SCORES), **dict.fromkeys(_TUNED, "classif")}
+_NO_CLASSES = {**dict.fromkeys(_SCORED, NO_SCORES), **dict.fromkeys(_TUNED, "can be replaced|classif")}
 _NOT_TUNED = dict.fromkeys(_TUNED, "classif")
 _LAYERS = ("layer table", "top patches", "gradient", "deconvnet", "guided", "probe", "maximize")
 _CLIPS = dict.fromkeys(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import reduce
 
 import torch
@@ -38,6 +38,10 @@ __all__ = ["RULES", "output_bounds"]
 Rule = Callable[[Step], "list[Bounds] | None"]
 """Returns the bounds of an operation's outputs; None where it cannot tell."""
 
+# What is written, as the operations call it; and those that join it to what is there.
+_VALUES = ("src", "source", "values", "value")
+_JOINING_WRITES = frozenset(["scatter_add", "scatter_reduce", "index_add"])
+
 
 def output_bounds(step: Step) -> list[Bounds] | None:
     """Return the bounds of an operation's outputs; None where no rule tells."""
@@ -70,6 +74,41 @@ def _moved(step: Step) -> list[Bounds] | None:
     args = tree_map(lambda leaf: leaf.cpu() if isinstance(leaf, Tensor) else leaf, list(step.args[1:]))
     sides = [tree_leaves(move(b, *args, **step.kwargs)) for b in step.bounds(step.args[0])]
     return [(a, b, c, d) for a, b, c, d in zip(*sides, strict=True)]
+
+
+def _triangle(step: Step) -> list[Bounds] | None:
+    if not step.only_first:
+        return None
+    kept = step.functional(torch.ones(step.args[0].shape[-2:]), *step.args[1:], **step.kwargs).bool()
+    return [each(lambda b: torch.where(kept, b, NOTHING), step.bounds(step.args[0]))]
+
+
+def _written_at_places(step: Step) -> list[Bounds] | None:
+    """Values go where an index says: into the boxes likewise, where the index does not depend on the image."""
+    target, name = step.args[0], next((name for name in _VALUES if name in step.operator.places), "")
+    values = step.argument(name)
+    if any(tensor is not target and tensor is not values for tensor in step.dependent) or values is None:
+        return None
+    place = step.operator.places[name][0]
+    joins = step.name in _JOINING_WRITES or step.argument("reduce") is not None
+    if place >= len(step.args) or bool(step.argument("accumulate", False)):
+        return None
+    args = tree_map(lambda leaf: leaf.cpu() if isinstance(leaf, Tensor) else leaf, list(step.args))
+    new: Sequence[Tensor | float] = step.bounds(values) if isinstance(values, Tensor) else [NOTHING] * 4
+
+    def run(old: Tensor, value: Tensor | float) -> Tensor:
+        if not joins:
+            written: Tensor = step.functional(*[old, *args[1:place], value, *args[place + 1 :]], **step.kwargs)
+            return written
+        if not isinstance(value, Tensor):
+            return old
+        index = args[2]
+        if step.name == "index_add":
+            index = index.view([-1 if dim == args[1] % old.ndim else 1 for dim in range(old.ndim)]).expand_as(value)
+        return old.contiguous().scatter_reduce(args[1], index, value.contiguous(), "amax")
+
+    one, two, three, four = (run(old, value) for old, value in zip(step.bounds(target), new, strict=True))
+    return [(one, two, three, four)]
 
 
 def _constant(step: Step) -> list[Bounds] | None:
@@ -232,6 +271,8 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(calls.COPIES, _first_as_it_is),
     **dict.fromkeys(calls.RESHAPES | calls.PERMUTATIONS | calls.SPLITS | calls.SLICES | calls.OTHER_MOVES, _moved),
     **dict.fromkeys(calls.EDGE_PADS | calls.NEAREST_UPSAMPLINGS, _moved),
+    **dict.fromkeys(calls.TRIANGLES, _triangle),
+    **dict.fromkeys(calls.WRITES_AT_PLACES, _written_at_places),
     **dict.fromkeys(calls.CONSTANT_PADS, _padded),
     **dict.fromkeys(calls.JOINS, _joined),
     **dict.fromkeys(calls.REDUCTIONS, _reduced),

@@ -103,8 +103,17 @@ SLICES = frozenset(["slice"])
 OTHER_MOVES = frozenset(
     [
         *("t", "select", "unbind", "expand", "unsqueeze", "squeeze", "diagonal", "unfold"),
-        *("repeat", "flip", "roll", "index", "index_select", "gather"),
+        *("repeat", "flip", "roll", "rot90", "index", "index_select", "gather"),
         *("pixel_shuffle", "pixel_unshuffle", "channel_shuffle"),
+    ]
+)
+# Zeros in place of all that is above, or below, a diagonal.
+TRIANGLES = frozenset(["tril", "triu"])
+# They write into a copy at places that an index or a slice names, or add to what is there.
+WRITES_AT_PLACES = frozenset(
+    [
+        *("scatter", "scatter_add", "scatter_reduce", "index_put", "index_copy", "index_add", "index_fill"),
+        *("slice_scatter", "select_scatter", "diagonal_scatter"),
     ]
 )
 # A deconvnet rectifies at these. Clamps and thresholds are such where they cut at zero.

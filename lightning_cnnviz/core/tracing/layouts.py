@@ -202,6 +202,15 @@ def _transpose(call: Call, given: _Given, _shape: tuple[int, ...]) -> _Layout | 
     return tuple(layout)
 
 
+def _turned(call: Call, given: _Given, shape: tuple[int, ...]) -> _Layout | None:
+    if call.argument("k") % 2 == 0:
+        return _same_dimensions(call, given, shape)
+    layout = list(_first(call, given))
+    one, other = call.argument("dims")
+    layout[one], layout[other] = layout[other], layout[one]
+    return tuple(layout)
+
+
 def _without(call: Call, given: _Given, shape: tuple[int, ...]) -> _Layout | None:
     """What takes dimensions away: one that is named, or all of length one."""
     layout = list(_first(call, given))
@@ -244,6 +253,7 @@ _RULES: dict[str, _Rule] = {
     **dict.fromkeys(calls.RESHAPES, _view),
     "permute": _permute,
     **dict.fromkeys(["transpose", "t"], _transpose),
+    "rot90": _turned,
     **dict.fromkeys(["squeeze", "select", "unbind", *sorted(calls.REDUCTIONS)], _without),
     "unsqueeze": _unsqueeze,
     "stack": _stack,

@@ -45,8 +45,10 @@ WITHOUT_RULE: dict[str, dict[str, str]] = {
         **dict.fromkeys(["SAMPLERS", "FOURIER_TRANSFORMS", "RUNNING"], POINTWISE),
         "POOLS_BY_INDEX": "their windows lie where chance or other values say: no arithmetic",
         "div": POINTWISE,
-        **dict.fromkeys(["COPIES", "RESHAPES", "PERMUTATIONS", "SPLITS", "SLICES", "OTHER_MOVES"], MOVES),
-        **dict.fromkeys(["RECTIFIERS", "CLAMPS", "THRESHOLDS", "UNTAGGED_POINTWISE"], POINTWISE),
+        **dict.fromkeys(
+            ["COPIES", "RESHAPES", "PERMUTATIONS", "SPLITS", "SLICES", "OTHER_MOVES", "WRITES_AT_PLACES"], MOVES
+        ),
+        **dict.fromkeys(["RECTIFIERS", "CLAMPS", "THRESHOLDS", "UNTAGGED_POINTWISE", "TRIANGLES"], POINTWISE),
         **dict.fromkeys(calls.REDUCTIONS - {"mean", "amax"}, "is no pooling"),
         "ALONG_A_LINE": POINTWISE,
         "CONSTANTS": "does not depend on the image",
@@ -57,7 +59,7 @@ WITHOUT_RULE: dict[str, dict[str, str]] = {
         **dict.fromkeys(["NEAREST_UPSAMPLINGS", "INTERPOLATIONS", "EDGE_PADS", "OTHER_MOVES"], BY_AUTOGRAD),
         **dict.fromkeys(["REDUCTIONS", "ALONG_A_LINE", "ATTENTIONS", "FOURIER_TRANSFORMS"], BY_AUTOGRAD),
         **dict.fromkeys(["ADAPTIVE_POOLS_3D", "UNFOLDINGS", "FOLDINGS", "SAMPLERS"], BY_AUTOGRAD),
-        **dict.fromkeys(["RUNNING", "COMPLEX_VIEWS"], BY_AUTOGRAD),
+        **dict.fromkeys(["RUNNING", "COMPLEX_VIEWS", "TRIANGLES", "WRITES_AT_PLACES"], BY_AUTOGRAD),
         **dict.fromkeys(["MATRIX_PRODUCTS", "MATRIX_PRODUCTS_ADDED"], BY_AUTOGRAD),
         "mkldnn_max_pool2d": "its tensors have no places to put switches in; goes back by its own gradient",
         "stack": BY_AUTOGRAD,

@@ -261,7 +261,7 @@ def test_layers_behind_the_last_maps_that_work_on_tokens_are_counted_and_said() 
     ("name", "layer", "behind"),
     [
         ("levit_128s", "stem.conv4.bn", 46),
-        ("xcit_nano_12_p8_224", "blocks.11.local_mp.conv2", 2),
+        ("xcit_nano_12_p8_224", "blocks.11.local_mp.conv2", 6),
         ("pit_ti_224", "transformers.2.pool.conv", 16),
         ("vit_tiny_patch16_224", "patch_embed.proj", 48),
         ("selecsls42", "head.3.2", 0),

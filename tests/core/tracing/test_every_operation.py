@@ -51,6 +51,16 @@ def windowed_attention(x: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(tokens, tokens, tokens).permute(0, 3, 1, 2)
 
 
+def reversed_rows(x: Tensor) -> Tensor:
+    return torch.arange(H).flip(0)[:, None].expand_as(x)
+
+
+def put_into(x: Tensor) -> Tensor:
+    x = x.clone()
+    x[:, torch.tensor([0, 2])] = x[:, torch.tensor([1, 3])].flip(2)
+    return x
+
+
 # What NaN shows: all that is read, also with weight zero.
 BY_NAN: dict[str, Function] = {
     "conv1d": lambda x: F.conv1d(sequence(x), weights(4, H, 3), stride=2, padding=1, dilation=2)[:, :, None],
@@ -89,6 +99,22 @@ BY_NAN: dict[str, Function] = {
     ),
     "running log-sum-exp": lambda x: x.logcumsumexp(2),
     "gathered": lambda x: x.gather(2, torch.arange(H).flip(0)[:, None].expand_as(x)),
+    "turned": lambda x: x.rot90(1, (2, 3)) * 2,
+    "turned back": lambda x: x.rot90(-1, (3, 2)).rot90(2, (-2, -1)),
+    "below the diagonal": lambda x: x.tril(1) + x.transpose(2, 3).triu(-2).transpose(2, 3),
+    "scattered": lambda x: torch.zeros_like(x).scatter(2, reversed_rows(x), x),
+    "scattered, a number": lambda x: x.scatter(2, reversed_rows(x)[:, :, :3], 0.5),
+    "scattered into": lambda x: x.clone().scatter_(2, reversed_rows(x)[:, :, :3], x[:, :, :4].flip(2)),
+    "scattered and added": lambda x: x.scatter_add(2, reversed_rows(x) // 2, x),
+    "scattered and reduced": lambda x: x.scatter_reduce(3, reversed_rows(x), x.flip(1), "sum"),
+    "put": lambda x: x.index_put((torch.arange(len(x)), torch.tensor([1])), x[:, 2] * 2),
+    "put into": lambda x: put_into(x),
+    "copied to places": lambda x: x.index_copy(2, torch.tensor([4, 1]), x[:, :, 2:4]),
+    "added at places": lambda x: x.index_add(2, torch.tensor([4, 4]), x[:, :, 2:4]),
+    "filled at places": lambda x: x.index_fill(3, torch.tensor([4, 1]), 0.5),
+    "a slice exchanged": lambda x: torch.slice_scatter(x, x[:, :, :3].flip(2), 2, 1, 6, 2),
+    "a row exchanged": lambda x: torch.select_scatter(x, x[:, :, 5], 2, 1),
+    "a diagonal exchanged": lambda x: torch.diagonal_scatter(x, x[:, :, :, 0], 0, 2, 3),
     "softmax": lambda x: x.softmax(2) + x.log_softmax(1),
     "reductions": lambda x: x.std(2, keepdim=True) + x.logsumexp(1, keepdim=True) + x.norm(dim=3, keepdim=True),
     "attention along rows": windowed_attention,
@@ -136,6 +162,8 @@ NOT_FOLLOWED: dict[str, Function] = {
         x, x[:, :1].repeat(1, 18, 1, 1), weights(2, C, 3, 3), padding=1
     ),
     "gathered where the image says": lambda x: x.gather(2, x.argsort(2)),
+    "scattered where the image says": lambda x: torch.zeros_like(x).scatter(2, x.argsort(2), x),
+    "put and added": lambda x: x.index_put((torch.arange(len(x)), torch.tensor([1])), x[:, 2], accumulate=True),
     "put back where they were": lambda x: F.max_unpool2d(
         *F.max_pool2d(x, 2, return_indices=True), 2, output_size=x.shape[2:]
     ),
@@ -243,6 +271,6 @@ def test_every_operation_with_windows_or_lines_is_among_them() -> None:
     kinds = (calls.CONVOLUTIONS, calls.POOLS_3D, calls.ADAPTIVE_POOLS, calls.ADAPTIVE_POOLS_3D, calls.INTERPOLATIONS,
              calls.UNFOLDINGS, calls.FOLDINGS, calls.SAMPLERS, calls.ALONG_A_LINE, calls.RUNNING, calls.LAYER_NORMS,
              calls.FOURIER_TRANSFORMS, calls.ATTENTIONS, calls.MATRIX_PRODUCTS, calls.MATRIX_PRODUCTS_ADDED,
-             calls.BATCH_NORMS, calls.GROUP_NORMS)  # fmt: skip
+             calls.BATCH_NORMS, calls.GROUP_NORMS, calls.TRIANGLES, calls.WRITES_AT_PLACES)  # fmt: skip
     missing = {name for kind in kinds for name in kind} - met
     assert {name for name in missing if not any(part in name for part in ELSEWHERE)} == set()
