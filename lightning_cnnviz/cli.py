@@ -9,6 +9,7 @@ import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from lightning_cnnviz import __version__
 from lightning_cnnviz.command_options import add_image_options, image_options, positive
@@ -90,6 +91,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     explore.add_argument("--weights", help="a file, or DEFAULT; by default what the network is made with")
     explore.add_argument("--views", nargs="+", metavar="VIEW", help="layer_table, top_patches, ...; default: all")
     explore.add_argument("--layers", nargs="+", metavar="LAYER", help="names or globs; default: each view's own choice")
+    explore.add_argument(
+        "--features", type=_features, metavar="N", help="feature maps of each layer, or all; default: 16 and 8"
+    )
     explore.add_argument("--out", type=Path, default=Path("cnnviz_explore"), metavar="DIR", help="default: %(default)s")
     explore.add_argument("--wandb", metavar="PROJECT", help="log an offline W&B run, too")
     for name, help_text in {"compare": _COMPARE, **_TRAINING, "study": _STUDY, **_RECORD, **_PROJECT}.items():
@@ -134,6 +138,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except _UsageError as error:
             explore.error(str(error))
     return _demo(options.out, options.epochs, options.online)
+
+
+def _features(text: str) -> int | Literal["all"]:
+    if text == "all":
+        return "all"
+    try:
+        return positive(text)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{error}, or all") from error
 
 
 def _demo(out: Path, epochs: int, online: bool) -> int:
@@ -206,6 +219,7 @@ def _explore(options: argparse.Namespace) -> int:
             options.out,
             views=options.views,
             layers=options.layers,
+            features=options.features,
             wandb=options.wandb,
             weights=RANDOM if random else "",
         )

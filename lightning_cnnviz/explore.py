@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
@@ -67,18 +67,20 @@ class _Arguments:
         options: For views of all images.
         sample: For views of a few images and of class scores.
         layers: Those that were asked for, by the name of the argument; empty for each view's own choice.
+        features: Likewise, how many feature maps of each layer.
     """
 
     options: dict[str, Any]
     sample: dict[str, Any]
     layers: dict[str, Any]
+    features: dict[str, Any]
 
 
 VIEWS: Mapping[str, Callable[[_Arguments], pl.Callback]] = {
     "layer_table": lambda args: LayerTableMonitor(**args.options),
     "filters": lambda args: FilterMonitor(**args.options),
-    "top_patches": lambda args: TopPatchesMonitor(**args.layers, **args.options),
-    "deconvnet": lambda args: DeconvnetMonitor(**args.layers, **args.options),
+    "top_patches": lambda args: TopPatchesMonitor(**args.layers, **args.features, **args.options),
+    "deconvnet": lambda args: DeconvnetMonitor(**args.layers, **args.features, **args.options),
     "correlation": lambda args: CorrelationMonitor(**args.layers, **args.options),
     "activation_maps": lambda args: ActivationMapMonitor(**args.layers, **args.sample),
     "layer_probe": lambda args: LayerProbeMonitor(**args.layers, **args.options),
@@ -237,6 +239,7 @@ def explore(
     *,
     views: Sequence[str] | None = None,
     layers: Sequence[str] | None = None,
+    features: int | Literal["all"] | None = None,
     wandb: str | None = None,
     weights: str = "",
 ) -> Exploration:
@@ -254,13 +257,17 @@ def explore(
         out: Folder of the page.
         views: Names in `VIEWS`; by default all that suit the network and the images.
         layers: For the views that show layers; by default each chooses its own.
+        features: Of how many feature maps of each layer patches and projections are shown: the first n, or `"all"`; by
+            default 16 of patches and 8 of projections.
         wandb: A W&B project, to log an offline run there, too.
         weights: What is said of the weights beside the network's name, such as `RANDOM`.
 
     Raises:
-        ValueError: There is no such view or layer, the network does not take the images, or the folder cannot be
-            written.
+        ValueError: There is no such view or layer, `features` is less than 1, the network does not take the images, or
+            the folder cannot be written.
     """
+    if features is not None and features != "all" and (isinstance(features, bool) or features < 1):
+        raise ValueError(f'features={features!r}: give a number of at least 1, or "all"')
     unknown = [view for view in views or () if view not in VIEWS]
     if unknown:
         raise ValueError(f"no view is called '{unknown[0]}'.{suggestion(unknown[0], VIEWS, ' ')} There are {[*VIEWS]}")
@@ -280,6 +287,7 @@ def explore(
         options=options,
         sample=options | _sample_options(network, images),
         layers={} if layers is None else {"layers": [*layers]},
+        features={} if features is None else {"features": None if features == "all" else features},
     )
     monitors: dict[str, Any] = {view: VIEWS[view](arguments) for view in chosen}
     for sink in sinks:
@@ -289,7 +297,7 @@ def explore(
     reused = tuple(view for view in chosen if view in earlier and _shown(earlier[view], page, sinks))
     missing = [monitors[view] for view in chosen if view not in reused]
     if missing:
-        run = _run(seen, images, layers)
+        run = _run(seen, images, layers, features)
         for monitor in missing:
             monitor.load_state_dict({"run": run})
         _validate(_Explored(network, weights), images, missing, logger, out)
@@ -314,9 +322,10 @@ def _validate(explored: _Explored, images: LabeledImages, monitors: list[Any], l
         trainer.validate(explored, _loader(images), verbose=False)
 
 
-def _run(seen: NetworkIdentity, images: LabeledImages, layers: Sequence[str] | None) -> str:
-    """Name the exploration: looks at other images, weights or layers stand beside its own, never among them."""
-    asked = hashlib.blake2b(repr((seen, layers and [*layers])).encode(), digest_size=8)
+def _run(seen: NetworkIdentity, images: LabeledImages, layers: Sequence[str] | None, features: int | str | None) -> str:
+    """Name the exploration: looks at other images, weights or features stand beside its own, never among them."""
+    chosen = (layers and [*layers], *([] if features is None else [features]))
+    asked = hashlib.blake2b(repr((seen, *chosen)).encode(), digest_size=8)
     return f"{images.checksum()}-{asked.hexdigest()}"
 
 

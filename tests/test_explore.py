@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from lightning_cnnviz import OcclusionMonitor
 from lightning_cnnviz.cli import main
+from lightning_cnnviz.core.top_patches.results import TopPatches
 from lightning_cnnviz.explore import VIEWS, explore, find_exploration_images, has_random_weights, load_network
 from lightning_cnnviz.finetune.module import FineTuner
 from lightning_cnnviz.record.store import Record
@@ -290,6 +291,20 @@ def test_other_arguments_are_looks_beside_the_old_ones(folder: Path, tmp_path: P
     assert explored(folder, tmp_path / "out", views=["filters", "correlation"]).reused == ("filters",)
 
 
+def test_as_many_feature_maps_are_shown_as_asked_for(folder: Path, tmp_path: Path) -> None:
+    views = ["top_patches", "deconvnet"]
+    channels = Little().features[0].out_channels  # type: ignore[union-attr]
+    for features, shown in (("all", channels), (2, 2)):
+        made = explored(folder, tmp_path / str(features), views=views, layers=["features.0"], features=features)
+        for look in Record(made.page.parent / "record").looks():
+            result = look.result
+            patches = result if isinstance(result, TopPatches) else result[0]
+            (layer,) = patches.layers
+            assert layer.features == tuple(range(shown))
+    with pytest.raises(ValueError, match=r'features=0: give a number of at least 1, or "all"'):
+        explored(folder, tmp_path / "none", features=0)
+
+
 def test_on_the_command_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     size = ["--input", "3", "48", "48"]
     out = ["--out", str(tmp_path / "out")]
@@ -314,6 +329,7 @@ def test_on_the_command_line(folder: Path, tmp_path: Path, capsys: pytest.Captur
         (["--views", "filter"], "Did you mean 'filters'"),
         (["--weights", "nothing.pt"], "there is no such file"),
         (["--layers", "features.99"], "no layer of SqueezeNet matches 'features.99'"),
+        (["--features", "most"], "'most' is not a whole number of at least 1, or all"),
         (["--mean", "0.5", "0.5"], "mean=[0.5, 0.5]: give one value, or 3, one a channel"),
         (["--out", str(blocked / "page")], f"out='{blocked / 'page'}' cannot be written"),
         (["--data", "CIFAR10", "--root", str(tmp_path)], f"CIFAR10 is not in root='{tmp_path}'"),
