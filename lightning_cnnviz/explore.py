@@ -41,7 +41,7 @@ from lightning_cnnviz.finetune.images import LabeledImages
 from lightning_cnnviz.finetune.module import FineTuner
 from lightning_cnnviz.finetune.networks import make_network
 from lightning_cnnviz.finetune.presets import image_transform
-from lightning_cnnviz.finetune.sources import ImageList, find_images, images_of_files, list_images
+from lightning_cnnviz.finetune.sources import ImageList, data_name, find_images, images_of_files, list_images
 from lightning_cnnviz.finetune.weights import load_weights, read_weights, weights_file
 from lightning_cnnviz.record.data import plain
 from lightning_cnnviz.record.identity import NetworkIdentity, network_identity, versions
@@ -229,6 +229,7 @@ def find_exploration_images(
         transform,
         channels=channels,
         enough=math.ceil(max(height, width) / crop),
+        name=data_name(data),
     )
 
 

@@ -301,6 +301,7 @@ def test_as_many_feature_maps_are_shown_as_asked_for(folder: Path, tmp_path: Pat
             patches = result if isinstance(result, TopPatches) else result[0]
             (layer,) = patches.layers
             assert layer.features == tuple(range(shown))
+            assert look.identity.data.sentence == "12 images of images, validation images"
     with pytest.raises(ValueError, match=r'features=0: give a number of at least 1, or "all"'):
         explored(folder, tmp_path / "none", features=0)
 

@@ -26,6 +26,7 @@ from lightning_cnnviz.finetune.presets import Augmentation, image_transform
 from lightning_cnnviz.finetune.sources import (
     ImageList,
     ImageSource,
+    data_name,
     find_images,
     images_of_files,
     list_images,
@@ -159,7 +160,7 @@ class ImageFolderDataModule(pl.LightningDataModule):
         self.data, self.per_class, self.val, self.test, self.seed = data, per_class, val, test, seed
         self.batch_size, self.num_workers = batch_size, num_workers
         self.augment, self.on_corrupt, self.check = augment, on_corrupt, check
-        self._source = find_images(data, root=root, download=download)
+        self._source, self._name = find_images(data, root=root, download=download), data_name(data)
         self.class_names = list(self._source.classes) if classes is None else _chosen(self._source, classes)
         self._set_up_images(image_size, channels, mean, std, crop, flip)
         self._to_predict = None if predict is None else images_of_files(list_images(predict))
@@ -321,6 +322,7 @@ class ImageFolderDataModule(pl.LightningDataModule):
             augmented=training and self.augment != "none",
             seed=self.seed,
             enough=self._enough(training),
+            name=self._name,
         )
 
     def _enough(self, training: bool) -> int:

@@ -31,6 +31,7 @@ class LabeledImages(Dataset[tuple[Tensor, int]]):
         classes: Names of the classes.
         transform: From a PIL image, or a tensor, to the network's input.
         augmented: Whether the transform is random: then an image changes from epoch to epoch.
+        name: What the images are called, for people; "" for nothing.
 
     With `enough`, so many pixels along an image's shorter side are enough for the transform; large files are then
     decoded in part.
@@ -48,7 +49,9 @@ class LabeledImages(Dataset[tuple[Tensor, int]]):
         augmented: bool = False,
         seed: int = 0,
         enough: int | None = None,
+        name: str = "",
     ) -> None:
+        self.name = name
         self.indices, self.targets, self.classes = list(indices), list(targets), list(classes)
         self.transform, self.augmented = transform, augmented
         self._images, self._channels, self._seed, self._enough = images, channels, seed, enough
@@ -90,6 +93,7 @@ class LabeledImages(Dataset[tuple[Tensor, int]]):
             augmented=self.augmented,
             seed=self._seed,
             enough=self._enough,
+            name=self.name,
         )
 
     def set_epoch(self, epoch: int) -> None:

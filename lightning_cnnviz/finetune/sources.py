@@ -20,7 +20,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from lightning_cnnviz.core.network.suggestions import closest_names, did_you_mean
 from lightning_cnnviz.finetune.decoding import read_image_file
 
-__all__ = ["ImageList", "ImageSource", "find_images", "images_of_files", "list_images"]
+__all__ = ["ImageList", "ImageSource", "data_name", "find_images", "images_of_files", "list_images"]
 
 _PARTS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _TRAIN_FLAG: dict[str, dict[str, Any]] = {"train": {"train": True}, "test": {"train": False}}
@@ -109,6 +109,17 @@ _SETS = {
     "StanfordCars": _TorchvisionSet(_TRAIN_TEST),
     "USPS": _TorchvisionSet(_TRAIN_FLAG, small=True, mirror=False),
 }
+
+
+def data_name(data: str | Path) -> str:
+    """Return what people call the images that `data` means: the last part of a path, or the name itself.
+
+    Example:
+        >>> data_name("photos/birds/"), data_name("CIFAR10")
+        ('birds', 'CIFAR10')
+    """
+    name = Path(data).expanduser().resolve().name
+    return name.encode(errors="replace").decode(errors="replace")
 
 
 def find_images(data: str | Path, *, root: str | Path = "data", download: bool = False) -> ImageSource:

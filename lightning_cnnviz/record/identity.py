@@ -24,7 +24,8 @@ class DataIdentity:
     """Which images were looked at.
 
     Attributes:
-        dataset: The class of the data set (or of the loader), for people; "" for weights alone.
+        dataset: What the data set calls itself (its `name`), else its class (or the loader's), for people; "" for
+            weights alone.
         images: How many were looked at; None where that is not known.
         loader: Which of several loaders; -1 for one that the monitor was given.
         source: Which loader of which stage, for people; "" for one of the monitor's own, or for weights alone.

@@ -64,7 +64,9 @@ class FeedMonitor(Monitor, Subscriber):  # type: ignore[misc]
     def finish(self, look: Look, running: RunningComputation) -> None:
         """Show what a whole look has found."""
         self.dataset = look.dataset
-        kind = type(look.loader if self.dataset is None else self.dataset).__name__
+        images = look.loader if self.dataset is None else self.dataset
+        named = getattr(images, "name", "")
+        kind = named if isinstance(named, str) and named else type(images).__name__
         loader = self.dataloader_idx if self.data is None else -1
         source = source_of(look.trainer, loader) if self.data is None else ""
         self._data = DataIdentity(dataset=kind, images=look.images, loader=loader, source=source)
