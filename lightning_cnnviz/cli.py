@@ -68,7 +68,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "model", metavar="MODEL", help="a torchvision classifier (resnet18), timm/NAME, or package.module:factory"
     )
     layers.add_argument(
-        "--input", type=positive, nargs=3, default=[3, 224, 224], metavar=("C", "H", "W"), help="default: 3 224 224"
+        "--input",
+        type=positive,
+        nargs="+",
+        default=[3, 224, 224],
+        metavar="N",
+        help="channels, height and width of an image, or channels and length of a signal; default: 3 224 224",
     )
     explore = commands.add_parser(
         "explore",

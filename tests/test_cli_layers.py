@@ -16,6 +16,9 @@ from torch import nn
 def small():
     return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU())
 
+def of_signals():
+    return nn.Sequential(nn.Conv1d(12, 4, 7, stride=2), nn.ReLU(), nn.Conv1d(4, 8, 5))
+
 ready = small()
 number = 3
 """
@@ -68,7 +71,7 @@ def test_ones_own_network(module: str, attribute: str, capsys: pytest.CaptureFix
         (["no_such_module_here:x"], "cannot import 'no_such_module_here'"),
         (["alexnet", "--input", "3", "30", "30"], "AlexNet does not take an image of 3x30x30: layer 'features.5'"),
         (["alexnet", "--input", "3", "0", "30"], "'0' is not a whole number of at least 1"),
-        (["alexnet", "--input", "3", "64"], "expected 3 arguments"),
+        (["alexnet", "--input", "3", "64"], "and AlexNet has Conv2d: give channels, height and width"),
         (["MODULE:small"], "Sequential does not take an image of 3x224x224: layer '0' stopped"),
     ],
 )
@@ -91,3 +94,13 @@ def test_the_version_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         main(["--version"])
     assert capsys.readouterr().out == f"cnnviz {lightning_cnnviz.__version__}\n"
+
+
+def test_a_network_of_signals(module: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["layers", f"{module}:of_signals", "--input", "12", "1000"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("Sequential on a signal of 12x1000\n")
+    assert "Jump: samples from a unit to the next." in printed
+    (row,) = (line for line in printed.splitlines() if line.startswith("2 "))
+    assert row.split()[1:3] == ["Conv1d", "8x493"]
+    assert row.split()[-3:] == ["2", "15", "7"]

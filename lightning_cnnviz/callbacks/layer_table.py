@@ -13,6 +13,7 @@ from lightning_cnnviz.core.data.batches import BatchFn
 from lightning_cnnviz.core.data.sample import draw_sample
 from lightning_cnnviz.core.layer_table.table import LayerTable, layer_table
 from lightning_cnnviz.core.network.calling import ForwardFn, give
+from lightning_cnnviz.core.network.layers import takes_signals
 from lightning_cnnviz.sinks.base import Sink
 
 __all__ = ["LayerTableMonitor"]
@@ -26,8 +27,8 @@ class LayerTableMonitor(Monitor):
     `layer_table/...`. In `trainer.validate` and `trainer.test`, once before the first batch.
 
     Args:
-        input_size: Channels, height and width of an image; by default that of an image of the validation (or test)
-            data, or of the training data where there is none.
+        input_size: Channels, height and width of an image, of a signal channels and length; by default that of an image
+            or signal of the validation (or test) data, or of the training data where there is none.
         data: A loader to take the image from instead.
         dataloader_idx: Which of several validation, test or training loaders to take it from.
         batch_fn: Takes a batch and returns `(images, labels)` or images, for batches of unusual form.
@@ -59,8 +60,11 @@ class LayerTableMonitor(Monitor):
         on_error: Literal["report", "raise"] = "report",
     ) -> None:
         super().__init__(name=name, model=model, forward_fn=forward_fn, sinks=sinks, on_error=on_error)
-        if input_size is not None and (len(input_size) != 3 or min(input_size) < 1):
-            raise ValueError(f"input_size={input_size}: give channels, height and width, as in (3, 224, 224)")
+        if input_size is not None and (len(input_size) not in (2, 3) or min(input_size) < 1):
+            raise ValueError(
+                f"input_size={input_size}: give channels, height and width, as in (3, 224, 224), of a signal channels "
+                "and length, as in (12, 1000)"
+            )
         self.input_size, self.data = input_size, data
         self.dataloader_idx, self.batch_fn = dataloader_idx, batch_fn
 
@@ -92,7 +96,7 @@ class LayerTableMonitor(Monitor):
         self.look(trainer, table, raises=True)
 
     def _image(self, trainer: Any, network: nn.Module) -> Tensor:
-        sample = draw_sample(self._loader(trainer), 1, self.batch_fn)
+        sample = draw_sample(self._loader(trainer), 1, self.batch_fn, signals=takes_signals(network))
         give(network, sample.given)
         return sample.images
 

@@ -22,26 +22,31 @@ _LEGEND = (
     "of it.",
     "Center: of the first unit's field, 0 being the middle of the first pixel.",
 )
+_LEGEND_OF_SIGNALS = (
+    "Jump: samples from a unit to the next. Receptive field in samples, not cut off at the signal's ends; signal: all "
+    "of it.",
+    "Center: of the first unit's field, 0 being the first sample.",
+)
 
 
 def layer_table_report(table: LayerTable) -> Report:
     """Put a network's layers into a table, a row an operation without norms, and what does not fit into another."""
-    rows = tuple(_report_row(row) for row in table.layers)
+    whole = _input(table)
+    rows = tuple(_report_row(row, whole) for row in table.layers)
     items: list[Item] = [Table("layers", _COLUMNS, rows, caption=" · ".join(_totals(table)))]
     remarks = tuple(
         (_listed(names), _unbroken(remark.size), remark.happens, remark.helps)
         for remark, names in _remarks(table).items()
     )
     if remarks:
-        items.append(
-            Table("does_not_fit", _REMARK_COLUMNS, remarks, caption="where rows and columns are lost, and what fits")
-        )
+        lost = "samples" if whole == "signal" else "rows and columns"
+        items.append(Table("does_not_fit", _REMARK_COLUMNS, remarks, caption=f"where {lost} are lost, and what fits"))
     items += [
         Scalar("parameters", float(table.parameters)),
         Scalar("multiply_adds", float(table.macs)),
         Scalar("activation_bytes", float(table.activation_bytes)),
     ]
-    notes, facts = (*_LEGEND, *_notes(table)), tuple(_facts(row) for row in table.layers)
+    notes, facts = (*_legend(table), *_notes(table)), tuple(_facts(row, whole) for row in table.layers)
     return Report("layer_table", title=_title(table), items=tuple(items), notes=notes, facts=facts)
 
 
@@ -51,22 +56,30 @@ def layer_table_text(table: LayerTable) -> str:
     size = "size" if square else "height"
     columns = ("layer", "type", "output", size, "parameters", "MACs", "memory", "jump", "field", "center")
     sides: list[Side] = ["left", "left", "right", "left", "right", "right", "right", "right", "right", "right"]
-    text = aligned_text(columns, [_text_row(row) for row in table.layers], sides, widest=32)
-    below = "\n".join((" · ".join(_totals(table)), *_LEGEND, *_notes(table)))
+    text = aligned_text(columns, [_text_row(row, _input(table)) for row in table.layers], sides, widest=32)
+    below = "\n".join((" · ".join(_totals(table)), *_legend(table), *_notes(table)))
     remarks = (f"- {_listed(names)}: {_sentence(remark)}" for remark, names in _remarks(table).items())
     lines = [line for remark in remarks for line in wrap(remark, 150, subsequent_indent="  ")]
     return "\n\n".join(part for part in (_title(table), text, below, "\n".join(lines)) if part)
 
 
 def _title(table: LayerTable) -> str:
-    return f"{table.model} on an image of {_shape(table.input_size)}"
+    return f"{table.model} on {'a signal' if _input(table) == 'signal' else 'an image'} of {_shape(table.input_size)}"
+
+
+def _input(table: LayerTable) -> str:
+    return "signal" if len(table.input_size) == 2 else "image"
+
+
+def _legend(table: LayerTable) -> tuple[str, str]:
+    return _LEGEND_OF_SIGNALS if _input(table) == "signal" else _LEGEND
 
 
 def _totals(table: LayerTable) -> list[str]:
     totals = [
         f"{table.parameters:,} parameters",
         f"{_big(table.macs)} multiply-adds",
-        f"{_bytes(table.activation_bytes)} of activations (float32, one image)",
+        f"{_bytes(table.activation_bytes)} of activations (float32, one {_input(table)})",
     ]
     hidden = sum(row.parameters for row in table.rows if row not in table.layers)
     return [*totals, f"{hidden:,} of the parameters in norms and others, not shown"] if hidden else totals
@@ -79,16 +92,17 @@ def _notes(table: LayerTable) -> list[str]:
         total = sum(size for _, size in table.unused)
         notes.append(f"{total:,} of the parameters, in {_listed(parts)}, do not run in eval mode.")
     if any(row.clipped and any(row.receptive_field or ()) for row in table.layers):
-        notes.append("At least (>=): such a field could be measured within the borders of this image only.")
+        notes.append(f"At least (>=): such a field could be measured within the borders of this {_input(table)} only.")
     if not all(row.followed for row in table.layers):
-        notes.append("Not known: which pixels are read is decided by values, or by an operation that is not followed.")
+        read = "samples" if _input(table) == "signal" else "pixels"
+        notes.append(f"Not known: which {read} are read is decided by values, or by an operation that is not followed.")
     return notes
 
 
 # Rows
 
 
-def _report_row(row: LayerRow) -> tuple[Number | None, ...]:
+def _report_row(row: LayerRow, whole: str) -> tuple[Number | None, ...]:
     return (
         row.name,
         row.type.replace("functional ", "F."),
@@ -98,7 +112,7 @@ def _report_row(row: LayerRow) -> tuple[Number | None, ...]:
         *(_short(numbers) for numbers in (row.kernel, row.stride, row.padding, row.dilation)),
         row.groups if row.kind in ("conv", "transposed") else None,
         _short(row.jump),
-        _field(row),
+        _field(row, whole),
         _short(row.first_center),
         row.parameters or None,
         _filters(row).rpartition(" = ")[0] or _filters(row),
@@ -107,15 +121,15 @@ def _report_row(row: LayerRow) -> tuple[Number | None, ...]:
     )
 
 
-def _facts(row: LayerRow) -> LayerFacts:
+def _facts(row: LayerRow, whole: str) -> LayerFacts:
     """What a drawing of the network needs of an operation."""
     numbers: dict[str, Number] = {"type": row.type.replace("functional ", "F."), "kind": row.kind, "use": row.use}
     numbers |= {"input": _shape(row.input_shape), "output": _shape(row.output_shape), "kernel": _short(row.kernel)}
-    numbers |= {"receptive field": _field(row), "parameters": row.parameters, "multiply-adds": row.macs}
+    numbers |= {"receptive field": _field(row, whole), "parameters": row.parameters, "multiply-adds": row.macs}
     return LayerFacts(layer=row.layer, numbers=numbers)
 
 
-def _text_row(row: LayerRow) -> tuple[str, ...]:
+def _text_row(row: LayerRow, whole: str) -> tuple[str, ...]:
     formula = _tight(row.formula.split("; ")[0].removeprefix("rows: "))
     return (
         row.name,
@@ -126,7 +140,7 @@ def _text_row(row: LayerRow) -> tuple[str, ...]:
         _big(row.macs) if row.macs else "",
         _bytes(row.activation_bytes),
         _short(row.jump),
-        _field(row),
+        _field(row, whole),
         _short(row.first_center),
     )
 
@@ -143,14 +157,15 @@ def _filters(row: LayerRow) -> str:
     return f"{rest.split(' = ')[0].replace(',', '')}·{weights} = {row.parameters:,}"
 
 
-def _field(row: LayerRow) -> str:
+def _field(row: LayerRow, whole: str) -> str:
+    """The field's size; `whole` is what it is called where it is all of the input."""
     if row.receptive_field is None:
         return ""
     sizes = row.receptive_field[:1] if len(set(row.receptive_field)) == 1 else row.receptive_field
     if not row.followed and None in sizes:
         return "not known"
     least = "<=" if not row.followed else ">=" if row.clipped and sizes != (None,) else ""
-    return least + " x ".join("image" if size is None else str(size) for size in sizes)
+    return least + " x ".join(whole if size is None else str(size) for size in sizes)
 
 
 def _tight(formula: str) -> str:

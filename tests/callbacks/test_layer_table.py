@@ -6,8 +6,8 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from callbacks.littlenet import LittleNet, quiet_trainer, train_loader, val_loader
-from torch import Tensor
-from torch.utils.data import DataLoader
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_cnnviz import MemorySink
 from lightning_cnnviz.callbacks.layer_table import LayerTableMonitor
@@ -93,8 +93,10 @@ def test_a_submodule_and_a_batch_of_unusual_form() -> None:
 
 
 def test_wrong_sizes_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"input_size=\(14, 14\): give channels, height and width"):
-        LayerTableMonitor((14, 14))
+    with pytest.raises(ValueError, match=r"input_size=\(14,\): give channels, height and width"):
+        LayerTableMonitor((14,))
+    with pytest.raises(ValueError, match=r"of a signal, and LittleNet has Conv2d: give channels, height and width"):
+        fitted([LayerTableMonitor((14, 14), sinks=[MemorySink()])])
     with pytest.raises(ValueError, match=r"LittleNet does not take an image of 3x14x14: layer 'features\.0' stopped"):
         fitted([LayerTableMonitor((3, 14, 14), sinks=[MemorySink()])])
 
@@ -111,3 +113,39 @@ def test_no_data_names_what_to_give() -> None:
 
     with pytest.raises(ValueError, match=r"there is none: give input_size=\(channels, height, width\), or data="):
         monitor._loader(Trainer())
+
+
+def test_a_network_of_signals() -> None:
+    """Its signal comes from the data, or its size is given."""
+
+    class OfSignals(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Sequential(
+                nn.Conv1d(12, 4, 5, stride=2), nn.ReLU(), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(4, 2)
+            )
+
+        def training_step(self, batch: Any, _: int) -> Tensor:
+            return nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(x)  # type: ignore[no-any-return]
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), 0.1)
+
+    sinks = [MemorySink(), MemorySink()]
+    loader = DataLoader(TensorDataset(torch.rand(4, 12, 50), torch.tensor([0, 1, 0, 1])), 2)
+    monitors = [LayerTableMonitor(sinks=sinks[:1]), LayerTableMonitor((12, 80), name="long", sinks=sinks[1:])]
+    quiet_trainer(callbacks=monitors).fit(OfSignals(), loader)
+    titles = [report.title for sink in sinks for _, report in sink.reports]
+    assert titles == ["OfSignals on a signal of 12x50", "OfSignals on a signal of 12x80"]
+    ((_, report),) = sinks[0].reports
+    table = report.items[0]
+    assert isinstance(table, Table)
+    rows = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+    assert [(row["output"], row["receptive field"]) for row in rows] == [
+        ("4x23", "5"),
+        ("4x1", "signal"),
+        ("2", "signal"),
+    ]

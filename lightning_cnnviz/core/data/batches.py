@@ -34,12 +34,17 @@ _IMAGE_NAMES = ("image", "images", "pixel_values", "x", "input", "inputs", "img"
 _LABEL_NAMES = ("label", "labels", "y", "target", "targets")
 
 
-def read_batch(batch: Any, batch_fn: BatchFn | None = None) -> tuple[Tensor, Tensor | None]:
+def read_batch(batch: Any, batch_fn: BatchFn | None = None, *, signals: bool = False) -> tuple[Tensor, Tensor | None]:
     """Return the images `(N, C, H, W)` of a batch and their labels `(N, ...)` as they are, None where there are none.
 
     A batch is a tensor, `(x, y)`, or a mapping with usual names (`image`, `pixel_values`, ..., `label`, ...). Labels
     are whatever tensor has an entry for each image: numbers of classes, rows of zeros and ones, values, label maps (see
     `class_labels`); all else, such as boxes, counts as none.
+
+    Args:
+        batch: What the loader gives.
+        batch_fn: Makes a batch of usual form of it.
+        signals: Whether images may be signals `(N, C, L)`, too, for views that take them.
 
     Raises:
         TypeError: The batch is of another form, or its images are no float or uint8 tensor of four dimensions.
@@ -65,7 +70,9 @@ def read_batch(batch: Any, batch_fn: BatchFn | None = None) -> tuple[Tensor, Ten
             "of single frames can be: give batch_fn=lambda batch: (batch[0][:, :, 0], batch[1]), or each frame as an "
             "image"
         )
-    if images.ndim != 4 or not (images.is_floating_point() or images.dtype == torch.uint8):
+    if images.ndim not in ((3, 4) if signals else (4,)) or not (
+        images.is_floating_point() or images.dtype == torch.uint8
+    ):
         raise TypeError(
             f"the batch's input is {images.dtype} of shape {tuple(images.shape)}; images are float or uint8 tensors "
             "(N, C, H, W); give batch_fn=... that returns (images, labels)"

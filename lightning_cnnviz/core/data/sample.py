@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from contextlib import closing, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from lightning_cnnviz.core.network.hooks import keep_random_state
 
 __all__ = ["Sample", "draw_sample"]
 
+_Read = Callable[[Any], tuple[Tensor, Tensor | None]]
 # To find images of different classes, so many times as many as asked for are opened.
 _CANDIDATES = 4
 
@@ -58,6 +60,7 @@ def draw_sample(
     *,
     transfer: Callable[[Any], Any] | None = None,
     seed: int = 0,
+    signals: bool = False,
 ) -> Sample:
     """Draw images at random by a seed, of different classes where there are enough.
 
@@ -71,6 +74,7 @@ def draw_sample(
         batch_fn: See `read_batch`.
         transfer: Makes of each batch what `batch_fn` is given.
         seed: Which images.
+        signals: Whether signals `(N, C, L)` are images, too.
 
     Raises:
         ValueError: The count is below 1, or the loader gives no image.
@@ -81,13 +85,14 @@ def draw_sample(
     with keep_random_state(), torch.inference_mode(False), torch.no_grad():
         torch.manual_seed(seed)
         draws = _drawn if has_indices(loader) else _first
-        drawn = draws(loader, count, batch_fn, transfer or (lambda batch: batch))
+        read = partial(read_batch, batch_fn=batch_fn, signals=signals)
+        drawn = draws(loader, count, read, transfer or (lambda batch: batch))
     if drawn is None:
         raise ValueError(f"the loader {type(loader).__name__} is empty: it gave no image")
     return drawn
 
 
-def _drawn(loader: Any, count: int, batch_fn: BatchFn | None, transfer: Callable[[Any], Any]) -> Sample | None:
+def _drawn(loader: Any, count: int, read: _Read, transfer: Callable[[Any], Any]) -> Sample | None:
     dataset = loader.dataset
     candidates = torch.randperm(len(dataset))[: _CANDIDATES * count]
     if not len(candidates):
@@ -95,11 +100,11 @@ def _drawn(loader: Any, count: int, batch_fn: BatchFn | None, transfer: Callable
     try:
         batch = transfer(loader.collate_fn([dataset[int(index)] for index in candidates]))
     except RuntimeError:  # they are of different sizes, and only the loader's own batches go together
-        return _first(loader, count, batch_fn, transfer)
-    images, labels = read_batch(batch, batch_fn)
+        return _first(loader, count, read, transfer)
+    images, labels = read(batch)
     if len(images) != len(candidates):
         # Its collate function leaves images out, or makes more of them.
-        return _first(loader, count, batch_fn, transfer)
+        return _first(loader, count, read, transfer)
     everything = _sample(batch, images, labels, candidates)
     return everything.part(_of_different_classes(everything, count))
 
@@ -147,13 +152,13 @@ def _sample(batch: Any, images: Tensor, labels: Tensor | None, indices: Tensor) 
     )
 
 
-def _first(loader: Any, count: int, batch_fn: BatchFn | None, transfer: Callable[[Any], Any]) -> Sample | None:
+def _first(loader: Any, count: int, read: _Read, transfer: Callable[[Any], Any]) -> Sample | None:
     parts: list[Sample] = []
     arrived = 0
     with closing(indexed_batches(loader)) as batches:
         for raw, indices in batches:
             batch = transfer(raw)
-            images, labels = read_batch(batch, batch_fn)
+            images, labels = read(batch)
             if indices is None or len(indices) != len(images):
                 indices = torch.arange(arrived, arrived + len(images))
             arrived += len(images)

@@ -26,7 +26,7 @@ from lightning_cnnviz.core.layer_table.formulas import (
     window_formula,
 )
 from lightning_cnnviz.core.layer_table.unclipped_fields import Field, UnclippedFields
-from lightning_cnnviz.core.network.layers import other_dimensions
+from lightning_cnnviz.core.network.layers import other_dimensions, takes_signals
 from lightning_cnnviz.core.network.memory import is_out_of_memory
 from lightning_cnnviz.core.tracing.operations import Kind, Operation, OperationLog, log_operations
 from lightning_cnnviz.core.tracing.readable import check_countable, check_readable
@@ -49,6 +49,8 @@ _FLOAT32 = 4  # bytes
 @dataclass(frozen=True, eq=False, kw_only=True)
 class LayerRow:
     """One operation of a network, for one image. Pairs are height, width: down, across.
+
+    Of a signal, shapes are mostly (C, L), pairs are one number along it, and its samples are what pixels are here.
 
     Attributes:
         layer: Path of the module that runs it; a function's is the module that calls it, empty for the network itself.
@@ -102,10 +104,10 @@ class LayerRow:
     shared: bool
     macs: int
     activation_bytes: int
-    jump: tuple[float, float] | None
-    receptive_field: tuple[int | None, int | None] | None
+    jump: tuple[float, ...] | None
+    receptive_field: tuple[int | None, ...] | None
     clipped: bool
-    first_center: tuple[float, float] | None
+    first_center: tuple[float, ...] | None
     fit: tuple[WindowFit, ...]
     followed: bool = True
 
@@ -122,14 +124,14 @@ class LayerTable:
 
     Attributes:
         model: Name of the network's class.
-        input_size: Channels, height and width of the image.
+        input_size: Channels, height and width of the image; of a signal, channels and length.
         rows: In order of execution.
         parameters: Number of all parameters of the network.
         unused: Names and sizes of the parameters that no row counts, since they do not run in eval mode.
     """
 
     model: str
-    input_size: tuple[int, int, int]
+    input_size: tuple[int, ...]
     rows: tuple[LayerRow, ...]
     parameters: int
     unused: tuple[tuple[str, int], ...]
@@ -156,7 +158,7 @@ class LayerTable:
 
 
 def layer_table(model: nn.Module, input_size: Sequence[int] | Tensor) -> LayerTable:
-    """Return what a network does with one image, a row an operation, in order of execution.
+    """Return what a network does with one image or signal, a row an operation, in order of execution.
 
     The network runs in eval mode and is left as it was. It runs on shapes alone, without values, and then once or twice
     more on a much higher and a much wider image, where no border cuts receptive fields off. A network whose course
@@ -170,12 +172,13 @@ def layer_table(model: nn.Module, input_size: Sequence[int] | Tensor) -> LayerTa
 
     Args:
         model: The network; its weights may lie on the meta device.
-        input_size: Channels, height and width; or an image `(C, H, W)` or `(1, C, H, W)`.
+        input_size: Channels, height and width, of a signal channels and length; or an image `(C, H, W)` or
+            `(1, C, H, W)`, or a signal `(C, L)`, of a network with `Conv1d` and no other convolutions `(1, C, L)`, too.
 
     Raises:
-        ValueError: The size is not that of an image, the network refuses it (with its reason and the layer that
-            stopped), a lazy module does not know the shape of its weights yet, or the network is quantized or frozen by
-            `torch.jit`.
+        ValueError: The size is not that of an image or signal, or is a signal's where convolutions are of images; the
+            network refuses it (with its reason and the layer that stopped), a lazy module does not know the shape of
+            its weights yet, or the network is quantized or frozen by `torch.jit`.
         TypeError: `model` is no module.
         torch.OutOfMemoryError: There is not enough memory for one image.
 
@@ -183,6 +186,9 @@ def layer_table(model: nn.Module, input_size: Sequence[int] | Tensor) -> LayerTa
         >>> table = layer_table(nn.Sequential(nn.Conv2d(3, 10, 5, padding=2), nn.MaxPool2d(2)), (3, 32, 32))
         >>> [(row.formula, row.parameters, row.receptive_field) for row in table.rows]
         [('(32 + 2·2 - 5)/1 + 1 = 32', 760, (5, 5)), ('(32 - 2)/2 + 1 = 16', 0, (6, 6))]
+        >>> table = layer_table(nn.Sequential(nn.Conv1d(12, 8, 7, stride=2), nn.Conv1d(8, 8, 3)), (12, 1000))
+        >>> [(row.output_shape, row.receptive_field) for row in table.rows]
+        [((8, 497), (7,)), ((8, 495), (11,))]
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"layer_table needs an nn.Module, not {type(model).__name__}")
@@ -201,11 +207,10 @@ def layer_table(model: nn.Module, input_size: Sequence[int] | Tensor) -> LayerTa
         counted.update(new)
         rows.append(_row(operation, uses[key], sum(plain[name] for name in new), not new, fields.of(position)))
     unused = tuple((name, size) for name, size in plain.items() if name not in counted)
-    _, channels, height, width = image.shape
     name = type(getattr(model, "_orig_mod", model)).__name__
     return LayerTable(
         model=name,
-        input_size=(channels, height, width),
+        input_size=tuple(image.shape[1:]),
         rows=tuple(rows),
         parameters=sum(plain.values()),
         unused=unused,
@@ -213,31 +218,49 @@ def layer_table(model: nn.Module, input_size: Sequence[int] | Tensor) -> LayerTa
 
 
 def _image(model: nn.Module, input_size: Sequence[int] | Tensor) -> Tensor:
-    """Return one image `(1, C, H, W)`, where the network's weights are and of their type."""
+    """Return one image `(1, C, H, W)` or signal `(1, C, L)`, where the network's weights are and of their type."""
     for name, parameter in [*model.named_parameters(), *model.named_buffers()]:
         if nn.parameter.is_lazy(parameter):
             raise ValueError(f"'{name}' of {type(model).__name__} has no shape yet: run the network once before")
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     if isinstance(input_size, Tensor):
-        image = input_size[None] if input_size.ndim == 3 else input_size
-        if image.ndim != 4 or image.shape[0] != 1 or image.numel() == 0:
+        one_signal = input_size.ndim == 3 and len(input_size) == 1 and takes_signals(model)
+        image = input_size[None] if input_size.ndim in (2, 3) and not one_signal else input_size
+        if image.ndim not in (3, 4) or image.shape[0] != 1 or image.numel() == 0:
             why = other_dimensions(model)
             raise ValueError(
-                f"an image is (C, H, W) or (1, C, H, W), not {tuple(input_size.shape)}" + (f"; {why}" if why else "")
+                f"an image is (C, H, W) or (1, C, H, W), a signal (C, L), not {tuple(input_size.shape)}"
+                + (f"; {why}" if why else "")
             )
+        _check_signal(model, image.shape[1:])
         image = image.detach().to(like.device)
         return image.to(like.dtype) if image.is_floating_point() else image
     try:
         size = tuple(int(n) for n in input_size)
     except (TypeError, ValueError):
         raise TypeError(
-            f"input_size is a {type(input_size).__name__}; give channels, height and width, as in (3, 224, 224), or an "
-            "image (C, H, W)"
+            f"input_size is a {type(input_size).__name__}; give channels, height and width, as in (3, 224, 224), of a "
+            "signal channels and length, or an image (C, H, W) or a signal (C, L)"
         ) from None
-    if len(size) != 3 or min(size) < 1:
-        raise ValueError(f"input_size={size} is no image: give channels, height and width, as in (3, 224, 224)")
+    if len(size) not in (2, 3) or min(size) < 1:
+        raise ValueError(
+            f"input_size={size} is no image and no signal: give channels, height and width, as in (3, 224, 224), of a "
+            "signal channels and length, as in (12, 1000)"
+        )
+    _check_signal(model, size)
     # Zeros pass through everything, norms included, without NaN.
     return torch.zeros(1, *size, dtype=like.dtype, device=like.device)
+
+
+def _check_signal(model: nn.Module, size: Sequence[int]) -> None:
+    """Refuse signals for networks of images: torch would take one for an image without channels."""
+    modules = list(model.modules())
+    kinds = [kind.__name__ for kind in (nn.Conv2d, nn.Conv3d) if any(isinstance(module, kind) for module in modules)]
+    if len(size) == 2 and kinds and not any(isinstance(module, nn.Conv1d) for module in modules):
+        raise ValueError(
+            f"input_size={tuple(size)} is channels and length of a signal, and {type(model).__name__} has {kinds[0]}: "
+            "give channels, height and width, as in (3, 224, 224)"
+        )
 
 
 def _run(model: nn.Module, image: Tensor) -> tuple[OperationLog, bool]:
@@ -254,10 +277,11 @@ def _run(model: nn.Module, image: Tensor) -> tuple[OperationLog, bool]:
     reason = " ".join(str(log.error).split()) or type(log.error).__name__
     if is_out_of_memory(log.error):
         raise torch.OutOfMemoryError(f"there is not enough memory for one image of {size}: {reason}") from log.error
-    why = other_dimensions(model)
+    kind = "a signal" if image.ndim == 3 else "an image"
+    why = "" if image.ndim == 3 and takes_signals(model) else other_dimensions(model)
     reason = f"{reason}; {why}" if why else reason
     raise ValueError(
-        f"{type(model).__name__} does not take an image of {size}: {where} stopped{came}, with: {reason}"
+        f"{type(model).__name__} does not take {kind} of {size}: {where} stopped{came}, with: {reason}"
     ) from log.error
 
 

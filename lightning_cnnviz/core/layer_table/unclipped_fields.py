@@ -35,9 +35,9 @@ _AFFORDABLE = 2e11
 class Field:
     """The receptive field of an operation's units: see `LayerRow`, which says what each part means."""
 
-    size: tuple[int | None, int | None] | None
-    jump: tuple[float, float] | None
-    center: tuple[float, float] | None
+    size: tuple[int | None, ...] | None
+    jump: tuple[float, ...] | None
+    center: tuple[float, ...] | None
     clipped: bool
 
 
@@ -52,26 +52,32 @@ class _Axis:
 
 
 class UnclippedFields:
-    """Receptive fields of all operations of a pass, measured on images so large that no border cuts them off."""
+    """Receptive fields of all operations of a pass, measured on images so large that no border cuts them off.
+
+    An image is `(1, C, H, W)` and has two axes, a signal `(1, C, L)` one, that of an image's columns.
+    """
 
     def __init__(self, model: nn.Module, image: Tensor, log: OperationLog, values: bool) -> None:
-        self._operations, self._size = log.operations, (image.shape[2], image.shape[3])
-        down = _strip(model, image, log.operations, values, 0)
-        alike = log.axes_alike and self._size[0] == self._size[1]
-        self._strips = (down, down if alike else _strip(model, image, log.operations, values, 1))
+        self._operations, self._dims = log.operations, image.ndim
+        self._size = {axis: image.shape[axis - 2] for axis in ((0, 1) if image.ndim == 4 else (1,))}
+        self._strips = dict[int, _Strip]()
+        for axis, size in self._size.items():
+            alike = axis == 1 and log.axes_alike and size == self._size.get(0)
+            self._strips[axis] = self._strips[0] if alike else _strip(model, image, log.operations, values, axis)
 
     def of(self, position: int) -> Field:
         """Return the field of an operation by its position."""
         operation = self._operations[position]
         if operation.lines is None:
             return Field(size=None, jump=None, center=None, clipped=False)
-        down, across = self._along(position, 0), self._along(position, 1)
+        along = {axis: self._along(position, axis) for axis in self._strips}
         tracked = operation.jump or (None, None)
-        jump = _both(down.jump or tracked[0], across.jump or tracked[1])
-        if len(operation.output_shape) != 4 or (operation.output_shape[2:] == (1, 1) and down.size is None):
+        jump = _all([field.jump or tracked[axis] for axis, field in along.items()])
+        shape, size = operation.output_shape, tuple(field.size for field in along.values())
+        if len(shape) not in (4, self._dims) or (set(shape[2:]) == {1} and size[0] is None):
             jump = None  # there is no next unit
-        size, clipped = (down.size, across.size), down.clipped or across.clipped
-        return Field(size=size, jump=jump, center=_both(down.center, across.center), clipped=clipped)
+        center, clipped = _all([field.center for field in along.values()]), any(f.clipped for f in along.values())
+        return Field(size=size, jump=jump, center=center, clipped=clipped)
 
     def _along(self, position: int, axis: int) -> _Axis:
         here, strip = self._operations[position], self._strips[axis]
@@ -84,7 +90,7 @@ class UnclippedFields:
         if here.kind == "linear" and len(here.output_shape) == 2 and here.after is not None:
             before = self._operations[here.after]
             if math.prod(before.output_shape) == math.prod(here.input_shape):
-                return _Axis(None) if len(before.output_shape) == 4 else self._along(here.after, axis)
+                return _Axis(None) if len(before.output_shape) in (4, self._dims) else self._along(here.after, axis)
         there = strip.operations[position] if position < len(strip.operations) else None
         if there is not None and _alike(here, there) and there.lines is not None:
             measured = _measured(there, strip)
@@ -94,8 +100,9 @@ class UnclippedFields:
         return _measured_here(here.lines[axis], self._size[axis])
 
 
-def _both(down: Fraction | None, across: Fraction | None) -> tuple[float, float] | None:
-    return None if down is None or across is None else (float(down), float(across))
+def _all(numbers: list[Fraction | None]) -> tuple[float, ...] | None:
+    known = tuple(float(number) for number in numbers if number is not None)
+    return known if len(known) == len(numbers) else None
 
 
 @dataclass(frozen=True)
@@ -120,16 +127,16 @@ class _Strip:
 
 def _strip(model: nn.Module, image: Tensor, operations: list[Operation], values: bool, axis: int) -> _Strip:
     """Run on longer and longer images, until one is long enough or the longest that is tried."""
-    size = image.shape[2 + axis]
+    size = image.shape[axis - 2]
     along, longest = Along(axis=axis, farthest=size), max(size, _LARGEST_STRIP)
-    length, step = _first_length(operations, size, axis)
+    length, step = _first_length(operations, image.ndim, size, axis)
     covered = set[int]()
     while True:
         macs = sum(operation.macs for operation in operations) * length / size
         if values and macs > _AFFORDABLE:
             return _Strip([], axis, length)
         shape = [*image.shape]
-        shape[2 + axis] = length
+        shape[axis - 2] = length
         strip = image.new_zeros(shape) if values else torch.empty(shape, dtype=image.dtype, device="meta")
         # A network that refuses this size is followed as far as it comes.
         with _up_to_recurrence(model):
@@ -185,24 +192,25 @@ def _alike(here: Operation, there: Operation) -> bool:
     return same == (there.owner, there.type, there.window, there.parameters, there.scaled)
 
 
-def _first_length(operations: list[Operation], size: int, axis: int) -> tuple[int, int]:
+def _first_length(operations: list[Operation], dims: int, size: int, axis: int) -> tuple[int, int]:
     """Return a length of image in which a unit in the middle mostly sees no border, and what it may grow by.
 
     It differs from the true length by a multiple of all strides, so that windows lie on it in the same way.
     """
     reach, odd, ratios = 1.0, set[int](), [1.0]
     for operation in operations:
-        if len(operation.input_shape) != 4 or len(operation.output_shape) != 4:
+        if not len(operation.input_shape) == len(operation.output_shape) == dims:
             continue
-        ratio = max(1.0, math.ceil(size / max(1, operation.input_shape[2 + axis])))
+        before, after = max(1, operation.input_shape[axis - 2]), max(1, operation.output_shape[axis - 2])
+        ratio = max(1.0, math.ceil(size / before))
         if operation.kind == "resize":  # windows of up to six rows; of what is reduced, so many times longer
-            reach += 6 * ratio * max(1.0, operation.input_shape[2 + axis] / max(1, operation.output_shape[2 + axis]))
+            reach += 6 * ratio * max(1.0, before / after)
         if operation.window is None:
             continue
-        kernel, stride, _, dilation = (numbers[axis] for numbers in operation.window)
+        kernel, stride, _, dilation = (numbers[axis - 2] for numbers in operation.window)
         if operation.jump is not None:  # of its output; a small map, rounded up, is larger than its stride says
             ratio = max(ratio, float(operation.jump[axis]) / (stride if operation.kind != "transposed" else 1))
-        ratios += [ratio * stride] if operation.input_shape[2 + axis] > 1 else []
+        ratios += [ratio * stride] if before > 1 else []
         # A sum over all windows: paths that run side by side count as if one behind the other.
         reach += dilation * (kernel - 1) * ratio
         while stride % 2 == 0:

@@ -25,6 +25,7 @@ __all__ = [
     "quantized_part",
     "resolve_features",
     "select_layers",
+    "takes_signals",
     "why_no_convolution",
 ]
 
@@ -232,6 +233,14 @@ def check_convolutional(model: nn.Module) -> None:
         )
 
 
+def takes_signals(model: nn.Module) -> bool:
+    """Say whether a network is one of signals `(N, C, L)`: its convolutions are `Conv1d`, and none is of images."""
+    kinds = {
+        kind for module in model.modules() for kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d) if isinstance(module, kind)
+    }
+    return kinds == {nn.Conv1d}
+
+
 def other_dimensions(model: nn.Module) -> str:
     """Say that a network is one of signals, or of clips and volumes, and what is served; nothing of other networks.
 
@@ -252,7 +261,7 @@ def other_dimensions(model: nn.Module) -> str:
     if any(isinstance(module, nn.Conv1d) for module in modules):
         return (
             "its convolutions are Conv1d, of signals (N, C, L), and views are of images (N, C, H, W): "
-            "networks of spectrograms can be looked at, those of signals cannot"
+            "networks of spectrograms can be looked at, of those of signals the table of layers alone"
         )
     return ""
 

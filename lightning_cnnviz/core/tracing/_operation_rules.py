@@ -13,7 +13,7 @@ from torch import Tensor
 from lightning_cnnviz.core.tracing import calls
 from lightning_cnnviz.core.tracing.calls import Call
 
-__all__ = ["RULES", "Kind", "Lines", "Operation", "ShapedCall", "read_operation", "scale_of"]
+__all__ = ["RULES", "Kind", "Lines", "Operation", "ShapedCall", "pooled_signal", "read_operation", "scale_of"]
 
 Kind = Literal["conv", "transposed", "pool", "linear", "matmul", "resize", "pad", "join", "norm", "other"]
 
@@ -38,7 +38,8 @@ class Operation:
         parameters: Names of all parameters that it reads.
         macs: Multiply-adds for one image.
         lines: What rows and what columns reach; None where the output depends on no pixel.
-        jump: Product of the strides so far, down and across; None where there is no such number.
+        jump: Product of the strides so far, down and across (of a signal, 1 and along it); None where there is no such
+            number.
         boundless: Whether it, or an operation before it, went farther in one step than was asked, see
             `log_operations`.
         scaled: Ratios of sizes at what gives a fixed number of rows, here and before: they stretch with the image.
@@ -72,12 +73,12 @@ class ShapedCall(Call):
     Attributes:
         shapes: Those of its inputs that depend on the image, as they were before it ran.
         output: Shape of its first output.
-        axes: Which dimensions of its first input are rows and columns.
+        axes: Which dimensions of its first input are rows and columns; of a signal's, None and its samples.
     """
 
     shapes: list[tuple[int, ...]]
     output: tuple[int, ...]
-    axes: tuple[int, int] = (2, 3)
+    axes: tuple[int | None, int] = (2, 3)
 
     def record(self, kind: Kind, **attributes: Any) -> Operation:
         """An `Operation`, still without its owner."""
@@ -91,20 +92,34 @@ def read_operation(call: ShapedCall) -> Operation | None:
     return None if rule is None else rule(call)
 
 
+def pooled_signal(operation: Operation) -> None:
+    """Write the pooling of a signal as what it is: torch runs it on an image of one row."""
+    before, after = operation.input_shape, operation.output_shape
+    if operation.kind != "pool" or len(before) != 4 or before[2] != 1:
+        return
+    operation.input_shape, operation.output_shape = (*before[:2], before[3]), (*after[:2], *after[3:])
+    if operation.window is not None:
+        kernel, stride, padding, dilation = operation.window
+        operation.window = (kernel[1:], stride[1:], padding[1:], dilation[1:])
+
+
 def scale_of(call: ShapedCall, operation: Operation | None) -> tuple[tuple[Fraction, Fraction], tuple[Fraction, ...]]:
     """Return by how much it multiplies the jump, and the ratios of sizes of what gives a fixed number of rows."""
     one, before, after = (Fraction(1), Fraction(1)), call.shapes[0][-2:], call.output[-2:]
-    if operation is not None and operation.window is not None and len(operation.window[1]) == 2:
-        stride = operation.window[1]
+    signal = len(call.output) == 3
+    if signal:
+        before, after = (1, before[1]), (1, after[1])
+    if operation is not None and operation.window is not None and len(operation.window[1]) == 2 - signal:
+        stride = (1, *operation.window[1])[-2:]
         if operation.kind == "transposed":
             return (Fraction(1, stride[0]), Fraction(1, stride[1])), ()
         return (Fraction(stride[0]), Fraction(stride[1])), ()
     if operation is not None and operation.kind in ("pool", "resize") and min(after) > 0:
         ratios = (Fraction(before[0], after[0]), Fraction(before[1], after[1]))
         return ratios, () if after == (1, 1) else ratios
-    if call.name in calls.SLICES and call.argument("dim") % 4 in call.axes:
+    if call.name in calls.SLICES and (dim := call.argument("dim") % len(call.output)) in call.axes:
         step = Fraction(int(call.argument("step")))
-        return ((step, Fraction(1)) if call.argument("dim") % 4 == call.axes[0] else (Fraction(1), step)), ()
+        return ((step, Fraction(1)) if dim == call.axes[0] else (Fraction(1), step)), ()
     return one, ()
 
 
@@ -148,11 +163,11 @@ def _fixed_size_pool(call: ShapedCall) -> Operation | None:
 
 def _global_pool(call: ShapedCall) -> Operation | None:
     """A mean or maximum over the whole map: pooling, as torch runs it where one value is left."""
-    dims = call.argument("dim")
-    if dims is None or len(call.shapes[0]) != 4:
+    dims, count = call.argument("dim"), len(call.shapes[0])
+    if dims is None or (count != 4 and call.axes[0] is not None):
         return None
-    over = {dim % 4 for dim in ([dims] if isinstance(dims, int) else dims)}
-    return call.record("pool") if over == set(call.axes) else None
+    over = {dim % count for dim in ([dims] if isinstance(dims, int) else dims)}
+    return call.record("pool") if over == {axis for axis in call.axes if axis is not None} else None
 
 
 def _product(call: ShapedCall) -> Operation | None:

@@ -30,9 +30,9 @@ class Layouts:
     """The layouts of the tensors of a pass that are alive, as far as they are known."""
 
     def __init__(self, image: Tensor) -> None:
-        """Begin at an image `(N, C, H, W)`."""
-        self._known = WeakTensorKeyDictionary()
-        names = (_UNKNOWN, _CHANNELS, _ROWS, _COLUMNS)
+        """Begin at an image `(N, C, H, W)`, or a signal `(N, C, L)`, whose samples count as columns."""
+        self._known, self._signal = WeakTensorKeyDictionary(), image.ndim == 3
+        names = (_UNKNOWN, _CHANNELS, _COLUMNS) if self._signal else (_UNKNOWN, _CHANNELS, _ROWS, _COLUMNS)
         self._known[image] = tuple(_of(name, size) for name, size in zip(names, image.shape, strict=True))
 
     def before(self, operator: Operator, args: Sequence[Any], kwargs: dict[str, Any]) -> Callable[[Any], None]:
@@ -53,13 +53,20 @@ class Layouts:
 
         return after
 
-    def axes(self, maps: Tensor, *, channels_last: bool = False) -> tuple[int, int] | None:
-        """Return which dimensions are rows and columns, where they are two; if not known, as it is said of four."""
+    def axes(self, maps: Tensor, *, channels_last: bool = False) -> tuple[int | None, int] | None:
+        """Return which dimensions are rows and columns, where they are two; if not known, as it is said of four.
+
+        Maps `(N, C, L)` or `(N, L, C)` of a signal have columns alone.
+        """
         layout: _Layout | None = self._known.get(maps)
         if layout is not None:
             rows, columns = _place(layout, _ROWS), _place(layout, _COLUMNS)
             if rows is not None and columns is not None and min(rows, columns) >= 0 and rows != columns:
                 return rows, columns
+            if self._signal and maps.ndim == 3 and columns is not None:
+                return (None, columns) if columns >= 0 else None
+        if self._signal and maps.ndim == 3:
+            return None, 1 if channels_last else 2
         if maps.ndim != 4:
             return None
         known = self.is_channels_last(maps)

@@ -29,6 +29,7 @@ from lightning_cnnviz.core.tracing._operation_rules import (
     Lines,
     Operation,
     ShapedCall,
+    pooled_signal,
     read_operation,
     scale_of,
 )
@@ -80,7 +81,7 @@ def log_operations(model: nn.Module, image: Tensor, *, values: bool, along: Alon
 
     Args:
         model: The network.
-        image: `(1, C, H, W)`.
+        image: `(1, C, H, W)`, or a signal `(1, C, L)`.
         values: Whether to compute values; else shapes alone.
         along: Follow receptive fields along one axis alone, and watch for steps that go farther than a number of
             pixels: by anything but a window of known length, an output reaches that much more than the inputs do.
@@ -172,12 +173,12 @@ class _OperationLogger(OperationReader):
         self.operations: list[Operation] = []
         self.axes_alike, self._along = True, along
         self._bounds, self._stack, self._modules = bounds, stack, modules
-        self._layouts = Layouts(image)
+        self._layouts, self._dims = Layouts(image), image.ndim
         self._sources, self._trails = WeakTensorKeyDictionary(), WeakTensorKeyDictionary()
         for name, tensor in parameters.items():
             self._sources[tensor] = frozenset([name])
         self._entered: list[tuple[int, tuple[int, ...] | None]] = []
-        self._last: tuple[Any, tuple[int, int] | None, tuple[Lines, Lines] | None] | None = None
+        self._last: tuple[Any, tuple[int | None, int] | None, tuple[Lines, Lines] | None] | None = None
 
     def start(self, image: Tensor) -> None:
         """Begin at the image."""
@@ -289,6 +290,8 @@ class _OperationLogger(OperationReader):
         operation.lines = self._lines_of(made[0])
         operation.jump, operation.scaled, operation.boundless = trail.jump, trail.scaled, trail.boundless
         operation.followed = trail.followed
+        if self._dims == 3:
+            pooled_signal(operation)
         self.operations.append(operation)
 
     def _lines_of(self, tensor: Tensor, *, channels_last: bool = False) -> tuple[Lines, Lines] | None:
@@ -312,7 +315,8 @@ class _OperationLogger(OperationReader):
         ] or trails
         jump = next((trail.jump for trail in like if trail.jump is not None), None)
         scaled = tuple(dict.fromkeys(ratio for trail in trails for ratio in trail.scaled))
-        if len(call.output) == 4 and len(call.shapes[0]) == 4:
+        # torch pools a signal as an image of one row.
+        if len(call.output) == len(call.shapes[0]) and len(call.output) in (4, self._dims):
             factor, ratios = scale_of(call, operation)
             scaled += tuple(ratio for ratio in ratios if ratio not in scaled)
             jump = (jump[0] * factor[0], jump[1] * factor[1]) if jump is not None else None
@@ -344,7 +348,7 @@ def _lengths(neg_first: Tensor, last: Tensor) -> tuple[float, float]:
     return (float(lengths.masked_fill(~finite, torch.inf).amin()), longest) if longest > -torch.inf else (0.0, 0.0)
 
 
-def _lines(reach: tuple[Tensor, ...] | None, axes: tuple[int, int] | None) -> tuple[Lines, Lines] | None:
+def _lines(reach: tuple[Tensor, ...] | None, axes: tuple[int | None, int] | None) -> tuple[Lines, Lines] | None:
     """What the rows, and what the columns of a map reach; of anything else, its farthest element."""
     if reach is None or reach[0].numel() == 0:
         return None
@@ -352,7 +356,7 @@ def _lines(reach: tuple[Tensor, ...] | None, axes: tuple[int, int] | None) -> tu
         return _lines_of(reach, axes)
 
 
-def _lines_of(reach: tuple[Tensor, ...], axes: tuple[int, int] | None) -> tuple[Lines, Lines] | None:
+def _lines_of(reach: tuple[Tensor, ...], axes: tuple[int | None, int] | None) -> tuple[Lines, Lines] | None:
     lines = []
     for kept, (first, last) in zip(axes or (None, None), (reach[:2], reach[2:]), strict=True):
         if kept is not None:

@@ -42,9 +42,10 @@ class ReceptiveField:
 
     Attributes:
         layer: The layer's name.
-        image_size: Height and width of the input in pixels.
+        image_size: Height and width of the input in pixels; of a signal, 1 and its length in samples.
         boxes: `(G, H, W, 4)` int16: top, left, bottom, right in pixels, half-open, clipped to the image; G is the
             number of channels, or 1 where all have the same boxes. A unit that depends on no pixel has an empty box.
+            A signal is an image of one row: H is 1, and boxes are from 0 to 1 down.
     """
 
     layer: str
@@ -83,23 +84,29 @@ class BoundsMode:
 
     _bounds: TensorBounds = field(default_factory=TensorBounds, init=False, repr=False)
     _image_size: tuple[int, int] = field(default=(0, 0), init=False)
+    _signal: bool = field(default=False, init=False)
 
     @contextmanager
     def follow(self, image: Tensor, *, axis: int | None = None) -> Iterator[None]:
-        """Follow everything that is computed from `image` `(1, C, H, W)` inside the block.
+        """Follow everything that is computed from `image` `(1, C, H, W)`, or a signal `(1, C, L)`, inside the block.
 
         Run the network in eval mode and without gradients (see `hooks.analysis_mode`).
 
         Args:
-            image: The image.
+            image: The image or signal; a signal is followed as an image of one row.
             axis: Follow rows (0) or columns (1) alone; along the other axis every box is then 0 to 0.
         """
-        if image.ndim != 4 or image.shape[0] != 1:
-            raise ValueError(f"receptive fields are followed for one image (1, C, H, W), not {tuple(image.shape)}")
-        height, width = image.shape[-2:]
+        if image.ndim not in (3, 4) or image.shape[0] != 1:
+            given = tuple(image.shape)
+            raise ValueError(
+                f"receptive fields are followed for one image (1, C, H, W) or signal (1, C, L), not {given}"
+            )
+        self._signal = image.ndim == 3
+        height, width = (1, image.shape[-1]) if self._signal else image.shape[-2:]
         self._image_size = (height, width)
-        rows = torch.arange(height, dtype=torch.float32).view(1, 1, height, 1).expand(image.shape)
-        columns = torch.arange(width, dtype=torch.float32).view(1, 1, 1, width).expand(image.shape)
+        rows = torch.arange(height, dtype=torch.float32)
+        rows = (rows if self._signal else rows[:, None]).expand(image.shape)
+        columns = torch.arange(width, dtype=torch.float32).expand(image.shape)
         rows, columns = (line if axis in (None, place) else line.new_zeros(()).expand(image.shape)
                          for place, line in enumerate((rows, columns)))  # fmt: skip
         self._bounds.set(image, (-rows, rows, -columns, columns))
@@ -122,12 +129,17 @@ class BoundsMode:
         return self._bounds.estimated
 
     def receptive_field(self, layer: str, output: Tensor) -> ReceptiveField | None:
-        """Return the receptive fields of `output`, `(1, C, H, W)` or `(1, C)`; None where it depends on no pixel."""
+        """Return the receptive fields of `output`, `(1, C, H, W)` or `(1, C)`; None where it depends on no pixel.
+
+        Of a signal, `output` is `(1, C, L)` or `(1, C)`.
+        """
         bounds = self._bounds.get(output)
         if bounds is None:
             return None
         if output.ndim == 2:
             bounds = each(lambda b: b[..., None, None], bounds)
+        elif output.ndim == 3 and self._signal:
+            bounds = each(lambda b: b[..., None, :], bounds)
         neg_top, bottom, neg_left, right = (b[0] for b in compact(bounds, dims=(1,)))
         empty = ~torch.isfinite(bottom)
         if bool(empty.all()):
