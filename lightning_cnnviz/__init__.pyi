@@ -44,6 +44,8 @@ from .core.maximization.parametrization import Basis as Basis
 from .core.maximization.parametrization import Bounds as Bounds
 from .core.maximization.parametrization import Parametrization as Parametrization
 from .core.maximization.regularization import RandomTransform as RandomTransform
+from .core.network.calling import CalledNetwork as CalledNetwork
+from .core.network.calling import called as called
 from .core.network.classification import Classified as Classified
 from .core.network.hooks import Site as Site
 from .core.network.layers import SelectedLayer as SelectedLayer

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lightning_cnnviz.core.deconvnet.tape import FarEnough, Method, ProjectionError, Seed, Tape
 from lightning_cnnviz.core.network.arguments import WrongArgumentError
+from lightning_cnnviz.core.network.calling import images_given, rows_of
 from lightning_cnnviz.core.network.hooks import analysis_mode, hooked, model_device
 from lightning_cnnviz.core.network.inputs import all_as_floats
 from lightning_cnnviz.core.network.layers import LayerSpec, SelectedLayer, other_dimensions, select_layers
@@ -163,8 +164,33 @@ def project(
     missing = [name for name in names if name not in by_name]
     if missing:
         raise ValueError(f"units are of layers {missing}, which layers={layers!r} does not choose: {list(by_name)}")
-    projector = Projector(model, [by_name[name] for name in names], method)
-    return projector.project(all_as_floats(model, images), wanted, progress=progress)
+    floats, layers_of = all_as_floats(model, images), [by_name[name] for name in names]
+    if wanted and images_given(model) is not None:
+        return _one_by_one(model, floats, wanted, layers_of, method, progress)
+    return Projector(model, layers_of, method).project(floats, wanted, progress=progress)
+
+
+def _one_by_one(
+    model: nn.Module,
+    images: Any,
+    units: Sequence[Unit],
+    layers: Sequence[SelectedLayer],
+    method: Method,
+    progress: Callable[[Iterable[Any]], Iterable[Any]] | None,
+) -> Projection:
+    """Project units of a network that is given each image with what else belongs to it."""
+    _check_images(model, images, units)
+    count, parts = images_given(model) or 0, []
+    numbers = list(dict.fromkeys(unit.image for unit in units))
+    missing = [number for number in numbers if not 0 <= number < count]
+    if missing:
+        raise ValueError(f"images {missing[:6]}: the batch that forward_fn=... runs the network on has {count}")
+    for number in progress(numbers) if progress is not None else numbers:
+        places = [place for place, unit in enumerate(units) if unit.image == number]
+        with rows_of(model, number):
+            own = Projector(model, layers, method).project(images, [units[place] for place in places])
+        parts.append((places, own))
+    return Projection.joined(method, parts)
 
 
 class Projector:

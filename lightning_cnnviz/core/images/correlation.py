@@ -15,6 +15,7 @@ from lightning_cnnviz.core.data.batches import BatchFn, numbered_batches
 from lightning_cnnviz.core.data.distributed import gathered, ranks, summed
 from lightning_cnnviz.core.data.once import EachOnce, SeenImages
 from lightning_cnnviz.core.network.arguments import WrongArgumentError
+from lightning_cnnviz.core.network.calling import give
 from lightning_cnnviz.core.network.hooks import Site, analysis_mode, hooked, model_device
 from lightning_cnnviz.core.network.layers import LayerSpec, SelectedLayer, select_layers
 from lightning_cnnviz.core.tracing.feature_maps import channel_means, trace_feature_maps
@@ -116,6 +117,7 @@ def channel_correlation(
     with analysis_mode(model):
         for batch in numbered_batches(loader, batch_fn, progress):
             images = batch.images.to(device)
+            give(model, batch.given, batch.images)
             with running.batch(images, batch.indices, batch.labels):
                 model(images.clone())
         return running.compute()

@@ -13,7 +13,17 @@ from torch import Tensor, nn
 
 from lightning_cnnviz.core.network.hooks import analysis_mode
 
-__all__ = ["CalledNetwork", "ForwardFn", "GivenBatch", "called", "floating_numbers", "give", "needs_rows", "rows_of"]
+__all__ = [
+    "CalledNetwork",
+    "ForwardFn",
+    "GivenBatch",
+    "called",
+    "floating_numbers",
+    "give",
+    "images_given",
+    "needs_rows",
+    "rows_of",
+]
 
 ForwardFn = Callable[[nn.Module, Any], Any]
 """Runs a network on a batch: `lambda network, batch: network(batch["image"], batch["meta"])`."""
@@ -101,7 +111,8 @@ class CalledNetwork(nn.Module):
         given, rows = self._given, self._rows
         if given is None:
             raise ValueError(
-                "forward_fn=... runs the network on batches, and there is none: give data=<a loader>, not images"
+                "forward_fn=... runs the network on batches, and there is none: give a monitor data=<a loader>, not "
+                "images, and elsewhere called(network, forward_fn, batch, images)"
             )
         count = len(images)
         if rows is None:
@@ -111,19 +122,36 @@ class CalledNetwork(nn.Module):
         return self._forward_fn(self.network, given.with_images(images, rows))
 
 
-def called(network: nn.Module, forward_fn: ForwardFn) -> CalledNetwork:
-    """Return a network as a function of its user's runs it, under its own name.
+def called(network: nn.Module, forward_fn: ForwardFn, batch: Any = None, images: Tensor | None = None) -> CalledNetwork:
+    """Return a network as a function of its user's runs it, under its own name, to be looked at in the network's place.
+
+    Functions that read a loader (`mine_top_patches`, `tap_features`, `channel_correlation`) run it on the loader's own
+    batches. Others (`occlude`, `attribute`, `measure_invariance`, `project`, ...) run it on one batch, in which the
+    images that they change stand in the place of its own; image n keeps what belongs to image n of the batch. What is
+    made up from nothing, as by `maximize`, and what is traced once, as by `layer_table`, has what belongs to the first.
+
+    Args:
+        network: The network.
+        forward_fn: Runs it on a batch, and returns what it returns.
+        batch: A batch to run it on, as a loader gives it.
+        images: Its images, the very tensor `(N, C, H, W)` that is in the batch.
+
+    Raises:
+        ValueError: The images are none of the batch's own tensors, or one of the two is missing.
 
     Example:
         >>> layers = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU())
-        >>> network = called(layers, lambda network, batch: network(batch["image"]) * batch["weight"].view(-1, 1, 1, 1))
         >>> images = torch.ones(2, 1, 3, 3)
-        >>> give(network, {"image": images, "weight": torch.tensor([0.0, 1.0])}, images)
+        >>> batch = {"image": images, "weight": torch.tensor([0.0, 1.0]).view(-1, 1, 1, 1)}
+        >>> network = called(layers, lambda network, batch: network(batch["image"]) * batch["weight"], batch, images)
         >>> network(images)[0].abs().max(), [name for name, _ in network.named_modules()]
         (tensor(0., grad_fn=<MaxBackward1>), ['', '0', '1'])
     """
     kind: Any = type(type(network).__name__, (CalledNetwork,), {})
     made: CalledNetwork = kind(network, forward_fn)
+    if (batch is None) != (images is None):
+        raise ValueError("called(network, forward_fn, batch, images): a batch comes with its images, and they with it")
+    give(made, batch, images)
     return made
 
 
@@ -143,6 +171,11 @@ def give(network: nn.Module, batch: Any, images: Tensor | None = None) -> None:
             assert images is not None, "a batch comes with its images"
             batch = GivenBatch.of(batch, images)
         network.__dict__["_given"] = batch
+
+
+def images_given(network: nn.Module) -> int | None:
+    """Return how many images the batch has that a network runs on; None where it is called with images alone."""
+    return network._given.count if isinstance(network, CalledNetwork) and network._given is not None else None
 
 
 def needs_rows(network: nn.Module, image: Tensor) -> bool:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lightning_cnnviz.core.data.batches import BatchFn, numbered_batches
 from lightning_cnnviz.core.data.distributed import together
+from lightning_cnnviz.core.network.calling import give, rows_of
 from lightning_cnnviz.core.network.hooks import analysis_mode, model_device
 from lightning_cnnviz.core.network.layers import FeatureSpec, LayerSpec, select_layers
 from lightning_cnnviz.core.network.memory import in_chunks
@@ -99,14 +100,16 @@ def mine_top_patches(
     miner = PatchMiner(model, chosen, k=k, features=features, per_image=per_image, rank_by=rank_by, sources=sources)
     device = model_device(model)
     with together("mining patches"), analysis_mode(model):
-        for images, labels, indices, known, *_ in numbered_batches(loader, batch_fn, progress):
+        for images, labels, indices, known, given, _ in numbered_batches(loader, batch_fn, progress):
             miner.indices_known &= known
+            give(model, given, images)
             images = images.to(device)
 
             def mine(
                 part: slice, images: Tensor = images, indices: Tensor = indices, labels: Tensor | None = labels
             ) -> None:
-                with miner.batch(images[part], indices[part], None if labels is None else labels[part]):
+                own = None if labels is None else labels[part]
+                with rows_of(model, part), miner.batch(images[part], indices[part], own):
                     model(images[part].clone())
 
             in_chunks(mine, len(images))
