@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -21,6 +22,8 @@ from lightning_cnnviz.core.maximization.plan import (
     plan_layers,
 )
 from lightning_cnnviz.core.maximization.regularization import RandomTransform, check_transforms
+from lightning_cnnviz.core.network.arguments import WrongArgumentError
+from lightning_cnnviz.core.network.heads import NetworkHead
 from lightning_cnnviz.core.network.layers import select_layers
 
 __all__ = ["MaximizationMonitor"]
@@ -41,6 +44,7 @@ class MaximizationMonitor(ExperimentMonitor):
         layers: As `TopPatchesMonitor`'s; by default four convolutions from the first to the last.
         features: Feature maps that are shown: the first n of each layer, a list of them, a list by layer, None for all.
         classes: Classes that are shown: the first n, or a list; by default four where the network gives class scores.
+            Of several heads, these of each, under `maximization/<head>/classes`.
         objective: `"unit"` for one unit of the feature map, `"channel"` for its mean over an image of full size.
         starts: Number of starts of each.
         steps: Number of steps of each.
@@ -103,10 +107,21 @@ class MaximizationMonitor(ExperimentMonitor):
         sample, own = self.drawn.on_device_of(network), self.drawn
         images = sample.images.to(home_of(network)[1])
         self._plans = plan_layers(network, images[:1], self.layers, self.features, objective=self.objective)
-        what: Any = {"labels": sample.labels, "task": own.task, "output_fn": own.output_fn}
-        classes = plan_classes(network, images, self.classes, self.display.class_names, **what)
-        if classes is not None:
-            self._plans.append(classes)
+        if self.classes not in (0, []):
+            self._plans += [
+                plan for head in own.heads(network, images) if (plan := self._of_head(network, head, images))
+            ]
+
+    def _of_head(self, network: nn.Module, head: NetworkHead, images: Tensor) -> MaximizationPlan | None:
+        """The classes of one head of several, under its name; of a network of one head those of the data set."""
+        what: Any = {"labels": head.labels, "task": self.drawn.task, "output_fn": head.output_fn}
+        if not head.name:
+            return plan_classes(network, images, self.classes, self.display.class_names, **what)
+        try:
+            plan = plan_classes(network, images, self.classes, **what)
+        except WrongArgumentError as error:
+            raise WrongArgumentError(f"the head '{head.name}': {error}") from error
+        return None if plan is None else replace(plan, name=f"{head.name}/{plan.name}")
 
     def experiment(self, network: nn.Module, progress: Progress) -> list[MaximizedLayer]:
         """Climb, layer by layer."""

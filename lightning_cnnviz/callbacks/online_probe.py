@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,13 +15,13 @@ from lightning_cnnviz.callbacks._base.look import Look
 from lightning_cnnviz.callbacks._base.trainer import is_compiled, refuse_compiled
 from lightning_cnnviz.callbacks.layer_probe import LAYERS
 from lightning_cnnviz.core.data.batches import read_batch
-from lightning_cnnviz.core.network.calling import give
+from lightning_cnnviz.core.network.calling import GivenBatch, give
+from lightning_cnnviz.core.network.heads import ByHead
 from lightning_cnnviz.core.network.layers import evenly, select_layers
 from lightning_cnnviz.core.probing.dataset import why_no_labels
 from lightning_cnnviz.core.probing.map_reader import MapReader
 from lightning_cnnviz.core.probing.online import OnlineProbes, OnlineScores
-from lightning_cnnviz.core.probing.online_passes import OnlineLearner, OnlineTest
-from lightning_cnnviz.core.probing.targets import probe_targets
+from lightning_cnnviz.core.probing.online_heads import HeadTests, OnlineHeads, Targets
 
 __all__ = ["OnlineProbeMonitor"]
 
@@ -36,6 +37,7 @@ class OnlineProbeMonitor(FeedMonitor):
 
     Probes learn on over epochs and, from checkpoints, over runs. Each rank's learn from its own images and are
     averaged when validation begins. Of several calls of the network in a step, the first with an image a label counts.
+    Heads that have labels under their own names in the batch have probes and series of their own.
 
     Args:
         layers: See `LayerProbeMonitor`.
@@ -43,8 +45,8 @@ class OnlineProbeMonitor(FeedMonitor):
         options: See `FeedMonitor`; `data` is what probes are tested on, instead of the validation set.
 
     Raises:
-        ValueError: At set-up or in the first step: no such layer (with the closest names), no labels, a network
-            that is compiled, or, outside of fit, probes that have learned nothing.
+        ValueError: At set-up or in the first step: no such layer, no labels, a compiled network, or, outside of fit,
+            probes that have learned nothing.
     """
 
     view = "online_probe"
@@ -56,15 +58,15 @@ class OnlineProbeMonitor(FeedMonitor):
         if pool < 1:
             raise ValueError(f"pool={pool}: give the largest number of features of a layer")
         self.layers, self.pool = layers, pool
-        self._maps: MapReader | None = None
-        self._learner: OnlineLearner | None = None
+        self._heads: OnlineHeads | None = None
         self._pass = ExitStack()
 
     def prepare(self, network: nn.Module) -> None:
         """Choose the layers, and keep the probes of a fit before."""
-        chosen = select_layers(network, "conv" if self.layers is None else self.layers)
-        self._maps = MapReader(network, evenly(chosen, LAYERS) if self.layers is None else chosen, pool=self.pool)
-        self._learner = OnlineLearner(self._maps, self.probes)
+        layers = select_layers(network, "conv" if self.layers is None else self.layers)
+        layers = evenly(layers, LAYERS) if self.layers is None else layers
+        learned = self._heads.learned if self._heads else None
+        self._heads = OnlineHeads(partial(MapReader, network, layers, pool=self.pool), learned)
 
     def check_trainer(self, trainer: Any, stage: str) -> None:
         """Start anew in fit; elsewhere refuse probes that have learned nothing."""
@@ -72,13 +74,12 @@ class OnlineProbeMonitor(FeedMonitor):
         network = self.network_of(trainer.lightning_module)
         refuse_compiled(self._who, network, compiled=is_compiled(trainer, network))
         if stage == "fit":
-            self._learning.probes = None  # a checkpoint, if there is one, is loaded after set-up
-        elif self.probes is None and self._failed_before is not None:
-            raise ValueError(self._failed_before)
-        elif self.probes is None:
+            self._learning.learned = {}  # a checkpoint, if there is one, is loaded after set-up
+        elif not self._learning.learned:
             raise ValueError(
-                f"{self._who} has probes that learn in trainer.fit, and they have not: LayerProbeMonitor fits its own "
-                f"in trainer.{stage}"
+                self._failed_before
+                or f"{self._who} has probes that learn in trainer.fit, and they have not: LayerProbeMonitor fits its "
+                f"own in trainer.{stage}"
             )
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
@@ -91,7 +92,6 @@ class OnlineProbeMonitor(FeedMonitor):
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Learn from a step that went without a backward pass, too."""
-        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         self.on_before_backward(trainer, pl_module, outputs)
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
@@ -102,48 +102,49 @@ class OnlineProbeMonitor(FeedMonitor):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the probes, for a checkpoint."""
-        return super().state_dict() | ({} if self.probes is None else {"probes": self.probes.state_dict()})
+        return super().state_dict() | ({"probes": self._heads.state_dict()} if self.probes and self._heads else {})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with the run and the probes of a checkpoint."""
         super().load_state_dict(state_dict)
         if "probes" in state_dict:
-            self._learning.probes = OnlineProbes.from_state_dict(state_dict["probes"])
+            self._learning.load_state_dict(state_dict["probes"])
 
     @property
     def state_key(self) -> str:
         """Under which a checkpoint holds the probes: several monitors keep apart."""
         return self._generate_state_key(name=self.name, layers=self.layers, pool=self.pool, model=self.model)
 
-    def labels_of(self, labels: Tensor | None) -> Tensor | None:
-        """As probes learn them."""
-        return probe_targets(labels)
+    def try_image(self, network: nn.Module, image: Tensor) -> None:
+        """Find the network's heads."""
+        self._learning.find_names(network, image)
 
-    def running(self, network: nn.Module, look: Look) -> OnlineTest:
+    def labels_of(self, labels: Tensor | None, batch: GivenBatch) -> Targets:
+        """As probes learn them, of each head."""
+        return self._learning.targets(labels, batch)
+
+    def running(self, network: nn.Module, look: Look) -> HeadTests:
         """Begin with no image, and with the same probes on every rank."""
-        if self.probes is not None:
-            self.probes.average()
-        assert self._maps is not None, "set-up comes first"
-        return OnlineTest(self._maps, self.probes)
+        self._learning.average()
+        return self._learning.test()
 
-    def part(self, look: Look, running: Any) -> OnlineScores:
+    def part(self, look: Look, running: Any) -> OnlineScores | ByHead:
         """Return the accuracies."""
-        scores: OnlineScores = running.compute()
-        return scores
+        return running.compute()  # type: ignore[no-any-return]
 
     def _watch(self, pl_module: Any, batch: Any) -> None:
         images, labels = read_batch(batch, self.batch_fn)
-        give(self.network_of(pl_module), batch, images)
-        if (targets := probe_targets(labels)) is None:
+        give(network := self.network_of(pl_module), batch, images)
+        if (targets := self._learning.first_targets(network, images, labels, batch)) is None:
             raise ValueError(why_no_labels(batch, self.batch_fn))
         self._pass.enter_context(self._learning.batch(images, targets))
 
     @property
     def probes(self) -> OnlineProbes | None:
-        """What has been learned so far."""
-        return None if self._learner is None else self._learner.probes
+        """What has been learned so far; of several heads, for the first of them."""
+        return next(iter(self._heads.learned.values()), None) if self._heads else None
 
     @property
-    def _learning(self) -> OnlineLearner:
-        assert self._learner is not None, "set-up comes first"
-        return self._learner
+    def _learning(self) -> OnlineHeads:
+        assert self._heads is not None, "set-up comes first"
+        return self._heads

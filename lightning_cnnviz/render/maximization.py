@@ -56,7 +56,11 @@ def maximization_report(layers: Sequence[MaximizedLayer], normalization: Normali
                 name = f"{layer.name}/{layer.captions[number]}"
                 channel = layer.channels[number] if layer.channels else None
                 items += invariance_items(name, invariance, normalization, layer=_layer(layer), channel=channel)
-    notes += [f"Classes: {layer.task.sentence()}" for layer in layers if layer.task is not None]
+    notes += [
+        f"{layer.name.capitalize() if layer.name == 'classes' else layer.name}: {layer.task.sentence()}"
+        for layer in layers
+        if layer.task is not None
+    ]
     if compared:
         notes.append(f"8x is 8 times the activation of the strongest of {compared} real images, the last of each row.")
     if any(not invariance.linear for layer in layers for _, invariance in layer.invariances):

@@ -24,6 +24,7 @@ from lightning_cnnviz.callbacks.online_probe import OnlineProbeMonitor
 from lightning_cnnviz.callbacks.top_patches import TopPatchesMonitor
 from lightning_cnnviz.core.network.heads import ByHead
 from lightning_cnnviz.record.store import Record
+from lightning_cnnviz.report import Scalar
 from lightning_cnnviz.sinks.memory import MemorySink
 from lightning_cnnviz.sinks.page import PageSink
 
@@ -246,3 +247,71 @@ def test_each_head_is_looked_at_by_itself_under_its_name(tmp_path: Any) -> None:
     kept = look.result
     assert isinstance(kept, ByHead)
     assert torch.equal(kept.results[1].probabilities, of_marks.probabilities)
+
+
+def one_head(name: str) -> Any:
+    return lambda batch: (batch[0], batch[1][name])
+
+
+class Unnamed(TwoTasks):
+    """Its heads have other names than the labels."""
+
+    def forward(self, images: Tensor) -> Any:
+        said = super().forward(images)
+        return {"features": said["features"], "a": said["species"], "b": said["marks"]}
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        said = self(batch[0])
+        marks = F.binary_cross_entropy_with_logits(said["b"], batch[1]["marks"])
+        return F.cross_entropy(said["a"], batch[1]["species"]) + marks
+
+
+def test_online_probes_learn_for_each_head_as_they_learn_for_it_alone(tmp_path: Any) -> None:
+    sink, names = MemorySink(), ("species", "marks")
+    both = OnlineProbeMonitor(sinks=[sink, PageSink(tmp_path)], on_error="raise")
+    alone = {
+        name: OnlineProbeMonitor(batch_fn=one_head(name), name=name, sinks=[MemorySink()], on_error="raise")
+        for name in names
+    }
+    train, test = (DataLoader(TwoLabels(), batch_size=size) for size in (4, 8))
+    model, trainer = TwoTasks(), quiet_trainer(callbacks=[both], max_epochs=3)
+    trainer.fit(model, train, test)
+    quiet_trainer(callbacks=[*alone.values()], max_epochs=3).fit(Unnamed(), train, test)
+    (_, report) = sink.reports[-1]
+    keys = {item.name: item.value for item in report.items if isinstance(item, Scalar)}
+    assert keys.keys() == {"species/conv/accuracy", "marks/conv/mean average precision"}
+    for name, own in alone.items():
+        of_one = {item.name: item.value for item in own.sinks[0].reports[-1][1].items if isinstance(item, Scalar)}
+        assert {key: keys[f"{name}/{key}"] for key in of_one} == of_one
+    state = both.state_dict()
+    resumed = OnlineProbeMonitor()
+    resumed.setup(trainer, model, "fit")
+    resumed.load_state_dict(state)
+    for name, probes in resumed._learning.learned.items():
+        assert torch.equal(probes._weights, alone[name].probes._weights)
+        assert probes.batches == alone[name].probes.batches > 0
+    looks = Record(next(tmp_path.rglob("record"))).looks()
+    assert isinstance(looks[-1].result, ByHead)
+    assert looks[-1].result.names == names
+
+
+def test_classes_of_each_head_are_maximized_under_its_name(tmp_path: Any) -> None:
+    sinks = [MemorySink(), PageSink(tmp_path)]
+    few: dict[str, Any] = {"images": 6, "features": 1, "classes": [1], "steps": 3, "invariance": 0}
+    look = MaximizationMonitor(**few, sinks=sinks, on_error="raise")
+    model, loader = TwoTasks(), DataLoader(TwoLabels(), batch_size=8)
+    quiet_trainer(callbacks=[look], max_epochs=1).fit(model, loader, loader)
+    notes = " ".join(sinks[0].reports[0][1].notes)
+    assert "species/classes: Task: one class an image (multiclass" in notes
+    assert "marks/classes: Task: several classes an image (multilabel" in notes
+    (kept,) = Record(next(tmp_path.rglob("record"))).looks()
+    assert [layer.name for layer in kept.result] == ["conv", "species/classes", "marks/classes"]
+    for layer, name in zip(kept.result[1:], ("species", "marks"), strict=True):
+        with torch.no_grad():
+            torch.testing.assert_close(layer.optima.activations, model(layer.optima.images)[name][:, 1])
+            real = model(look.sample.images)[name][:, 1]
+        torch.testing.assert_close(layer.strongest.activations, real.amax(0, keepdim=True))
+    wrong = MaximizationMonitor(**{**few, "classes": [2]}, sinks=[MemorySink()])
+    trainer = quiet_trainer(callbacks=[wrong], max_epochs=1)
+    with pytest.raises(ValueError, match=r"the head 'marks': classes=\[2\]: the network has 2 classes"):
+        trainer.fit(TwoTasks(), loader, loader)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lightning_cnnviz.callbacks._base.look import Look
 from lightning_cnnviz.callbacks._base.subscriber import Subscriber
 from lightning_cnnviz.core.data.distributed import agreed
+from lightning_cnnviz.core.network.calling import GivenBatch
 from lightning_cnnviz.core.network.weights import weights_fingerprint
 from lightning_cnnviz.core.probing.features import Features
 from lightning_cnnviz.core.probing.tap import FeatureTap
@@ -84,7 +85,7 @@ class FeaturesAlong(Subscriber):
         """As the monitor."""
         return self._monitor.network_of(pl_module)
 
-    def labels_of(self, labels: Tensor | None) -> Tensor | None:
+    def labels_of(self, labels: Tensor | None, batch: GivenBatch) -> Tensor | None:
         """As probes learn them."""
         return probe_targets(labels)
 

@@ -25,7 +25,7 @@ from lightning_cnnviz.callbacks._base.trainer import (
     validated_weights,
 )
 from lightning_cnnviz.core.data.batches import BatchFn, indexed_batches, read_batch
-from lightning_cnnviz.core.network.calling import CalledNetwork, ForwardFn, called, give, rows_of
+from lightning_cnnviz.core.network.calling import CalledNetwork, ForwardFn, GivenBatch, called, give, rows_of
 from lightning_cnnviz.core.network.hooks import analysis_mode
 from lightning_cnnviz.record.identity import NetworkIdentity
 
@@ -235,7 +235,7 @@ def _read(
             look.note_order(known=indices is not None or isinstance(look.loader, (list, tuple)))
             if indices is None:
                 indices = torch.arange(arrived, arrived + len(images))
-            arrived += len(images)
+            before, arrived = arrived, arrived + len(images)
             if len(images) == 0:
                 continue
             # By index, since ranks may shuffle differently. A rank without images repeats one, which then counts once.
@@ -244,7 +244,8 @@ def _read(
             give(network, batch, images)
             images, labels = images[own], None if labels is None else labels[own]
             with rows_of(network, own):
-                look.start_pass(images, indices[own], labels, raises=raises)
+                given = GivenBatch(batch=batch, path=(), count=arrived - before).part(own)
+                look.start_pass(images, indices[own], labels, given, raises=raises)
                 with trainer.precision_plugin.forward_context():
                     network(images)
             look.end_pass(raises=raises)

@@ -15,7 +15,7 @@ from lightning_cnnviz.callbacks._base.subscriber import RunningComputation, Subs
 from lightning_cnnviz.callbacks._base.trainer import mixed_precision
 from lightning_cnnviz.core.data.batches import BatchFn, IndexReader, read_batch
 from lightning_cnnviz.core.data.distributed import summed
-from lightning_cnnviz.core.network.calling import give
+from lightning_cnnviz.core.network.calling import GivenBatch, give
 from lightning_cnnviz.core.network.hooks import hooks_within
 
 __all__ = ["Look"]
@@ -36,9 +36,9 @@ class _Run:
         """Charge what is done inside to the owners."""
         return self._costs.charge([owner.payer for owner in self.owners])
 
-    def start_batch(self, images: Tensor, indices: Tensor, labels: Tensor | None) -> None:
+    def start_batch(self, images: Tensor, indices: Tensor, labels: Tensor | None, batch: GivenBatch) -> None:
         with self.charged(), hooks_within(self.charged), ExitStack() as stack:
-            stack.enter_context(self.computation.batch(images, indices, self.owners[0].labels_of(labels)))
+            stack.enter_context(self.computation.batch(images, indices, self.owners[0].labels_of(labels, batch)))
             self._batch = stack.pop_all()
 
     def end_batch(self) -> None:
@@ -142,12 +142,15 @@ class Look:
             if len(images):
                 for network in self._networks.values():
                     give(network, batch, images)
-                self.start_pass(images, self._reader.take(len(images)), labels, raises=raises)
+                given = GivenBatch(batch=batch, path=(), count=len(images))
+                self.start_pass(images, self._reader.take(len(images)), labels, given, raises=raises)
 
         for_all(self.subscribers, start, raises=raises)
 
-    def start_pass(self, images: Tensor, indices: Tensor, labels: Tensor | None, *, raises: bool) -> None:
-        """Get ready for the network's pass over images."""
+    def start_pass(
+        self, images: Tensor, indices: Tensor, labels: Tensor | None, batch: GivenBatch, *, raises: bool
+    ) -> None:
+        """Get ready for the network's pass over images, which are all those of a batch."""
         self.images += len(images)
         for subscriber, network in self._networks.items():
             if not subscriber.failed and subscriber not in self._tried:
@@ -155,7 +158,7 @@ class Look:
                     subscriber.try_image(network, images[:1])
                 self._tried.add(subscriber)
         for run in self._still_running():
-            for_all(run.owners, partial(run.start_batch, images, indices, labels), raises=raises)
+            for_all(run.owners, partial(run.start_batch, images, indices, labels, batch), raises=raises)
 
     def end_pass(self, *, raises: bool) -> None:
         """Take what the pass has shown."""

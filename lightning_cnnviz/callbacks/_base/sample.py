@@ -169,11 +169,19 @@ class DisplayedSample:
 
     def settle_heads(self, network: nn.Module, check: Callable[[NetworkHead, TaskKind | None], Task]) -> None:
         """Find the network's heads, and the task of each, by a check that tries all that a view needs."""
-        sample = self.on_device_of(network)
-        heads = [NetworkHead(output_fn=self.output_fn, labels=sample.labels)]
-        if self.output_fn is None:
-            heads = find_heads(network, sample.images, sample.labels, self.sample.given)
+        heads = self.heads(network, self.on_device_of(network).images)
         self._heads = [(head, check(head, self.task)) for head in heads]
+
+    def heads(self, network: nn.Module, images: Tensor) -> list[NetworkHead]:
+        """Return the network's heads, one that `output_fn` tells, or several of their own names.
+
+        Args:
+            network: The network, that the sample is given to; see `on_device_of`.
+            images: All of the sample, as the network takes them.
+        """
+        if self.output_fn is not None:
+            return [NetworkHead(output_fn=self.output_fn, labels=self.sample.labels)]
+        return find_heads(network, images, self.sample.labels, self.sample.given)
 
     def for_each_head(self, network: nn.Module, make: Callable[[Sample, NetworkHead, Task], Any]) -> Any:
         """Return what is made of this rank's images, one result a head where there are several; None without images."""

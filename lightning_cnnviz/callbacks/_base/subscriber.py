@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lightning_cnnviz.core.data.batches import BatchFn, class_labels
 from lightning_cnnviz.core.data.distributed import agreed, gathered_objects, together
+from lightning_cnnviz.core.network.calling import GivenBatch
 
 if TYPE_CHECKING:
     from lightning_cnnviz.callbacks._base.look import Look
@@ -24,8 +25,11 @@ class RunningComputation(Protocol):
     One that has a method `absorb(other) -> bool` may take over what another would compute: True where it has.
     """
 
-    def batch(self, images: Tensor, indices: Tensor, labels: Tensor | None) -> AbstractContextManager[None]:
-        """Watch one forward pass over `images (N, C, H, W)`; `indices (N,)` are those of the data set, on the CPU."""
+    def batch(self, images: Tensor, indices: Tensor, labels: Any) -> AbstractContextManager[None]:
+        """Watch one forward pass over `images (N, C, H, W)`; `indices (N,)` are those of the data set, on the CPU.
+
+        Labels are what `Subscriber.labels_of` returns.
+        """
 
     def merge(self) -> None:
         """Bring the ranks together; every rank calls it."""
@@ -99,8 +103,13 @@ class Subscriber(ABC):
     def try_image(self, network: nn.Module, image: Tensor) -> None:  # noqa: B027 - most have nothing to try
         """Refuse a network that could not be looked at; called once a run, with its first image `(1, C, H, W)`."""
 
-    def labels_of(self, labels: Tensor | None) -> Tensor | None:
-        """Return what is handed on of a batch's labels `(N, ...)`: by default classes, see `class_labels`."""
+    def labels_of(self, labels: Tensor | None, batch: GivenBatch) -> Any:
+        """Return what is handed on of a batch's labels `(N, ...)`: by default classes, see `class_labels`.
+
+        Args:
+            labels: As `read_batch` finds them.
+            batch: The batch, in which labels of several heads stand under their names.
+        """
         return class_labels(labels)
 
     def progress(self, work: Iterable[Any]) -> Iterable[Any]:

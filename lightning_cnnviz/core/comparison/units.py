@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lightning_cnnviz.core.comparison.similarity import FEWEST_IMAGES, centered_gram, channel_correlations
 from lightning_cnnviz.core.data.batches import BatchFn, numbered_batches
 from lightning_cnnviz.core.network.hooks import Site, analysis_mode, hooked, model_device
-from lightning_cnnviz.core.network.layers import LayerSpec, select_layers
+from lightning_cnnviz.core.network.layers import LayerSpec, select_for_views
 from lightning_cnnviz.core.tracing.feature_maps import channel_means, trace_feature_maps
 
 __all__ = ["LayerComparison", "UnitComparison", "compare_units"]
@@ -209,7 +209,7 @@ class _Side:
     """One of the two networks, and where its layers are read."""
 
     def __init__(self, model: nn.Module, layers: LayerSpec) -> None:
-        self._model, self._layers = model, select_layers(model, layers)
+        self._model, self._layers = model, select_for_views(model, layers)
         self._device = model_device(model)
         self._sites: dict[str, Site] = {}
 

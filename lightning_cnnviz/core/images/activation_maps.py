@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lightning_cnnviz.core.network import classification
 from lightning_cnnviz.core.network.arguments import WrongArgumentError
 from lightning_cnnviz.core.network.hooks import Site, analysis_mode, hooked
-from lightning_cnnviz.core.network.layers import FeatureSpec, LayerSpec, resolve_features, select_layers
+from lightning_cnnviz.core.network.layers import FeatureSpec, LayerSpec, resolve_features, select_for_views
 from lightning_cnnviz.core.tracing.feature_maps import FeatureMaps, trace_feature_maps
 
 __all__ = ["ActivationMaps", "activation_maps", "find_maps", "interleave_maps"]
@@ -54,7 +54,7 @@ def find_maps(model: nn.Module, image: Tensor, layers: LayerSpec = "conv") -> li
         LayerNotFoundError: See `select_layers` and `trace_feature_maps`.
         ValueError: A layer that was chosen by name, or every layer, has one unit a channel.
     """
-    chosen = select_layers(model, layers)
+    chosen = select_for_views(model, layers)
     literal = {layer.name for layer in chosen if layer.literal}
     traced = trace_feature_maps(model, image, chosen)
     flat = [layer.layer for layer in traced if layer.shape[1:] == (1, 1)]

@@ -17,7 +17,7 @@ from lightning_cnnviz.core.data.once import EachOnce, SeenImages
 from lightning_cnnviz.core.network.arguments import WrongArgumentError
 from lightning_cnnviz.core.network.calling import give
 from lightning_cnnviz.core.network.hooks import Site, analysis_mode, hooked, model_device
-from lightning_cnnviz.core.network.layers import LayerSpec, SelectedLayer, select_layers
+from lightning_cnnviz.core.network.layers import LayerSpec, SelectedLayer, select_for_views
 from lightning_cnnviz.core.tracing.feature_maps import channel_means, trace_feature_maps
 
 __all__ = ["ChannelCorrelation", "RunningCorrelation", "channel_correlation"]
@@ -112,7 +112,7 @@ def channel_correlation(
         >>> round(float(layer.correlation[0, 1]), 6), layer.redundant.tolist(), layer.redundant_fraction
         (-1.0, [False, True], 0.5)
     """
-    running = RunningCorrelation(model, select_layers(model, layers), threshold=threshold)
+    running = RunningCorrelation(model, select_for_views(model, layers), threshold=threshold)
     device = model_device(model)
     with analysis_mode(model):
         for batch in numbered_batches(loader, batch_fn, progress):

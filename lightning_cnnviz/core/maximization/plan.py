@@ -37,7 +37,7 @@ class MaximizationPlan:
     """What is maximized together: objectives of one layer, or classes.
 
     Attributes:
-        name: The layer's name, or `"classes"`.
+        name: The layer's name, or `"classes"`; of one of several heads `"<head>/classes"`.
         captions: What each objective is called beside its images, for example `"channel 3"`.
         objectives: The objectives.
         size: Channels, height and width of the images that are made.
@@ -58,7 +58,7 @@ class MaximizedLayer:
     """What maximizes one layer's feature maps, or the classes.
 
     Attributes:
-        name: The layer's name, or `"classes"`.
+        name: The layer's name, or `"classes"`; of one of several heads `"<head>/classes"`.
         captions: What each objective is called beside its images, for example `"channel 3"`.
         optima: The maximizing inputs.
         strongest: The real images to compare with, where there are any.
@@ -227,7 +227,7 @@ def maximize_plan(
     center = images.mean((0, 2, 3)).tolist()
     invariances = []
     # Class scores have no place in this: their optimum is a whole scene.
-    for number in range(min(invariance, len(plan.objectives)) if plan.name != "classes" else 0):
+    for number in range(min(invariance, len(plan.objectives)) if plan.task is None else 0):
         if float(optima.activations[optima.of(number)].max()) > 0:  # else there is no optimum to turn
             optimum = optima.images[optima.ranked(number)[0]]
             about = optimum_invariance(

@@ -24,6 +24,7 @@ __all__ = [
     "other_dimensions",
     "quantized_part",
     "resolve_features",
+    "select_for_views",
     "select_layers",
     "takes_signals",
     "why_no_convolution",
@@ -215,6 +216,18 @@ def _suggest(asked: str, names: list[str]) -> str:
     shown = ", ".join(f"'{name}'" for name in names[:8])
     more = f" and {len(names) - 8} more" if len(names) > 8 else ""
     return f"Its layers are {shown}{more}; keywords are " + ", ".join(f'"{word}"' for word in _KEYWORDS)
+
+
+def select_for_views(model: nn.Module, layers: LayerSpec = "conv") -> list[SelectedLayer]:
+    """Select layers whose feature maps are shown, as `select_layers` does.
+
+    Raises:
+        LayerNotFoundError: See `select_layers`.
+        ValueError: `"conv"` would mean nothing but what cuts images into patches, see `check_convolutional`.
+    """
+    if layers == "conv":
+        check_convolutional(model)
+    return select_layers(model, layers)
 
 
 def check_convolutional(model: nn.Module) -> None:

@@ -18,7 +18,7 @@ from lightning_cnnviz.core.data.batches import BatchFn, has_indices, numbered_ba
 from lightning_cnnviz.core.data.distributed import gathered, ranks
 from lightning_cnnviz.core.network.calling import give, rows_of
 from lightning_cnnviz.core.network.hooks import analysis_mode
-from lightning_cnnviz.core.network.layers import LayerNotFoundError, LayerSpec, SelectedLayer, select_layers
+from lightning_cnnviz.core.network.layers import LayerNotFoundError, LayerSpec, SelectedLayer, select_for_views
 from lightning_cnnviz.core.network.memory import in_chunks
 from lightning_cnnviz.core.probing.dataset import NO_LABELS, drawn_images, why_no_labels
 from lightning_cnnviz.core.probing.features import Features, LayerFeatures, merge_features
@@ -298,7 +298,7 @@ class _TemporaryFolder:
 def _selected(model: nn.Module, layers: LayerSpec | Sequence[SelectedLayer]) -> list[SelectedLayer]:
     """The chosen layers of this network, where they were chosen before: in this network or in one built the same."""
     if isinstance(layers, (str, type)) or not layers or not isinstance(layers[0], SelectedLayer):
-        return select_layers(model, layers)  # type: ignore[arg-type]
+        return select_for_views(model, layers)  # type: ignore[arg-type]
     modules = dict(model.named_modules(remove_duplicate=False))
     modules |= {name.replace("_orig_mod.", ""): module for name, module in modules.items()}
     chosen = [layer for layer in layers if isinstance(layer, SelectedLayer)]

@@ -14,7 +14,7 @@ from lightning_cnnviz.core.data.batches import BatchFn, numbered_batches
 from lightning_cnnviz.core.data.distributed import together
 from lightning_cnnviz.core.network.calling import give, rows_of
 from lightning_cnnviz.core.network.hooks import analysis_mode, model_device
-from lightning_cnnviz.core.network.layers import FeatureSpec, LayerSpec, select_layers
+from lightning_cnnviz.core.network.layers import FeatureSpec, LayerSpec, select_for_views
 from lightning_cnnviz.core.network.memory import in_chunks
 from lightning_cnnviz.core.top_patches._units import NO_LABEL
 from lightning_cnnviz.core.top_patches.mining import PatchMiner
@@ -96,7 +96,7 @@ def mine_top_patches(
         >>> layer.activations.shape, layer.patch(0, rank=0).shape
         (torch.Size([8, 3]), torch.Size([1, 5, 5]))
     """
-    chosen = select_layers(model, layers)
+    chosen = select_for_views(model, layers)
     miner = PatchMiner(model, chosen, k=k, features=features, per_image=per_image, rank_by=rank_by, sources=sources)
     device = model_device(model)
     with together("mining patches"), analysis_mode(model):
