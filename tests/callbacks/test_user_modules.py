@@ -157,7 +157,7 @@ def check_values(case: Case, module: Any, looks: dict[str, Shown]) -> None:
 def check_probabilities(case: Case, module: Any, look: Shown) -> None:
     sample, untouched = look.monitor.sample, look.result.untouched
     with torch.no_grad():
-        wanted = case.p(module.eval()(sample.images))
+        wanted = case.p(case.call(module.eval(), sample.images))
     if wanted.ndim == 4:
         regions = untouched.regions[:, None]
         wanted = (wanted * regions).sum((2, 3)) / regions.sum((2, 3))
@@ -202,7 +202,7 @@ def maps_of(case: Case, module: Any, look: Shown, name: str, read: Any, batches:
     loaders = batches or case.loaders()[1] or module.val_dataloader()
     with torch.no_grad(), torch.compiler.set_stance("force_eager"):
         for images, *_ in loaders[0] if isinstance(loaders, list) and batches is None else loaders:
-            module.eval()(images)
+            case.call(module.eval(), images)
     handle.remove()
     return torch.cat(found)
 

@@ -47,6 +47,7 @@ class Case:
         aside: Why views step aside: a part of the reason, by view.
         shown: Whether any view is shown.
         p: Makes probabilities (or values) of what the module returns: what views have to come to.
+        call: Runs the network that views look at.
         checked: Whether values are computed once more: not where the last look was at other weights or images.
         quick: Whether it is tried in each test run.
     """
@@ -63,6 +64,7 @@ class Case:
     aside: dict[str, str] = field(default_factory=dict)
     shown: bool = True
     p: Callable[[Any], Tensor] = probabilities
+    call: Callable[[Any, Tensor], Any] = lambda module, images: module(images)
     checked: bool = True
     quick: bool = False
 
@@ -275,7 +277,11 @@ CASES = [
         aside={**_PROBES, **because("as an autoencoder has: no scores of classes", *_OF_SCORES)},
     ),
     Case(
-        name="gan", title="A GAN, `automatic_optimization=False`, two optimizers", module=user.Generative, checked=False
+        name="gan",
+        title="A GAN, `automatic_optimization=False`, two optimizers",
+        module=user.Generative,
+        call=lambda module, images: module.discriminator(images),
+        p=lambda output: output,
     ),
     Case(
         name="detection",
@@ -291,9 +297,14 @@ CASES = [
         title="No `forward`: backbone and head are children",
         module=user.WithoutForward,
         quick=True,
-        checked=False,
+        call=lambda module, images: module.head(module.backbone(images)),
     ),
-    Case(name="one_child", title="No `forward`: one child is the network", module=user.OneChild, checked=False),
+    Case(
+        name="one_child",
+        title="No `forward`: one child is the network",
+        module=user.OneChild,
+        call=lambda module, images: module.model(images),
+    ),
     Case(name="configure_model", title="Layers are made in `configure_model`", module=user.Configured),
     Case(
         name="no_convolution",
