@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from callbacks.littlenet import quiet_trainer
 from callbacks.recorded_occlusion import Occlusion
+from callbacks.user_modules import Detector, as_lists, boxes
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchmetrics.classification import MulticlassAccuracy
@@ -23,6 +24,7 @@ from lightning_cnnviz.callbacks.maximization import MaximizationMonitor
 from lightning_cnnviz.callbacks.online_probe import OnlineProbeMonitor
 from lightning_cnnviz.callbacks.top_patches import TopPatchesMonitor
 from lightning_cnnviz.core.network.heads import ByHead
+from lightning_cnnviz.core.top_patches.search import mine_top_patches
 from lightning_cnnviz.record.store import Record
 from lightning_cnnviz.report import Scalar
 from lightning_cnnviz.sinks.memory import MemorySink
@@ -315,3 +317,20 @@ def test_classes_of_each_head_are_maximized_under_its_name(tmp_path: Any) -> Non
     trainer = quiet_trainer(callbacks=[wrong], max_epochs=1)
     with pytest.raises(ValueError, match=r"the head 'marks': classes=\[2\]: the network has 2 classes"):
         trainer.fit(TwoTasks(), loader, loader)
+
+
+def test_the_backbone_of_a_detector_is_looked_at_as_its_message_says(tmp_path: Any) -> None:
+    train, loader = (DataLoader(boxes(8, seed), batch_size=4, collate_fn=as_lists) for seed in (0, 1))
+    with pytest.raises(TypeError, match=r'data=<a loader>, model="<the backbone>", batch_fn=lambda batch: torch.stack'):
+        quiet_trainer(callbacks=[TopPatchesMonitor(on_error="raise")], max_epochs=1).fit(Detector(), train, loader)
+    told: dict[str, Any] = {"data": loader, "model": "backbone", "batch_fn": lambda batch: torch.stack(batch[0])}
+    sink = MemorySink()
+    looks = [TopPatchesMonitor(**told, sinks=[PageSink(tmp_path)], on_error="raise")]
+    looks += [kind(**told, sinks=[sink], on_error="raise") for kind in (DeconvnetMonitor, MaximizationMonitor)]
+    model = Detector()
+    quiet_trainer(callbacks=looks, max_epochs=1).fit(model, train, loader)
+    assert {report.source for _, report in sink.reports} == {"deconvnet", "maximization"}
+    (kept,) = Record(next(tmp_path.rglob("record"))).looks()
+    expected = mine_top_patches(model.backbone, [torch.stack(images) for images, _ in loader])
+    for layer, plain in zip(kept.result, expected, strict=True):
+        torch.testing.assert_close(layer.activations, plain.activations)

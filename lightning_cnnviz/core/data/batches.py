@@ -31,6 +31,10 @@ BatchFn = Callable[[Any], Any]
 """Takes a batch as the loader gives it and returns the images, or `(images, labels)`."""
 
 _IMAGE_NAMES = ("image", "images", "pixel_values", "x", "input", "inputs", "img", "imgs", "data")
+_OF_LISTS = (
+    ". Networks of lists of images, as those of detection are, can be looked at by their backbone, in passes of a "
+    'monitor\'s own: data=<a loader>, model="<the backbone>", batch_fn=lambda batch: torch.stack(batch[0])'
+)
 _LABEL_NAMES = ("label", "labels", "y", "target", "targets")
 
 
@@ -62,6 +66,7 @@ def read_batch(batch: Any, batch_fn: BatchFn | None = None, *, signals: bool = F
         raise TypeError(
             f"no images found in a batch of form {_form(given)}: it takes a tensor, (images, labels), or a mapping "
             f"with one of {', '.join(_IMAGE_NAMES[:4])}, ...; give batch_fn=... that returns (images, labels)"
+            + (_OF_LISTS if isinstance(images, (list, tuple)) and images and isinstance(images[0], Tensor) else "")
         )
     if images.ndim == 5:
         raise TypeError(
