@@ -72,7 +72,7 @@ def test_units_are_projected_through_what_belongs_to_their_image() -> None:
     assert torch.equal(found.boxes, expected.boxes)
     for unit, pixels, plain in zip(found.units, found.pixels, expected.pixels, strict=True):
         torch.testing.assert_close(pixels, plain * GAINS[unit.image, 0, 0, 0])  # the chain rule
-    with pytest.raises(ValueError, match=r"images \[7\]: the batch that forward_fn=... runs the network on has 6"):
+    with pytest.raises(ValueError, match=r"images \[7\]: the batch that called\(...\) was given has 6"):
         project(network, torch.cat([IMAGES, IMAGES]), [(7, "conv", 0)])
 
 

@@ -184,7 +184,7 @@ def _one_by_one(
     numbers = list(dict.fromkeys(unit.image for unit in units))
     missing = [number for number in numbers if not 0 <= number < count]
     if missing:
-        raise ValueError(f"images {missing[:6]}: the batch that forward_fn=... runs the network on has {count}")
+        raise ValueError(f"images {missing[:6]}: the batch that called(...) was given has {count}")
     for number in progress(numbers) if progress is not None else numbers:
         places = [place for place, unit in enumerate(units) if unit.image == number]
         with rows_of(model, number):
