@@ -86,8 +86,15 @@ class UnclippedFields:
             before = self._operations[here.after]
             if here.output_shape == here.input_shape == before.output_shape:
                 return self._along(here.after, axis)
-        # What reads a flattened map reads all of it; a network that does so takes no other size to measure it on.
-        if here.kind == "linear" and len(here.output_shape) == 2 and here.after is not None:
+        # What reads a flattened map reads all of it; a network that does so takes no other size to measure it on. A
+        # line for each token, as attention projects them, is none.
+        if (
+            here.kind == "linear"
+            and len(here.output_shape) == 2
+            and len(here.input_shape) == 2
+            and here.input_shape[0] == 1
+            and here.after is not None
+        ):
             before = self._operations[here.after]
             if math.prod(before.output_shape) == math.prod(here.input_shape):
                 return _Axis(None) if len(before.output_shape) in (4, self._dims) else self._along(here.after, axis)

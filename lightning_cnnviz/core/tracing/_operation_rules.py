@@ -98,6 +98,7 @@ def pooled_signal(operation: Operation) -> None:
     if operation.kind != "pool" or len(before) != 4 or before[2] != 1:
         return
     operation.input_shape, operation.output_shape = (*before[:2], before[3]), (*after[:2], *after[3:])
+    operation.type = operation.type.replace("pool2d", "pool1d")
     if operation.window is not None:
         kernel, stride, padding, dilation = operation.window
         operation.window = (kernel[1:], stride[1:], padding[1:], dilation[1:])

@@ -146,6 +146,39 @@ def test_a_network_that_reads_positions_by_their_number_along_the_signal() -> No
     assert table.rows[-1].receptive_field == (None,)
 
 
+@pytest.mark.parametrize(
+    ("conv", "size", "field"), [(nn.Conv1d(2, 8, 4, 4), (2, 64), (4,)), (nn.Conv2d(2, 8, 4, 4), (2, 16, 16), (4, 4))]
+)
+def test_the_projections_of_tokens_see_what_the_tokens_do(
+    conv: nn.Module, size: tuple[int, ...], field: tuple[int, ...]
+) -> None:
+    class Attentive(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.attention = conv, nn.MultiheadAttention(8, 2, batch_first=True)
+
+        @override
+        def forward(self, x: Tensor) -> Tensor:
+            tokens = self.conv(x).flatten(2).transpose(1, 2)
+            attended: Tensor = self.attention(tokens, tokens, tokens, need_weights=False)[0]
+            return attended
+
+    rows = [row for row in layer_table(Attentive(), size).rows if row.kind == "linear"]
+    assert [row.receptive_field for row in rows] == [field, (None,) * len(field)]
+
+
+def test_functions_that_pool_signals_have_their_names() -> None:
+    class Pooling(nn.Module):
+        @override
+        def forward(self, x: Tensor) -> Tensor:
+            return F.avg_pool1d(F.max_pool1d(x, 2), 3)
+
+    assert [row.type for row in layer_table(Pooling(), (2, 30)).rows] == [
+        "functional max_pool1d",
+        "functional avg_pool1d",
+    ]
+
+
 @pytest.mark.parametrize("signal", [torch.rand(2, 30), torch.rand(1, 2, 30)])
 def test_a_signal_in_place_of_a_size(signal: Tensor) -> None:
     table = layer_table(nn.Conv1d(2, 3, 5), signal)
