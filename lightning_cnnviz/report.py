@@ -6,8 +6,10 @@ What could be taken for another field of its type is given by name only.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, field
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +20,7 @@ __all__ = [
     "Histogram",
     "ImageCrop",
     "Item",
+    "LateTile",
     "LayerFacts",
     "Number",
     "Picture",
@@ -119,6 +122,45 @@ class Tile:
     def __post_init__(self) -> None:
         _check_pixels(self.pixels, "a Tile")
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width, in pixels."""
+        return self.pixels.shape[1], self.pixels.shape[2]
+
+
+class LateTile(Tile):
+    """A tile that is drawn each time its pixels are asked for: a gallery of thousands takes no room for them.
+
+    Args:
+        draw: Returns the pixels, `(3, H, W)` uint8.
+        size: Their height and width.
+        attributes: The others of `Tile`.
+    """
+
+    def __init__(self, draw: Callable[[], Tensor], size: tuple[int, int], **attributes: Any) -> None:
+        # A plain tile of no pixels checks the names, and knows what is not given.
+        plain = Tile(torch.empty(3, 0, 0, dtype=torch.uint8), **attributes)
+        vars(self).update({name: value for name, value in vars(plain).items() if name != "pixels"})
+        vars(self).update(_draw=draw, _size=size)
+
+    @property
+    def pixels(self) -> Tensor:
+        """The pixels, drawn anew."""
+        pixels: Tensor = vars(self)["_draw"]()
+        _check_pixels(pixels, "a Tile")
+        return pixels
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width, in pixels."""
+        size: tuple[int, int] = vars(self)["_size"]
+        return size
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Be a plain tile where it is pickled."""
+        attributes = {name: value for name, value in vars(self).items() if not name.startswith("_")}
+        return partial(Tile, **attributes), (self.pixels,)
+
 
 @dataclass(frozen=True, eq=False)
 class Row:
@@ -189,7 +231,7 @@ class Gallery:
     layer: str = ""
 
     def __post_init__(self) -> None:
-        sizes = {tuple(tile.pixels.shape) for row in self.rows for tile in row.tiles}
+        sizes = {tile.size for row in self.rows for tile in row.tiles}
         if len(sizes) > 1:
             raise ValueError(f"the tiles of Gallery '{self.name}' have sizes {sorted(sizes)}; a gallery has one size")
 

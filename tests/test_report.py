@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 import torch
 
-from lightning_cnnviz.report import Picture, Report, Scalar, Series, Step, Table, Tile
+from lightning_cnnviz.report import Gallery, LateTile, Picture, Report, Row, Scalar, Series, Step, Table, Tile
 
 PICTURE = Picture("features.3", torch.zeros(3, 2, 2, dtype=torch.uint8))
 SCALAR = Scalar("features.3", 0.5)
@@ -39,3 +41,25 @@ def test_items_that_are_none_are_refused() -> None:
         Table("table", ("a", "b"), ((1,),))
     with pytest.raises(ValueError, match=r"a Tile needs uint8 pixels of shape \(3, H, W\)"):
         Tile(torch.zeros(3, 2, 2))
+
+
+def test_a_late_tile_is_drawn_when_its_pixels_are_asked_for_and_pickled_as_drawn() -> None:
+    drawn: list[int] = []
+
+    def draw() -> torch.Tensor:
+        drawn.append(1)
+        return torch.full((3, 4, 5), 7, dtype=torch.uint8)
+
+    tile = LateTile(draw, (4, 5), caption="one", numbers={"a": 1}, shows="patch", rank=2)
+    gallery = Gallery("g", (Row("r", (tile, Tile(torch.zeros(3, 4, 5, dtype=torch.uint8)))),))
+    assert (tile.size, gallery.rows[0].tiles[1].size, drawn) == ((4, 5), (4, 5), [])
+    assert torch.equal(tile.pixels, draw())
+    kept = pickle.loads(pickle.dumps(tile))
+    assert (type(kept), kept.caption, kept.numbers, kept.shows, kept.rank) == (Tile, "one", {"a": 1}, "patch", 2)
+    assert torch.equal(kept.pixels, draw())
+    with pytest.raises(TypeError, match="captoin"):
+        LateTile(draw, (4, 5), captoin="one")
+    with pytest.raises(ValueError, match=r"the tiles of Gallery 'g' have sizes"):
+        Gallery("g", (Row("r", (tile, LateTile(draw, (4, 6)))),))
+    with pytest.raises(ValueError, match="a Tile needs uint8 pixels"):
+        LateTile(lambda: torch.zeros(3, 4, 5), (4, 5)).pixels  # noqa: B018

@@ -97,7 +97,8 @@ class DeconvnetMonitor(PatchMonitor):
         if units:
             network = self.network_of(look.trainer.lightning_module)
             floats = all_as_floats(network, images)
-            projection = self._projecting.project(floats, list(units.values()), progress=self.progress)
+            wanted = list(units.values())
+            projection = self._projecting.project(floats, wanted, progress=self.progress, for_pictures=True)
         patches = replace(own, indices_known=look.indices_known) if look.trainer.is_global_zero else None
         return patches, list(units), projection
 

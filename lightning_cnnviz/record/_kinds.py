@@ -69,9 +69,11 @@ class Kind:
 
 
 def kind_of(value: Any) -> Kind | None:
-    """Return the type of a value if it can be kept."""
+    """Return the type of a value if it can be kept; a tile that is drawn late is kept as a plain one."""
     kind = type(value)
-    return kind_named(kind.__name__) if _homes().get(kind.__name__) == kind.__module__ else None
+    if _homes().get(kind.__name__) != kind.__module__:
+        return None
+    return next(filter(None, (kind_named(each.__name__) for each in kind.__mro__)), None)
 
 
 def kind_named(name: str) -> Kind | None:
@@ -90,7 +92,8 @@ def _kind(name: str) -> Kind | None:
     make: Any = getattr(module, name)
     if name not in module.__all__:
         return None
-    frozen = hasattr(make, "__dataclass_params__") and make.__dataclass_params__.frozen
+    own = vars(make).get("__dataclass_params__")
+    frozen = own is not None and own.frozen
     return Kind(make) if frozen or (issubclass(make, tuple) and hasattr(make, "_fields")) else None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ from lightning_cnnviz.render.patches import (
     scale_of,
     to_gray_centered,
 )
-from lightning_cnnviz.report import Gallery, Item, Number, Report, Row, Tile
+from lightning_cnnviz.report import Gallery, Item, LateTile, Number, Report, Row, Tile
 
 __all__ = ["FirstRanked", "deconvnet_report", "projection_report"]
 
@@ -56,8 +57,8 @@ class FirstRanked:
     def tile(self, size: tuple[int, int]) -> Tile:
         """Draw it in a tile of a size."""
         numbers: dict[str, Number] = {"epoch": self.epoch, "activation": self.activation}
-        pixels = place_patch(to_gray_centered(self.pixels), self.box, size)
-        return Tile(pixels, f"epoch {self.epoch}", numbers, shows="projection", rank=0)
+        draw = partial(_placed, self.pixels, self.box, size)
+        return LateTile(draw, size, caption=f"epoch {self.epoch}", numbers=numbers, shows="projection", rank=0)
 
 
 def deconvnet_report(
@@ -143,11 +144,11 @@ def _gallery(layer: LayerTopPatches, projections: Iterator[Tensor], k: int, meth
             numbers = numbers_of_unit(layer, feature, rank) | crops.file(layer, feature, rank)
             box = layer.boxes[feature, rank]
             values = next(projections)
-            projected, scale = place_patch(to_gray_centered(values), box, size), scale_of(values)
-            seen, source = crops.pixels(layer, feature, rank, size), crops.source(layer, feature, rank, size)
+            scale = {"full contrast": scale_of(values)}
             # Without captions: the room is for the pictures.
-            first = Tile(projected, numbers=numbers | {"full contrast": scale}, shows="projection", rank=rank)
-            pairs.append((first, Tile(seen, numbers=numbers, source=source, shows="patch", rank=rank)))
+            draw = partial(_placed, values, box, size)
+            first = LateTile(draw, size, numbers=numbers | scale, shows="projection", rank=rank)
+            pairs.append((first, crops.tile(layer, feature, rank, size, numbers=numbers)))
         row = Row(f"feature {feature}", _side_by_side(pairs), numbers_of_row(layer, feature), channel=feature)
         rows.append(row)
     which = f"{k} strongest units" if layer.rank_by == "max" else f"strongest units of the {k} images of highest mean"
@@ -157,6 +158,10 @@ def _gallery(layer: LayerTopPatches, projections: Iterator[Tensor], k: int, meth
     )
     columns = 2 * _half(k)
     return Gallery(layer.layer, tuple(rows), caption=caption, columns=columns, tile_side=_SIDE, layer=layer.layer)
+
+
+def _placed(values: Tensor, box: Tensor, size: tuple[int, int]) -> Tensor:
+    return place_patch(to_gray_centered(values), box, size)
 
 
 def _evolution(layer: LayerTopPatches, looks: Mapping[int, Sequence[FirstRanked]]) -> Gallery:
@@ -190,4 +195,4 @@ def _half(count: int) -> int:
 
 
 def _empty(like: Tile) -> Tile:
-    return Tile(torch.full_like(like.pixels, 244), shows="empty")
+    return Tile(torch.full((3, *like.size), 244, dtype=torch.uint8), shows="empty")

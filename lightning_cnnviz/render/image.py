@@ -115,7 +115,7 @@ def _resize(image: Image.Image, plan: SheetPlan, hard_edges: bool) -> Image.Imag
 def _measure(gallery: Gallery) -> SheetSizes:
     """Measure the tiles, and the room that text needs."""
     tiles = [tile for row in gallery.rows for tile in row.tiles]
-    height, width = tiles[0].pixels.shape[1:] if tiles else (1, 1)
+    height, width = tiles[0].size if tiles else (1, 1)
     captions = [length(row.caption, _LABEL, bold=True) for row in gallery.rows]
     label_height = line_height(_LABEL) * any(captions)
     label_height += line_height(_FIGURES) * any(row.numbers for row in gallery.rows)

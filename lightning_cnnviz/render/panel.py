@@ -146,7 +146,7 @@ def _planned(gallery: Gallery) -> _Plan:
 
 
 def _plan(gallery: Gallery, tiles: int, columns: int, rows: int, across: int) -> _Plan:
-    sizes = [tile.pixels.shape[1:] for row in gallery.rows for tile in row.tiles[:1]]
+    sizes = [tile.size for row in gallery.rows for tile in row.tiles[:1]]
     height, width = sizes[0] if sizes else (1, 1)
     block = (_WIDTH - 2 * _EDGE - (across - 1) * _GAP) // across
     side = max(1, (block - (columns - 1) * _TILE_GAP) // columns)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_cnnviz.core.top_patches.results import LayerTopPatches, TopPatches
 from lightning_cnnviz.render.normalization import Normalization
-from lightning_cnnviz.report import ImageCrop, Number
+from lightning_cnnviz.report import ImageCrop, LateTile, Number, Tile
 
 __all__ = [
     "MEAN_NOTE",
@@ -152,6 +154,11 @@ class Crops:
         """Return a patch in its place in a tile of a size, `(3, H, W)` uint8."""
         patch = layer.patches[layer.features.index(feature)][rank]
         return place_patch(self._normalization.to_pixels(patch), layer.boxes[feature, rank], size)
+
+    def tile(self, layer: LayerTopPatches, feature: int, rank: int, size: tuple[int, int], **attributes: Any) -> Tile:
+        """Return a patch as a tile of a size, with its image."""
+        source, pixels = self.source(layer, feature, rank, size), partial(self.pixels, layer, feature, rank, size)
+        return LateTile(pixels, size, source=source, shows="patch", rank=rank, **attributes)
 
     def file(self, layer: LayerTopPatches, feature: int, rank: int) -> dict[str, Number]:
         """Return the file of a patch by its name, where it is known and does not stand in `source`."""

@@ -82,13 +82,13 @@ def _gallery(layer: LayerTopPatches, summary: Diagnostics, crops: Crops, class_n
     rows = []
     for feature, patches in zip(layer.features, layer.patches, strict=True):
         tiles = tuple(
-            Tile(
-                crops.pixels(layer, feature, rank, size),
+            crops.tile(
+                layer,
+                feature,
+                rank,
+                size,
                 caption=brief(float(layer.activations[feature, rank])),
                 numbers=numbers_of_unit(layer, feature, rank, class_names) | crops.file(layer, feature, rank),
-                source=crops.source(layer, feature, rank, size),
-                shows="patch",
-                rank=rank,
             )
             for rank in range(len(patches))
         )

@@ -39,9 +39,9 @@ _PART = 120_000  # characters of such a file
 
 
 class _Put(Protocol):
-    """Takes a picture, and returns its name."""
+    """Takes a picture, or one that several tiles share, and returns its name."""
 
-    def __call__(self, content: Content, *, whole: bool = False) -> str: ...
+    def __call__(self, content: Content, *, shared: bool = False, whole: bool = False) -> str: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,23 +64,24 @@ class Pictures:
     """The pictures of one report, each of them once.
 
     Attributes:
-        contents: The pictures by their names.
+        encoded: Data URIs of the pictures by their names.
     """
 
     def __init__(self) -> None:
-        self.contents: dict[str, Content] = {}
-        self._names: dict[int, tuple[str, Content]] = {}  # of tensors that were seen, which lets them be shared
+        self.encoded: dict[str, str] = {}
+        self._names: dict[int, tuple[str, Content]] = {}  # of whole images, which many tiles share
 
     def describe(self, item: Item) -> EncodedItem:
         """Describe an item that is no scalar."""
         shows: dict[str, None] = {}
         wholes: dict[str, None] = {}
 
-        def put(content: Content, *, whole: bool = False) -> str:
-            if id(content) not in self._names:
-                self._names[id(content)] = (_name_of(content), content)
-            name, _ = self._names[id(content)]
-            self.contents.setdefault(name, content)
+        def put(content: Content, *, shared: bool = False, whole: bool = False) -> str:
+            name, _ = self._names.get(id(content)) or (_name_of(content), None)
+            if shared:
+                self._names[id(content)] = (name, content)
+            if name not in self.encoded:
+                self.encoded[name] = data_uri(content)
             (wholes if whole else shows)[name] = None
             return name
 
@@ -158,7 +159,7 @@ def _describe_tile(tile: Tile, put: _Put, keys: dict[tuple[str, ...], int]) -> l
     if source is not None and (source.file or crop is None):
         ends.append(source.file)
     if source is not None and crop is None:
-        ends.append([put(source.pixels, whole=True), _crop(source)])
+        ends.append([put(source.pixels, shared=True, whole=True), _crop(source)])
     return [name, crop, tile.caption, numbers, *ends]
 
 
@@ -186,7 +187,7 @@ def _tile(tile: Tile, put: _Put) -> tuple[str, list[int] | None]:
         return put(tile.pixels), None
     if max(_extent(tile)) <= LOSSLESS_SIDE < max(_extent(source)):
         return put(tile.pixels), None
-    return put(source.pixels), _crop(source)
+    return put(source.pixels, shared=True), _crop(source)
 
 
 def _crop(source: ImageCrop) -> list[int]:
@@ -272,7 +273,8 @@ def _brief(value: Number | None) -> Number | None:
 
 
 def _extent(image: Tile | Picture | ImageCrop) -> tuple[int, int]:
-    return image.pixels.shape[2], image.pixels.shape[1]  # width, height
+    height, width = image.size if isinstance(image, Tile) else image.pixels.shape[1:]
+    return width, height
 
 
 def _numbers(numbers: Mapping[str, Number]) -> list[tuple[str, Number | None]]:

@@ -17,7 +17,6 @@ from lightning_cnnviz.sinks._page_html import FORMAT, bundled_page, page_html
 from lightning_cnnviz.sinks._page_items import (
     EncodedItem,
     Pictures,
-    data_uri,
     facts_json,
     parts_of,
     plain,
@@ -158,7 +157,7 @@ class PageSink(Sink):
             notes=to_json(list(report.notes)),
             facts=facts_json(report.facts),
             items=tuple(items),
-            pictures={name: data_uri(content) for name, content in pictures.contents.items()},
+            pictures=pictures.encoded,
         )
 
     def write_encoded(self, content: Any, step: Step) -> None:

@@ -36,6 +36,8 @@ from lightning_cnnviz.record.data import from_tree, to_tree
 
 def differences(one: Any, other: Any, where: str = "value") -> list[str]:
     """Where two values differ, to the bit: types, orders of keys, dtypes, shapes and NaNs too."""
+    if isinstance(other, report.LateTile):
+        other = pickle.loads(pickle.dumps(other))
     if type(one) is not type(other):
         return [f"{where}: {type(one).__name__} and {type(other).__name__}"]
     if isinstance(one, Tensor):

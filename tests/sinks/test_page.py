@@ -24,6 +24,7 @@ from sinks.harness import Harness, called, full_disk
 from sinks.harness import listed as read_list
 
 import lightning_cnnviz.sinks._page_folder as folder_module
+import lightning_cnnviz.sinks._page_items as page_items
 import lightning_cnnviz.sinks._page_list as list_module
 import lightning_cnnviz.sinks.page as page_module
 from lightning_cnnviz.render.figures import figure_pixels, new_figure
@@ -348,7 +349,7 @@ def test_writing_what_is_encoded_draws_and_encodes_nothing(tmp_path: Path, monke
     shown, step = report(gallery(features=2, tiles=5), Scalar("accuracy", 0.5)), Step(epoch=1, global_step=10)
     PageSink(tmp_path / "whole").write(shown, step)
     content = pickle.loads(pickle.dumps(PageSink.encode(shown, step)))  # as from another process
-    for name in ("data_uri", "Pictures", "plain"):
+    for name in ("Pictures", "plain"):
         monkeypatch.setattr(page_module, name, None)
     PageSink(tmp_path / "parts").write_encoded(content, step)
     assert sorted(stored(tmp_path / "parts")) == sorted(stored(tmp_path / "whole"))
@@ -627,7 +628,7 @@ def test_an_item_that_fails_changes_nothing(tmp_path: Path, monkeypatch: pytest.
         def broken(content: torch.Tensor) -> str:
             raise ArithmeticError("no picture")
 
-        patch.setattr(page_module, "data_uri", broken)
+        patch.setattr(page_items, "data_uri", broken)
         bad = report(gallery(seed=77), Curve("c", (), x_label="x", y_label="y"))
         with pytest.raises(ArithmeticError, match="no picture"):
             sink.write(bad, Step(epoch=2, global_step=20))

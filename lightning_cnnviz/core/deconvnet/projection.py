@@ -63,7 +63,8 @@ class Projection:
         units: The units, with rows, columns and activations filled in.
         boxes: `(U, 4)` int64, receptive fields in the image: top, left, bottom, right, half-open, clipped.
         pixels: For each unit `(image channels, bottom - top, right - left)`, times the unit's activation; in units of
-            the network's (normalized) input, with either sign. Everything outside the box is zero.
+            the network's (normalized) input, with either sign. Everything outside the box is zero. Those of a monitor
+            are float16, rounded to 11 bits, where their largest magnitude is from 0.01 to 60,000; else float32.
         image_sizes: `(U, 2)` int64, height and width of each unit's image.
     """
 
@@ -233,15 +234,21 @@ class Projector:
         units: Sequence[Unit],
         *,
         progress: Callable[[Iterable[Any]], Iterable[Any]] | None = None,
+        for_pictures: bool = False,
     ) -> Projection:
-        """Project units; see `core.deconvnet.projection.project`."""
+        """Project units; see `core.deconvnet.projection.project`.
+
+        With `for_pictures`, pixels are rounded to half precision, which pictures do not show, see `Projection`: it is
+        half of the memory, and of a record.
+        """
         _check_images(self._model, images, units)
         device = model_device(self._model)
         groups: dict[tuple[int, ...], list[int]] = {}
         for number, unit in enumerate(units):
             groups.setdefault(tuple(images[unit.image].shape), []).append(number)
         with analysis_mode(self._model):
-            results = _Results(list(units), [None] * len(units), torch.zeros(len(units), 4, dtype=torch.int64))
+            boxes = torch.zeros(len(units), 4, dtype=torch.int64)
+            results = _Results(list(units), [None] * len(units), boxes, _rounded if for_pictures else _as_they_are)
             work = [piece for shape, members in groups.items() for piece in self._plan(images, units, members, device)]
             for run in progress(work) if progress is not None else work:
                 run(results)
@@ -388,7 +395,7 @@ class Projector:
                 pixels = (pixels.cpu() if pixels.device.type != "cpu" else pixels) * strengths.view(-1, 1, 1, 1)
                 places = zip(members[part], boxes[part].tolist(), tops.tolist(), lefts.tolist(), strict=True)
                 for values, (number, box, top, left) in zip(pixels, places, strict=True):
-                    results.pixels[number] = _cut(values, box, top, left)
+                    results.pixels[number] = results.kept(_cut(values, box, top, left))
 
             in_chunks(project, len(members), self._together(tape, name, len(members)), "unit")
 
@@ -490,6 +497,17 @@ class _Results:
     units: list[Unit]
     pixels: list[Tensor | None]
     boxes: Tensor
+    kept: Callable[[Tensor], Tensor]
+
+
+def _as_they_are(pixels: Tensor) -> Tensor:
+    return pixels
+
+
+def _rounded(pixels: Tensor) -> Tensor:
+    """Half precision, where no value that can be seen beside the largest one is lost."""
+    largest = float(pixels.abs().max()) if pixels.numel() else 0.0
+    return pixels.half() if largest == 0 or 0.01 <= largest <= 60_000 else pixels
 
 
 def _is_complete(unit: Unit) -> bool:

@@ -107,7 +107,7 @@ def _arranged(gallery: Gallery, leaf: Leaf, across: int) -> _Plan:
 
 def _tile_size(tiles: list[Tile], room: int, dpi: int, *, hard_edges: bool) -> tuple[int, int]:
     """Width and height of a tile in dots; where pixels keep their edges, each takes the same number of dots."""
-    height, width = tiles[0].pixels.shape[1:] if tiles else (1, 1)
+    height, width = tiles[0].size if tiles else (1, 1)
     width, height = max(width, 1), max(height, 1)
     scale = min(room / width, _LARGEST * dpi / max(width, height))
     scale = float(int(scale)) if hard_edges and scale >= _COUNTED else scale

@@ -89,7 +89,7 @@ def _width(cell: Number | Tile | None, leaf: Leaf, points: float) -> int:
 
 
 def _tile_size(tile: Tile, leaf: Leaf) -> tuple[int, int]:
-    height, width = tile.pixels.shape[1:]
+    height, width = tile.size
     scale = _TILE * leaf.dpi / max(width, height, 1)
     return max(1, round(width * scale)), max(1, round(height * scale))
 
