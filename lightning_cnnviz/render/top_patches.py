@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from lightning_cnnviz.core.top_patches.results import LayerTopPatches, TopPatches
@@ -99,12 +100,20 @@ def _gallery(layer: LayerTopPatches, summary: Diagnostics, crops: Crops, class_n
     parts = [f"{shown} feature maps, {order}, receptive fields of {size[0]} x {size[1]} px"]
     unknown = int(layer.maxima.isnan().sum())
     parts.append(f"{unknown} not finite" if unknown else f"{summary.dead_features:.0f} dead")
-    parts += [
-        f"{name} {value:.2f}"
-        for name, value in (("stability", summary.stability), ("label purity", summary.label_purity))
-        if value == value  # NaN where it could not be measured
-    ]
+    if summary.stability == summary.stability:  # NaN where it could not be measured
+        parts.append(f"stability {summary.stability:.2f}")
+    if summary.label_purity == summary.label_purity:
+        least = _least_purity(layer, class_names)
+        parts.append(f"label purity {summary.label_purity:.2f}{f' (at least {least:.2f})' if least else ''}")
     return Gallery(layer.layer, tuple(rows), caption=" · ".join(parts), layer=layer.layer)
+
+
+def _least_purity(layer: LayerTopPatches, class_names: Sequence[str] | None) -> float:
+    """The least part of k patches that the most frequent label can have; 0 where the number of classes is not known."""
+    if not class_names or layer.labels is None:
+        return 0.0
+    k, classes = layer.scores.shape[1], max(len(class_names), int(layer.labels.max()) + 1)
+    return math.ceil(k / classes) / k
 
 
 def _facts(layer: LayerTopPatches, summary: Diagnostics, class_names: Sequence[str] | None) -> LayerFacts:
@@ -114,7 +123,15 @@ def _facts(layer: LayerTopPatches, summary: Diagnostics, class_names: Sequence[s
     channels |= {"stability": summary.channel_stability, "label purity": summary.channel_purity}
     known = {name: tuple(values) for name, values in channels.items() if any(value == value for value in values)}
     classes, (told, histograms) = _classes(layer, class_names), _activity(layer, class_names)
-    return LayerFacts(layer=layer.layer, channels=known, classes=classes, told=told, histograms=histograms)
+    least = _least_purity(layer, class_names) if "label purity" in known else 0.0
+    return LayerFacts(
+        layer=layer.layer,
+        numbers={"least label purity": least} if least else {},
+        channels=known,
+        classes=classes,
+        told=told,
+        histograms=histograms,
+    )
 
 
 _Told = tuple[tuple[tuple[Number, float], ...], ...]

@@ -60,6 +60,8 @@ function drawMoments({ line, now }) {
   const gone = line.series.reduce((sum, series) => sum + series.all.length - series.looks.length, 0);
   rest.textContent = `${last ? `look ${now + 1} of ${last + 1}` : ""}${gone ? ` · ${gone} ${gone > 1 ? "looks" : "look"} left out to keep this page small` : ""}`;
   const many = linesNow().reduce((sum, each) => sum + each.moments.length, 0) > 1;
+  // The head says it already of a network that was looked at once.
+  node.hidden = !many && !gone;
   fill(pins, many ? ["a", "b"].map((pin) => h("a", { class: "button", "data-testid": `pin-${pin}`, title: `Compare: this look as ${pin.toUpperCase()}`, "aria-current": state[pin] === pinOf() ? "true" : null, href: linkTo({ [pin]: pinOf() }) }, `Pin ${pin.toUpperCase()}`)) : [],
     state.a || state.b ? h("a", { class: "button", "data-testid": "unpin", href: linkTo({ a: null, b: null }) }, "End") : null);
 }

@@ -32,9 +32,10 @@ function drawUnit(place, knowledge) {
   h("p", { class: "save" }, saving(`${layer}-${unit}.csv`, () => unitCsv(known, unit, found), "Numbers as CSV"), h("button", { class: "quiet", onclick: () => print() }, "Print")),
   helpFor("top_patches"), projections.size ? helpFor("deconvnet") : null];
 }
-function unitHead({ layer, units, channels, classes }, unit) {
+function unitHead({ layer, units, numbers: ofLayer, channels, classes }, unit) {
   const numbers = [...channels].map(([name, values]) => [name, values[unit]]).filter(([name, value]) => value !== undefined && !(name === "dead" && !value));
-  const told = numbers.map(([name, value]) => [name, name === "dead" ? "yes" : value]);
+  const least = ofLayer.get("least label purity");
+  const told = numbers.map(([name, value]) => [name, name === "dead" ? "yes" : name === "label purity" && least ? `${show(value)} (at least ${show(least)})` : value]);
   const step = (by, name, label) => (unit + by >= 0 && unit + by < units ? h("a", { class: "button", href: linkTo({ unit: unit + by }), "data-testid": name, "aria-label": label, rel: by > 0 ? "next" : "prev" }, by > 0 ? "↓" : "↑") : h("span", { class: "button off", "aria-hidden": "true" }, by > 0 ? "↓" : "↑"));
   const best = classes?.[unit]?.[0];
   return h("div", { class: "head" }, h("h2", { id: "unit-title" }, h("a", { href: linkTo({ unit: null }) }, layer), ` · unit ${unit}`), h("span", { class: "soft" }, units ? `of ${units}` : ""),

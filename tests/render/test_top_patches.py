@@ -167,6 +167,11 @@ def test_all_channels_have_facts_also_those_without_patches() -> None:
     assert facts.channels["dead"] == (0, 1, 0)
     assert facts.channels["stability"] == (1.0, 1.0, 1.0)
     assert math.isnan(facts.channels["label purity"][1])
+    # Two of four patches have one label, of three, whatever they show.
+    assert facts.numbers == {"least label purity": 0.5}
+    assert "label purity 0.50 (at least 0.50)" in gallery.caption
+    (unnamed,) = top_patches_report(found, diagnose(found, found), AS_IT_IS).facts
+    assert unnamed.numbers == {}
     labels_of, weights = found["0"].labels[2].tolist(), found["0"].activations[2]
     parts = dict.fromkeys(("ant", "bee", 2), 0.0)
     for label, weight in zip(labels_of, (weights / weights.sum()).tolist(), strict=True):
