@@ -48,10 +48,11 @@ EXAMPLE_IMAGES = 8
 """More images than these have lines, but no examples."""
 
 _KINDS: tuple[DistanceKind, ...] = get_args(DistanceKind)
-_KIND_LABELS = {
-    "raw": "distance |g - f|",
-    "relative": "|g - f| / |f|",
+# As they are drawn, from above: first what can be compared between layers.
+_KIND_LABELS: dict[DistanceKind, str] = {
+    "relative": "relative |g - f| / |f|",
     "unit": "between unit vectors",
+    "raw": "as it is |g - f|",
 }
 # More layers go to a picture of their own.
 _LAYERS_SHOWN = 3
@@ -120,8 +121,8 @@ def invariance_report(
             items.append(Picture(name, drawn, caption=caption, svg=svg))
         items += _sweep_scalars(curves, sweep)
     explained: tuple[str, ...] = (
-        "f are the features of the image as it is, g those of its transformed copy; distances are Euclidean, as they "
-        "are (the paper's), relative to the length of f, and between f and g scaled to length one (0 to 2).",
+        "f are the features of the image as it is, g those of its transformed copy; distances are Euclidean: "
+        "relative to the length of f, between f and g scaled to length one (0 to 2), and as they are (the paper's).",
         "Areas are divided by the width of the sweep (mean heights); half width is how far a transform may go about "
         "its identity before the probability is half of its own, at most the sweep.",
     )
@@ -218,16 +219,20 @@ def _draw_distances(
         figure.suptitle(f"{title}: distance of features", x=0.02, ha="left", fontsize=14, fontweight="bold")
         columns = min(_LAYERS_SHOWN, len(curves.layers))
         panels = figure.subplots(len(_KINDS), columns, sharex=True, squeeze=False)
-        for row, kind in enumerate(_KINDS):
+        for row, (kind, label) in enumerate(_KIND_LABELS.items()):
             for column, layer in enumerate(layers):
                 axes = panels[row, column]
                 _draw_lines(axes, sweep.values, sweep.distances(kind)[layer])
                 if column == 0:
-                    axes.set_ylabel(_KIND_LABELS[kind], fontsize=LEAST_FONT)
+                    axes.set_ylabel(label, fontsize=LEAST_FONT)
                 if row == 0:
                     axes.set_title(shorten(curves.layers[layer], 20), loc="left", fontsize=11, fontweight="bold")
                 if row == len(_KINDS) - 1:
                     axes.set_xlabel(sweep.label, fontsize=LEAST_FONT)
+            if kind != "raw":  # lengths differ from layer to layer, and are no scale to share
+                highest = max(axes.get_ylim()[1] for axes in panels[row, : len(layers)])
+                for axes in panels[row, : len(layers)]:
+                    axes.set_ylim(0, highest)
             for axes in panels[row, len(layers) :]:
                 axes.set_axis_off()
         _name_lines(figure, curves, class_names)

@@ -91,6 +91,11 @@ function whenSeen(nodes, arrive) {
   nodes.forEach((node) => watch.observe(node));
 }
 // What a person takes away.
+addEventListener("beforeprint", () => {
+  const left = document.querySelectorAll("main .feature:not(:has(.tiles, .sides))").length;
+  document.querySelectorAll("main .printed").forEach((node) => node.remove());
+  if (left) document.querySelector("main").append(h("p", { class: "printed" }, `${left} more ${left > 1 ? "units are" : "unit is"} not printed: they were not scrolled to.`));
+});
 function saving(name, text, label, type = "text/csv") {
   return h("button", { class: "quiet", "data-testid": `save-${name}`, onclick: () => saveAs(name, URL.createObjectURL(new Blob([text()], { type }))) }, label);
 }
