@@ -77,6 +77,7 @@ from .record.identity import LookIdentity as LookIdentity
 from .record.identity import NetworkIdentity as NetworkIdentity
 from .record.store import Record as Record
 from .record.store import RecordedLook as RecordedLook
+from .report import ColorScale as ColorScale
 from .report import Curve as Curve
 from .report import Gallery as Gallery
 from .report import Histogram as Histogram

@@ -6,6 +6,7 @@ What could be taken for another field of its type is given by name only.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "ColorScale",
     "Curve",
     "Gallery",
     "Histogram",
@@ -205,6 +207,27 @@ class Picture:
             _check_pixels(pixels, f"Picture '{self.name}'")
 
 
+@dataclass(frozen=True)
+class ColorScale:
+    """What the colors of pictures stand for.
+
+    Attributes:
+        colors: Two or more, as `"#rrggbb"`, from low to high at equal distances.
+        low: What the first one stands for.
+        high: What the last one stands for.
+        middle: What the one in the middle stands for; "" for nothing to be said.
+    """
+
+    colors: tuple[str, ...]
+    low: str
+    high: str
+    middle: str = ""
+
+    def __post_init__(self) -> None:
+        if len(self.colors) < 2 or not all(re.fullmatch(r"#[0-9a-f]{6}", color) for color in self.colors):
+            raise ValueError(f"a ColorScale needs two colors or more, as '#rrggbb', not {self.colors}")
+
+
 @dataclass(frozen=True, eq=False)
 class Gallery:
     """Rows of tiles, all of one size.
@@ -218,6 +241,8 @@ class Gallery:
         columns: How many tiles of a row stand side by side; by default as nearly a square as possible.
         tile_side: To so many pixels a side small tiles are enlarged on a sheet, where there is room.
         layer: The layer that it is about; "" for none.
+        scale: What the colors of its tiles stand for; None where they are images.
+        named: Whether the captions of tiles are to be read with them, also where there is little room.
     """
 
     name: str
@@ -229,6 +254,8 @@ class Gallery:
     columns: int | None = None
     tile_side: int = 64
     layer: str = ""
+    scale: ColorScale | None = None
+    named: bool = False
 
     def __post_init__(self) -> None:
         sizes = {tile.size for row in self.rows for tile in row.tiles}

@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_cnnviz.core.images.activation_maps import ActivationMaps
 from lightning_cnnviz.render.display import Display
 from lightning_cnnviz.render.patches import brief, label_name
-from lightning_cnnviz.report import Gallery, Number, Report, Row, Tile
+from lightning_cnnviz.report import ColorScale, Gallery, Number, Report, Row, Tile
 
 __all__ = ["activation_maps_report"]
 
@@ -44,7 +44,10 @@ def _gallery(layer: ActivationMaps, display: Display) -> Gallery:
     (height, width), count = layer.maps.shape[-2:], layer.maps.shape[1]
     shown = f"the {count} strongest of {layer.channels}" if count < layer.channels else f"all {count}"
     caption = f"{shown} feature maps of {height} x {width}, strongest first, with number and largest activation"
-    return Gallery(layer.layer, rows, caption=caption, layer=layer.layer)
+    signed = bool((layer.maps < 0).any())
+    low, middle = ("minus that", "zero") if signed else ("zero", "")
+    scale = ColorScale(("#000000", "#ffffff"), low, "the image's largest activation here", middle)
+    return Gallery(layer.layer, rows, caption=caption, layer=layer.layer, scale=scale, named=True)
 
 
 def _row(layer: ActivationMaps, display: Display, place: int) -> Row:

@@ -8,7 +8,15 @@ import torch
 from torch import Tensor
 
 from lightning_cnnviz.core.images.attribution import AttributionMaps
-from lightning_cnnviz.render.figures import class_label, layer_notes, overlaid, scores_note, target_label, task_notes
+from lightning_cnnviz.render.figures import (
+    class_label,
+    color_scale,
+    layer_notes,
+    overlaid,
+    scores_note,
+    target_label,
+    task_notes,
+)
 from lightning_cnnviz.report import Gallery, Item, Number, Report, Row, Tile
 
 __all__ = ["attribution_report"]
@@ -62,7 +70,9 @@ def attribution_report(
         rows.append(Row(target_label(untouched, number, class_names), tiles, figures))
     of_layer = f" of {result.layer}" if result.layer else ""
     caption = f"{_TITLES[result.method]}{of_layer}: what speaks for the {untouched.target_name} of each image"
-    items: tuple[Item, ...] = (Gallery(result.method, tuple(rows), caption=caption, enlarge=False, columns=3),)
+    colors = color_scale(f"the {untouched.target_name}", signed=_is_signed(result))
+    gallery = Gallery(result.method, tuple(rows), caption=caption, enlarge=False, columns=3, scale=colors, named=True)
+    items: tuple[Item, ...] = (gallery,)
     explained = (
         "Red speaks for the class and blue against it" if _is_signed(result) else "Brighter speaks for the class"
     )

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lightning_cnnviz.core.network.classification import Classified
 from lightning_cnnviz.render._text import one_line
+from lightning_cnnviz.report import ColorScale
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,6 +29,7 @@ __all__ = [
     "PICTURE_WIDTH",
     "class_color",
     "class_label",
+    "color_scale",
     "figure_pixels",
     "fit_square",
     "house_style",
@@ -255,6 +257,18 @@ def overlaid(pixels: Tensor, values: Tensor, *, signed: bool) -> Tensor:
 
         colored = torch.from_numpy(colormaps["inferno"](shown.numpy())[..., :3]).permute(2, 0, 1).float() * 255
     return (gray * (1 - weight) + colored * weight).round().clamp(0, 255).to(torch.uint8)
+
+
+def color_scale(what: str, *, signed: bool) -> ColorScale:
+    """Return what the colors of `overlaid` stand for, on no image."""
+    if signed:
+        against, for_it = (f"#{red:02x}{green:02x}{blue:02x}" for red, green, blue in (_AGAINST, _FOR))
+        return ColorScale((against, "#ffffff", for_it), f"against {what}", f"for {what}", "nothing")
+    from matplotlib import colormaps
+    from matplotlib.colors import to_hex
+
+    colors = tuple(to_hex(colormaps["inferno"](part / 8)) for part in range(9))
+    return ColorScale(colors, "nothing", f"for {what}")
 
 
 def _level(color: tuple[int, int, int]) -> Tensor:

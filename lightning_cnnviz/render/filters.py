@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_cnnviz.core.images.filters import LayerFilters
 from lightning_cnnviz.render.patches import brief
-from lightning_cnnviz.report import Curve, Gallery, Item, LayerFacts, Report, Row, Scalar, Series, Tile
+from lightning_cnnviz.report import ColorScale, Curve, Gallery, Item, LayerFacts, Report, Row, Scalar, Series, Tile
 
 __all__ = ["filters_report", "filters_scalars"]
 
@@ -76,7 +76,8 @@ def _gallery(layer: LayerFilters, channels: int) -> Gallery:
     else:
         parts += [f"median RMS {brief(layer.median_rms)}"]
         parts += [f"{int(layer.dominant.sum())} dominate", f"{int(layer.near_zero.sum())} near zero"]
-    return Gallery(layer.layer, rows, caption=" · ".join(parts), layer=layer.layer)
+    colors = ColorScale(("#000000", "#ffffff"), f"-{brief(scale)}", brief(scale), "0")
+    return Gallery(layer.layer, rows, caption=" · ".join(parts), layer=layer.layer, scale=colors)
 
 
 def _tiles(kernel: Tensor, scale: float, channels: int) -> tuple[Tile, ...]:

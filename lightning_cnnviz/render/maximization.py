@@ -62,7 +62,11 @@ def maximization_report(layers: Sequence[MaximizedLayer], normalization: Normali
         if layer.task is not None
     ]
     if compared:
-        notes.append(f"8x is 8 times the activation of the strongest of {compared} real images, the last of each row.")
+        notes.append(
+            f'8x is 8 times the activation of the strongest of {compared} real images, the last of each row; "of '
+            'strongest real" is the median of that. "Spread of starts" is how far an objective\'s weakest start ends '
+            "below its best one, in parts of the best, the median over objectives."
+        )
     if any(not invariance.linear for layer in layers for _, invariance in layer.invariances):
         notes.append(
             "Invariance: the optimum is turned on the sphere of inputs of its norm, toward eigenvectors of the "
@@ -163,6 +167,9 @@ def _gallery(layer: MaximizedLayer, normalization: Normalization, compared: int)
         rows.append(Row(caption, tuple(tiles), numbers, channel=channel))
     what = "One start" if optima.starts == 1 else f"{optima.starts} starts, the highest activation first"
     text = f"{what}, {optima.history.shape[1]} steps each; {width} x {height} px"
+    if layer.among is not None:
+        kind = "classes" if not _layer(layer) else "feature maps"
+        text = f"{len(layer.captions)} of {layer.among} {kind}; {text[0].lower()}{text[1:]}"
     if real is not None:
         text += f"; last, the strongest of {compared} real images" if compared else "; last, the strongest real image"
     columns = optima.starts + (real is not None)

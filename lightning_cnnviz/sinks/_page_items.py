@@ -139,7 +139,11 @@ def _head(item: Item) -> dict[str, Any]:
 
 def _describe_gallery(item: Gallery, keys: Mapping[tuple[str, ...], int]) -> dict[str, Any]:
     size = next((_extent(tile) for row in item.rows for tile in row.tiles), (0, 0))
-    form = {"enlarge": item.enlarge, "columns": item.columns, "size": size, "keys": list(keys)}
+    form: dict[str, Any] = {"enlarge": item.enlarge, "columns": item.columns, "size": size, "keys": list(keys)}
+    if item.scale is not None:
+        form["scale"] = [item.scale.colors, item.scale.low, item.scale.middle, item.scale.high]
+    if item.named:
+        form["named"] = True
     channels = [row.channel for row in item.rows]
     return _head(item) | {"numbers": _numbers(item.numbers), **form, "channels": channels}
 

@@ -64,7 +64,7 @@ function drawCurve(item) {
     return put(group, {}, dots);
   });
   const svg = s("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `${item.name}: ${item.caption}` }, grid, lines);
-  const legend = item.series.length > 1 ? h("ul", { class: "legend" }, item.series.map((line, i) => h("li", { class: line.reference ? "reference" : `c${i % 8}` }, line.name))) : null;
+  const legend = item.series.length > 1 ? h("ul", { class: "legend" }, item.series.map((line, i) => h("li", { class: line.reference ? "reference" : `c${i % 8}` }, readable(line.name)))) : null;
   const numbers = () => csv([["series", item.x, item.y, "low", "high"], ...item.series.flatMap((line) => line.x.map((value, j) => [line.name, names[value - 1] ?? value, line.y[j], line.low?.[j], line.high?.[j]]))]);
   return h("figure", { class: "figure chart" }, title, h("p", { class: "soft y-label" }, item.y), svg, legend,
     h("p", { class: "save" }, saving(`${item.name}.csv`, numbers, "CSV"), saving(`${item.name}.svg`, () => standing(svg), "SVG", "image/svg+xml"), savingPng(`${item.name}.png`, () => `data:image/svg+xml,${encodeURIComponent(standing(svg))}`, () => svg.closest("figure"))));

@@ -29,12 +29,14 @@ function fill(node, ...children) {
 const grouped = new Intl.NumberFormat("en", { maximumFractionDigits: 0, useGrouping: true });
 function show(value) {
   if (value === null || value === undefined || Number.isNaN(value)) return "–";
-  if (typeof value !== "number") return String(value);
+  if (typeof value !== "number") return readable(String(value));
   return Number.isInteger(value) ? (Math.abs(value) >= 10_000 ? grouped.format(value) : String(value)) : String(Number(value.toPrecision(4)));
 }
 const words = (name) => name.replaceAll("_", " ");
 // Folders of ImageNet are called n01443537_goldfish: people read the name.
-const className = (name) => words(String(name).replace(/^n\d{8}_/, ""));
+const FOLDER = /^n\d{8}_/;
+const className = (name) => words(String(name).replace(FOLDER, ""));
+const readable = (text) => (FOLDER.test(text) ? className(text) : text);
 const percent = (part) => `${Math.round(100 * part)} %`;
 const facts = (numbers) => numbers.length
   ? h("dl", { class: "facts" }, numbers.map(([name, value]) => h("div", {}, h("dt", {}, words(name)), h("dd", {}, show(value)))))

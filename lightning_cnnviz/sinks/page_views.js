@@ -72,31 +72,36 @@ const columnsFor = (gallery, tiles) => Math.min(gallery.columns ?? Math.ceil(Mat
 const tileText = (tile) => [tile.rank === null || !tile.shows ? "" : `${tile.shows} ${tile.rank + 1}`, tile.caption, ...tile.numbers.map(([name, value]) => `${words(name)} ${name === "label" ? className(value) : show(value)}`)].filter(Boolean).join("\n");
 function tight(gallery, tiles, scale, columns = columnsFor(gallery, tiles.length)) {
   const hard = gallery.enlarge && scale >= 2 ? "pixels" : null;
-  const block = h("span", { class: "tiles" }, tiles.map((tile) => (tile.shows === "empty" ? h("span", {}) : h("span", { class: "tile", title: tileText(tile) }, picture(tile, scale, { class: hard })))));
+  const block = h("span", { class: "tiles" }, tiles.map((tile) => (tile.shows === "empty" ? h("span", {}) : h("span", { class: "tile", title: tileText(tile) }, picture(tile, scale, { class: hard }), gallery.named && tile.caption ? h("span", { class: "name" }, tile.caption) : null))));
   return styled(block, { "--columns": columns });
 }
 // Only the blocks near the window have pictures in them: a layer may have thousands of units.
 function drawGallery(gallery, knowledge) {
   if (!gallery.count) return empty("This gallery has no rows at this look.");
   const first = rowAt(gallery, 0), columns = columnsFor(gallery, first ? first.tiles.length : 9);
-  const side = phone.matches ? 44 : 64, goal = [112, 80, side, ...(gallery.columns ? [side, side, side] : [])][columns - 1] ?? 40;
-  const scale = scaleTo(goal, gallery.size, false);
+  const side = phone.matches ? 44 : 64, goal = [112, 80, gallery.named ? 96 : side, ...(gallery.columns ? [side, side, side] : [])][columns - 1] ?? 40;
+  // Maps that fit as they are stay so, pixel by pixel.
+  const fitted = scaleTo(goal, gallery.size, false), scale = gallery.named && fitted > 0.6 && fitted < 1.5 ? 1 : fitted;
+  const named = gallery.named ? 16 : 0;
   const wide = Math.max(columns * (gallery.size[0] * scale + 2) - 2, 110), lines = Math.ceil((first ? first.tiles.length : 9) / columns);
   const blocks = gallery.channels.map((channel, index) => {
     const block = h(channel === null ? "div" : "a", { class: "feature", "data-testid": `feature-${index}`, "data-index": index, href: channel === null ? null : linkTo({ layer: gallery.layer, unit: channel }) });
     if (channel !== null) block.append(h("strong", {}, `unit ${channel}`));
     return block;
   });
-  const grid = styled(h("div", { class: "features" }, blocks), { "--columns": columns, "--block": `${wide + (phone.matches ? 14 : 18)}px`, "--tall": `${lines * (gallery.size[1] * scale + 2) + 58}px` });
+  const grid = styled(h("div", { class: "features" }, blocks), { "--columns": columns, "--block": `${wide + (phone.matches ? 14 : 18)}px`, "--tall": `${lines * (gallery.size[1] * scale + 2 + named) + 58}px` });
   whenSeen(blocks, async (block) => {
     const row = await fetchRow(gallery, Number(block.dataset.index));
     if (block.isConnected && row) fillBlock(block, gallery, row, scale, knowledge);
   });
-  return [h("p", { class: "soft" }, gallery.caption, gallery.numbers.length ? facts(gallery.numbers) : null), grid];
+  return [h("p", { class: "soft" }, gallery.caption, gallery.numbers.length ? facts(gallery.numbers) : null), gallery.scale ? colorBar(gallery.scale) : null, grid];
+}
+function colorBar([colors, low, middle, high]) {
+  return h("p", { class: "bar soft" }, h("span", {}, low), styled(h("span", { class: "colors" }), { "--colors": colors.join(", ") }), h("span", {}, high, middle ? `, ${middle} in the middle` : ""));
 }
 function fillBlock(block, gallery, row, scale, knowledge) {
   const classes = row.channel === null ? null : knowledge?.layers.get(gallery.layer)?.classes?.[row.channel];
-  block.replaceChildren(tight(gallery, row.tiles, scale), ...[row.channel === null ? row.caption && h("strong", {}, row.caption) : h("strong", {}, `unit ${row.channel}`),
+  block.replaceChildren(tight(gallery, row.tiles, scale), ...[row.channel === null ? row.caption && h("strong", {}, readable(row.caption)) : h("strong", {}, `unit ${row.channel}`),
     facts(row.numbers), classes?.length ? h("span", { class: "soft" }, `driven by ${className(classes[0][0])}, ${percent(classes[0][1])}`) : null].filter(Boolean));
 }
 

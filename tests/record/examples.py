@@ -116,6 +116,7 @@ def drawn(results: list[Any]) -> list[Any]:
         layer_probe_report(scores),
         layer_table_report(table),
         report.Report("filters", title="Filters", items=(picture,), notes=("A note.",), name="mine"),
+        report.ColorScale(("#000000", "#ffffff"), "0", "the largest", "half"),
         report.Step(epoch=3, global_step=70, stage="validate"),
         crop,
         report.Tile(picture.pixels, "a", {"image": 7}, source=crop),

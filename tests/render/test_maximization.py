@@ -81,6 +81,9 @@ def test_starts_stand_strongest_first_with_the_real_image_last() -> None:
     assert isinstance(gallery, Gallery)
     assert (gallery.name, gallery.columns) == ("conv", 4)
     assert [row.caption for row in gallery.rows] == ["channel 0", "channel 1"]
+    of_six = maximization_report([layer(channels=(0, 1), among=6)], PLAIN).items[0]
+    assert isinstance(of_six, Gallery)
+    assert of_six.caption.startswith("2 of 6 feature maps; 3 starts")
     first, second = gallery.rows
     assert [tile.caption for tile in first.tiles] == ["6 = 3x", "5 = 2.5x", "4 = 2x", "real 2"]
     assert [tile.numbers["activation"] for tile in second.tiles] == [2.0, 1.0, -2.0, 4.0]

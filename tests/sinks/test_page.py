@@ -30,6 +30,7 @@ import lightning_cnnviz.sinks.page as page_module
 from lightning_cnnviz.render.figures import figure_pixels, new_figure
 from lightning_cnnviz.render.vector import figure_svg
 from lightning_cnnviz.report import (
+    ColorScale,
     Curve,
     Gallery,
     Histogram,
@@ -1126,6 +1127,47 @@ def test_a_page_in_one_file_needs_no_other(written: PageSink, tmp_path: Path, br
     settled(page)
     assert where(page) == "epoch 2 · step 20"
     assert [url for url in requests if not url.startswith("data:")] == [requests[0]]
+
+
+@pytest.mark.browser
+def test_colors_and_tiles_are_named_and_folders_of_imagenet_read_as_names(tmp_path: Path, browser_page: Any) -> None:
+    sink = PageSink(tmp_path)
+    scale = ColorScale(("#000000", "#ff0000"), "nothing", "for the true class", "half")
+    tiles = tuple(Tile(pixels(k, 64), f"tile {k}") for k in range(3))
+    row = Row("n01443537_goldfish", tiles, {"most probable": "n02002724_black_stork"})
+    sink.write(
+        report(Gallery("maps", (row,), scale=scale, named=True), view="attribution"), Step(epoch=0, global_step=0)
+    )
+    page = at(browser_page, sink, "#/?view=attribution")
+    bar = page.locator(".bar")
+    assert bar.locator("span").all_inner_texts() == ["nothing", "", "for the true class, half in the middle"]
+    assert "rgb(0, 0, 0), rgb(255, 0, 0)" in bar.locator(".colors").evaluate(
+        "node => getComputedStyle(node).backgroundImage"
+    )
+    assert page.locator(".tile .name").all_inner_texts() == ["tile 0", "tile 1", "tile 2"]
+    assert page.get_by_test_id("feature-0").locator("strong").inner_text() == "goldfish"
+    assert "black stork" in page.get_by_test_id("feature-0").inner_text()
+    assert not page.locator("#toolbar").is_visible()  # one look: there is nothing to choose
+
+
+@pytest.mark.browser
+def test_a_dark_page_prints_black_on_white_and_says_what_is_left_out(tmp_path: Path, browser_page: Any) -> None:
+    sink = PageSink(tmp_path)
+    sink.write(report(gallery(features=200)), Step(epoch=0, global_step=0))
+    page = browser_page
+    page.emulate_media(color_scheme="dark")
+    page = at(page, sink, "#/features.0?view=top_patches")
+    ink = "getComputedStyle(document.body).color"
+    assert page.evaluate(ink) == "rgb(236, 237, 240)"
+    there = page.locator(".feature:has(.tiles)").count()
+    page.emulate_media(media="print", color_scheme="dark")
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert page.evaluate(ink) == "rgb(26, 27, 30)"
+    assert 0 < there < 200
+    assert page.locator(".feature:visible").count() == there
+    assert (
+        page.locator(".printed").inner_text() == f"{200 - there} more units are not printed: they were not scrolled to."
+    )
 
 
 @pytest.mark.browser

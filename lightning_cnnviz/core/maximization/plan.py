@@ -43,6 +43,7 @@ class MaximizationPlan:
         size: Channels, height and width of the images that are made.
         task: Of classes: what the network's output means.
         output_fn: Of classes: takes what the network returns, and returns the tensor of scores.
+        among: How many feature maps the layer has, or how many classes there are; None where that is not known.
     """
 
     name: str
@@ -51,6 +52,7 @@ class MaximizationPlan:
     size: tuple[int, int, int]
     task: Task | None = None
     output_fn: OutputFn | None = None
+    among: int | None = None
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -65,6 +67,7 @@ class MaximizedLayer:
         invariances: Of some objectives, by their number.
         channels: Of each objective its feature map; None for a class.
         task: Of classes: what the network's output means.
+        among: How many feature maps the layer has, or how many classes there are; None where that is not known.
     """
 
     name: str
@@ -74,6 +77,7 @@ class MaximizedLayer:
     invariances: tuple[tuple[int, OptimumInvariance], ...] = ()
     channels: tuple[int | None, ...] = ()
     task: Task | None = None
+    among: int | None = None
 
 
 def plan_layers(
@@ -112,6 +116,7 @@ def plan_layers(
                     for channel in channels
                 ),
                 size=unit_input_size(network, maps, size, channels) if objective == "unit" else size,
+                among=maps.shape[0],
             )
         )
     return plans
@@ -168,6 +173,7 @@ def plan_classes(
         size=(images.shape[1], images.shape[2], images.shape[3]),
         task=found.task,
         output_fn=output_fn,
+        among=count,
     )
 
 
@@ -242,4 +248,5 @@ def maximize_plan(
         invariances=tuple(invariances),
         channels=tuple(getattr(objective, "channel", None) for objective in plan.objectives),
         task=plan.task,
+        among=plan.among,
     )
