@@ -83,6 +83,7 @@ from .report import Gallery as Gallery
 from .report import Histogram as Histogram
 from .report import ImageCrop as ImageCrop
 from .report import LayerFacts as LayerFacts
+from .report import NamedCells as NamedCells
 from .report import Picture as Picture
 from .report import Report as Report
 from .report import Row as Row

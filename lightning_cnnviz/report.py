@@ -24,6 +24,7 @@ __all__ = [
     "Item",
     "LateTile",
     "LayerFacts",
+    "NamedCells",
     "Number",
     "Picture",
     "Report",
@@ -181,6 +182,25 @@ class Row:
     channel: int | None = field(default=None, kw_only=True)
 
 
+@dataclass(frozen=True, kw_only=True)
+class NamedCells:
+    """The cells of a picture of a matrix, whose names can be read where a pointer is on one.
+
+    Attributes:
+        box: Left, top, width and height of the matrix, in parts of the picture's.
+        row: What a row is, for example `"true class"`.
+        rows: The rows' names, from above.
+        column: What a column is.
+        columns: The columns' names.
+    """
+
+    box: tuple[float, float, float, float]
+    row: str
+    rows: tuple[str, ...]
+    column: str
+    columns: tuple[str, ...]
+
+
 @dataclass(frozen=True, eq=False)
 class Picture:
     """One picture.
@@ -192,6 +212,7 @@ class Picture:
         layer: The layer that it is about; "" for none.
         plain: The same without words, `(3, H, W)` uint8, for where it stands small among others; None for itself.
         svg: The same as lines and letters, of one shape with it, for readers whose theme may be dark; "" for none.
+        cells: Of a matrix, what its cells are called; None for other pictures.
     """
 
     name: str
@@ -201,6 +222,7 @@ class Picture:
     layer: str = ""
     plain: Tensor | None = None
     svg: str = ""
+    cells: NamedCells | None = None
 
     def __post_init__(self) -> None:
         for pixels in (self.pixels, *([] if self.plain is None else [self.plain])):

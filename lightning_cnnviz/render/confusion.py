@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from lightning_cnnviz.render.figures import (
     shorten,
 )
 from lightning_cnnviz.render.vector import figure_svg
-from lightning_cnnviz.report import Picture, Report, Scalar, Table
+from lightning_cnnviz.report import NamedCells, Picture, Report, Scalar, Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -74,9 +74,10 @@ def confusion_report(
     right = counts.diagonal().sum() / counts.sum()  # NaN where there is no image
     caption = _caption(float(right), int(counts.sum()))
     lost = f"Not finite: {unscored:,} images are left out, since the network's scores of them are NaN or infinite"
-    drawn, svg = _drawn(counts, fractions, seen, names)
+    drawn, svg, box = _drawn(counts, fractions, seen, names)
+    cells = NamedCells(box=box, row="true class", rows=tuple(names), column="taken for", columns=tuple(names))
     items = (
-        Picture("matrix", drawn, caption=f"{caption}. {lost}" if unscored else caption, svg=svg),
+        Picture("matrix", drawn, caption=f"{caption}. {lost}" if unscored else caption, svg=svg, cells=cells),
         _pairs(counts, fractions, names),
         Scalar("accuracy", math.nan if unscored else float(right)),
         Scalar("mean_class_accuracy", math.nan if unscored else float(fractions.diagonal()[seen].mean())),
@@ -153,15 +154,18 @@ class _Size:
         return 72 * self.side / classes / self.font
 
 
-def _drawn(counts: Tensor, fractions: Tensor, seen: Tensor, names: Sequence[str]) -> tuple[Tensor, str]:
-    """Draw the matrix: `(3, H, W)` uint8, and as SVG."""
+def _drawn(
+    counts: Tensor, fractions: Tensor, seen: Tensor, names: Sequence[str]
+) -> tuple[Tensor, str, tuple[float, float, float, float]]:
+    """Draw the matrix: `(3, H, W)` uint8, as SVG, and the box of its cells, see `NamedCells`."""
     with new_figure(_ROUGHLY, _ROUGHLY) as figure:
         axes = _fill(figure, counts, fractions, seen, names, _Size(_ROUGHLY))
         size = _size(len(names), PICTURE_WIDTH - (fit_square(figure, axes, _ROUGHLY)[0] - _ROUGHLY))
     with new_figure(size.side, size.side) as figure:
         axes = _fill(figure, counts, fractions, seen, names, size)
         fit_square(figure, axes, size.side)
-        return figure_pixels(figure), figure_svg(figure)
+        place: Any = axes.get_position()
+        return figure_pixels(figure), figure_svg(figure), (place.x0, 1 - place.y1, place.width, place.height)
 
 
 def _size(classes: int, side: float) -> _Size:

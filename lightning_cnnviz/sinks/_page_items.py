@@ -19,6 +19,7 @@ from lightning_cnnviz.report import (
     ImageCrop,
     Item,
     LayerFacts,
+    NamedCells,
     Number,
     Picture,
     Row,
@@ -118,7 +119,8 @@ def data_uri(content: Content) -> str:
 def _describe(item: Item, put: _Put) -> dict[str, Any]:
     head = _head(item)
     if isinstance(item, Picture):
-        return head | {"picture": put(item.svg or item.pixels), "size": _extent(item)}
+        shown = {"picture": put(item.svg or item.pixels), "size": _extent(item)}
+        return head | shown | ({} if item.cells is None else {"cells": _cells(item.cells)})
     if isinstance(item, Curve):
         series = [_describe_series(series) for series in item.series]
         axis = {"names": item.x_names, "log": item.x_log} if item.x_names or item.x_log else {}
@@ -165,6 +167,11 @@ def _describe_tile(tile: Tile, put: _Put, keys: dict[tuple[str, ...], int]) -> l
     if source is not None and crop is None:
         ends.append([put(source.pixels, shared=True, whole=True), _crop(source)])
     return [name, crop, tile.caption, numbers, *ends]
+
+
+def _cells(cells: NamedCells) -> dict[str, Any]:
+    columns = None if cells.columns == cells.rows else cells.columns
+    return {"box": cells.box, "row": cells.row, "rows": cells.rows, "column": cells.column, "columns": columns}
 
 
 def _describe_series(series: Series) -> dict[str, Any]:

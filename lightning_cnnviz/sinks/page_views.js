@@ -124,6 +124,17 @@ function drawTable(item) {
     item.rows.length ? h("p", { class: "save" }, saving(`${item.name}.csv`, text, "CSV")) : null);
 }
 const linkable = (layer) => Boolean(layer) && allSeries.some((series) => series.looks.some((look) => look.names.some((item) => item.layer === layer)));
+// The names of the cell that a pointer is on: of many classes there is no room for names beside the picture.
+function cellReader(image, { box: [left, top, width, height], row, rows, column, columns }) {
+  const said = h("p", { class: "soft reader", "data-testid": "cell" });
+  image.addEventListener("pointermove", (event) => {
+    const frame = image.getBoundingClientRect(), across = ((event.clientX - frame.left) / frame.width - left) / width, down = ((event.clientY - frame.top) / frame.height - top) / height;
+    const inside = across >= 0 && across < 1 && down >= 0 && down < 1, at = (names, part) => readable(names[Math.floor(part * names.length)]);
+    said.textContent = inside ? `${row} ${at(rows, down)}, ${column} ${at(columns ?? rows, across)}` : "";
+  });
+  image.addEventListener("pointerleave", () => { said.textContent = ""; });
+  return said;
+}
 const FIGURE = 600; // pixels: the width of a figure of several panels
 function drawFigure(item) {
   if (item.kind === "Curve" && item.series) return drawCurve(item);
@@ -136,7 +147,7 @@ function drawFigure(item) {
     const size = item.size ?? [640, 420], scale = kind === "svg" ? Math.min(1, FIGURE / size[0]) : Math.max(scaleTo(320, size, true), 1);
     const image = picture({ picture: item.picture, crop: null, size }, scale, { class: scale > 1 ? "pixels" : null, alt });
     if (kind === "svg") holder.classList.add("vector");
-    return holder.replaceChildren(title, image, h("p", { class: "save" },
+    return holder.replaceChildren(title, image, item.cells ? cellReader(image, item.cells) : "", h("p", { class: "save" },
       h("button", { class: "quiet", "data-testid": `save-${name}`, onclick: () => saveAs(name, uri) }, kind === "svg" ? "SVG" : "Save picture"),
       kind === "svg" ? savingPng(`${item.name}.png`, () => uri, () => holder) : null));
   };

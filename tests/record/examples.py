@@ -116,6 +116,9 @@ def drawn(results: list[Any]) -> list[Any]:
         layer_probe_report(scores),
         layer_table_report(table),
         report.Report("filters", title="Filters", items=(picture,), notes=("A note.",), name="mine"),
+        report.NamedCells(
+            box=(0.1, 0.2, 0.5, 0.5), row="true", rows=("a", "b"), column="taken for", columns=("a", "b")
+        ),
         report.ColorScale(("#000000", "#ffffff"), "0", "the largest", "half"),
         report.Step(epoch=3, global_step=70, stage="validate"),
         crop,

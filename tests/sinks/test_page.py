@@ -27,6 +27,7 @@ import lightning_cnnviz.sinks._page_folder as folder_module
 import lightning_cnnviz.sinks._page_items as page_items
 import lightning_cnnviz.sinks._page_list as list_module
 import lightning_cnnviz.sinks.page as page_module
+from lightning_cnnviz.render.confusion import confusion_report
 from lightning_cnnviz.render.figures import figure_pixels, new_figure
 from lightning_cnnviz.render.vector import figure_svg
 from lightning_cnnviz.report import (
@@ -1148,6 +1149,35 @@ def test_colors_and_tiles_are_named_and_folders_of_imagenet_read_as_names(tmp_pa
     assert page.get_by_test_id("feature-0").locator("strong").inner_text() == "goldfish"
     assert "black stork" in page.get_by_test_id("feature-0").inner_text()
     assert not page.locator("#toolbar").is_visible()  # one look: there is nothing to choose
+
+
+@pytest.mark.browser
+def test_the_classes_of_a_cell_are_read_where_the_pointer_is(tmp_path: Path, browser_page: Any) -> None:
+    sink, names = PageSink(tmp_path), [f"class {number}" for number in range(70)]
+    sink.write(confusion_report(torch.eye(70), names), Step(epoch=0, global_step=0))
+    page = at(browser_page, sink, "#/?view=confusion")
+    image = page.locator("figure.vector img")
+    frame, matrix = image.bounding_box(), confusion_report(torch.eye(70), names).items[0]
+    assert isinstance(matrix, Picture)
+    assert matrix.cells is not None
+    left, top, width, height = matrix.cells.box
+    for row, column in ((0, 0), (69, 69), (3, 41)):
+        across, down = (
+            (left + width * (column + 0.5) / 70) * frame["width"],
+            (top + height * (row + 0.5) / 70) * frame["height"],
+        )
+        page.mouse.move(frame["x"] + across, frame["y"] + down)
+        assert page.get_by_test_id("cell").inner_text() == f"true class class {row}, taken for class {column}"
+    page.mouse.move(frame["x"] + 1, frame["y"] + 1)
+    assert page.get_by_test_id("cell").inner_text() == ""
+    # The dark cells of the drawn matrix are those of its diagonal: the box is where the cells are.
+    drawn = matrix.pixels.float().mean(0)
+    rows, columns = drawn.shape
+    middles = [
+        (round((top + height * (k + 0.5) / 70) * rows), round((left + width * (k + 0.5) / 70) * columns))
+        for k in range(70)
+    ]
+    assert max(float(drawn[place]) for place in middles) < 100
 
 
 @pytest.mark.browser
