@@ -148,7 +148,7 @@ function drawEvolution({ line, now }) {
     for (const each of found) {
       const row = await fetchRow(each.item, each.index), tile = row?.tiles.find(({ shows, rank }) => shows === "patch" && rank === 0);
       if (!tile) continue;
-      button.firstChild.replaceChildren(picture(tile, 88 / Math.max(...tile.size)));
+      button.firstChild.replaceChildren(picture(tile, 96 / Math.max(...tile.size)));
       images[i] = tile.numbers.find(([name]) => name === "dataset index")?.[1] ?? tile.picture;
       for (const j of [i, i + 1]) buttons[j]?.classList.toggle("changed", images[j] !== undefined && images[j - 1] !== undefined && images[j] !== images[j - 1]);
       return;

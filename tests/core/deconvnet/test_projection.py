@@ -410,3 +410,18 @@ def test_a_channel_that_is_set_to_zero_in_place_is_not_seen(method: Any, memory:
     nets = (Silenced(in_place).to(memory_format=memory) for in_place in (True, False))
     found, expected = (project(net, images, units, method=method) for net in nets)
     assert_equal_projections(found, expected)
+
+
+@pytest.mark.parametrize(("scale", "dtype"), [(1.0, torch.float16), (1e-6, torch.float32), (1e7, torch.float32)])
+def test_projections_for_pictures_lose_nothing_that_is_seen(scale: float, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 8, 3)).requires_grad_(False)
+    images, units = torch.rand(2, 1, 20, 20), [Unit(0, "3", 5, 2, 4), Unit(1, "3", 7)]
+    model[3].weight.mul_(scale)
+    projector = Projector(model, select_layers(model, ["3"]))
+    exact, rounded = projector.project(images, units), projector.project(images, units, for_pictures=True)
+    assert torch.equal(exact.boxes, rounded.boxes)
+    for one, other in zip(exact.pixels, rounded.pixels, strict=True):
+        assert one.dtype == torch.float32
+        assert other.dtype == dtype
+        assert float((one - other.float()).abs().max()) <= 2**-11 * float(one.abs().max())
