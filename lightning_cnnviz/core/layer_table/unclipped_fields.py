@@ -101,10 +101,21 @@ class UnclippedFields:
         there = strip.operations[position] if position < len(strip.operations) else None
         if there is not None and _alike(here, there) and there.lines is not None:
             measured = _measured(there, strip)
-            if measured is not None:
+            if measured is not None and not self._grows(here, measured, axis):
                 return measured
         assert here.lines is not None  # see `of`
         return _measured_here(here.lines[axis], self._size[axis])
+
+    def _grows(self, here: Operation, measured: _Axis, axis: int) -> bool:
+        """Whether a field is one of the long image alone, as where halves of a map become channels: it grows with it.
+
+        Then units of the image itself see less than that, and yet no border cuts them.
+        """
+        length = self._size[axis]
+        if here.lines is None or measured.size is None or measured.size <= 1.5 * length:
+            return False
+        own = _measured_here(here.lines[axis], length)
+        return not own.clipped and own.size is not None and own.size < length
 
 
 def _all(numbers: list[Fraction | None]) -> tuple[float, ...] | None:

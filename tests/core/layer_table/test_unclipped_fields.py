@@ -207,3 +207,31 @@ def test_strips_end_where_a_recurrent_layer_begins(kind: Any, monkeypatch: pytes
     assert (rows["conv"].receptive_field, rows["conv"].clipped) == ((3, 3), False)
     assert rows["fc"].receptive_field == (None, None)
     assert not model.recurrent._forward_pre_hooks
+
+
+class Halves(nn.Module):
+    """Makes the upper and the lower half of its maps channels of one map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.after = nn.Conv2d(2, 3, 3), nn.Conv2d(6, 2, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.before(images)
+        count, channels, height, width = maps.shape
+        halves = maps.view(count, channels, 2, height // 2, width).transpose(1, 2)
+        made: Tensor = self.after(halves.reshape(count, 2 * channels, height // 2, width))
+        return made
+
+
+@pytest.mark.parametrize("size", [22, 42, 130])
+def test_a_field_that_grows_with_the_image_is_that_of_the_image(size: int) -> None:
+    rows = {row.layer: row for row in layer_table(Halves(), (2, size, size)).rows}
+    # From the first row of a window in the upper half to the last one in the lower: half of the map apart.
+    assert rows["after"].receptive_field == ((size - 2) // 2 + 5, 5)
+    model, image = Halves().double(), torch.rand(1, 2, size, size, dtype=torch.float64, requires_grad=True)
+    made = model(image)
+    unit = made[0, :, made.shape[2] // 2, made.shape[3] // 2].sum()
+    reached = torch.autograd.grad(unit, image)[0][0].ne(0).any(0)
+    spans = tuple(int(lines.nonzero().max() - lines.nonzero().min()) + 1 for lines in (reached.any(1), reached.any(0)))
+    assert rows["after"].receptive_field == spans
