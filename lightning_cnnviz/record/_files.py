@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import safetensors
-import torch
 from torch import Tensor
 
 from lightning_cnnviz.files import whole_file, write_file
-from lightning_cnnviz.record._tensors import tensor_name
+from lightning_cnnviz.record._tensors import tensor_name, write_tensors
 
 try:
     import fcntl
@@ -39,10 +38,6 @@ _MOST_JSON = 64_000_000
 _MOST_NODES = 4_000_000
 _MOST_HEADER = 100_000_000
 
-_DTYPES = {
-    **{torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.bool: "BOOL"},
-    **{torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8"},
-}
 _PATIENCE = 10.0  # seconds
 _MOST_OPEN = 32  # packs at a time
 
@@ -122,19 +117,8 @@ def write_pack(path: Path, tensors: Mapping[str, Tensor], *, lasting: bool = Tru
     Raises:
         OSError: It cannot be written.
     """
-    heads: dict[str, Any] = {}
-    end = 0
-    for name, tensor in sorted(tensors.items(), key=lambda pair: (-pair[1].itemsize, pair[0])):
-        start, end = end, end + tensor.nbytes
-        heads[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
-    header = json.dumps(heads, separators=(",", ":")).encode()
-    header += b" " * (-len(header) % 8)
     with whole_file(path, lasting=lasting) as file:
-        file.write(len(header).to_bytes(8, "little") + header)
-        for name in heads:
-            # One by one: safetensors' own writer holds them all a second time.
-            file.write(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return 8 + len(header) + end
+        return write_tensors(file, tensors)
 
 
 class Packs:

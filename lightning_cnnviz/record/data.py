@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import safetensors
-import safetensors.torch
 from torch import Tensor
 
 from lightning_cnnviz import __version__
 from lightning_cnnviz.files import whole_file
 from lightning_cnnviz.record._files import check_header, check_json_size, open_tensors, read_tensor
 from lightning_cnnviz.record._plain import plain
+from lightning_cnnviz.record._tensors import write_tensors
 from lightning_cnnviz.record._tree import SCHEMA, from_tree, to_tree
 
 __all__ = ["SCHEMA", "from_tree", "load", "plain", "save", "to_tree"]
@@ -51,8 +51,7 @@ def save(result: Any, path: str | os.PathLike[str]) -> Path:
     try:
         check_json_size(text)
         with whole_file(path) as file:
-            # Not save_file, which makes a file of its own, under a name and with permissions of its own.
-            file.write(safetensors.torch.save(tensors, metadata={_KEY: text}))
+            write_tensors(file, tensors, {_KEY: text})
             file.flush()
             check_header(Path(file.name))
     except ValueError as error:

@@ -48,7 +48,7 @@ def attribution_report(
         class_names: Names of the classes.
         notes: What else a reader needs to know, for example how the network's input is shown.
     """
-    untouched = result.untouched
+    untouched, signed = result.untouched, bool((result.maps < 0).any())
     rows = []
     for number, (image, index) in enumerate(zip(pixels, indices, strict=True)):
         figures: dict[str, Number] = {untouched.quantity: float(untouched.probabilities[number])}
@@ -60,7 +60,6 @@ def attribution_report(
             rows.append(Row(target, (Tile(image, "not finite", figures),), figures))
             continue
         values, scale = _scaled(result, number)
-        signed = bool((values < 0).any())
         blank = torch.full_like(image, 255 if signed else 0)
         tiles = (
             Tile(image, "image", figures),
@@ -70,12 +69,10 @@ def attribution_report(
         rows.append(Row(target_label(untouched, number, class_names), tiles, figures))
     of_layer = f" of {result.layer}" if result.layer else ""
     caption = f"{_TITLES[result.method]}{of_layer}: what speaks for the {untouched.target_name} of each image"
-    colors = color_scale(f"the {untouched.target_name}", signed=_is_signed(result))
+    colors = color_scale(f"the {untouched.target_name}", signed=signed)
     gallery = Gallery(result.method, tuple(rows), caption=caption, enlarge=False, columns=3, scale=colors, named=True)
     items: tuple[Item, ...] = (gallery,)
-    explained = (
-        "Red speaks for the class and blue against it" if _is_signed(result) else "Brighter speaks for the class"
-    )
+    explained = "Red speaks for the class and blue against it" if signed else "Brighter speaks for the class"
     scaled = f"{explained}, each image scaled by itself: its strongest 0.5 % of pixels have the full color."
     strange = (*scores_note(untouched), *_gradients_note(result), *layer_notes(result.layer, result.layers_behind))
     explanations = (*strange, scaled, *task_notes(untouched, class_names))
@@ -85,10 +82,6 @@ def attribution_report(
 def _gradients_note(result: AttributionMaps) -> tuple[str, ...]:
     lost = int((~result.maps.flatten(1).isfinite().all(1) & result.untouched.scored).sum())
     return (f"Not finite: gradients are NaN or infinite for {lost} of {len(result.maps)} images.",) if lost else ()
-
-
-def _is_signed(result: AttributionMaps) -> bool:
-    return bool((result.maps < 0).any())
 
 
 def _scaled(result: AttributionMaps, number: int) -> tuple[Tensor, float]:

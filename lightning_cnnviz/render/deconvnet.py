@@ -121,7 +121,7 @@ def _unit_gallery(projection: Projection, layer: str, pixels: Sequence[Tensor]) 
         unit, box = projection.units[place], projection.boxes[place]
         known = {"image": unit.image, "row": unit.row, "column": unit.column, "activation": unit.activation}
         numbers: dict[str, Number] = {name: value for name, value in known.items() if value is not None}
-        projected = place_patch(to_gray_centered(projection.pixels[place]), box, size)
+        projected = _placed(projection.pixels[place], box, size)
         tiles = [Tile(projected, numbers=numbers, shows="projection", rank=0)]
         if pixels:
             top, left, bottom, right = box.tolist()
@@ -144,10 +144,10 @@ def _gallery(layer: LayerTopPatches, projections: Iterator[Tensor], k: int, meth
             numbers = numbers_of_unit(layer, feature, rank) | crops.file(layer, feature, rank)
             box = layer.boxes[feature, rank]
             values = next(projections)
-            scale = {"full contrast": scale_of(values)}
+            scale = scale_of(values)
             # Without captions: the room is for the pictures.
-            draw = partial(_placed, values, box, size)
-            first = LateTile(draw, size, numbers=numbers | scale, shows="projection", rank=rank)
+            draw = partial(_placed, values, box, size, scale)
+            first = LateTile(draw, size, numbers=numbers | {"full contrast": scale}, shows="projection", rank=rank)
             pairs.append((first, crops.tile(layer, feature, rank, size, numbers=numbers)))
         row = Row(f"feature {feature}", _side_by_side(pairs), numbers_of_row(layer, feature), channel=feature)
         rows.append(row)
@@ -160,8 +160,8 @@ def _gallery(layer: LayerTopPatches, projections: Iterator[Tensor], k: int, meth
     return Gallery(layer.layer, tuple(rows), caption=caption, columns=columns, tile_side=_SIDE, layer=layer.layer)
 
 
-def _placed(values: Tensor, box: Tensor, size: tuple[int, int]) -> Tensor:
-    return place_patch(to_gray_centered(values), box, size)
+def _placed(values: Tensor, box: Tensor, size: tuple[int, int], scale: float | None = None) -> Tensor:
+    return place_patch(to_gray_centered(values, scale), box, size)
 
 
 def _evolution(layer: LayerTopPatches, looks: Mapping[int, Sequence[FirstRanked]]) -> Gallery:

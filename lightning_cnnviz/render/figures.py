@@ -55,6 +55,7 @@ PICTURE_WIDTH, LEAST_FONT = 7.27, 10.5
 
 _DPI = 110
 _MARGIN = 0.12  # inches
+_COLORS_OF_SCALE = 17  # one of them in the middle
 # Above and below zero: bright enough to be seen on a dark image.
 _FOR, _AGAINST = (230, 40, 30), (40, 110, 240)
 
@@ -260,15 +261,13 @@ def overlaid(pixels: Tensor, values: Tensor, *, signed: bool) -> Tensor:
 
 
 def color_scale(what: str, *, signed: bool) -> ColorScale:
-    """Return what the colors of `overlaid` stand for, on no image."""
-    if signed:
-        against, for_it = (f"#{red:02x}{green:02x}{blue:02x}" for red, green, blue in (_AGAINST, _FOR))
-        return ColorScale((against, "#ffffff", for_it), f"against {what}", f"for {what}", "nothing")
-    from matplotlib import colormaps
-    from matplotlib.colors import to_hex
-
-    colors = tuple(to_hex(colormaps["inferno"](part / 8)) for part in range(9))
-    return ColorScale(colors, "nothing", f"for {what}")
+    """Return what the colors of `overlaid` stand for, on white if signed, else on black."""
+    values = torch.linspace(-1 if signed else 0, 1, _COLORS_OF_SCALE)[None]
+    blank = torch.full((3, *values.shape), 255 if signed else 0, dtype=torch.uint8)
+    shown = overlaid(blank, values, signed=signed)[:, 0].T.tolist()
+    colors = tuple(f"#{red:02x}{green:02x}{blue:02x}" for red, green, blue in shown)
+    low, middle = (f"against {what}", "nothing") if signed else ("nothing", "")
+    return ColorScale(colors, low, f"for {what}", middle)
 
 
 def _level(color: tuple[int, int, int]) -> Tensor:

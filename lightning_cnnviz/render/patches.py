@@ -39,12 +39,13 @@ _CONTRAST = 0.995
 _OUTSIDE = (203, 213, 232)
 
 
-def to_gray_centered(pixels: Tensor) -> Tensor:
+def to_gray_centered(pixels: Tensor, scale: float | None = None) -> Tensor:
     """Show values of either sign `(C, H, W)` as pixels `(3, H, W)` uint8: zero and NaN are mid-gray; one scale.
 
-    Three channels are shown as colors, any other number by their mean. The scale is a high percentile of the magnitude.
+    Three channels are shown as colors, any other number by their mean. The scale is a high percentile of the magnitude,
+    that of `scale_of`, which need not be found again where it is known.
     """
-    values, scale = _shown(pixels), scale_of(pixels)
+    values, scale = _shown(pixels), scale_of(pixels) if scale is None else scale
     if not scale > 0:
         return torch.full(values.shape, 128, dtype=torch.uint8)
     return (127.5 + 127.5 * (values / scale).nan_to_num(0).clamp(-1, 1)).round().to(torch.uint8).contiguous()

@@ -212,7 +212,9 @@ const hasPictures = (row) => row !== null && [...row.packs, ...row.wholes].every
 const fetchPictures = (item) => Promise.all((item.packs ?? []).map((pack) => load(packFile(pack))));
 
 // Forget the pictures that were loaded first, except those of these packs.
-function forget(needed) {
+let needed = new Set();
+function forget(packsNow = needed) {
+  needed = packsNow;
   for (const [pack, names] of packs) {
     if (characters <= mostCharacters) return;
     if (needed.has(pack)) continue;

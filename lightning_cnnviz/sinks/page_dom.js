@@ -80,7 +80,10 @@ function wholeImage({ picture: name, crop }, side, alt) {
 let arriving = 0; // what is on its way to places that are drawn already
 function underWay(work) {
   arriving += 1;
-  return Promise.resolve(work).finally(() => { arriving -= 1; });
+  return Promise.resolve(work).finally(() => {
+    arriving -= 1;
+    if (!arriving) forget(); // what came late, as thumbs do, counts too
+  });
 }
 // Calls `arrive` for each node once, when it comes near the window.
 function whenSeen(nodes, arrive) {
@@ -92,12 +95,13 @@ function whenSeen(nodes, arrive) {
   }, { rootMargin: "300px" });
   nodes.forEach((node) => watch.observe(node));
 }
-// What a person takes away.
+// Print says what is not on it.
 addEventListener("beforeprint", () => {
   const left = document.querySelectorAll("main .feature:not(:has(.tiles, .sides))").length;
   document.querySelectorAll("main .printed").forEach((node) => node.remove());
   if (left) document.querySelector("main").append(h("p", { class: "printed" }, `${left} more ${left > 1 ? "units are" : "unit is"} not printed: they were not scrolled to.`));
 });
+// What a person takes away.
 function saving(name, text, label, type = "text/csv") {
   return h("button", { class: "quiet", "data-testid": `save-${name}`, onclick: () => saveAs(name, URL.createObjectURL(new Blob([text()], { type }))) }, label);
 }

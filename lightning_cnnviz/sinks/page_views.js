@@ -79,7 +79,7 @@ function tight(gallery, tiles, scale, columns = columnsFor(gallery, tiles.length
 function drawGallery(gallery, knowledge) {
   if (!gallery.count) return empty("This gallery has no rows at this look.");
   const first = rowAt(gallery, 0), columns = columnsFor(gallery, first ? first.tiles.length : 9);
-  const side = phone.matches ? 44 : 64, goal = [112, 80, gallery.named ? 96 : side, ...(gallery.columns ? [side, side, side] : [])][columns - 1] ?? 40;
+  const side = phone.matches ? 44 : 64, goal = gallery.named ? 96 : [112, 80, side, ...(gallery.columns ? [side, side, side] : [])][columns - 1] ?? 40;
   // Maps that fit as they are stay so, pixel by pixel.
   const fitted = scaleTo(goal, gallery.size, false), scale = gallery.named && fitted > 0.6 && fitted < 1.5 ? 1 : fitted;
   const named = gallery.named ? 16 : 0;

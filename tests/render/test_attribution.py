@@ -56,6 +56,24 @@ def test_where_nothing_speaks_the_image_shows_and_the_strongest_has_the_full_col
     assert report.notes[0].startswith("Red speaks for the class and blue against it")
 
 
+@pytest.mark.parametrize("signed", [False, True])
+def test_the_color_bar_has_the_colors_of_the_map_by_itself(signed: bool) -> None:
+    maps = torch.zeros(2, 1, 12, 16)
+    maps[:, :, 2:6, 3:9] = 1.0
+    maps[:, :, 6:8, 3:9] = 0.5
+    maps[0, :, 8:10, 3:9] = -1.0 if signed else 0.0  # the other image has no value below zero, and the same colors
+    found = gallery(attribution_report(attributions("integrated_gradients", maps), shown(), [0, 1]))
+    assert found.scale is not None
+    assert found.named
+    for row in found.rows:
+        alone = row.tiles[2].pixels
+        at = [f"#{red:02x}{green:02x}{blue:02x}" for red, green, blue in (alone[:, y, 5].tolist() for y in (0, 6, 3))]
+        if signed:
+            assert at == [found.scale.colors[8], found.scale.colors[12], found.scale.colors[16]]
+        else:
+            assert at == [found.scale.colors[0], found.scale.colors[8], found.scale.colors[16]]
+
+
 def test_saliency_shows_the_largest_channel_and_the_others_their_sum() -> None:
     maps = torch.zeros(1, 3, 12, 16)
     maps[0, 0, 2] = 1.0

@@ -101,21 +101,21 @@ class UnclippedFields:
         there = strip.operations[position] if position < len(strip.operations) else None
         if there is not None and _alike(here, there) and there.lines is not None:
             measured = _measured(there, strip)
-            if measured is not None and not self._grows(here, measured, axis):
-                return measured
+            if measured is not None:
+                return self._on_image(here, axis, measured)
         assert here.lines is not None  # see `of`
         return _measured_here(here.lines[axis], self._size[axis])
 
-    def _grows(self, here: Operation, measured: _Axis, axis: int) -> bool:
-        """Whether a field is one of the long image alone, as where halves of a map become channels: it grows with it.
+    def _on_image(self, here: Operation, axis: int, measured: _Axis) -> _Axis:
+        """A field as measured on the long image; of one that grows with the image, as on the image itself.
 
-        Then units of the image itself see less than that, and yet no border cuts them.
+        Where halves of a map become channels, units of the image see less, and yet no border cuts them.
         """
         length = self._size[axis]
         if here.lines is None or measured.size is None or measured.size <= 1.5 * length:
-            return False
+            return measured
         own = _measured_here(here.lines[axis], length)
-        return not own.clipped and own.size is not None and own.size < length
+        return own if not own.clipped and own.size is not None and own.size < length else measured
 
 
 def _all(numbers: list[Fraction | None]) -> tuple[float, ...] | None:
