@@ -21,7 +21,7 @@ _BYTES = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def stored_tensor(tensor: Tensor) -> tuple[Tensor, str]:
-    """Return a tensor as it is kept, alone in its memory, and the dtype that is to be noted (or "").
+    """Return a tensor as it is kept, on the CPU and contiguous, and the dtype that is to be noted (or "").
 
     Raises:
         RuntimeError, NotImplementedError, TypeError: It has no values of its own: it is sparse or quantized, or on
@@ -30,8 +30,6 @@ def stored_tensor(tensor: Tensor) -> tuple[Tensor, str]:
     if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta or tensor.is_nested:
         raise TypeError(f"{tensor.layout}, {tensor.dtype} on {tensor.device}")
     values = tensor.detach().as_subclass(Tensor).cpu().resolve_conj().resolve_neg().contiguous()
-    if values.untyped_storage().nbytes() != values.nbytes:
-        values = values.clone()  # a view would keep, and hand over, all that it is a view of
     dtype = values.dtype
     if dtype in _NAMES:
         return values, ""

@@ -248,10 +248,11 @@ class Projector:
             groups.setdefault(tuple(images[unit.image].shape), []).append(number)
         with analysis_mode(self._model):
             boxes = torch.zeros(len(units), 4, dtype=torch.int64)
-            results = _Results(list(units), [None] * len(units), boxes, _rounded if for_pictures else _as_they_are)
+            results = _Results(list(units), boxes, _rounded if for_pictures else _as_they_are)
             work = [piece for shape, members in groups.items() for piece in self._plan(images, units, members, device)]
             for run in progress(work) if progress is not None else work:
                 run(results)
+                results.settle()
         sizes = torch.tensor([list(images[unit.image].shape[-2:]) for unit in units]).view(-1, 2)
         pixels = tuple(pixels for pixels in results.pixels if pixels is not None)
         units = tuple(results.units)
@@ -395,7 +396,7 @@ class Projector:
                 pixels = (pixels.cpu() if pixels.device.type != "cpu" else pixels) * strengths.view(-1, 1, 1, 1)
                 places = zip(members[part], boxes[part].tolist(), tops.tolist(), lefts.tolist(), strict=True)
                 for values, (number, box, top, left) in zip(pixels, places, strict=True):
-                    results.pixels[number] = results.kept(_cut(values, box, top, left))
+                    results.keep(number, _cut(values, box, top, left))
 
             in_chunks(project, len(members), self._together(tape, name, len(members)), "unit")
 
@@ -490,14 +491,45 @@ class _Way:
     batched: bool
 
 
-@dataclass
 class _Results:
-    """What has been projected so far."""
+    """What has been projected so far.
 
-    units: list[Unit]
-    pixels: list[Tensor | None]
-    boxes: Tensor
-    kept: Callable[[Tensor], Tensor]
+    Args:
+        units: The units.
+        boxes: `(U, 4)` int64, to be filled in.
+        rounded: What is kept of pixels.
+
+    Attributes:
+        pixels: Of each unit; None where it has not been projected yet.
+    """
+
+    def __init__(self, units: list[Unit], boxes: Tensor, rounded: Callable[[Tensor], Tensor]) -> None:
+        self.units, self.boxes, self._rounded = units, boxes, rounded
+        self.pixels: list[Tensor | None] = [None] * len(units)
+        self._loose: list[int] = []
+
+    def keep(self, number: int, pixels: Tensor) -> None:
+        """Keep the pixels of a unit."""
+        self.pixels[number] = self._rounded(pixels)
+        self._loose.append(number)
+
+    def settle(self) -> None:
+        """Put what was kept since the last time side by side into one piece of memory.
+
+        Thousands of small ones, each among what the network needed at that moment, leave gaps that nobody can use: of
+        2.0 GB of projections, 2.9 GB.
+        """
+        kinds: dict[torch.dtype, list[tuple[int, Tensor]]] = {}
+        for number in self._loose:
+            pixels = self.pixels[number]
+            if pixels is not None:
+                kinds.setdefault(pixels.dtype, []).append((number, pixels))
+        for members in kinds.values():
+            together = torch.cat([pixels.flatten() for _, pixels in members])
+            parts = together.split([pixels.numel() for _, pixels in members])
+            for (number, pixels), part in zip(members, parts, strict=True):
+                self.pixels[number] = part.view(pixels.shape)
+        self._loose = []
 
 
 def _as_they_are(pixels: Tensor) -> Tensor:
