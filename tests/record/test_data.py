@@ -186,7 +186,7 @@ def test_only_what_a_view_shows_is_kept(tmp_path: Path) -> None:
     views = [storage[3], storage[:, 5], storage[0, 0], storage[2].expand(4, 100), storage[::2, ::50], storage[:0]]
     tree, tensors = to_tree(views)
     assert max(tensor.nbytes for tensor in tensors.values()) == 4 * 1000
-    assert save(tuple(views), tmp_path / "x").stat().st_size < 8_000
+    assert save(tuple(views), tmp_path / "x").stat().st_size < 12_000
     assert differences(from_tree(tree, tensors.__getitem__), [view.contiguous() for view in views]) == []
 
 
