@@ -117,6 +117,11 @@ class LookIdentity:
         )
 
     @property
+    def source(self) -> str:
+        """What tells its reports from all others, see `Report.source`."""
+        return f"{self.view}/{self.name}" if self.name else self.view
+
+    @property
     def described_as(self) -> str:
         """What the monitor is called, in what is said of it once a run."""
         return f"{self.monitor}/{self.name}" if self.name else self.monitor

@@ -65,6 +65,13 @@ class Sink(ABC):
     def keep_account(self, folder: Path) -> None:  # noqa: B027 - most sinks keep none
         """Note in a record's folder what has been shown, where that is of use later; called after `open`."""
 
+    def shows(self, source: str, step: Step) -> bool:
+        """Whether a look of this source (see `Report.source`) is there already; True where that is not known.
+
+        A run that goes on after it was killed draws again what was not; called after `open`.
+        """
+        return True
+
     @abstractmethod
     def write(self, report: Report, step: Step) -> None:
         """Show one report, taken at `step`."""

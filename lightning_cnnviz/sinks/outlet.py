@@ -22,6 +22,7 @@ from lightning_cnnviz.sinks.base import Sink, sink_kinds
 __all__ = ["Outlet", "log_folder", "look_facts", "show_once"]
 
 log = logging.getLogger("lightning_cnnviz")
+_MOST_MISSING = 8  # looks that a run which goes on draws again, since nobody had when it was killed
 # Python prints no information unless it is told to; Lightning tells it to for its own logger.
 printed_log = logging.getLogger("lightning.pytorch")
 
@@ -79,7 +80,7 @@ class Outlet:
         self.who, self.sinks, self.raises = who, sinks, raises
         self._opened: list[Sink] = []
         self._loggers: Sequence[Any] = ()
-        self._beside = self._has_shown = self._is_user = False
+        self._beside = self._has_shown = self._is_user = self._goes_on = False
         self._keeper: Keeper | None = None
         self._last: Callable[[bool], None] | None = None
         self._shared = _Shared()
@@ -162,7 +163,7 @@ class Outlet:
 
     def resume(self, run: str, record: str) -> None:
         """Go on with a run from a checkpoint, in its record, where that is still there and no other place was given."""
-        self._shared.run = run
+        self._shared.run, self._goes_on = run, True
         if not self.is_open or self.record is None or self.sinks is not None or not Path(record).is_dir():
             return
         if Path(record).resolve() != self.record.folder.resolve():
@@ -188,9 +189,11 @@ class Outlet:
             self._describe(identity, seen)
         look = self._keeper.keep(identity, seen)
         step = identity.step
-        if look is not None and self._beside and draw is None and self._drawer.is_beside and not self.raises:
-            job = DrawingJob(step=step, encoders=(), folder=look.record.folder.resolve(), look=look.id)
-            show = partial(self._submit, job)
+        beside = self._beside and draw is None and not self.raises and self._drawer.is_beside
+        if look is not None and self._goes_on:
+            self._draw_missing(look, beside=beside)
+        if look is not None and beside:
+            show = partial(self._submit, self._opened, _job_of(look))
         else:
             carried = Carried(self._keeper.record.before(identity))
             show = partial(self._draw, identity, seen, carried, step)
@@ -198,7 +201,22 @@ class Outlet:
             show(False)
         else:
             self._write(replace(draw(), name=identity.name), step)
-        self._last = show
+        self._last, self._goes_on = show, False
+
+    def _draw_missing(self, look: RecordedLook, *, beside: bool) -> None:
+        """Draw what had not been drawn when a run was killed: of the looks before one, those at the end."""
+        for sink in self._opened:
+            missing: list[RecordedLook] = []
+            for earlier in reversed(look.earlier()):
+                if len(missing) == _MOST_MISSING or sink.shows(earlier.identity.source, earlier.step):
+                    break
+                missing.append(earlier)
+            for earlier in reversed(missing):
+                if beside:
+                    self._submit([sink], _job_of(earlier), False)
+                    continue
+                with suppress(ValueError):  # damaged
+                    self._shared.destinations[sink].encode_and_put(self.who, earlier.report(), earlier.step)
 
     def _describe(self, identity: LookIdentity, seen: Seen) -> None:
         """Tell sinks what the monitor was made with, and what it has found to look at."""
@@ -307,9 +325,9 @@ class Outlet:
             self._shared.drawer = Drawer()
         return self._shared.drawer
 
-    def _submit(self, job: DrawingJob, last: bool) -> None:
-        """Let a look be drawn and encoded in another process."""
-        sinks = list(self._opened)
+    def _submit(self, sinks: Sequence[Sink], job: DrawingJob, last: bool) -> None:
+        """Let a look be drawn and encoded in another process, for some sinks."""
+        sinks = list(sinks)
         # Only what that process can import; other sinks encode here.
         encoders = tuple(sink.encode if _is_ours(sink.encode) else Sink.encode for sink in sinks)
 
@@ -336,6 +354,10 @@ class Outlet:
         for sink in self._opened:
             self._shared.destinations[sink].encode_and_put(self.who, report, step, raises=self.raises)
         self._has_shown |= self.is_open
+
+
+def _job_of(look: RecordedLook) -> DrawingJob:
+    return DrawingJob(step=look.step, encoders=(), folder=look.record.folder.resolve(), look=look.id)
 
 
 def look_facts(identity: LookIdentity, seen: Seen) -> dict[str, Any]:

@@ -14,10 +14,18 @@ from record.looks import tree_of
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_cnnviz import DeconvnetMonitor, FilterMonitor, LayerProbeMonitor, OcclusionMonitor, TopPatchesMonitor
+from lightning_cnnviz import (
+    DeconvnetMonitor,
+    FilterMonitor,
+    LayerProbeMonitor,
+    OcclusionMonitor,
+    PageSink,
+    TopPatchesMonitor,
+)
 from lightning_cnnviz.record.data import plain
 from lightning_cnnviz.record.store import Record, RecordedLook
-from lightning_cnnviz.report import Gallery, Scalar
+from lightning_cnnviz.report import Gallery, Scalar, Step
+from lightning_cnnviz.sinks._page_folder import PageFolder
 
 
 def monitors() -> list[Any]:
@@ -94,6 +102,33 @@ def test_looks_that_a_resumed_run_takes_again_count_once(tmp_path: Path) -> None
     assert [look.epoch for look in last] == [1, 2, 3, 4, 3, 4]
     assert [look.epoch for look in last[-1].earlier()] == [1, 2, 3]
     assert last[-1].earlier()[-1] is last[4]
+
+
+@pytest.mark.fault(
+    "processes",
+    "a training ends, with SIGKILL say, before its last looks are drawn, and is resumed",
+    "they are drawn then: the page has every look that the record has",
+)
+@pytest.mark.parametrize("kept", [0, 1, 2])
+def test_looks_that_were_not_drawn_when_a_run_ended_are_drawn_when_it_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: int
+) -> None:
+    write, dead = PageSink.write_encoded, False
+
+    def until_the_end(self: PageSink, content: Any, step: Step) -> None:
+        if not (dead and step.epoch > kept):
+            write(self, content, step)
+
+    monkeypatch.setattr(PageSink, "write_encoded", until_the_end)
+    dead = True
+    fitted(tmp_path, 3).save_checkpoint(tmp_path / "last.ckpt")
+    dead = False
+    fitted(tmp_path, 4, tmp_path / "last.ckpt")
+    (page,) = tmp_path.rglob("index.html")
+    folder = PageFolder(page.parent)
+    folder.scan()
+    there = sorted({(head.source, head.epoch) for head in folder.heads.values()})
+    assert there == sorted((look.identity.source, look.epoch) for look in looks(tmp_path))
 
 
 @pytest.mark.fault(
