@@ -31,7 +31,7 @@ from lightning_cnnviz.callbacks import (
     OcclusionMonitor,
     TopPatchesMonitor,
 )
-from lightning_cnnviz.core.network.classification import classify
+from lightning_cnnviz.core.network.classification import Classified, classify
 from lightning_cnnviz.core.network.hooks import analysis_mode, model_device
 from lightning_cnnviz.core.network.layers import why_no_convolution
 from lightning_cnnviz.core.network.suggestions import suggestion
@@ -249,8 +249,9 @@ def explore(
     What each view has computed is kept in the record beside the page. Of the same weights, images and arguments, no
     view is computed again: an exploration that was interrupted goes on.
 
-    Where the images have as many classes as the network, they are taken to be the same ones. Else, class scores are
-    those of the class that the network gives each image.
+    Where the images have as many classes as the network, they are taken to be the same ones; a network of one score
+    tells two. Else, class scores are those of the class that the network gives each image, or its value where it has
+    one score; of a network that gives each pixel a class, those of the class of the most pixels.
 
     Args:
         network: Takes images `(N, C, H, W)`; left as it was.
@@ -399,8 +400,8 @@ def _left_out(network: nn.Module, images: LabeledImages) -> dict[str, str]:
         left_out["layer_probe"] = "it needs images of two classes or more, in a folder for each class"
     elif min(images.targets.count(label) for label in labels) < _LEAST:
         left_out["layer_probe"] = f"it needs {_LEAST} images of each class"
-    if _outputs(network, images) is None:
-        left_out |= dict.fromkeys(_OF_CLASSES, "the network returns no class scores (N, classes)")
+    if _classified(network, images) is None:
+        left_out |= dict.fromkeys(_OF_CLASSES, "the network returns no scores of classes, and no values")
     return left_out
 
 
@@ -410,23 +411,34 @@ _OF_CLASSES = ("invariance", "occlusion", "attribution")
 
 def _sample_options(network: nn.Module, images: LabeledImages) -> dict[str, Any]:
     """The data of views of class scores: the images with their classes, where these are the network's own."""
-    if images.targets and min(images.targets) >= 0 and len(images.classes) == _outputs(network, images):
+    found = _classified(network, images)
+    if found is not None and found.task.kind != "segmentation" and _are_labeled(images, found.classes):
         return {}
     # Names of other classes than the network's would be put to its numbers.
     return {"data": _loader(images.without_classes()), "batch_fn": _images_alone}
 
 
-def _outputs(network: nn.Module, images: LabeledImages) -> int | None:
-    """The number of the network's classes; None where it returns no scores of classes."""
-    image = images[0][0][None].to(model_device(network))
+def _are_labeled(images: LabeledImages, classes: int) -> bool:
+    """Whether each image has one of so many classes, and there are no others."""
+    return bool(images.targets) and min(images.targets) >= 0 and len(images.classes) == classes
+
+
+def _classified(network: nn.Module, images: LabeledImages) -> Classified | None:
+    """What the network makes of an image: of one score and images of two classes, a yes or no; None for no scores."""
+    image, label = images[0]
+    labels = torch.tensor([label]) if _are_labeled(images, 2) else None
     with analysis_mode(network):
         try:
-            found = classify(network, image)
+            found = classify(network, image[None].to(model_device(network)))
+            if found.task.kind == "regression" and found.classes == 1 and labels is not None:
+                found = classify(network, image[None].to(model_device(network)), labels)
         except ValueError as error:
             if "does not take images" in str(error):
                 raise
             return None
-    return found.classes if found.task.kind not in ("regression", "segmentation") else None
+    if found.regions is not None and not found.task.part and found.regions.shape[1:] != image.shape[1:]:
+        return None  # feature maps of a network without a head
+    return found
 
 
 def _images_alone(batch: tuple[Tensor, Tensor]) -> Tensor:

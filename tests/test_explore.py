@@ -82,7 +82,7 @@ def test_images_without_classes_are_explored_without_probes(folder: Path, tmp_pa
         explore(Little(), images, tmp_path / "out", views=["layer_probe"])
 
 
-@pytest.mark.parametrize(("classes", "labeled"), [(2, True), (3, False)])
+@pytest.mark.parametrize(("classes", "labeled"), [(2, True), (3, False), (1, True)])
 def test_labels_count_only_where_they_can_be_the_networks_own(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, classes: int, labeled: bool
 ) -> None:
@@ -108,8 +108,65 @@ def test_a_network_without_class_scores_has_the_other_views(folder: Path, tmp_pa
     network = Little().features
     made = explore(network, images, tmp_path / "out", views=["filters", "top_patches"])
     assert made.views == ("filters", "top_patches")
-    with pytest.raises(ValueError, match="occlusion: the network returns no class scores"):
+    with pytest.raises(ValueError, match="occlusion: the network returns no scores of classes, and no values"):
         explore(network, images, tmp_path / "out", views=["occlusion"])
+
+
+class Painter(nn.Module):
+    """Gives each pixel one of two classes, as many as there are folders."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 2, 3, padding=1))
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        return {"out": self.features(images)}
+
+
+@pytest.mark.parametrize(
+    ("network", "kind", "named"),
+    [
+        (Little(1), "binary", True),
+        (nn.Sequential(Little(1), nn.Sigmoid()), "binary", True),
+        (Painter(), "segmentation", False),
+    ],
+    ids=["one logit", "one probability", "a class for each pixel"],
+)
+def test_views_of_scores_read_what_the_network_tells(
+    folder: Path, tmp_path: Path, network: nn.Module, kind: str, named: bool
+) -> None:
+    images = find_exploration_images(folder, input_size=(3, 16, 16))
+    views = ["invariance", "occlusion", "attribution"]
+    made = explore(network, images, tmp_path / "out", views=views)
+    assert (made.views, made.left_out) == (tuple(views), {})
+    looks = {look.identity.view: look for look in Record.within(tmp_path / "out").looks()}
+    batch = torch.stack([images[place][0] for place in range(4)])
+    with torch.no_grad():
+        output = network(batch)
+    found = looks["occlusion"].result.untouched
+    assert found.task.kind == kind
+    assert found.labeled == named
+    if kind == "binary":
+        yes = output[:, 0] if isinstance(network, nn.Sequential) else output[:, 0].sigmoid()
+        expected = torch.where(torch.tensor(images.targets[:4]) == 1, yes, 1 - yes)
+        assert found.probabilities[:4].tolist() == pytest.approx(expected.tolist(), abs=1e-5)
+    else:
+        assert found.targets[:4].tolist() == _most_pixels(output["out"]).tolist()
+
+
+def _most_pixels(scores: Tensor) -> Tensor:
+    """The class of the most pixels but for class 0, the background, where there is another."""
+    predicted = scores.argmax(1).flatten(1)
+    others = (predicted > 0).any(1)
+    return others.long()
+
+
+def test_one_score_and_images_of_many_classes_are_a_value(folder: Path, tmp_path: Path) -> None:
+    write_images(folder / "fox", 6, 2)
+    images = find_exploration_images(folder, input_size=(3, 16, 16))
+    explore(Little(1), images, tmp_path / "out", views=["occlusion"])
+    (look,) = Record.within(tmp_path / "out").looks()
+    assert look.result.untouched.quantity == "value"
 
 
 def test_images_are_spread_over_the_data_and_read_as_the_network_wants(folder: Path) -> None:
