@@ -73,18 +73,25 @@ def occlusion_report(
     explained = [
         "At each position of the occluder's center, a map has what is found then; untouched is the value without an "
         "occluder, a line in the map's scale.",
-        f"Activation: the sum, above zero, of the feature map of {result.layer} that is strongest without an occluder.",
+        *_layer_notes(result),
     ]
-    explained += layer_notes(result.layer, result.layers_behind)
-    if result.unprojected:
-        explained.append(f"The feature map is not projected to pixels: {result.unprojected}.")
-    else:
-        explained.append(
-            "Projection: that feature map's strongest unit, back to pixels by a deconvnet; gray is no contribution."
-        )
     strange = (*scores_note(result.untouched), *_occluded_note(result))
     explained += task_notes(result.untouched, class_names)
     return Report("occlusion", title="Occlusion", items=tuple(items), notes=(*strange, *explained, *notes))
+
+
+def _layer_notes(result: OcclusionMaps) -> list[str]:
+    """What is said of the layer that is followed, and of its projection; or why there is none."""
+    if result.unfollowed:
+        return [f"No layer's activation is followed: {result.unfollowed}."]
+    said = [
+        f"Activation: the sum, above zero, of the feature map of {result.layer} that is strongest without an occluder.",
+        *layer_notes(result.layer, result.layers_behind),
+    ]
+    if result.unprojected:
+        return [*said, f"The feature map is not projected to pixels: {result.unprojected}."]
+    projected = "Projection: that feature map's strongest unit, back to pixels by a deconvnet; gray is no contribution."
+    return [*said, projected]
 
 
 def _pixel_maps(
@@ -112,22 +119,26 @@ def occlusion_scalars(result: OcclusionMaps) -> list[Scalar]:
     NaN where the network's scores, or its activations, are not finite.
     """
     untouched = result.untouched.probabilities
-    start = result.untouched_activations
-    # A map without any activation has none to lose.
-    relative = (1 - result.activations.flatten(1).amin(1) / start)[~(start <= 0)]
     key = result.untouched.key
-    activation = Scalar(f"{result.layer}/largest_drop", float(relative.mean()), layer=result.layer)
+    activation = [] if result.unfollowed else [_activation_scalar(result)]
     if not result.untouched.task.has_classes:
         change = (result.probabilities - untouched[:, None, None]).abs().flatten(1).amax(1)
-        return [Scalar(f"{key}/largest_change", float(change.mean())), activation]
+        return [Scalar(f"{key}/largest_change", float(change.mean())), *activation]
     drop = untouched - result.probabilities.flatten(1).amin(1)
     same = (result.predictions == result.untouched.targets[:, None, None]).float()
     kept = same.masked_fill(result.predictions < 0, torch.nan).flatten(1).mean(1)
     return [
         Scalar(f"{key}/largest_drop", float(drop.mean())),
         Scalar(f"{key}/most_probable_share", float(kept.mean())),
-        activation,
+        *activation,
     ]
+
+
+def _activation_scalar(result: OcclusionMaps) -> Scalar:
+    start = result.untouched_activations
+    # A map without any activation has none to lose.
+    relative = (1 - result.activations.flatten(1).amin(1) / start)[~(start <= 0)]
+    return Scalar(f"{result.layer}/largest_drop", float(relative.mean()), layer=result.layer)
 
 
 def _occluded_note(result: OcclusionMaps) -> tuple[str, ...]:
@@ -137,7 +148,7 @@ def _occluded_note(result: OcclusionMaps) -> tuple[str, ...]:
     said = []
     if bool(scores.any()):
         said.append(f"its scores at some positions of the occluder, for {int(scores.sum())} of {len(scores)} images")
-    if bool(activations.any()):
+    if bool(activations.any()) and not result.unfollowed:
         count = f"{int(activations.sum())} of {len(activations)} images"
         said.append(f"the activations that are followed at {result.layer}, for {count}")
     return (f"Not finite: of the network, {' and '.join(said)}, are NaN or infinite.",) if said else ()
@@ -156,16 +167,16 @@ def _draw(
     untouched = result.untouched
     target = target_label(untouched, number, class_names)
     gray = image.float().mean(0, keepdim=True).expand(3, -1, -1).mul(0.6).add(95).to(torch.uint8)
-    lines = 3 if untouched.task.has_classes else 2
+    lines = (3 if untouched.task.has_classes else 2) - bool(result.unfollowed)
     with new_figure(PICTURE_WIDTH, lines * (2.9 * height / width + 0.6)) as figure:
-        panels: Any = figure.subplots(lines, 2).flatten()
+        panels: Any = [*figure.subplots(lines, 2).flatten()]
         show_pixels(panels[0], _with_occluder(image, result, fill), f"image {index}\n{target}")
         _frame(panels[0], result)
-        channel, start = int(result.channels[number]), float(result.untouched_activations[number])
-        title = f"activation of map {channel}" if channel >= 0 else "activation of no map"
-        title += f"\n{shorten(result.layer, 16)}, {_untouched(start)}"
-        _heat(panels[1], gray, result, result.activations[number], title, start, limits=(0, start))
-        _draw_projection(panels[2], result, number, channel)
+        if result.unfollowed:
+            panels[1:1] = [None, None]
+        else:
+            _draw_activation(panels[1], gray, result, number)
+            _draw_projection(panels[2], result, number)
         p = float(untouched.probabilities[number])
         title = f"{untouched.quantity}\n{_untouched(p)}"
         limits = (0, 1) if untouched.task.has_classes else (p, p)
@@ -198,7 +209,15 @@ def _frame(axes: Axes, result: OcclusionMaps) -> None:
         axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, color=color, linewidth=width))
 
 
-def _draw_projection(axes: Axes, result: OcclusionMaps, number: int, channel: int) -> None:
+def _draw_activation(axes: Axes, gray: Tensor, result: OcclusionMaps, number: int) -> None:
+    channel, start = int(result.channels[number]), float(result.untouched_activations[number])
+    title = f"activation of map {channel}" if channel >= 0 else "activation of no map"
+    title += f"\n{shorten(result.layer, 16)}, {_untouched(start)}"
+    _heat(axes, gray, result, result.activations[number], title, start, limits=(0, start))
+
+
+def _draw_projection(axes: Axes, result: OcclusionMaps, number: int) -> None:
+    channel = int(result.channels[number])
     if channel < 0:
         _say_not_finite(axes, "no feature map of the\nlayer is finite")
         return

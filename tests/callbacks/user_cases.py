@@ -313,7 +313,7 @@ CASES = [
         quick=True,
         aside={
             **because("Classifier has no Conv2d; it is made of", "filters", *_OF_CONVOLUTIONS),
-            **because("has no layer that returns feature maps", "attribution", "occlusion"),
+            "attribution": "has no layer that returns feature maps",
             "invariance": "has no convolution that runs exactly once",
         },
     ),
@@ -322,7 +322,7 @@ CASES = [
         title="A vision transformer: its one convolution cuts patches",
         module=of(user.VisionTransformer),
         quick=True,
-        aside=because("cuts images into patches of 5 x 5", *_OF_CONVOLUTIONS),
+        aside=because("cuts images into patches of 5 x 5", *_OF_CONVOLUTIONS, "attribution"),
     ),
     Case(
         name="conv1d",

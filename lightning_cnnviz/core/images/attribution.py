@@ -27,7 +27,7 @@ from lightning_cnnviz.core.network.inputs import as_floats
 from lightning_cnnviz.core.network.layers import LayerSpec
 from lightning_cnnviz.core.network.memory import images_at_once, in_chunks, with_less
 from lightning_cnnviz.core.network.task import OutputFn, Task, TaskKind
-from lightning_cnnviz.core.tracing.default_layers import layer_site
+from lightning_cnnviz.core.tracing.default_layers import NoFeatureMapsError, layer_site
 from lightning_cnnviz.core.tracing.readable import check_readable
 
 __all__ = ["AttributionMaps", "AttributionMethod", "attribute", "check_attribution", "check_method"]
@@ -98,7 +98,8 @@ def attribute(
         labels: `(N,)`, the true classes, or as the task has them (see `read_labels`); without them, the class that is
             most probable by the network.
         method: See `AttributionMethod`.
-        layer: Whose feature maps Grad-CAM weighs; by default the last before the classifier.
+        layer: Whose feature maps Grad-CAM weighs; by default the last before the classifier. A vision transformer's
+            patches have to be named.
         baseline: Where integrated gradients start, in the network's values: one value, or one a channel; by default the
             mean of `images`.
         steps: Of the integral.
@@ -312,5 +313,11 @@ class _WithLogits(nn.Module):
 def _site(model: nn.Module, image: Tensor, method: str, layer: LayerSpec | None) -> tuple[str, Site | None, int]:
     if "gradcam" not in method:
         return "", None, 0
-    name, site, chosen = layer_site(model, image, layer)
+    try:
+        name, site, chosen = layer_site(model, image, layer)
+    except NoFeatureMapsError as error:
+        raise NoFeatureMapsError(
+            f'{method} weighs feature maps, and {error}; or give method="integrated_gradients" or "saliency", which '
+            "take no layer"
+        ) from error
     return name, site, chosen.layers_behind

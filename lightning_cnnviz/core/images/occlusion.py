@@ -29,7 +29,7 @@ from lightning_cnnviz.core.network.inputs import as_floats
 from lightning_cnnviz.core.network.layers import LayerSpec, SelectedLayer
 from lightning_cnnviz.core.network.memory import images_at_once, with_less
 from lightning_cnnviz.core.network.task import OutputFn, Task, TaskKind
-from lightning_cnnviz.core.tracing.default_layers import layer_maps
+from lightning_cnnviz.core.tracing.default_layers import NoFeatureMapsError, layer_maps
 from lightning_cnnviz.core.tracing.feature_maps import FeatureMaps
 
 __all__ = ["OcclusionMaps", "check_occlusion", "occlude", "occluder_boxes"]
@@ -45,14 +45,14 @@ class OcclusionMaps:
     """What becomes of N images' features and classes, by the position of an occluder.
 
     Attributes:
-        layer: Where features are read.
+        layer: Where features are read; empty where none is, see `unfollowed`.
         size: Height and width of the occluder, in pixels.
         boxes: `(rows, columns, 4)` int64, what it covers at each position: top, left, bottom, right, half-open. At the
             lower and right border it may be cut.
         image_size: Height and width of the images.
         untouched: What the network makes of the images as they are.
         channels: `(N,)` int64, each image's strongest feature map: the largest sum of activations above zero; -1 where
-            no feature map is finite.
+            no feature map is finite, or no layer is followed.
         untouched_activations: `(N,)`, that sum without an occluder; NaN where there is no such feature map.
         activations: `(N, rows, columns)`, that sum by the occluder's position; NaN or infinite where the network is.
         probabilities: `(N, rows, columns)`, 0 to 1, of each image's own class; NaN where the scores are not finite.
@@ -63,6 +63,8 @@ class OcclusionMaps:
         unprojected: Why there are no projections; empty where there are.
         layers_behind: How many layers with weights work on tokens between the layer and the head, where none was named:
             the head does not pool its maps then.
+        unfollowed: Why no layer is followed: there is none whose feature maps are what the network has learned, and
+            none was named. All that is of a layer is NaN then. Empty where one is.
     """
 
     layer: str
@@ -78,6 +80,7 @@ class OcclusionMaps:
     projections: tuple[Tensor, ...]
     unprojected: str = ""
     layers_behind: int = 0
+    unfollowed: str = ""
 
     def __post_init__(self) -> None:
         shape = (len(self.channels), *self.boxes.shape[:2])
@@ -106,6 +109,7 @@ class OcclusionMaps:
             projections=projections,
             unprojected=why,
             layers_behind=first.layers_behind,
+            unfollowed=first.unfollowed,
         )
 
 
@@ -133,7 +137,8 @@ def occlude(
         images: `(N, C, H, W)` float or uint8, in the values that the network is given (see `as_floats`).
         labels: `(N,)`, the true classes, or as the task has them (see `read_labels`); without them, the most probable
             class of the untouched image.
-        layer: Whose strongest feature map is followed; by default the last before the classifier.
+        layer: Whose strongest feature map is followed; by default the last before the classifier. Where there is none,
+            or only a vision transformer's patches, none is followed, and the result says so.
         size: Of the occluder in pixels, or its height and width; by default 50 of 224.
         stride: Its step in pixels, or down and right, up to its size; by default 16 of 224.
         fill: What the occluder is made of, in the network's values: one value, or one a channel; by default the mean of
@@ -162,16 +167,17 @@ def occlude(
     with analysis_mode(model):
         together = batch_size or images_at_once(model, images[:1])
         untouched = classify(model, images, labels, task=task, output_fn=output_fn, batch_size=together)
-        maps, chosen = layer_maps(model, images[:1], layer)
+        followed, unfollowed = _followed(model, images[:1], layer)
         scorer = Scorer(model, untouched.task, output_fn)
-        sweep = _Sweep(scorer, maps.site, filled, boxes, together, untouched)
+        site = None if followed is None else followed[0].site
+        sweep = _Sweep(scorer, site, filled, boxes, together, untouched)
         numbers: Iterable[Any] = range(len(images))
         for number in progress(numbers) if progress is not None else numbers:
             _, sweep.together = with_less(partial(sweep.run, images[number], number), sweep.together, "position")
-    projections, why = _projections(model, images, chosen, maps, sweep.channels)
+    projections, why = _projections(model, images, followed, sweep.channels)
     height, width = images.shape[-2:]
     return OcclusionMaps(
-        layer=maps.layer,
+        layer="" if followed is None else followed[0].layer,
         size=size,
         boxes=boxes,
         image_size=(height, width),
@@ -183,7 +189,8 @@ def occlude(
         predictions=torch.stack(sweep.predictions),
         projections=projections,
         unprojected=why,
-        layers_behind=chosen.layers_behind,
+        layers_behind=0 if followed is None else followed[1].layers_behind,
+        unfollowed=unfollowed,
     )
 
 
@@ -211,7 +218,7 @@ def check_occlusion(
     images = as_floats(model, images.detach().to(model_device(model)))
     with analysis_mode(model):
         untouched = classify(model, images, labels, task=task, output_fn=output_fn)
-        layer_maps(model, images[:1], layer)
+        _followed(model, images[:1], layer)
     return untouched.task
 
 
@@ -237,9 +244,10 @@ class _Sweep:
     """Covers one image after the other at each position, and keeps what the passes show."""
 
     def __init__(
-        self, scorer: Scorer, site: Site, fill: Tensor, boxes: Tensor, together: int, untouched: Classified
+        self, scorer: Scorer, site: Site | None, fill: Tensor, boxes: Tensor, together: int, untouched: Classified
     ) -> None:
-        self._scorer, self._site, self._boxes, self.together = scorer, site, boxes, together
+        self._scorer, self._boxes, self.together = scorer, boxes, together
+        self._sites = {} if site is None else {"site": site}
         self._fill, self._classified = fill.view(-1, 1, 1), untouched
         self._sums: list[Tensor] = []
         self.channels: list[int] = []
@@ -254,11 +262,12 @@ class _Sweep:
         regions = self._classified.regions
         region = None if regions is None else regions[number, None]
         self._sums, passes = [], []
-        with rows_of(self._scorer.model, number), hooked({"site": self._site}, self._see):
+        with rows_of(self._scorer.model, number), hooked(self._sites, self._see):
             for images in (image[None], *self._covered(image, together)):
                 own = None if region is None else region.expand(len(images), -1, -1)
                 passes.append(self._scorer(images, own).probabilities)
-        sums, probabilities = torch.cat(self._sums), torch.cat(passes)
+        probabilities = torch.cat(passes)
+        sums = torch.cat(self._sums) if self._sites else torch.full_like(probabilities[:, :1], torch.nan)
         finite = sums[0].isfinite()
         channel = int(sums[0].masked_fill(~finite, -1).argmax()) if bool(finite.any()) else -1
         self.channels.append(channel)
@@ -282,6 +291,16 @@ class _Sweep:
     def _see(self, _name: str, value: Tensor) -> None:
         # As a ReLU would read it; a layer behind its ReLU stays as it is.
         self._sums.append(value.detach().clamp(min=0).float().sum((2, 3)))
+
+
+def _followed(
+    model: nn.Module, image: Tensor, layer: LayerSpec | None
+) -> tuple[tuple[FeatureMaps, SelectedLayer] | None, str]:
+    """The layer whose strongest feature map is followed; or why there is none."""
+    try:
+        return layer_maps(model, image, layer), ""
+    except NoFeatureMapsError as error:
+        return None, str(error)
 
 
 def _geometry(
@@ -312,9 +331,12 @@ def _geometry(
 
 
 def _projections(
-    model: nn.Module, images: Tensor, layer: SelectedLayer, maps: FeatureMaps, channels: Sequence[int]
+    model: nn.Module, images: Tensor, followed: tuple[FeatureMaps, SelectedLayer] | None, channels: Sequence[int]
 ) -> tuple[tuple[Tensor, ...], str]:
     """Each image's strongest feature map projected; or why that cannot be."""
+    if followed is None:
+        return (), ""
+    maps, layer = followed
     units = [Unit(number, layer.name, channel) for number, channel in enumerate(channels) if channel >= 0]
     nothing = torch.full(images.shape[1:], torch.nan)
     if not units:

@@ -22,6 +22,7 @@ __all__ = [
     "evenly",
     "one_piece",
     "other_dimensions",
+    "patch_embedding",
     "quantized_part",
     "resolve_features",
     "select_for_views",
@@ -236,14 +237,31 @@ def check_convolutional(model: nn.Module) -> None:
     Raises:
         ValueError: With the reason and the way out.
     """
-    found = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Conv2d)]
-    if len(found) == 1 and max(found[0][1].kernel_size) > 1 and found[0][1].kernel_size == found[0][1].stride:
-        name, kernel = _plain(found[0][0]), " x ".join(map(str, found[0][1].kernel_size))
+    name, why = patch_embedding(model)
+    if why:
         raise ValueError(
-            f"the one convolution of {_who(model)}, '{name}', cuts images into patches of {kernel}, as a vision "
-            "transformer's does: it is not what the network has learned. Name layers that return feature maps "
-            f'(N, C, H, W) or (N, H, W, C), or this one, as layers=["{name}"]'
+            f"{why}. Name layers that return feature maps (N, C, H, W) or (N, H, W, C), or this one, as "
+            f'layers=["{name}"]'
         )
+
+
+def patch_embedding(model: nn.Module) -> tuple[str, str]:
+    """Return the name of a network's one convolution that only cuts images into patches, and so much; else nothing.
+
+    Example:
+        >>> patch_embedding(nn.Sequential(nn.Conv2d(3, 8, 4, stride=4), nn.Flatten(2)))[0]
+        '0'
+        >>> patch_embedding(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()))
+        ('', '')
+    """
+    found = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Conv2d)]
+    if len(found) != 1 or max(found[0][1].kernel_size) == 1 or found[0][1].kernel_size != found[0][1].stride:
+        return "", ""
+    name, kernel = _plain(found[0][0]), " x ".join(map(str, found[0][1].kernel_size))
+    return name, (
+        f"the one convolution of {_who(model)}, '{name}', cuts images into patches of {kernel}, as a vision "
+        "transformer's does: it is not what the network has learned"
+    )
 
 
 def takes_signals(model: nn.Module) -> bool:

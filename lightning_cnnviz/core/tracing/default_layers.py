@@ -9,16 +9,27 @@ from torch import Tensor, nn
 
 from lightning_cnnviz.core.network.arguments import WrongArgumentError
 from lightning_cnnviz.core.network.hooks import Site, analysis_mode, hooked, takes_hooks
-from lightning_cnnviz.core.network.layers import LayerNotFoundError, LayerSpec, SelectedLayer, one_piece, select_layers
+from lightning_cnnviz.core.network.layers import (
+    LayerNotFoundError,
+    LayerSpec,
+    SelectedLayer,
+    one_piece,
+    patch_embedding,
+    select_layers,
+)
 from lightning_cnnviz.core.tracing.feature_maps import FeatureMaps, trace_feature_maps
 from lightning_cnnviz.core.tracing.layouts import LayoutReader, Layouts, is_channels_last
 
-__all__ = ["DefaultLayers", "find_default_layers", "layer_maps", "layer_site"]
+__all__ = ["DefaultLayers", "NoFeatureMapsError", "find_default_layers", "layer_maps", "layer_site"]
 
 _WEIGHTED = (nn.Linear, nn.modules.conv._ConvNd)
 # They pass on what another layer has computed; feature maps are read before them.
 _POOLING = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
 _PASSING = (nn.Dropout, nn.Dropout2d, nn.AlphaDropout, nn.Identity)
+
+
+class NoFeatureMapsError(LayerNotFoundError):
+    """A network, of which no layer was named, has none whose feature maps are what it has learned."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,11 +44,14 @@ class DefaultLayers:
             `layers_behind` says how many do.
         classifier: The last layer with weights that runs: a linear layer or a convolution. None where there is none, or
             where the last is a convolution to other channels than there are scores: a head of functions follows it.
+        only_patches: Whether `deep` is a vision transformer's patches: of the layers with weights up to it there is but
+            the network's one convolution, which cuts the image into them, and others work on tokens behind it.
     """
 
     first: SelectedLayer | None
     deep: SelectedLayer | None
     classifier: SelectedLayer | None
+    only_patches: bool = False
 
 
 def find_default_layers(model: nn.Module, image: Tensor) -> DefaultLayers:
@@ -77,8 +91,12 @@ def find_default_layers(model: nn.Module, image: Tensor) -> DefaultLayers:
             return None
         return SelectedLayer(name, modules[name], literal, walk.channels_last.get(name, False), behind)
 
+    until_deep = [name for name in weighted if deep is not None and walk.ran.index(name) <= walk.ran.index(deep)]
     return DefaultLayers(
-        first=chosen(first, False), deep=chosen(deep, True, behind), classifier=chosen(classifier, True)
+        first=chosen(first, False),
+        deep=chosen(deep, True, behind),
+        classifier=chosen(classifier, True),
+        only_patches=behind > 0 and until_deep == [first] and bool(patch_embedding(model)[0]),
     )
 
 
@@ -148,6 +166,13 @@ def _same(one: Any, other: Any) -> bool:
     return one is not None and one[0] is other[0] and one[1] == other[1]
 
 
+def _no_maps(model: nn.Module) -> str:
+    return (
+        f"{type(model).__name__} has no layer that returns feature maps (N, C, H, W) of more than one position before "
+        "its classifier"
+    )
+
+
 def layer_site(model: nn.Module, image: Tensor, layer: LayerSpec | None) -> tuple[str, Site, SelectedLayer]:
     """Return the one layer with feature maps that is meant, and where they are read; see `layer_maps`."""
     maps, chosen = layer_maps(model, image, layer)
@@ -163,16 +188,22 @@ def layer_maps(model: nn.Module, image: Tensor, layer: LayerSpec | None) -> tupl
         layer: Its name, or anything that chooses one layer; None for the last before the classifier.
 
     Raises:
+        NoFeatureMapsError: None was named, and there is none but a vision transformer's patches, if those.
         LayerNotFoundError: There is no such layer, or it does not run exactly once.
         ValueError: Several layers are meant, or the layer has no feature maps `(N, C, H, W)` or `(N, H, W, C)`.
         TypeError: The layer does not return a tensor.
     """
     if layer is None:
-        deep = find_default_layers(model, image).deep
+        found = find_default_layers(model, image)
+        deep = found.deep
+        if deep is None and one_piece(model):
+            raise LayerNotFoundError(f"{_no_maps(model)}; {one_piece(model)}")
         if deep is None:
-            raise LayerNotFoundError(
-                f"{type(model).__name__} has no layer that returns feature maps (N, C, H, W) of more than one "
-                "position before its classifier; " + (one_piece(model) or 'name one with layer="..."')
+            raise NoFeatureMapsError(f'{_no_maps(model)}; name one with layer="..."')
+        if found.only_patches:
+            raise NoFeatureMapsError(
+                f"{patch_embedding(model)[1]}. Name a layer that returns feature maps (N, C, H, W) or (N, H, W, C), or "
+                f'this one, as layer="{deep.name}"'
             )
         chosen = [deep]
     else:

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from lightning_cnnviz.core.deconvnet.projection import Unit, project
 from lightning_cnnviz.core.images.occlusion import OcclusionMaps, check_occlusion, occlude, occluder_boxes
-from lightning_cnnviz.core.network.layers import LayerNotFoundError
 
 MAPS = ("channels", "untouched_activations", "activations", "probabilities", "predictions")
 
@@ -236,8 +235,6 @@ def test_what_cannot_be_occluded_says_so(change: dict[str, Any], match: str, che
 def test_a_fill_that_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match="fill has 2 values, but the images have 3 channels"):
         occlude(network(), images_of(), fill=[0.0, 1.0])
-    with pytest.raises(LayerNotFoundError, match="no layer that returns feature maps"):
-        occlude(nn.Sequential(nn.Flatten(), nn.Linear(3 * 12 * 16, 4)), images_of())
 
 
 def test_maps_of_shapes_that_do_not_fit_are_refused() -> None:
