@@ -13,7 +13,7 @@ from lightning_cnnviz.core.data.batches import BatchFn
 from lightning_cnnviz.core.data.sample import draw_sample
 from lightning_cnnviz.core.layer_table.table import LayerTable, layer_table
 from lightning_cnnviz.core.network.calling import ForwardFn, give
-from lightning_cnnviz.core.network.layers import takes_signals
+from lightning_cnnviz.core.network.layers import image_axes
 from lightning_cnnviz.sinks.base import Sink
 
 __all__ = ["LayerTableMonitor"]
@@ -43,6 +43,7 @@ class LayerTableMonitor(Monitor):
     """
 
     view = "layer_table"
+    axes = (1, 2)
 
     every_rank = True  # so that all of them refuse what cannot be shown
 
@@ -96,7 +97,7 @@ class LayerTableMonitor(Monitor):
         self.look(trainer, table, raises=True)
 
     def _image(self, trainer: Any, network: nn.Module) -> Tensor:
-        sample = draw_sample(self._loader(trainer), 1, self.batch_fn, signals=takes_signals(network))
+        sample = draw_sample(self._loader(trainer), 1, self.batch_fn, axes={2, image_axes(network)})
         give(network, sample.given)
         return sample.images
 

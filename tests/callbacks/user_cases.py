@@ -195,10 +195,7 @@ def because(reason: str, *views: str) -> dict[str, str]:
     return dict.fromkeys(views, reason)
 
 
-_NOT_2D = {
-    **because("the batch's input is", "layer_table", *_OF_SCORES),
-    **because("has no Conv2d; its convolutions are", "filters", *_OF_CONVOLUTIONS),
-}
+_NOT_2D = because("is no network of images: its convolutions are", "filters", *_OF_CONVOLUTIONS, *_OF_SCORES)
 _NO_IMAGES = because("no images found in a batch", *(view for view in VIEWS if view != "filters"))
 _NO_VALIDATION = {
     **because("looks at validation batches, but", *_OF_PASSES, "online_probe"),
@@ -330,14 +327,14 @@ CASES = [
         module=of(user.of_signals),
         data=lambda count, seed: labelled(count, seed=seed, size=(24,)),
         quick=True,
-        aside={view: why for view, why in _NOT_2D.items() if view != "layer_table"},
+        aside=_NOT_2D,
     ),
     Case(
         name="conv3d",
         title="Volumes `(N, C, D, H, W)`, Conv3d",
         module=of(user.of_volumes),
         data=lambda count, seed: labelled(count, seed=seed, size=(6, 6, 6)),
-        aside={**_NOT_2D, **because("the batch's input has five dimensions", "layer_table", *_OF_SCORES)},
+        aside={**_NOT_2D, **because("is no network of images: its convolutions are", "layer_table")},
     ),
     Case(
         name="quantized",

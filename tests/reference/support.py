@@ -19,11 +19,12 @@ def nan_boxes(compute: Compute, image: Tensor, chunk: int = 24) -> dict[str, Ten
 
     Args:
         compute: What is asked.
-        image: `(1, C, H, W)`, without NaN.
+        image: `(1, C, H, W)`, without NaN; or a signal `(1, C, L)`, or a volume `(1, C, D, H, W)`.
         chunk: How many spoilt images are computed at once.
 
     Returns:
         For each name `(C, H, W, 4)` int64: top, left, bottom, right, half-open; zeros for a unit that nothing reaches.
+        Of signals `(C, L, 2)`, of volumes `(C, D, H, W, 6)`: the firsts along each axis, then the lasts.
     """
 
     def spoilt(image: Tensor, axis: int, position: int) -> Tensor:
@@ -62,7 +63,8 @@ def _boxes(
 ) -> dict[str, Tensor]:
     lowest: dict[tuple[str, int], Tensor] = {}
     highest: dict[tuple[str, int], Tensor] = {}
-    for axis in (2, 3):
+    axes = range(2, image.ndim)
+    for axis in axes:
         for start in range(0, image.shape[axis], chunk):
             positions = range(start, min(start + chunk, image.shape[axis]))
 
@@ -78,7 +80,7 @@ def _boxes(
             compute(torch.cat([spoilt(image, axis, position) for position in positions]), see)
     boxes = {}
     for name in {name for name, _ in lowest}:
-        edges = [lowest[name, 2], lowest[name, 3], highest[name, 2] + 1, highest[name, 3] + 1]
+        edges = [*(lowest[name, axis] for axis in axes), *(highest[name, axis] + 1 for axis in axes)]
         box = torch.stack(edges, -1).long()
-        boxes[name] = torch.where((box[..., 2:] == 0).any(-1, keepdim=True), 0, box)
+        boxes[name] = torch.where((box[..., len(axes) :] == 0).any(-1, keepdim=True), 0, box)
     return boxes

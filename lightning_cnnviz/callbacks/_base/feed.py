@@ -231,7 +231,7 @@ def _read(
     with analysis_mode(network), closing(indexed_batches(look.loader)) as batches:
         for batch, indices in progress(islice(batches, limit)) if look.goes_on else ():
             batch = trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch))
-            images, labels = read_batch(batch, batch_fn)
+            images, labels = read_batch(batch, batch_fn, axes=look.axes)
             look.note_order(known=indices is not None or isinstance(look.loader, (list, tuple)))
             if indices is None:
                 indices = torch.arange(arrived, arrived + len(images))

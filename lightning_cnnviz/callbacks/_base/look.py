@@ -17,6 +17,7 @@ from lightning_cnnviz.core.data.batches import BatchFn, IndexReader, read_batch
 from lightning_cnnviz.core.data.distributed import summed
 from lightning_cnnviz.core.network.calling import GivenBatch, give
 from lightning_cnnviz.core.network.hooks import hooks_within
+from lightning_cnnviz.core.network.layers import image_axes
 
 __all__ = ["Look"]
 
@@ -103,6 +104,11 @@ class Look:
         return any(not subscriber.failed for subscriber in self.subscribers)
 
     @property
+    def axes(self) -> set[int]:
+        """How many axes of space the images of the networks have."""
+        return {image_axes(network) for network in self._networks.values()}
+
+    @property
     def dataset(self) -> Any:
         """The data set that the images are from, where there is one."""
         return getattr(self.loader, "dataset", None)
@@ -138,7 +144,7 @@ class Look:
         """Get ready for the network's pass over a batch of the loader."""
 
         def start() -> None:
-            images, labels = read_batch(batch, batch_fn)
+            images, labels = read_batch(batch, batch_fn, axes=self.axes)
             if len(images):
                 for network in self._networks.values():
                     give(network, batch, images)

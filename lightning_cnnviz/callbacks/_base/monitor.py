@@ -43,7 +43,7 @@ from lightning_cnnviz.callbacks._base.trainer import (
 from lightning_cnnviz.core.data.distributed import OtherRankError, from_first, rank, to_first, together
 from lightning_cnnviz.core.network.arguments import WrongArgumentError
 from lightning_cnnviz.core.network.calling import ForwardFn
-from lightning_cnnviz.core.network.layers import check_convolutional
+from lightning_cnnviz.core.network.layers import check_axes, check_convolutional
 from lightning_cnnviz.record.data import plain
 from lightning_cnnviz.record.identity import DataIdentity, LookIdentity, NetworkIdentity, network_identity, versions
 from lightning_cnnviz.record.store import Carried
@@ -106,6 +106,8 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
     """Which of `render.views` draws its results; a monitor without one has a `render` of its own."""
     of_convolutions: ClassVar[bool] = False
     """Whether it shows, where no layers are given, what the network's convolutions have learned."""
+    axes: ClassVar[tuple[int, ...]] = (2,)
+    """How many axes of space the network's images may have: 1 of signals, 2, 3 of clips and volumes."""
     every_rank: ClassVar[bool] = False
     """Whether each rank makes a part of a look's result, instead of rank zero all of it."""
     options_of: ClassVar[tuple[type, ...]] = ()
@@ -220,6 +222,7 @@ class Monitor(pl.Callback, pytorch_lightning.Callback, ABC):  # type: ignore[mis
 
     def _set_up(self, trainer: Any, pl_module: Any, stage: str) -> None:
         network = self.network_of(pl_module)
+        check_axes(network, self.axes)
         if self.of_convolutions and chooses_layers_itself(self):
             check_convolutional(network)
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from contextlib import closing
 from itertools import islice
 from operator import index
@@ -35,10 +35,13 @@ _OF_LISTS = (
     ". Networks of lists of images, as those of detection are, can be looked at by their backbone, in passes of a "
     'monitor\'s own: data=<a loader>, model="<the backbone>", batch_fn=lambda batch: torch.stack(batch[0])'
 )
+_OF_AXES = {1: "signals (N, C, L)", 2: "images (N, C, H, W)", 3: "clips and volumes (N, C, D, H, W)"}
 _LABEL_NAMES = ("label", "labels", "y", "target", "targets")
 
 
-def read_batch(batch: Any, batch_fn: BatchFn | None = None, *, signals: bool = False) -> tuple[Tensor, Tensor | None]:
+def read_batch(
+    batch: Any, batch_fn: BatchFn | None = None, *, axes: Collection[int] = (2,)
+) -> tuple[Tensor, Tensor | None]:
     """Return the images `(N, C, H, W)` of a batch and their labels `(N, ...)` as they are, None where there are none.
 
     A batch is a tensor, `(x, y)`, or a mapping with usual names (`image`, `pixel_values`, ..., `label`, ...). Labels
@@ -48,10 +51,11 @@ def read_batch(batch: Any, batch_fn: BatchFn | None = None, *, signals: bool = F
     Args:
         batch: What the loader gives.
         batch_fn: Makes a batch of usual form of it.
-        signals: Whether images may be signals `(N, C, L)`, too, for views that take them.
+        axes: How many axes of space images may have, see `image_axes`: 1 of signals `(N, C, L)`, 2 of images, 3 of
+            clips and volumes `(N, C, D, H, W)`, for views that take them.
 
     Raises:
-        TypeError: The batch is of another form, or its images are no float or uint8 tensor of four dimensions.
+        TypeError: The batch is of another form, or its images are no float or uint8 tensor of so many axes.
     """
     given = batch if batch_fn is None else batch_fn(batch)
     labels: Any = None
@@ -68,19 +72,18 @@ def read_batch(batch: Any, batch_fn: BatchFn | None = None, *, signals: bool = F
             f"with one of {', '.join(_IMAGE_NAMES[:4])}, ...; give batch_fn=... that returns (images, labels)"
             + (_OF_LISTS if isinstance(images, (list, tuple)) and images and isinstance(images[0], Tensor) else "")
         )
-    if images.ndim == 5:
+    if images.ndim == 5 and 3 not in axes:
         raise TypeError(
             f"the batch's input has five dimensions, {tuple(images.shape)}, as clips (N, C, T, H, W) and volumes have, "
             "and views are of images (N, C, H, W): what a network makes of a clip as a whole is not shown. A network "
             "of single frames can be: give batch_fn=lambda batch: (batch[0][:, :, 0], batch[1]), or each frame as an "
             "image"
         )
-    if images.ndim not in ((3, 4) if signals else (4,)) or not (
-        images.is_floating_point() or images.dtype == torch.uint8
-    ):
+    if images.ndim - 2 not in axes or not (images.is_floating_point() or images.dtype == torch.uint8):
+        kinds = " or ".join(_OF_AXES[number] for number in sorted(axes))
         raise TypeError(
-            f"the batch's input is {images.dtype} of shape {tuple(images.shape)}; images are float or uint8 tensors "
-            "(N, C, H, W); give batch_fn=... that returns (images, labels)"
+            f"the batch's input is {images.dtype} of shape {tuple(images.shape)}; {kinds} are float or uint8 tensors; "
+            "give batch_fn=... that returns (images, labels)"
         )
     there = isinstance(labels, Tensor) and labels.shape[:1] == (len(images),) and not labels.is_complex()
     return images, labels if there else None
@@ -259,6 +262,8 @@ def numbered_batches(
     loader: Iterable[Any],
     batch_fn: BatchFn | None = None,
     progress: Callable[[Iterable[Any]], Iterable[Any]] | None = None,
+    *,
+    axes: Collection[int] = (2,),
 ) -> Iterator[NumberedBatch]:
     """Iterate over the images of a loader in any order, each with a number of its own.
 
@@ -266,6 +271,7 @@ def numbered_batches(
         loader: A DataLoader, or any iterable of batches; see `indexed_batches`.
         batch_fn: See `read_batch`.
         progress: Wraps the iterable of batches to show progress.
+        axes: See `read_batch`.
 
     Raises:
         TypeError: A batch holds no images, or the loader has no batches.
@@ -276,7 +282,7 @@ def numbered_batches(
     arrived = 0
     with closing(indexed_batches(loader)) as batches:
         for batch, numbers in progress(batches) if progress is not None else batches:
-            images, labels = read_batch(batch, batch_fn)
+            images, labels = read_batch(batch, batch_fn, axes=axes)
             if len(images) == 0:
                 continue
             indices, known = numbers, True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -60,7 +60,7 @@ def draw_sample(
     *,
     transfer: Callable[[Any], Any] | None = None,
     seed: int = 0,
-    signals: bool = False,
+    axes: Collection[int] = (2,),
 ) -> Sample:
     """Draw images at random by a seed, of different classes where there are enough.
 
@@ -74,7 +74,7 @@ def draw_sample(
         batch_fn: See `read_batch`.
         transfer: Makes of each batch what `batch_fn` is given.
         seed: Which images.
-        signals: Whether signals `(N, C, L)` are images, too.
+        axes: How many axes of space images may have, see `read_batch`.
 
     Raises:
         ValueError: The count is below 1, or the loader gives no image.
@@ -85,7 +85,7 @@ def draw_sample(
     with keep_random_state(), torch.inference_mode(False), torch.no_grad():
         torch.manual_seed(seed)
         draws = _drawn if has_indices(loader) else _first
-        read = partial(read_batch, batch_fn=batch_fn, signals=signals)
+        read = partial(read_batch, batch_fn=batch_fn, axes=axes)
         drawn = draws(loader, count, read, transfer or (lambda batch: batch))
     if drawn is None:
         raise ValueError(f"the loader {type(loader).__name__} is empty: it gave no image")

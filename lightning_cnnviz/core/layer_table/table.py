@@ -26,7 +26,7 @@ from lightning_cnnviz.core.layer_table.formulas import (
     window_formula,
 )
 from lightning_cnnviz.core.layer_table.unclipped_fields import Field, UnclippedFields
-from lightning_cnnviz.core.network.layers import other_dimensions, takes_signals
+from lightning_cnnviz.core.network.layers import image_axes, other_dimensions
 from lightning_cnnviz.core.network.memory import is_out_of_memory
 from lightning_cnnviz.core.tracing.operations import Kind, Operation, OperationLog, log_operations
 from lightning_cnnviz.core.tracing.readable import check_countable, check_readable
@@ -224,7 +224,7 @@ def _image(model: nn.Module, input_size: Sequence[int] | Tensor) -> Tensor:
             raise ValueError(f"'{name}' of {type(model).__name__} has no shape yet: run the network once before")
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     if isinstance(input_size, Tensor):
-        one_signal = input_size.ndim == 3 and len(input_size) == 1 and takes_signals(model)
+        one_signal = input_size.ndim == 3 and len(input_size) == 1 and image_axes(model) == 1
         image = input_size[None] if input_size.ndim in (2, 3) and not one_signal else input_size
         if image.ndim not in (3, 4) or image.shape[0] != 1 or image.numel() == 0:
             why = other_dimensions(model)
@@ -278,7 +278,7 @@ def _run(model: nn.Module, image: Tensor) -> tuple[OperationLog, bool]:
     if is_out_of_memory(log.error):
         raise torch.OutOfMemoryError(f"there is not enough memory for one image of {size}: {reason}") from log.error
     kind = "a signal" if image.ndim == 3 else "an image"
-    why = "" if image.ndim == 3 and takes_signals(model) else other_dimensions(model)
+    why = "" if image.ndim == 3 and image_axes(model) == 1 else other_dimensions(model)
     reason = f"{reason}; {why}" if why else reason
     raise ValueError(
         f"{type(model).__name__} does not take {kind} of {size}: {where} stopped{came}, with: {reason}"

@@ -40,7 +40,8 @@ class Site(NamedTuple):
     Attributes:
         module: The module.
         side: Which of the two.
-        channels_last: Whether the maps are `(N, H, W, C)`; readers are handed them as `(N, C, H, W)`, a view.
+        channels_last: Whether the maps are `(N, H, W, C)`; readers are handed them as `(N, C, H, W)`, a view. Those of
+            signals and volumes likewise.
     """
 
     module: nn.Module
@@ -178,7 +179,7 @@ def hooked(sites: Mapping[str, Site], on_value: Callable[[str, Any], None]) -> I
 
 
 def _by_channel(maps: Any) -> Any:
-    return maps.permute(0, 3, 1, 2) if isinstance(maps, torch.Tensor) and maps.ndim == 4 else maps
+    return maps.movedim(-1, 1) if isinstance(maps, torch.Tensor) and maps.ndim > 2 else maps
 
 
 @contextmanager

@@ -18,8 +18,10 @@ __all__ = [
     "LayerNotFoundError",
     "LayerSpec",
     "SelectedLayer",
+    "check_axes",
     "check_convolutional",
     "evenly",
+    "image_axes",
     "one_piece",
     "other_dimensions",
     "patch_embedding",
@@ -27,7 +29,6 @@ __all__ = [
     "resolve_features",
     "select_for_views",
     "select_layers",
-    "takes_signals",
     "why_no_convolution",
 ]
 
@@ -38,11 +39,17 @@ FeatureSpec = int | Sequence[int] | Mapping[str, int | Sequence[int] | None] | N
 """Feature maps: the first n of each layer, a list for each layer, either of them by layer, or None for all."""
 
 _KEYWORDS: dict[str, tuple[type[nn.Module], ...]] = {
-    "conv": (nn.Conv2d,),
+    "conv": (),  # those of the network's own kind, see `image_axes`
     "linear": (nn.Linear,),
-    "pool": (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d),
+    "pool": (
+        *(nn.MaxPool1d, nn.AvgPool1d, nn.AdaptiveAvgPool1d, nn.AdaptiveMaxPool1d),
+        *(nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d),
+        *(nn.MaxPool3d, nn.AvgPool3d, nn.AdaptiveAvgPool3d, nn.AdaptiveMaxPool3d),
+    ),
     "relu": (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.GELU, nn.SiLU, nn.Hardswish, nn.ELU),
 }
+# By how many axes of space they have.
+_CONVOLUTIONS: dict[int, type[nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 _COMPILED_PREFIX = "_orig_mod."
 _Layer = TypeVar("_Layer")
 
@@ -157,7 +164,7 @@ def _match(model: nn.Module, named: dict[str, nn.Module], part: object) -> list[
         raise TypeError(f"a layer is chosen by a name, a glob or a module type, not by {part!r}")
     # First, since many networks have a part of that name: "conv" is every convolution all the same.
     if part in _KEYWORDS:
-        types = _KEYWORDS[part]
+        types = _KEYWORDS[part] if part != "conv" else (_CONVOLUTIONS[image_axes(model)],)
         chosen = [SelectedLayer(name, module, False) for name, module in named.items() if isinstance(module, types)]
         if not chosen:
             kinds = " or ".join(kind.__name__ for kind in types)
@@ -175,7 +182,7 @@ def _match(model: nn.Module, named: dict[str, nn.Module], part: object) -> list[
 
 
 def why_no_convolution(model: nn.Module) -> str:
-    """Say what a network without a `Conv2d` has instead."""
+    """Say what a network without a convolution of images has instead."""
     named = {name: module for name, module in model.named_modules() if name}
     return other_dimensions(model) or f'{_kinds(named)}; "linear" or names choose others'
 
@@ -219,13 +226,22 @@ def _suggest(asked: str, names: list[str]) -> str:
     return f"Its layers are {shown}{more}; keywords are " + ", ".join(f'"{word}"' for word in _KEYWORDS)
 
 
-def select_for_views(model: nn.Module, layers: LayerSpec = "conv") -> list[SelectedLayer]:
+def select_for_views(
+    model: nn.Module, layers: LayerSpec = "conv", *, axes: Sequence[int] = (2,)
+) -> list[SelectedLayer]:
     """Select layers whose feature maps are shown, as `select_layers` does.
+
+    Args:
+        model: The network.
+        layers: See `select_layers`.
+        axes: How many axes of space the images may have, see `image_axes`.
 
     Raises:
         LayerNotFoundError: See `select_layers`.
-        ValueError: `"conv"` would mean nothing but what cuts images into patches, see `check_convolutional`.
+        ValueError: The network is of other images; or `"conv"` would mean nothing but what cuts images into patches,
+            see `check_convolutional`.
     """
+    check_axes(model, axes)
     if layers == "conv":
         check_convolutional(model)
     return select_layers(model, layers)
@@ -264,12 +280,29 @@ def patch_embedding(model: nn.Module) -> tuple[str, str]:
     )
 
 
-def takes_signals(model: nn.Module) -> bool:
-    """Say whether a network is one of signals `(N, C, L)`: its convolutions are `Conv1d`, and none is of images."""
-    kinds = {
-        kind for module in model.modules() for kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d) if isinstance(module, kind)
-    }
-    return kinds == {nn.Conv1d}
+def image_axes(model: nn.Module) -> int:
+    """Say how many axes of space a network's images have: 2; 1 where all its convolutions are `Conv1d`, of signals.
+
+    3 where they are `Conv3d`, of clips or volumes. A network with a `Conv2d` is one of images, whatever else it has:
+    attention over channels has a `Conv1d`.
+
+    Example:
+        >>> image_axes(nn.Sequential(nn.Conv1d(12, 8, 7), nn.ReLU())), image_axes(nn.Linear(2, 2))
+        (1, 2)
+    """
+    modules = list(model.modules())
+    there = (axes for axes in (2, 3, 1) if any(isinstance(module, _CONVOLUTIONS[axes]) for module in modules))
+    return next(there, 2)
+
+
+def check_axes(model: nn.Module, served: Sequence[int] = (2,)) -> None:
+    """Refuse a network of signals, or of clips and volumes, where only others are served.
+
+    Raises:
+        ValueError: With the reason, and what is served.
+    """
+    if image_axes(model) not in served:
+        raise ValueError(f"{_who(model)} is no network of images: {other_dimensions(model)}")
 
 
 def other_dimensions(model: nn.Module) -> str:
@@ -281,18 +314,17 @@ def other_dimensions(model: nn.Module) -> str:
         >>> other_dimensions(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv1d(1, 1, 3)))
         ''
     """
-    modules = list(model.modules())
-    if any(isinstance(module, nn.Conv2d) for module in modules):
-        return ""  # attention over channels has a Conv1d, too
-    if any(isinstance(module, nn.Conv3d) for module in modules):
+    axes = image_axes(model)
+    if axes == 3:
         return (
-            "its convolutions are Conv3d, of clips or volumes (N, C, T, H, W), and views are of images (N, C, H, W): "
-            "networks of single frames can be looked at, those of clips cannot"
+            "its convolutions are Conv3d, of clips or volumes (N, C, T, H, W), and this view is of images "
+            "(N, C, H, W): networks of single frames can be looked at in every view, those of clips cannot"
         )
-    if any(isinstance(module, nn.Conv1d) for module in modules):
+    if axes == 1:
         return (
-            "its convolutions are Conv1d, of signals (N, C, L), and views are of images (N, C, H, W): "
-            "networks of spectrograms can be looked at, of those of signals the table of layers alone"
+            "its convolutions are Conv1d, of signals (N, C, L), and this view is of images (N, C, H, W): networks of "
+            "spectrograms can be looked at in every view, those of signals by their table of layers, top patches and "
+            "projections"
         )
     return ""
 

@@ -27,25 +27,23 @@ __all__ = [
     "union",
 ]
 
-Bounds = tuple[Tensor, Tensor, Tensor, Tensor]
+Bounds = tuple[Tensor, ...]
 """How far each element's box reaches: -top, bottom, -left, right, signed so that a union is a maximum.
 
-All four have the shape of the tensor that they belong to (mostly as expanded views without memory of their own); they
-are `NOTHING` for an element that depends on no pixel.
+Of volumes, -front and back come first. All have the shape of the tensor that they belong to (mostly as expanded views
+without memory of their own); they are `NOTHING` for an element that depends on no pixel.
 """
 NOTHING = -math.inf
 
 
 def each(transform: Callable[[Tensor], Tensor], bounds: Bounds) -> Bounds:
-    """Apply the same to all four sides."""
-    first, second, third, fourth = bounds
-    return transform(first), transform(second), transform(third), transform(fourth)
+    """Apply the same to all sides."""
+    return tuple(transform(side) for side in bounds)
 
 
-def nothing(shape: Sequence[int]) -> Bounds:
+def nothing(shape: Sequence[int], sides: int) -> Bounds:
     """Bounds of a tensor that depends on no pixel."""
-    side = torch.full((1,) * len(shape), NOTHING).expand(tuple(shape))
-    return side, side, side, side
+    return (torch.full((1,) * len(shape), NOTHING).expand(tuple(shape)),) * sides
 
 
 def compact(bounds: Bounds, dims: Sequence[int]) -> Bounds:
@@ -80,7 +78,7 @@ def union(many: Sequence[Bounds], shape: Sequence[int]) -> Bounds:
     if len(many) == 1:
         return each(lambda b: b if b.shape == shape else b.expand(shape), many[0])
     sides = []
-    for side in range(4):
+    for side in range(len(many[0])):
         parts = [bounds[side].expand(shape) for bounds in many]
         for dim in range(len(shape)):
             if all(part.stride(dim) == 0 for part in parts) and shape[dim] > 1:
@@ -89,17 +87,17 @@ def union(many: Sequence[Bounds], shape: Sequence[int]) -> Bounds:
         for part in parts[1:]:
             total = torch.maximum(total, part)
         sides.append(total.expand(shape))
-    return sides[0], sides[1], sides[2], sides[3]
+    return tuple(sides)
 
 
 def everything(many: Iterable[Bounds], tensor: Tensor) -> Bounds:
     """Bounds of a tensor each of whose elements depends on all that any of `many` reaches."""
     many = list(many)
     if tensor.numel() == 0:
-        return nothing(tensor.shape)
+        return nothing(tensor.shape, len(many[0]))
     reach = [torch.stack([thin(bounds[side]).amax() for bounds in many if bounds[side].numel()]).amax()
-             for side in range(4)]  # fmt: skip
-    return each(lambda b: b.expand(tensor.shape), (reach[0], reach[1], reach[2], reach[3]))
+             for side in range(len(many[0]))]  # fmt: skip
+    return each(lambda b: b.expand(tensor.shape), tuple(reach))
 
 
 def thin(b: Tensor) -> Tensor:
@@ -125,7 +123,12 @@ class Step(Call):
     def bounds(self, tensor: Tensor) -> Bounds:
         """The bounds of an input; those of a constant reach nothing."""
         bounds = self.given.get(id(tensor))
-        return nothing(tensor.shape) if bounds is None else bounds
+        return nothing(tensor.shape, self.sides) if bounds is None else bounds
+
+    @property
+    def sides(self) -> int:
+        """How many numbers bounds are: two for each axis of the image."""
+        return len(next(iter(self.given.values())))
 
     @property
     def writes_only_itself(self) -> bool:
@@ -176,7 +179,7 @@ class _Memory:
         if self._places is None and (self._one is None or self._one[0] == view):
             self._one = (view, bounds)
             return
-        for places, side in zip(self._spread(), bounds, strict=True):
+        for places, side in zip(self._spread(len(bounds)), bounds, strict=True):
             if tensor.element_size() == self._itemsize:
                 _put(places, view, side)
             else:
@@ -190,11 +193,11 @@ class _Memory:
             return everything([self._spread()], tensor)
         return each(lambda places: places.as_strided(*view).clone(), self._spread())
 
-    def _spread(self) -> Bounds:
+    def _spread(self, sides: int = 0) -> Bounds:
         if self._places is None:
             length = self._storage.nbytes() // self._itemsize
-            first, second, third, fourth = (torch.full((length,), NOTHING) for _ in range(4))
-            self._places = (first, second, third, fourth)
+            sides = sides if self._one is None else len(self._one[1])
+            self._places = tuple(torch.full((length,), NOTHING) for _ in range(sides))
             if self._one is not None:
                 for places, side in zip(self._places, self._one[1], strict=True):
                     _put(places, self._one[0], side)

@@ -73,7 +73,7 @@ def _moved(step: Step) -> list[Bounds] | None:
     # Bounds lie on the CPU.
     args = tree_map(lambda leaf: leaf.cpu() if isinstance(leaf, Tensor) else leaf, list(step.args[1:]))
     sides = [tree_leaves(move(b, *args, **step.kwargs)) for b in step.bounds(step.args[0])]
-    return [(a, b, c, d) for a, b, c, d in zip(*sides, strict=True)]
+    return list(zip(*sides, strict=True))
 
 
 def _triangle(step: Step) -> list[Bounds] | None:
@@ -94,7 +94,7 @@ def _written_at_places(step: Step) -> list[Bounds] | None:
     if place >= len(step.args) or bool(step.argument("accumulate", False)):
         return None
     args = tree_map(lambda leaf: leaf.cpu() if isinstance(leaf, Tensor) else leaf, list(step.args))
-    new: Sequence[Tensor | float] = step.bounds(values) if isinstance(values, Tensor) else [NOTHING] * 4
+    new: Sequence[Tensor | float] = step.bounds(values) if isinstance(values, Tensor) else [NOTHING] * step.sides
 
     def run(old: Tensor, value: Tensor | float) -> Tensor:
         if not joins:
@@ -107,12 +107,11 @@ def _written_at_places(step: Step) -> list[Bounds] | None:
             index = index.view([-1 if dim == args[1] % old.ndim else 1 for dim in range(old.ndim)]).expand_as(value)
         return old.contiguous().scatter_reduce(args[1], index, value.contiguous(), "amax")
 
-    one, two, three, four = (run(old, value) for old, value in zip(step.bounds(target), new, strict=True))
-    return [(one, two, three, four)]
+    return [tuple(run(old, value) for old, value in zip(step.bounds(target), new, strict=True))]
 
 
 def _constant(step: Step) -> list[Bounds] | None:
-    return [nothing(tensor.shape) for tensor in step.outputs]
+    return [nothing(tensor.shape, step.sides) for tensor in step.outputs]
 
 
 def _copied(step: Step) -> list[Bounds] | None:
@@ -139,7 +138,7 @@ def _joined(step: Step) -> list[Bounds] | None:
             remember_over_channels(joined, reduce(torch.maximum, farthest))
         return joined
 
-    return [(run(0), run(1), run(2), run(3))]
+    return [tuple(run(side) for side in range(step.sides))]
 
 
 def _padded(step: Step) -> list[Bounds] | None:

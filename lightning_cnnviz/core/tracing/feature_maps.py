@@ -31,13 +31,14 @@ class FeatureMaps:
         layer: The layer's name.
         site: Where to read them, and in which layout they are. For a convolution that was chosen by kind and is
             directly followed by a BatchNorm, behind the BatchNorm: as the nonlinearity reads them.
-        shape: Channels, height and width; a layer without spatial output counts as 1 x 1.
+        shape: Channels, height and width; of a signal channels and length, of a volume channels, depth, height and
+            width. A layer without spatial output counts as one position.
         field: The receptive fields of its units, for the traced size of input.
     """
 
     layer: str
     site: Site
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     field: ReceptiveField
 
 
@@ -51,7 +52,7 @@ def trace_feature_maps(
 
     Args:
         model: The network.
-        image: `(1, C, H, W)`, on the network's device.
+        image: `(1, C, H, W)`, a signal `(1, C, L)` or a volume `(1, C, D, H, W)`, on the network's device.
         layers: From `select_layers`.
         guess: Whether rows and columns that could not be followed to a layer's maps are told by their proportions, with
             a warning; else they lie as `SelectedLayer.channels_last` says.
@@ -59,7 +60,8 @@ def trace_feature_maps(
     Raises:
         LayerNotFoundError: A layer chosen by name does not run, or runs more than once; or no layer is left.
         ValueError: The network does not take such an image, is frozen by `torch.jit`, or quantized.
-        TypeError: A layer chosen by name does not return a tensor `(N, C, H, W)` or `(N, C)`.
+        TypeError: A layer chosen by name does not return a tensor `(N, C)`, or one with as many axes as the image,
+            `(N, C, H, W)`.
     """
     check_readable(model)
     by_name = {layer.name: layer for layer in layers}
@@ -68,7 +70,7 @@ def trace_feature_maps(
     with analysis_mode(model):
         # The copy is ours, so that following it leaves the caller's tensor out of it.
         image = image.detach().clone()
-        reader, size = LayoutReader(image), tuple(image.shape[-2:])
+        reader, size = LayoutReader(image), tuple(image.shape[2:])
         trace = _Trace(BoundsMode(), reader.layouts, {layer.name: layer.channels_last for layer in layers}, guess, size)
         with (
             refused(model, image),
@@ -90,7 +92,7 @@ def trace_feature_maps(
             if layer.literal:
                 raise TypeError(
                     f"layer '{name}' ({type(layer.module).__name__}) returns no feature maps computed from the image: "
-                    "it takes a tensor (N, C, H, W) or (N, C)"
+                    f"it takes a tensor {_MAPS[image.ndim]} or (N, C)"
                 )
             continue
         # A BatchNorm that runs behind two convolutions would be read twice: then each is read by itself.
@@ -105,9 +107,13 @@ def trace_feature_maps(
 
 
 def channel_means(maps: Tensor) -> Tensor:
-    """Return the mean of each feature map of `(N, C, H, W)` or `(N, C)`: `(N, C)` in float32 or float64."""
+    """Return the mean of each feature map of `(N, C, ...)` or `(N, C)`: `(N, C)` in float32 or float64."""
     maps = maps if maps.dtype == torch.float64 else maps.float()
-    return maps.mean((2, 3)) if maps.ndim == 4 else maps.clone()
+    return maps.mean(tuple(range(2, maps.ndim))) if maps.ndim > 2 else maps.clone()
+
+
+# Feature maps, by how many dimensions the image has.
+_MAPS = {3: "(N, C, L)", 4: "(N, C, H, W)", 5: "(N, C, D, H, W)"}
 
 
 @dataclass
@@ -122,7 +128,7 @@ class _Trace:
     image_size: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        self.seen: list[tuple[str, tuple[int, int, int] | None, ReceptiveField | None, str | None]] = []
+        self.seen: list[tuple[str, tuple[int, ...] | None, ReceptiveField | None, str | None]] = []
         self.norms: list[str | None] = []
         self._last: Any = None  # kept alive, so that no other tensor can take its identity
         self._entered: tuple[str, bool] = ("", False)
@@ -130,16 +136,17 @@ class _Trace:
     def on_layer(self, name: str, output: Any) -> None:
         self._last = output
         # Where a module makes many images of one (its windows, say), its feature maps are none of the image.
-        if not isinstance(output, Tensor) or output.ndim not in (2, 4) or len(output) != 1:
+        axes = len(self.image_size)
+        if not isinstance(output, Tensor) or output.ndim not in (2, axes + 2) or len(output) != 1:
             self.seen.append((name, None, None, None))
             return
-        if output.ndim == 4:
+        if output.ndim > 2:
             known = self.layouts.is_channels_last(output)
-            if known is None and self.guess:
+            if known is None and self.guess and axes == 2:
                 known = self._guessed(name, output)
             self.channels_last[name] = last = self.channels_last[name] if known is None else known
-            output = output.permute(0, 3, 1, 2) if last else output
-        shape = (output.shape[1], *output.shape[2:]) if output.ndim == 4 else (output.shape[1], 1, 1)
+            output = output.movedim(-1, 1) if last else output
+        shape = (output.shape[1], *output.shape[2:]) if output.ndim > 2 else (output.shape[1], *[1] * axes)
         self.seen.append((name, shape, self.bounds.receptive_field(name, output), None))
 
     def _guessed(self, name: str, maps: Tensor) -> bool:

@@ -23,16 +23,19 @@ __all__ = ["LayoutReader", "Layouts", "is_channels_last"]
 _Dim = tuple[tuple[str, int], ...]
 """Factors of a dimension's length, the outermost first: what they count and how many; none of a dimension of one."""
 _Layout = tuple[_Dim, ...]
-_ROWS, _COLUMNS, _CHANNELS, _UNKNOWN = "rows", "columns", "channels", "?"
+_DEPTHS, _ROWS, _COLUMNS, _CHANNELS, _UNKNOWN = "depths", "rows", "columns", "channels", "?"
+# What counts along the axes of space, by how many there are.
+_AXES = {1: (_COLUMNS,), 2: (_ROWS, _COLUMNS), 3: (_DEPTHS, _ROWS, _COLUMNS)}
 
 
 class Layouts:
     """The layouts of the tensors of a pass that are alive, as far as they are known."""
 
     def __init__(self, image: Tensor) -> None:
-        """Begin at an image `(N, C, H, W)`, or a signal `(N, C, L)`, whose samples count as columns."""
+        """Begin at an image `(N, C, H, W)`, a signal `(N, C, L)`, whose samples count as columns, or a volume."""
         self._known, self._signal = WeakTensorKeyDictionary(), image.ndim == 3
-        names = (_UNKNOWN, _CHANNELS, _COLUMNS) if self._signal else (_UNKNOWN, _CHANNELS, _ROWS, _COLUMNS)
+        self._axes = _AXES[image.ndim - 2]
+        names = (_UNKNOWN, _CHANNELS, *self._axes)
         self._known[image] = tuple(_of(name, size) for name, size in zip(names, image.shape, strict=True))
 
     def before(self, operator: Operator, args: Sequence[Any], kwargs: dict[str, Any]) -> Callable[[Any], None]:
@@ -75,14 +78,17 @@ class Layouts:
     def is_channels_last(self, maps: Tensor) -> bool | None:
         """Return whether maps of four dimensions are `(N, H, W, C)` or `(N, C, H, W)`; None where that is not known.
 
-        It is not known where they are neither, and of maps of one position.
+        Those of signals have three dimensions, of volumes five. It is not known where they are neither, and of maps of
+        one position.
         """
         layout: _Layout | None = self._known.get(maps)
-        if layout is None or len(layout) != 4:
+        if layout is None or len(layout) != len(self._axes) + 2:
             return None
-        rows, columns = (_place(layout, wanted) for wanted in (_ROWS, _COLUMNS))
-        for last, places in ((False, (2, 3)), (True, (1, 2))):
-            if (rows, columns) in (places, (places[0], None), (None, places[1])):
+        found = [_place(layout, wanted) for wanted in self._axes]
+        for last, first in ((False, 2), (True, 1)):
+            places = range(first, first + len(found))
+            alike = all(place in (None, wanted) for place, wanted in zip(found, places, strict=True))
+            if alike and found != [None] * len(found):
                 return last
         return None
 

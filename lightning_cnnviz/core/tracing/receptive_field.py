@@ -1,12 +1,12 @@
 """A unit and the box of input pixels that it can depend on: exact through branches, and clipped at every layer.
 
 The network is run once on one image while every operation, as torch dispatches it, is followed by the same operation on
-four numbers an element: the box of input pixels that the element can depend on. A convolution takes the union over its
-window, a sum or a concatenation the union or the pieces, a view moves boxes as it moves values. So there is no table of
-module types to outgrow: functional pooling, slices, residual sums and reused modules count as what they do. Boxes are
-clipped where the values are, at every layer: where a last stride does not reach the last row, neither does the box
-(Araujo, Norris & Sim, "Computing receptive fields of convolutional neural networks", Distill 2019, clip at the image).
-An operation without a rule is taken to depend on all of its inputs, so a box may be too large, never too small.
+numbers for each element: the box of input pixels that it can depend on. A convolution takes the union over its window,
+a sum or a concatenation the union or the pieces, a view moves boxes as it moves values. So there is no table of module
+types to outgrow: functional pooling, slices, residual sums and reused modules count as what they do. Boxes are clipped
+where the values are, at every layer: where a last stride does not reach the last row, neither does the box (Araujo,
+Norris & Sim, "Computing receptive fields of convolutional neural networks", Distill 2019, clip at the image). An
+operation without a rule is taken to depend on all of its inputs, so a box may be too large, never too small.
 """
 
 from __future__ import annotations
@@ -42,31 +42,41 @@ class ReceptiveField:
 
     Attributes:
         layer: The layer's name.
-        image_size: Height and width of the input in pixels; of a signal, 1 and its length in samples.
+        image_size: Height and width of the input in pixels; of a signal, 1 and its length in samples; of a volume,
+            depth, height and width.
         boxes: `(G, H, W, 4)` int16: top, left, bottom, right in pixels, half-open, clipped to the image; G is the
             number of channels, or 1 where all have the same boxes. A unit that depends on no pixel has an empty box.
-            A signal is an image of one row: H is 1, and boxes are from 0 to 1 down.
+            A signal is an image of one row: H is 1, and boxes are from 0 to 1 down. Of a volume they are
+            `(G, D, H, W, 6)`: front, top, left, back, bottom, right.
     """
 
     layer: str
-    image_size: tuple[int, int]
+    image_size: tuple[int, ...]
     boxes: Tensor
 
     def __post_init__(self) -> None:
-        if self.boxes.ndim != 4 or self.boxes.shape[-1] != 4:
-            raise ValueError(f"boxes must be (G, H, W, 4), not {tuple(self.boxes.shape)}")
+        axes = len(self.image_size)
+        if self.boxes.ndim != axes + 2 or self.boxes.shape[-1] != 2 * axes:
+            wanted = "(G, H, W, 4)" if axes == 2 else "(G, D, H, W, 6)"
+            raise ValueError(f"boxes must be {wanted}, not {tuple(self.boxes.shape)}")
 
-    def box(self, channels: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-        """Return the boxes `(..., 4)` int16 (top, left, bottom, right) of units, given by equally shaped indices."""
+    def box(self, channels: Tensor, *places: Tensor) -> Tensor:
+        """Return the boxes `(..., 4)` or `(..., 6)` int16 of units, given by equally shaped indices.
+
+        Args:
+            channels: The units' feature maps.
+            places: Their rows and columns; of a volume, depths, rows and columns.
+        """
         if self.boxes.shape[0] == 1:
             channels = torch.zeros_like(channels)
-        return self.boxes[channels, rows, columns]
+        index = (channels, *places)
+        return self.boxes[index]
 
     @property
-    def size(self) -> tuple[int, int]:
-        """Height and width in pixels of the largest box."""
-        heights, widths = self.boxes[..., 2] - self.boxes[..., 0], self.boxes[..., 3] - self.boxes[..., 1]
-        return int(heights.max()), int(widths.max())
+    def size(self) -> tuple[int, ...]:
+        """Height and width in pixels of the largest box; of a volume, depth, height and width."""
+        first, last = self.boxes.flatten(0, -2).chunk(2, dim=-1)
+        return tuple(int(length) for length in (last - first).amax(0))
 
 
 @dataclass
@@ -83,43 +93,48 @@ class BoundsMode:
     """
 
     _bounds: TensorBounds = field(default_factory=TensorBounds, init=False, repr=False)
-    _image_size: tuple[int, int] = field(default=(0, 0), init=False)
+    _image_size: tuple[int, ...] = field(default=(0, 0), init=False)
     _signal: bool = field(default=False, init=False)
 
     @contextmanager
     def follow(self, image: Tensor, *, axis: int | None = None) -> Iterator[None]:
-        """Follow everything that is computed from `image` `(1, C, H, W)`, or a signal `(1, C, L)`, inside the block.
+        """Follow all that is computed from an image `(1, C, H, W)`, signal `(1, C, L)` or volume `(1, C, D, H, W)`.
 
         Run the network in eval mode and without gradients (see `hooks.analysis_mode`).
 
         Args:
-            image: The image or signal; a signal is followed as an image of one row.
-            axis: Follow rows (0) or columns (1) alone; along the other axis every box is then 0 to 0.
+            image: The image; a signal is followed as an image of one row.
+            axis: Follow rows (0) or columns (1) alone, of a volume one of its three; along the others every box is then
+                0 to 0.
         """
-        if image.ndim not in (3, 4) or image.shape[0] != 1:
-            given = tuple(image.shape)
+        if image.ndim not in (3, 4, 5) or image.shape[0] != 1:
             raise ValueError(
-                f"receptive fields are followed for one image (1, C, H, W) or signal (1, C, L), not {given}"
+                "receptive fields are followed for one image (1, C, H, W), signal (1, C, L) or volume "
+                f"(1, C, D, H, W), not {tuple(image.shape)}"
             )
         self._signal = image.ndim == 3
-        height, width = (1, image.shape[-1]) if self._signal else image.shape[-2:]
-        self._image_size = (height, width)
-        rows = torch.arange(height, dtype=torch.float32)
-        rows = (rows if self._signal else rows[:, None]).expand(image.shape)
-        columns = torch.arange(width, dtype=torch.float32).expand(image.shape)
-        rows, columns = (line if axis in (None, place) else line.new_zeros(()).expand(image.shape)
-                         for place, line in enumerate((rows, columns)))  # fmt: skip
-        self._bounds.set(image, (-rows, rows, -columns, columns))
+        own = (1, *image.shape[2:]) if self._signal else tuple(image.shape[2:])
+        self._image_size = own
+        bounds: list[Tensor] = []
+        for place, length in enumerate(own):
+            line = torch.arange(length, dtype=torch.float32)
+            line = line if axis in (None, place) else line.new_zeros(())
+            behind = len(own) - 1 - place
+            # The row of a signal has no dimension.
+            line = line.view(-1, *[1] * behind) if line.ndim and length > 1 else line.new_zeros(())
+            bounds += (-line.expand(image.shape), line.expand(image.shape))
+        self._bounds.set(image, tuple(bounds))
         try:
-            with _BoundsReader(self._bounds):
+            with _BoundsReader(self._bounds, 2 * len(own)):
                 yield
         finally:
             self._bounds = TensorBounds()
 
-    def reach(self, tensor: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+    def reach(self, tensor: Tensor) -> tuple[Tensor, ...] | None:
         """Return -top, bottom, -left and right (both inclusive) of each element's box; None where there is none.
 
-        Each is of the tensor's shape, mostly as an expanded view, and -inf for an element that depends on no pixel.
+        Of a volume, -front and back come first. Each is of the tensor's shape, mostly as an expanded view, and -inf for
+        an element that depends on no pixel.
         """
         return self._bounds.get(tensor)
 
@@ -131,20 +146,20 @@ class BoundsMode:
     def receptive_field(self, layer: str, output: Tensor) -> ReceptiveField | None:
         """Return the receptive fields of `output`, `(1, C, H, W)` or `(1, C)`; None where it depends on no pixel.
 
-        Of a signal, `output` is `(1, C, L)` or `(1, C)`.
+        Of a signal, `output` is `(1, C, L)` or `(1, C)`, of a volume `(1, C, D, H, W)` or `(1, C)`.
         """
         bounds = self._bounds.get(output)
         if bounds is None:
             return None
         if output.ndim == 2:
-            bounds = each(lambda b: b[..., None, None], bounds)
+            bounds = each(lambda b: b.view(*b.shape, *[1] * len(self._image_size)), bounds)
         elif output.ndim == 3 and self._signal:
             bounds = each(lambda b: b[..., None, :], bounds)
-        neg_top, bottom, neg_left, right = (b[0] for b in compact(bounds, dims=(1,)))
-        empty = ~torch.isfinite(bottom)
+        sides = [b[0] for b in compact(bounds, dims=(1,))]
+        empty = ~torch.isfinite(sides[-1])
         if bool(empty.all()):
             return None
-        edges = torch.stack([-neg_top, -neg_left, bottom + 1, right + 1], dim=-1)
+        edges = torch.stack([*(-side for side in sides[::2]), *(side + 1 for side in sides[1::2])], dim=-1)
         boxes = torch.where(empty[..., None], torch.zeros(()), edges).to(torch.int16)
         if boxes.shape[0] > 1 and bool((boxes == boxes[:1]).all()):
             boxes = boxes[:1]
@@ -154,9 +169,9 @@ class BoundsMode:
 class _BoundsReader(OperationReader):
     """Runs each operation, then its rule on the bounds."""
 
-    def __init__(self, bounds: TensorBounds) -> None:
+    def __init__(self, bounds: TensorBounds, sides: int) -> None:
         super().__init__()
-        self._bounds = bounds
+        self._bounds, self._sides = bounds, sides
 
     @override
     def on_operation(self, operator: Operator, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
@@ -170,7 +185,7 @@ class _BoundsReader(OperationReader):
         elif operator.writes:  # constants, into what may have depended on the image
             for tensor in tensors_in(result):
                 if self._bounds.get(tensor) is not None:
-                    self._bounds.write(tensor, nothing(tensor.shape))
+                    self._bounds.write(tensor, nothing(tensor.shape, self._sides))
         return result
 
     def _follow(self, step: Step) -> None:

@@ -22,7 +22,7 @@ def test_a_union_reaches_as_far_as_any_of_its_parts() -> None:
     joined = union([bounds(-1.0, 3.0, 0.0, 2.0), bounds(-2.0, 4.0, -1.0, 1.0)], (2, 3))
     assert numbers(joined) == [-1, 4, 0, 2]
     assert all(side.stride() == (0, 0) for side in joined)  # without memory of its own
-    assert numbers(union([joined, nothing((2, 3))], (2, 3))) == [-1, 4, 0, 2]
+    assert numbers(union([joined, nothing((2, 3), 4)], (2, 3))) == [-1, 4, 0, 2]
 
 
 def test_everything_is_one_box_for_all_elements() -> None:
@@ -39,7 +39,7 @@ def test_what_is_alike_along_a_dimension_is_cut_to_one() -> None:
 def test_a_write_reaches_all_views_of_its_memory() -> None:
     kept, memory = TensorBounds(), torch.zeros(2, 3)
     row: Tensor = memory[1]
-    kept.set(memory, nothing((2, 3)))
+    kept.set(memory, nothing((2, 3), 4))
     kept.write(row, bounds(-1.0, 1.0, -2.0, 2.0, shape=(3,)))
     seen = kept.get(memory)
     assert seen is not None

@@ -907,7 +907,7 @@ def test_tensors_are_let_go() -> None:
 def test_wrong_input_is_refused() -> None:
     for image in (torch.zeros(2, 3, 8, 8), torch.zeros(3, 8, 8)):
         with (
-            pytest.raises(ValueError, match=r"followed for one image \(1, C, H, W\) or signal \(1, C, L\), not \("),
+            pytest.raises(ValueError, match=r"followed for one image \(1, C, H, W\), signal .* or volume .*, not \("),
             BoundsMode().follow(image),
         ):
             pass
