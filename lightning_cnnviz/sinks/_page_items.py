@@ -28,6 +28,7 @@ from lightning_cnnviz.report import (
     Table,
     Tile,
 )
+from lightning_cnnviz.sinks._texts import Texts
 
 __all__ = ["Content", "EncodedItem", "Pictures", "data_uri", "facts_json", "parts_of", "plain", "to_json"]
 
@@ -69,7 +70,7 @@ class Pictures:
     """
 
     def __init__(self) -> None:
-        self.encoded: dict[str, str] = {}
+        self.encoded = Texts()
         self._names: dict[int, tuple[str, Content]] = {}  # of whole images, which many tiles share
 
     def describe(self, item: Item) -> EncodedItem:
@@ -82,7 +83,7 @@ class Pictures:
             if shared:
                 self._names[id(content)] = (name, content)
             if name not in self.encoded:
-                self.encoded[name] = data_uri(content)
+                self.encoded.add(name, data_uri(content))
             (wholes if whole else shows)[name] = None
             return name
 
