@@ -53,7 +53,7 @@ from lightning_cnnviz.sinks.wandb import WandbSink
 __all__ = ["RANDOM", "VIEWS", "Exploration", "explore", "find_exploration_images", "has_random_weights", "load_network"]
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-_BATCH = 32
+_BATCH = 16
 
 RANDOM = "random, not trained"
 """What is said of weights that a network by name was made with."""

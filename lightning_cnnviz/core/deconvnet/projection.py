@@ -65,7 +65,8 @@ class Projection:
         boxes: `(U, 4)` int64, receptive fields in the image: top, left, bottom, right, half-open, clipped.
         pixels: For each unit `(image channels, bottom - top, right - left)`, times the unit's activation; in units of
             the network's (normalized) input, with either sign. Everything outside the box is zero. Those of a monitor
-            are float16, rounded to 11 bits, where their largest magnitude is from 0.01 to 60,000; else float32.
+            are float16, rounded to 11 bits, where their largest magnitude is from 0.01 to 60,000; else bfloat16,
+            rounded to 8.
         image_sizes: `(U, 2)` int64, height and width of each unit's image.
     """
 
@@ -539,9 +540,9 @@ def _as_they_are(pixels: Tensor) -> Tensor:
 
 
 def _rounded(pixels: Tensor) -> Tensor:
-    """Half precision, where no value that can be seen beside the largest one is lost."""
+    """Half precision; where values that can be seen beside the largest one would be lost, a coarser one."""
     largest = float(pixels.abs().max()) if pixels.numel() else 0.0
-    return pixels.half() if largest == 0 or 0.01 <= largest <= 60_000 else pixels
+    return pixels.half() if largest == 0 or 0.01 <= largest <= 60_000 else pixels.bfloat16()
 
 
 def _is_complete(unit: Unit) -> bool:

@@ -412,7 +412,7 @@ def test_a_channel_that_is_set_to_zero_in_place_is_not_seen(method: Any, memory:
     assert_equal_projections(found, expected)
 
 
-@pytest.mark.parametrize(("scale", "dtype"), [(1.0, torch.float16), (1e-6, torch.float32), (1e7, torch.float32)])
+@pytest.mark.parametrize(("scale", "dtype"), [(1.0, torch.float16), (1e-6, torch.bfloat16), (1e7, torch.bfloat16)])
 def test_projections_for_pictures_lose_nothing_that_is_seen(scale: float, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 8, 3)).requires_grad_(False)
@@ -424,4 +424,6 @@ def test_projections_for_pictures_lose_nothing_that_is_seen(scale: float, dtype:
     for one, other in zip(exact.pixels, rounded.pixels, strict=True):
         assert one.dtype == torch.float32
         assert other.dtype == dtype
-        assert float((one - other.float()).abs().max()) <= 2**-11 * float(one.abs().max())
+        lost, largest = (one - other.float()).abs(), float(one.abs().max())
+        assert float(lost.max()) <= (2**-11 if dtype == torch.float16 else 2**-9) * largest
+        assert float(lost.max()) < largest / 255  # a level of a picture, of which 255 span both signs
