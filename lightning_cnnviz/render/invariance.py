@@ -123,8 +123,9 @@ def invariance_report(
     explained: tuple[str, ...] = (
         "f are the features of the image as it is, g those of its transformed copy; distances are Euclidean: "
         "relative to the length of f, between f and g scaled to length one (0 to 2), and as they are (the paper's).",
-        "Areas are divided by the width of the sweep (mean heights); half width is how far a transform may go about "
-        "its identity before the probability is half of its own, at most the sweep.",
+        "Areas are divided by the width of the sweep (mean heights); half width is how far from its identity a "
+        "transform may go before the probability is half of its own: the mean of both sides where the sweep has both, "
+        "and at most as far as the sweep goes.",
     )
     strange = (*scores_note(curves.untouched), *_features_note(curves))
     explained += task_notes(curves.untouched, class_names)

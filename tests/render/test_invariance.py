@@ -66,7 +66,7 @@ def test_areas_and_half_widths_are_means_over_the_images() -> None:
     assert found["shift/layer1/area_relative"] == pytest.approx(0.5)
     assert found["shift/layer1/area_unit"] == pytest.approx(0.25)
     assert found["shift/p_true/area"] == pytest.approx(0.8 - 0.35)
-    assert found["shift/p_true/half_width"] == pytest.approx(2 * 0.4 / 0.35, rel=1e-5)
+    assert found["shift/p_true/half_width"] == pytest.approx(0.4 / 0.35, rel=1e-5)
     assert len(found) == 2 * 3 + 2
 
 

@@ -243,7 +243,7 @@ def area(curves: Tensor, values: Tensor) -> Tensor:
 
 
 def half_width(probabilities: Tensor, values: Tensor, identity: float | None, untouched: Tensor) -> Tensor:
-    """Return how wide the interval about the identity is within which a probability stays above half of its own.
+    """Return how far from the identity a probability falls to half of its own, the mean of both sides.
 
     Args:
         probabilities: `(N, V)`.
@@ -252,9 +252,10 @@ def half_width(probabilities: Tensor, values: Tensor, identity: float | None, un
         untouched: `(N,)`, that probability.
 
     Returns:
-        `(N,)` float64 in units of the values, linear between them. Where it never halves on one side, that side ends
-        with the sweep: the width is then a lower bound. NaN where there is no identity within the sweep, or a
-        probability is NaN.
+        `(N,)` float64 in units of the values, linear between them: half of the width at half of the height. Of a sweep
+        to one side of the identity, that side's distance. Where it never halves on one side, that side ends with the
+        sweep: the width is then a lower bound. NaN where there is no identity within the sweep, or where a probability
+        is NaN.
     """
     if identity is None or not float(values[0]) <= identity <= float(values[-1]):
         return torch.full((len(probabilities),), math.nan, dtype=torch.float64)
@@ -266,8 +267,8 @@ def half_width(probabilities: Tensor, values: Tensor, identity: float | None, un
             continue
         right = [(x, p) for x, p in zip(points, line, strict=True) if x > identity]
         left = [(x, p) for x, p in zip(points, line, strict=True) if x < identity][::-1]
-        ends = [_first_crossing(identity, start, side, start / 2) for side in (left, right)]
-        widths.append(ends[1] - ends[0])
+        ends = [_first_crossing(identity, start, side, start / 2) for side in (left, right) if side]
+        widths.append(sum(abs(end - identity) for end in ends) / max(1, len(ends)))
     return torch.tensor(widths, dtype=torch.float64)
 
 

@@ -226,12 +226,12 @@ def test_the_area_is_the_mean_height() -> None:
 @pytest.mark.parametrize(
     ("line", "identity", "width"),
     [
-        ([0.8, 0.8, 0.8, 0.8, 0.8], 0, 4.0),  # never: the sweep itself
-        ([0.0, 0.8, 0.8, 0.8, 0.0], 0, 3.0),  # half way down on either side
-        ([0.2, 0.6, 0.8, 0.6, 0.2], 0, 3.0),
-        ([0.8, 0.0, 0.8, 0.8, 0.8], 0, 2.5),
-        ([0.8, 0.8, 0.8, 0.6, 0.2], -2, 3.5),  # from the lower end of a sweep
-        ([0.8, 0.6, 0.6, 0.0, 0.8], 0.5, 2.75),  # between two values
+        ([0.8, 0.8, 0.8, 0.8, 0.8], 0, 2.0),  # never: the sweep itself
+        ([0.0, 0.8, 0.8, 0.8, 0.0], 0, 1.5),  # half way down on either side
+        ([0.2, 0.6, 0.8, 0.6, 0.2], 0, 1.5),
+        ([0.8, 0.0, 0.8, 0.8, 0.8], 0, 1.25),  # the mean of 0.5 and 2
+        ([0.8, 0.8, 0.8, 0.6, 0.2], -2, 3.5),  # from the lower end of a sweep: there is one side
+        ([0.8, 0.6, 0.6, 0.0, 0.8], 0.5, 1.375),  # between two values
     ],
 )
 def test_half_width(line: list[float], identity: float, width: float) -> None:
