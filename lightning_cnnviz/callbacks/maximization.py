@@ -106,7 +106,8 @@ class MaximizationMonitor(ExperimentMonitor):
         """Find out what there is to maximize, and refuse what there is not."""
         sample, own = self.drawn.on_device_of(network), self.drawn
         images = sample.images.to(home_of(network)[1])
-        self._plans = plan_layers(network, images[:1], self.layers, self.features, objective=self.objective)
+        what: dict[str, Any] = {"objective": self.objective, "class_names": self.display.class_names}
+        self._plans = plan_layers(network, images[:1], self.layers, self.features, **what)
         if self.classes not in (0, []):
             self._plans += [
                 plan for head in own.heads(network, images) if (plan := self._of_head(network, head, images))

@@ -24,6 +24,7 @@ from lightning_cnnviz.core.network.classification import classify
 from lightning_cnnviz.core.network.hooks import analysis_mode
 from lightning_cnnviz.core.network.layers import FeatureSpec, LayerSpec, evenly, resolve_features, select_layers
 from lightning_cnnviz.core.network.task import OutputFn, Task, TaskKind
+from lightning_cnnviz.core.tracing.default_layers import find_default_layers
 from lightning_cnnviz.core.tracing.feature_maps import trace_feature_maps
 
 __all__ = ["MaximizationPlan", "MaximizedLayer", "maximize_plan", "plan_classes", "plan_layers"]
@@ -87,6 +88,7 @@ def plan_layers(
     features: FeatureSpec = 6,
     *,
     objective: Literal["unit", "channel"] = "unit",
+    class_names: Sequence[str] | None = None,
 ) -> list[MaximizationPlan]:
     """Plan which feature maps are maximized, one plan a layer.
 
@@ -97,6 +99,7 @@ def plan_layers(
         features: Feature maps: the first n of each layer, a list of them, a list by layer, None for all.
         objective: `"unit"` for the middle unit of the map, on an image as large as its receptive field; `"channel"` for
             the map's mean on an image of full size.
+        class_names: Names of the classes: a convolution that is the classifier has its feature maps called so.
 
     Raises:
         LayerNotFoundError: There is no such layer.
@@ -105,12 +108,17 @@ def plan_layers(
     size = (image.shape[1], image.shape[2], image.shape[3])
     traced = trace_feature_maps(network, image, select_layers(network, "conv" if layers is None else layers))
     plans = []
+    names = class_names or ()
+    # The network is walked through for that alone where a layer might be it.
+    ends = find_default_layers(network, image) if any(maps.shape[0] == len(names) for maps in traced) else None
     for maps in evenly(traced, _LAYERS) if layers is None else traced:
         channels = resolve_features(maps.layer, maps.shape[0], features)
+        classifier = None if ends is None else ends.classifier
+        is_classifier = classifier is not None and classifier.name == maps.layer and maps.shape[0] == len(names)
         plans.append(
             MaximizationPlan(
                 name=maps.layer,
-                captions=tuple(f"channel {channel}" for channel in channels),
+                captions=tuple(names[channel] if is_classifier else f"channel {channel}" for channel in channels),
                 objectives=tuple(
                     (UnitActivation if objective == "unit" else ChannelActivation)(maps, channel)
                     for channel in channels

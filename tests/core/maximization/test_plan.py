@@ -33,6 +33,16 @@ def test_four_layers_from_the_first_to_the_last_on_images_of_their_units_fields(
     assert plans[0].captions == ("channel 0", "channel 1")
 
 
+def test_feature_maps_of_a_classifier_are_called_as_its_classes() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Conv2d(3, 3, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    plans = plan_layers(model.eval(), IMAGE, features=[2, 0], class_names=("hen", "cock", "duck"))
+    # The first has as many, and is no classifier.
+    assert [plan.captions for plan in plans] == [("channel 0", "channel 2"), ("hen", "duck")]
+    others = plan_layers(model, IMAGE, features=[0], class_names=("hen",))
+    assert [plan.captions for plan in others] == [("channel 0",), ("channel 0",)]
+
+
 def test_channels_are_maximized_on_whole_images() -> None:
     model = net()
     model(IMAGE)
