@@ -113,6 +113,8 @@ class Tile:
         source: The image that it was cut from, where that is known.
         shows: What kind of picture it is, where a row has several: `"patch"`, `"projection"`, `"optimum"`, ...
         rank: Its place among those of its kind, from 0; what one row, or another view, shows of one unit has one rank.
+        inside: Where the picture lies in a tile that is larger than it: top, left, bottom and right, half-open; what is
+            around it is no part of it. None for all of the tile.
     """
 
     pixels: Tensor
@@ -121,6 +123,7 @@ class Tile:
     source: ImageCrop | None = field(default=None, kw_only=True)
     shows: str = field(default="", kw_only=True)
     rank: int | None = field(default=None, kw_only=True)
+    inside: tuple[int, int, int, int] | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         _check_pixels(self.pixels, "a Tile")
@@ -321,6 +324,7 @@ class Curve:
         layer: The layer that it is about; "" for none.
         x_names: What lies at 1, 2, 3, ... of the axis, where these are no numbers but places: layers by their depth.
         x_log: Whether equal steps along the axis are equal factors; all of `x` is then above zero.
+        percent: Whether `y` is in percent of what the scalars of the report have as parts of one.
 
     Raises:
         ValueError: `x` has other places than `x_names` names, or none that a logarithm takes.
@@ -335,6 +339,7 @@ class Curve:
     layer: str = ""
     x_names: tuple[str, ...] = ()
     x_log: bool = False
+    percent: bool = False
 
     def __post_init__(self) -> None:
         places = {value for series in self.series for value in series.x}

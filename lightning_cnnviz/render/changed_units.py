@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from lightning_cnnviz.core.comparison.units import LayerComparison, UnitComparison
 from lightning_cnnviz.core.top_patches.results import LayerTopPatches, TopPatches
 from lightning_cnnviz.render.display import Display
-from lightning_cnnviz.render.patches import Crops, brief, largest_patch, numbers_of_unit
+from lightning_cnnviz.render.patches import Crops, brief, largest_patch, numbers_of_unit, placed_at
 from lightning_cnnviz.report import Gallery, Number, Row, Tile
 
 __all__ = ["changed_galleries", "changed_units", "other_units"]
@@ -106,6 +106,7 @@ def _tiles(
             source=crops.source(layer, channel, rank, size),
             shows=shows,
             rank=rank,
+            inside=placed_at(layer.boxes[channel, rank], size),
         )
 
 

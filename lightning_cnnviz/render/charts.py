@@ -30,7 +30,8 @@ _WIDTH, _HEIGHT, _LEGEND_WIDTH = 6.4, 4.2, 2.6  # inches
 _NARROWEST = 2.6  # inches: where a legend beside it would leave less, it stands below
 _CAPTION_LENGTH = 84  # characters, as wide as the axes
 _NOTE_LENGTH = 130
-_MOST_NAMES = 24  # along an axis
+# Inches of a slanted name along an axis, and of what stands beside the axis: with many names, a chart is wider.
+_NAME_WIDTH, _AROUND_NAMES = 0.19, 1.0
 _NAME_LENGTH = 18  # characters of each
 _LEVEL = 56  # characters, up to which names stand level
 _DENSE = 30  # with more points than this, markers would hide the line
@@ -91,12 +92,16 @@ def curve_figure(curve: Curve, *, width: float, notes: Sequence[str] = ()) -> Fi
 def _figure(curve: Curve, width: float | None = None) -> Iterator[Figure]:
     """Open a figure with the chart in it, as wide as it is told, else as it likes."""
     legend_columns = math.ceil(len(curve.series) / _LEGEND_ROWS) if len(curve.series) > 1 else 0
-    width = _WIDTH + _LEGEND_WIDTH * legend_columns if width is None else width
+    if width is None:
+        named = _AROUND_NAMES + _NAME_WIDTH * len(curve.x_names)
+        width = max(_WIDTH, named) + _LEGEND_WIDTH * legend_columns
     axes_width = width - _LEGEND_WIDTH * legend_columns
     below = axes_width < _NARROWEST
     with new_figure(width, _HEIGHT * min(1, max(width, _NARROWEST) / _WIDTH)) as figure:
         axes = figure.add_subplot()
-        _draw_chart(axes, curve, round(_CAPTION_LENGTH * (width if below else axes_width) / _WIDTH))
+        own = width if below else axes_width
+        room = int((own - _AROUND_NAMES) / _NAME_WIDTH + 1e-6)
+        _draw_chart(axes, curve, round(_CAPTION_LENGTH * own / _WIDTH), room)
         if legend_columns:
             columns = max(1, int(width / _LEGEND_WIDTH)) if below else legend_columns
             _draw_legend(axes, curve, columns, below)
@@ -104,17 +109,18 @@ def _figure(curve: Curve, width: float | None = None) -> Iterator[Figure]:
         yield figure
 
 
-def _draw_chart(axes: Axes, curve: Curve, caption_length: int) -> None:
+def _draw_chart(axes: Axes, curve: Curve, caption_length: int, room: int) -> None:
     from matplotlib.ticker import MaxNLocator
 
     for number, series in enumerate(curve.series):
         _draw_series(axes, series, number)
+    _begin_at_zero(axes, curve)
     axes.set_xlabel(shorten(curve.x_label, 80))
     axes.set_ylabel(shorten(curve.y_label, 48))
     if curve.x_log:
         _log_axis(axes, curve)
     elif curve.x_names:
-        _name_axis(axes, curve.x_names)
+        _name_axis(axes, curve.x_names, room)
     elif all(value.is_integer() for series in curve.series for value in map(float, series.x)):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     if not any(math.isfinite(value) for series in curve.series for value in series.y):
@@ -122,15 +128,20 @@ def _draw_chart(axes: Axes, curve: Curve, caption_length: int) -> None:
     _draw_title(axes, curve, caption_length)
 
 
-def _name_axis(axes: Axes, names: Sequence[str]) -> None:
+def _name_axis(axes: Axes, names: Sequence[str], room: int) -> None:
     """Put names at 1, 2, 3, ...; of more than there is room for, some, evenly."""
-    length = max(map(len, names))
-    level = len(names) * min(length, _NAME_LENGTH) <= _LEVEL
-    every = 1 if level else math.ceil(len(names) / _MOST_NAMES)
-    places = range(0, len(names), every)
+    level = len(names) * min(max(map(len, names)), _NAME_LENGTH) <= _LEVEL
+    places = range(0, len(names), 1 if level else math.ceil(len(names) / max(room, 1)))
     shown = [shorten(names[place], _NAME_LENGTH) for place in places]
     slant: dict[str, Any] = {} if level else {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
     axes.set_xticks([place + 1 for place in places], shown, fontsize=8, **slant)
+
+
+def _begin_at_zero(axes: Axes, curve: Curve) -> None:
+    """A scale that began at the least of what is above zero would make little look like much."""
+    measured = [value for series in curve.series for value in (*series.y, *(series.low or ())) if math.isfinite(value)]
+    if measured and 0 < min(measured) < max(measured):
+        axes.set_ylim(bottom=0)
 
 
 def _log_axis(axes: Axes, curve: Curve) -> None:

@@ -21,6 +21,7 @@ from lightning_cnnviz.render.patches import (
     numbers_of_row,
     numbers_of_unit,
     place_patch,
+    placed_at,
     scale_of,
     to_gray_centered,
 )
@@ -58,7 +59,9 @@ class FirstRanked:
         """Draw it in a tile of a size."""
         numbers: dict[str, Number] = {"epoch": self.epoch, "activation": self.activation}
         draw = partial(_placed, self.pixels, self.box, size)
-        return LateTile(draw, size, caption=f"epoch {self.epoch}", numbers=numbers, shows="projection", rank=0)
+        inside = placed_at(self.box, size)
+        caption = f"epoch {self.epoch}"
+        return LateTile(draw, size, caption=caption, numbers=numbers, shows="projection", rank=0, inside=inside)
 
 
 def deconvnet_report(
@@ -146,8 +149,9 @@ def _gallery(layer: LayerTopPatches, projections: Iterator[Tensor], k: int, meth
             values = next(projections)
             scale = scale_of(values)
             # Without captions: the room is for the pictures.
-            draw = partial(_placed, values, box, size, scale)
-            first = LateTile(draw, size, numbers=numbers | {"full contrast": scale}, shows="projection", rank=rank)
+            draw, inside = partial(_placed, values, box, size, scale), placed_at(box, size)
+            numbered = numbers | {"full contrast": scale}
+            first = LateTile(draw, size, numbers=numbered, shows="projection", rank=rank, inside=inside)
             pairs.append((first, crops.tile(layer, feature, rank, size, numbers=numbers)))
         row = Row(f"feature {feature}", _side_by_side(pairs), numbers_of_row(layer, feature), channel=feature)
         rows.append(row)
@@ -176,7 +180,7 @@ def _evolution(layer: LayerTopPatches, looks: Mapping[int, Sequence[FirstRanked]
     longest = max(len(strip) for strip in looks.values())
     columns = min(longest, _LOOKS_A_LINE)
     name = f"{layer.layer}/evolution"
-    return Gallery(name, strips, caption=caption, columns=columns, tile_side=_SIDE, layer=layer.layer)
+    return Gallery(name, strips, caption=caption, columns=columns, tile_side=_SIDE, layer=layer.layer, named=True)
 
 
 def _side_by_side(pairs: Sequence[tuple[Tile, Tile]]) -> tuple[Tile, ...]:

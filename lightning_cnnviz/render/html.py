@@ -18,7 +18,7 @@ from lightning_cnnviz.render.charts import curve_svg
 from lightning_cnnviz.render.figures import GRID, INK, PENCIL
 from lightning_cnnviz.render.image import encode_tile, to_image
 from lightning_cnnviz.render.tables import column_sides, scalar_table, written
-from lightning_cnnviz.report import Curve, Gallery, Item, Number, Picture, Report, Row, Scalar, Table, Tile
+from lightning_cnnviz.report import ColorScale, Curve, Gallery, Item, Number, Picture, Report, Row, Scalar, Table, Tile
 
 __all__ = ["html_page", "html_part"]
 
@@ -43,6 +43,8 @@ font-variant-numeric:tabular-nums;overflow-wrap:anywhere;border-radius:6px;text-
 .cnnviz h2{{font-size:18px;line-height:1.3;font-weight:650}}
 .cnnviz h3{{font-size:15px;font-weight:650;margin-top:18px}}
 .cnnviz .soft{{color:var(--pencil);font-size:12px}}
+.cnnviz .bar .colors{{display:inline-block;width:140px;height:12px;margin:0 4px;vertical-align:-2px;
+border:1px solid var(--line)}}
 .cnnviz .rows{{display:flex;flex-wrap:wrap;gap:14px 18px;margin-top:8px}}
 .cnnviz .row{{max-width:100%;min-width:0}}
 .cnnviz .row b{{font-size:12.5px;display:block}}
@@ -113,6 +115,8 @@ def _item(item: Gallery | Picture | Curve | Table, rows: int | None) -> Iterator
     if isinstance(item, Gallery):
         if item.numbers:
             yield f'<p class="soft">{_figures(item.numbers)}</p>'
+        if item.scale is not None:
+            yield _color_bar(item.scale)
         yield f'<div class="rows">{"".join(_row(row, item, rows is not None) for row in item.rows[:rows])}</div>'
     elif isinstance(item, Picture):
         width = round(item.pixels.shape[2] / _PICTURE_DENSITY)
@@ -123,6 +127,14 @@ def _item(item: Gallery | Picture | Curve | Table, rows: int | None) -> Iterator
         yield f'<div class="chart scroll">{_chart(item)}</div>'
     else:
         yield f'<div class="scroll">{_table(item, rows)}</div>'
+
+
+def _color_bar(scale: ColorScale) -> str:
+    colors = f"background:linear-gradient(to right,{','.join(scale.colors)})"
+    return (
+        f'<p class="soft bar">{_text(scale.low)} <span class="colors" style="{colors}"></span> '
+        f"{_text(scale.high)}{_text(f', {scale.middle} in the middle') if scale.middle else ''}</p>"
+    )
 
 
 def _row(row: Row, gallery: Gallery, small: bool) -> str:

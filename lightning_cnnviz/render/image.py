@@ -6,12 +6,12 @@ import io
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageColor, ImageDraw
 from torch import Tensor
 
 from lightning_cnnviz.render._text import INK, PAPER, PENCIL, draw_header, fit, fit_numbers, length, line_height, write
-from lightning_cnnviz.render.layout import SheetPlan, SheetSizes, plan_sheet
-from lightning_cnnviz.report import Gallery, Row
+from lightning_cnnviz.render.layout import EDGE, SheetPlan, SheetSizes, plan_sheet
+from lightning_cnnviz.report import ColorScale, Gallery, Row
 
 __all__ = ["LOSSLESS_SIDE", "decode_tile", "draw_sheet", "encode_tile", "from_image", "to_image"]
 
@@ -20,6 +20,7 @@ LOSSLESS_SIDE = 32
 
 _LABEL, _FIGURES = 13, 11  # font sizes in pixels
 _WIDEST_LABEL = 120
+_BAR = 140  # pixels
 _MOST_PIXELS = 100_000_000
 
 
@@ -140,7 +141,28 @@ def _draw_header(gallery: Gallery, title: str, plan: SheetPlan) -> Image.Image:
         caption = f"First {plan.shown} of {len(gallery.rows)}. {caption}"
     elif not any(row.tiles for row in gallery.rows):
         caption = f"Nothing to show. {caption}"
-    return draw_header(title, caption, gallery.numbers, plan.size[0])
+    header = draw_header(title, caption, gallery.numbers, plan.size[0])
+    return header if gallery.scale is None else _with_color_bar(header, gallery.scale)
+
+
+def _with_color_bar(header: Image.Image, scale: ColorScale) -> Image.Image:
+    """Add a line with what the colors of tiles stand for."""
+    below = line_height(_FIGURES) + 8
+    sheet = Image.new("RGB", (header.width, header.height + below), PAPER)
+    sheet.paste(header)
+    draw, top = ImageDraw.Draw(sheet), header.height - 10
+    left = EDGE + length(scale.low, _FIGURES) + 8
+    colors = [ImageColor.getrgb(color) for color in scale.colors]
+    places = np.linspace(0, len(colors) - 1, _BAR)
+    levels = np.stack([np.interp(places, range(len(colors)), band) for band in zip(*colors, strict=True)], 1)
+    bar = Image.fromarray(np.tile(levels.round().astype(np.uint8), (line_height(_FIGURES) - 2, 1, 1)))
+    sheet.paste(bar, (left, top + 1))
+    draw.rectangle((left - 1, top, left + _BAR, top + bar.height + 1), outline=PENCIL)
+    write(draw, (EDGE, top), scale.low, _FIGURES, PENCIL)
+    middle = f", {scale.middle} in the middle" if scale.middle else ""
+    right = left + _BAR + 8
+    write(draw, (right, top), fit(scale.high + middle, header.width - right - EDGE, _FIGURES), _FIGURES, PENCIL)
+    return sheet
 
 
 def _draw_label(draw: ImageDraw.ImageDraw, row: Row, plan: SheetPlan, number: int, header_height: int) -> None:

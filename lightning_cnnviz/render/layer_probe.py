@@ -89,6 +89,7 @@ def online_probe_report(result: OnlineScores) -> Report:
         y_label=f"{words.name}{words.unit}",
         caption=f"Learned along with the network, {told}",
         x_names=result.layers,
+        percent=bool(words.unit),
     )
     values = dict(zip(result.layers, result.accuracy.tolist(), strict=True))
     rows = tuple((layer, words.shown(value)) for layer, value in values.items())
@@ -141,6 +142,7 @@ def _curve(result: LayerProbe) -> Curve:
         y_label=y_label,
         caption=_learned(result),
         x_names=tuple(scores.layer for scores in result.scores),
+        percent=bool(words.unit),
     )
 
 

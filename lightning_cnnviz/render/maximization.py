@@ -13,7 +13,7 @@ from lightning_cnnviz.core.maximization.maximize import Maximization
 from lightning_cnnviz.core.maximization.optimum import OptimumInvariance
 from lightning_cnnviz.core.maximization.plan import MaximizedLayer
 from lightning_cnnviz.render.normalization import Normalization
-from lightning_cnnviz.render.patches import brief, place_patch, to_gray_centered
+from lightning_cnnviz.render.patches import brief, place_patch, placed_at, to_gray_centered
 from lightning_cnnviz.report import Curve, Gallery, Item, Number, Report, Row, Scalar, Series, Tile
 
 __all__ = ["invariance_items", "maximization_report", "maximization_scalars"]
@@ -53,8 +53,8 @@ def maximization_report(layers: Sequence[MaximizedLayer], normalization: Normali
                     "is drawn."
                 )
             else:
-                name = f"{layer.name}/{layer.captions[number]}"
                 channel = layer.channels[number] if layer.channels else None
+                name = f"{layer.name}/{layer.captions[number] if channel is None else f'channel {channel}'}"
                 items += invariance_items(name, invariance, normalization, layer=_layer(layer), channel=channel)
     notes += [
         f"{layer.name.capitalize() if layer.name == 'classes' else layer.name}: {layer.task.sentence()}"
@@ -71,7 +71,10 @@ def maximization_report(layers: Sequence[MaximizedLayer], normalization: Normali
         notes.append(
             "Invariance: the optimum is turned on the sphere of inputs of its norm, toward eigenvectors of the "
             "activation's Hessian there; at 0° it is the optimum itself. Random directions cost little, since a unit "
-            "hardly sees most of them."
+            "hardly sees most of them. Curvature is the second derivative of the activation by that angle, in radians, "
+            "and below zero where turning costs activation; where nothing is seen, it is that of a direction that the "
+            "unit does not see. Alignment is the cosine between the gradient and the optimum: 1 where the optimum is "
+            "one."
         )
     return Report("maximization", title="Activation maximization", items=tuple(items), notes=tuple(notes))
 
@@ -122,6 +125,7 @@ def invariance_items(
             columns=len(degrees) + 1,
             tile_side=_SIDE,
             layer=layer,
+            named=True,
         ),
         Curve(
             f"{name}/invariance",
@@ -158,22 +162,24 @@ def _gallery(layer: MaximizedLayer, normalization: Normalization, compared: int)
         ]
         numbers: dict[str, Number] = {"activation": float(optima.activations[order[0]])}
         if real is not None:
-            pixels = place_patch(normalization.to_pixels(real.patches[objective]), real.boxes[objective], field)
+            pixels, box = normalization.to_pixels(real.patches[objective]), real.boxes[objective]
             figures: dict[str, Number] = {"activation": scale, "image": int(real.numbers[objective])}
-            tiles.append(Tile(pixels, f"real {brief(scale)}", figures, shows="strongest image", rank=0))
+            tile = _placed(pixels, box, field, f"real {brief(scale)}", figures)
+            tiles.append(replace(tile, shows="strongest image", rank=0))
             numbers["strongest real"] = scale
-        tiles = [replace(tile, pixels=_centered(tile.pixels, (height, width))) for tile in tiles]
+        tiles = [_centered(tile, (height, width)) for tile in tiles]
         channel = layer.channels[objective] if layer.channels else None
         rows.append(Row(caption, tuple(tiles), numbers, channel=channel))
     what = "One start" if optima.starts == 1 else f"{optima.starts} starts, the highest activation first"
-    text = f"{what}, {optima.history.shape[1]} steps each; {width} x {height} px"
+    text = f"{what}, {optima.history.shape[1]} steps of gradient ascent each; {width} x {height} px"
     if layer.among is not None:
         kind = "classes" if not _layer(layer) else "feature maps"
         text = f"{len(layer.captions)} of {layer.among} {kind}; {text[0].lower()}{text[1:]}"
     if real is not None:
         text += f"; last, the strongest of {compared} real images" if compared else "; last, the strongest real image"
     columns = optima.starts + (real is not None)
-    return Gallery(layer.name, tuple(rows), caption=text, columns=columns, tile_side=_SIDE, layer=_layer(layer))
+    name, of = layer.name, _layer(layer)
+    return Gallery(name, tuple(rows), caption=text, columns=columns, tile_side=_SIDE, layer=of, named=True)
 
 
 def _layer(layer: MaximizedLayer) -> str:
@@ -189,7 +195,11 @@ def _tile(optima: Maximization, number: int, scale: float, normalization: Normal
         figures["of the strongest real"] = activation / scale
         caption = f"{brief(activation)} = {brief(activation / scale)}x"
     box = optima.boxes[number // optima.starts]
-    return Tile(place_patch(normalization.to_pixels(optima.seen(number)), box, size), caption, figures)
+    return _placed(normalization.to_pixels(optima.seen(number)), box, size, caption, figures)
+
+
+def _placed(pixels: Tensor, box: Tensor, size: tuple[int, int], caption: str, figures: dict[str, Number]) -> Tile:
+    return Tile(place_patch(pixels, box, size), caption, figures, inside=placed_at(box, size))
 
 
 def _field_size(layer: MaximizedLayer, objective: int) -> tuple[int, int]:
@@ -200,15 +210,16 @@ def _field_size(layer: MaximizedLayer, objective: int) -> tuple[int, int]:
     return max(int(box[2] - box[0]) for box in boxes), max(int(box[3] - box[1]) for box in boxes)
 
 
-def _centered(pixels: Tensor, size: tuple[int, int]) -> Tensor:
+def _centered(tile: Tile, size: tuple[int, int]) -> Tile:
     """Put what an objective sees in the middle of a tile for what others see: in a layer, fields may differ."""
-    height, width = pixels.shape[-2:]
+    height, width = tile.size
     if (height, width) == size:
-        return pixels
-    tile = torch.full((3, *size), _UNSEEN, dtype=torch.uint8)
-    top, left = (size[0] - height) // 2, (size[1] - width) // 2
-    tile[:, top : top + height, left : left + width] = pixels
-    return tile
+        return tile
+    pixels = torch.full((3, *size), _UNSEEN, dtype=torch.uint8)
+    down, across = (size[0] - height) // 2, (size[1] - width) // 2
+    pixels[:, down : down + height, across : across + width] = tile.pixels
+    top, left, bottom, right = tile.inside or (0, 0, height, width)
+    return replace(tile, pixels=pixels, inside=(top + down, left + across, bottom + down, right + across))
 
 
 def _ascent(layer: MaximizedLayer) -> Curve:

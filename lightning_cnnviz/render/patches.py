@@ -22,6 +22,7 @@ __all__ = [
     "numbers_of_row",
     "numbers_of_unit",
     "place_patch",
+    "placed_at",
     "scale_of",
     "to_gray_centered",
 ]
@@ -130,6 +131,12 @@ def place_patch(pixels: Tensor, box: Tensor, size: tuple[int, int]) -> Tensor:
     return tile
 
 
+def placed_at(box: Tensor, size: tuple[int, int]) -> tuple[int, int, int, int] | None:
+    """Return where `place_patch` puts a patch in a tile: top, left, bottom and right; None where it fills the tile."""
+    (top, left), (height, width) = _offset(box, size), (int(box[2] - box[0]), int(box[3] - box[1]))
+    return None if (height, width) == size else (top, left, top + height, left + width)
+
+
 def _offset(box: Tensor, size: tuple[int, int]) -> tuple[int, int]:
     """Where a patch lies in a tile of a size: one that begins at the image's border has lost its beginning."""
     top, left, bottom, right = box.tolist()
@@ -159,7 +166,8 @@ class Crops:
     def tile(self, layer: LayerTopPatches, feature: int, rank: int, size: tuple[int, int], **attributes: Any) -> Tile:
         """Return a patch as a tile of a size, with its image."""
         source, pixels = self.source(layer, feature, rank, size), partial(self.pixels, layer, feature, rank, size)
-        return LateTile(pixels, size, source=source, shows="patch", rank=rank, **attributes)
+        inside = placed_at(layer.boxes[feature, rank], size)
+        return LateTile(pixels, size, source=source, shows="patch", rank=rank, inside=inside, **attributes)
 
     def file(self, layer: LayerTopPatches, feature: int, rank: int) -> dict[str, Number]:
         """Return the file of a patch by its name, where it is known and does not stand in `source`."""

@@ -137,6 +137,7 @@ def _accuracy_curve(result: SampleEfficiency, paper: Mapping[str, Mapping[int, f
         y_label="mean accuracy of the classes in %",
         caption=f"{result.backbone} on {result.data}, {result.classes} classes, {result.budget} a training",
         x_log=True,
+        percent=True,
     )
 
 

@@ -124,7 +124,8 @@ def _describe(item: Item, put: _Put) -> dict[str, Any]:
         return head | shown | ({} if item.cells is None else {"cells": _cells(item.cells)})
     if isinstance(item, Curve):
         series = [_describe_series(series) for series in item.series]
-        axis = {"names": item.x_names, "log": item.x_log} if item.x_names or item.x_log else {}
+        axis: dict[str, Any] = {"names": item.x_names, "log": item.x_log} if item.x_names or item.x_log else {}
+        axis |= {"percent": True} if item.percent else {}
         return head | {"x": item.x_label, "y": item.y_label, "series": series} | axis
     if isinstance(item, Table):
         cells = [[_describe_cell(cell, put) for cell in row] for row in item.rows[:_TABLE_ROWS]]
@@ -147,8 +148,15 @@ def _describe_gallery(item: Gallery, keys: Mapping[tuple[str, ...], int]) -> dic
         form["scale"] = [item.scale.colors, item.scale.low, item.scale.middle, item.scale.high]
     if item.named:
         form["named"] = True
+    if item.rows and item.rows[0].tiles and all(_is_ranked(tile) for tile in item.rows[0].tiles):
+        form["ranked"] = True
     channels = [row.channel for row in item.rows]
     return _head(item) | {"numbers": _numbers(item.numbers), **form, "channels": channels}
+
+
+def _is_ranked(tile: Tile) -> bool:
+    """Whether it is one of the patches of a unit, with its class: a page names it by its rank and that."""
+    return tile.shows == "patch" and tile.rank is not None and "label" in tile.numbers
 
 
 def _describe_row(row: Row, put: _Put, keys: dict[tuple[str, ...], int]) -> list[Any]:
@@ -163,9 +171,11 @@ def _describe_tile(tile: Tile, put: _Put, keys: dict[tuple[str, ...], int]) -> l
     source = tile.source
     name, crop = _tile(tile, put)
     ends: list[Any] = [tile.shows, tile.rank]
-    if source is not None and (source.file or crop is None):
+    if source is None and crop is not None:
+        ends += ["", 0]  # of no whole image
+    if source is not None and (source.file or _has_own_picture(tile)):
         ends.append(source.file)
-    if source is not None and crop is None:
+    if source is not None and _has_own_picture(tile):
         ends.append([put(source.pixels, shared=True, whole=True), _crop(source)])
     return [name, crop, tile.caption, numbers, *ends]
 
@@ -194,12 +204,25 @@ def _tile(tile: Tile, put: _Put) -> tuple[str, list[int] | None]:
     Whole images are JPEG files unless they are tiny. A patch that is kept without loss by itself would not survive
     that, and has its own picture.
     """
+    if tile.source is None or _has_own_picture(tile):
+        return put(tile.pixels), _frame(tile)
+    return put(tile.source.pixels, shared=True), _crop(tile.source)
+
+
+def _has_own_picture(tile: Tile) -> bool:
     source = tile.source
-    if source is None:
-        return put(tile.pixels), None
-    if max(_extent(tile)) <= LOSSLESS_SIDE < max(_extent(source)):
-        return put(tile.pixels), None
-    return put(source.pixels, shared=True), _crop(source)
+    return source is not None and max(_extent(tile)) <= LOSSLESS_SIDE < max(_extent(source))
+
+
+def _frame(tile: Tile) -> list[int] | None:
+    """As a crop, where in a tile of its own its picture lies; None for all of it: a page has its own color around."""
+    inside = tile.inside
+    if tile.source is not None:
+        (top, left, bottom, right), (row, column) = tile.source.box, tile.source.offset
+        inside = (row, column, row + bottom - top, column + right - left)
+    if inside is None or inside == (0, 0, *tile.size):
+        return None
+    return [*_extent(tile), *inside, *inside[:2]]
 
 
 def _crop(source: ImageCrop) -> list[int]:

@@ -25,17 +25,17 @@ function segments(points) {
   }
   return lines.filter((line) => line.length);
 }
-// Names in place of numbers; of more than there is room for, some, evenly.
+// Names in place of numbers; for many, the chart is wider, and scrolls.
 const NAME_LENGTH = 18, LETTER = 7, NAME_HEIGHT = 17;
 function nameTicks(names, x, y, steep) {
-  const every = steep ? Math.ceil((names.length * NAME_HEIGHT) / (x(names.length) - x(1))) : 1;
   const short = (name) => (name.length > NAME_LENGTH ? `…${name.slice(1 - NAME_LENGTH)}` : name);
-  return names.flatMap((name, i) => (i % every ? [] : [s("text", steep ? { "text-anchor": "end", transform: `translate(${x(i + 1) + 4} ${y - 4}) rotate(-40)` } : { x: x(i + 1), y, "text-anchor": "middle" }, short(name), s("title", {}, name))]));
+  return names.map((name, i) => s("text", steep ? { "text-anchor": "end", transform: `translate(${x(i + 1) + 4} ${y - 4}) rotate(-40)` } : { x: x(i + 1), y, "text-anchor": "middle" }, short(name), s("title", {}, name)));
 }
 const valuesOf = (item) => [...new Set(item.series.flatMap((line) => line.x))].sort((one, other) => one - other);
 function drawCurve(item) {
-  const chart = chartSize(), { width, right, top } = chart, names = item.names ?? [];
-  const steep = names.length * Math.max(0, ...names.map((name) => Math.min(name.length, NAME_LENGTH))) * LETTER > width, more = steep ? 74 : 0, left = chart.left + (steep ? 30 : 0);
+  const chart = chartSize(), { right, top } = chart, names = item.names ?? [];
+  const steep = names.length * Math.max(0, ...names.map((name) => Math.min(name.length, NAME_LENGTH))) * LETTER > chart.width, more = steep ? 74 : 0, left = chart.left + (steep ? 30 : 0);
+  const width = steep ? Math.max(chart.width, left + right + NAME_HEIGHT * (names.length - 1)) : chart.width, broad = width > chart.width;
   const height = chart.height + more, bottom = chart.bottom + more;
   const xs = rangeOf(item.series.flatMap((line) => line.x)), ys = rangeOf(item.series.flatMap((line) => [...line.y, ...(line.low ?? []), ...(line.high ?? [])]), true);
   const title = h("figcaption", {}, h("strong", {}, item.name), " ", h("span", { class: "soft" }, item.caption));
@@ -66,7 +66,8 @@ function drawCurve(item) {
   const svg = s("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `${item.name}: ${item.caption}` }, grid, lines);
   const legend = item.series.length > 1 ? h("ul", { class: "legend" }, item.series.map((line, i) => h("li", { class: line.reference ? "reference" : `c${i % 8}` }, readable(line.name)))) : null;
   const numbers = () => csv([["series", item.x, item.y, "low", "high"], ...item.series.flatMap((line) => line.x.map((value, j) => [line.name, names[value - 1] ?? value, line.y[j], line.low?.[j], line.high?.[j]]))]);
-  return h("figure", { class: "figure chart" }, title, h("p", { class: "soft y-label" }, item.y), svg, legend,
+  const drawn = broad ? h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": item.name }, styled(svg, { width: `${width}px` })) : svg;
+  return h("figure", { class: broad ? "figure chart broad" : "figure chart" }, title, h("p", { class: "soft y-label" }, item.y), drawn, legend,
     h("p", { class: "save" }, saving(`${item.name}.csv`, numbers, "CSV"), saving(`${item.name}.svg`, () => standing(svg), "SVG", "image/svg+xml"), savingPng(`${item.name}.png`, () => `data:image/svg+xml,${encodeURIComponent(standing(svg))}`, () => svg.closest("figure"))));
 }
 // A chart with its colors in it, which outside the page has no style sheet.

@@ -185,21 +185,11 @@ function partOf(item, index) {
 function rowAt(item, index) {
   const part = item.rows ? null : partOf(item, index);
   const row = part ? parts.get(part.name)?.[part.at] : item.rows?.[index];
-  return row ? { index, channel: item.channels[index], caption: row[0], numbers: row[1], tiles: framed(row[2].map((tile) => readTile(item, tile))), packs: row[3].map((i) => item.packs[i]), wholes: (row[4] ?? []).map((i) => item.packs[i]) } : null;
+  return row ? { index, channel: item.channels[index], caption: row[0], numbers: row[1], tiles: row[2].map((tile) => readTile(item, tile)), packs: row[3].map((i) => item.packs[i]), wholes: (row[4] ?? []).map((i) => item.packs[i]) } : null;
 }
 function readTile(item, [picture, crop, caption, numbers, shows = "", rank = null, file = "", whole = null]) {
   const named = item.keys ? item.keys[numbers[0]].map((name, i) => [name, numbers[i + 1]]) : numbers;
-  return { picture, crop, caption, numbers: file ? [...named, ["file", file]] : named, shows, rank, size: item.size, whole: whole ? { picture: whole[0], crop: whole[1] } : crop ? { picture, crop } : null };
-}
-// A projection is drawn in a tile like its patch's: what lies outside the image there is no part of it, either.
-function framed(tiles) {
-  for (const tile of tiles.filter(({ shows, crop }) => shows === "projection" && !crop)) {
-    const patch = tiles.find(({ shows, rank }) => shows === "patch" && rank === tile.rank);
-    if (!patch?.whole) continue;
-    const [, , top, left, bottom, right, row, column] = patch.whole.crop;
-    tile.crop = [...patch.size, row, column, row + bottom - top, column + right - left, row, column];
-  }
-  return tiles;
+  return { picture, crop, caption, numbers: file ? [...named, ["file", file]] : named, shows, rank, size: item.size, whole: whole ? { picture: whole[0], crop: whole[1] } : crop && whole === null ? { picture, crop } : null };
 }
 // `wholly`: with the whole images of patches that have pictures of their own.
 async function fetchRow(item, index, wholly = false) {

@@ -59,10 +59,11 @@ function drawLayerFacts({ numbers, units }) {
 function drawStats(line, { series, look }, layer) {
   const own = look.scalars.filter((scalar) => isAbout(scalar, layer));
   if (!own.length || !line) return null;
+  const inPercent = itemsOf(look).some((item) => item.percent), told = (value) => (inPercent && Number.isFinite(value) ? `${show(Number((100 * value).toFixed(2)))} %` : show(value));
   return h("div", { class: "stats" }, own.map(({ name, value }) => {
     const trend = series.all.map((each) => each.scalars.find((scalar) => scalar.name === name)?.value ?? null);
     const short = words(layer && name.startsWith(`${layer}/`) ? name.slice(layer.length + 1) : name);
-    return h("span", { class: "stat" }, h("span", {}, short), series.all.length > 1 ? sparkline(trend, series.all.indexOf(look)) : null, h("b", {}, show(value)));
+    return h("span", { class: "stat" }, h("span", {}, short), series.all.length > 1 ? sparkline(trend, series.all.indexOf(look)) : null, h("b", {}, told(value)));
   }));
 }
 
@@ -70,26 +71,29 @@ function drawStats(line, { series, look }, layer) {
 // As the report says, where places mean something (projections beside patches); else as nearly a square as possible.
 const columnsFor = (gallery, tiles) => Math.min(gallery.columns ?? Math.ceil(Math.sqrt(Math.max(tiles, 1))), gallery.columns ? 12 : 8);
 const tileText = (tile) => [tile.rank === null || !tile.shows ? "" : `${tile.shows} ${tile.rank + 1}`, tile.caption, ...tile.numbers.map(([name, value]) => `${words(name)} ${name === "label" ? className(value) : show(value)}`)].filter(Boolean).join("\n");
+const rankAndClass = ({ rank, numbers }) => `${rank + 1} ${className(numbers.find(([name]) => name === "label")?.[1] ?? "")}`;
 function tight(gallery, tiles, scale, columns = columnsFor(gallery, tiles.length)) {
+  const name = (tile) => (gallery.ranked ? rankAndClass(tile) : gallery.named ? tile.caption : "");
   const hard = gallery.enlarge && scale >= 2 ? "pixels" : null;
-  const block = h("span", { class: "tiles" }, tiles.map((tile) => (tile.shows === "empty" ? h("span", {}) : h("span", { class: "tile", title: tileText(tile) }, picture(tile, scale, { class: hard }), gallery.named && tile.caption ? h("span", { class: "name" }, tile.caption) : null))));
+  const block = h("span", { class: "tiles" }, tiles.map((tile) => (tile.shows === "empty" ? h("span", {}) : h("span", { class: "tile", title: tileText(tile) }, picture(tile, scale, { class: hard }), name(tile) ? h("span", { class: "name" }, name(tile)) : null))));
   return styled(block, { "--columns": columns });
 }
 // Only the blocks near the window have pictures in them: a layer may have thousands of units.
 function drawGallery(gallery, knowledge) {
   if (!gallery.count) return empty("This gallery has no rows at this look.");
   const first = rowAt(gallery, 0), columns = columnsFor(gallery, first ? first.tiles.length : 9);
-  const side = phone.matches ? 44 : 64, goal = gallery.named ? 96 : [112, 80, side, ...(gallery.columns ? [side, side, side] : [])][columns - 1] ?? 40;
+  const labels = gallery.named || gallery.ranked, side = phone.matches ? 44 : 64, of = [112, 80, side, ...(gallery.columns ? [side, side, side] : [])];
+  const goal = columns > 1 && labels ? (phone.matches ? 72 : gallery.named ? 96 : 80) : of[columns - 1] ?? 40;
   // Maps that fit as they are stay so, pixel by pixel.
   const fitted = scaleTo(goal, gallery.size, false), scale = gallery.named && fitted > 0.6 && fitted < 1.5 ? 1 : fitted;
-  const named = gallery.named ? 16 : 0;
+  const named = labels ? 16 : 0;
   const wide = Math.max(columns * (gallery.size[0] * scale + 2) - 2, 110), lines = Math.ceil((first ? first.tiles.length : 9) / columns);
   const blocks = gallery.channels.map((channel, index) => {
     const block = h(channel === null ? "div" : "a", { class: "feature", "data-testid": `feature-${index}`, "data-index": index, href: channel === null ? null : linkTo({ layer: gallery.layer, unit: channel }) });
-    if (channel !== null) block.append(h("strong", {}, `unit ${channel}`));
+    if (channel !== null) block.append(h("strong", {}, unitName({ channel })));
     return block;
   });
-  const grid = styled(h("div", { class: "features" }, blocks), { "--columns": columns, "--block": `${wide + (phone.matches ? 14 : 18)}px`, "--tall": `${lines * (gallery.size[1] * scale + 2 + named) + 58}px` });
+  const grid = styled(h("div", { class: scale === 1 && gallery.named ? "features native" : "features" }, blocks), { "--columns": columns, "--block": `${wide + (phone.matches ? 14 : 18)}px`, "--tall": `${lines * (gallery.size[1] * scale + 2 + named) + 58}px` });
   whenSeen(blocks, async (block) => {
     const row = await fetchRow(gallery, Number(block.dataset.index));
     if (block.isConnected && row) fillBlock(block, gallery, row, scale, knowledge);
@@ -99,16 +103,23 @@ function drawGallery(gallery, knowledge) {
 function colorBar([colors, low, middle, high]) {
   return h("p", { class: "bar soft" }, h("span", {}, low), styled(h("span", { class: "colors" }), { "--colors": colors.join(", ") }), h("span", {}, high, middle ? `, ${middle} in the middle` : ""));
 }
+// What a row says beside its unit's number: a class, a direction.
+const unitName = ({ channel, caption = "" }) => `unit ${channel}${caption && !/^(feature|filter|channel|unit) \d+$/.test(caption) ? ` · ${readable(caption)}` : ""}`;
 function fillBlock(block, gallery, row, scale, knowledge) {
   const classes = row.channel === null ? null : knowledge?.layers.get(gallery.layer)?.classes?.[row.channel];
-  block.replaceChildren(tight(gallery, row.tiles, scale), ...[row.channel === null ? row.caption && h("strong", {}, readable(row.caption)) : h("strong", {}, `unit ${row.channel}`),
+  block.replaceChildren(tight(gallery, row.tiles, scale), ...[row.channel === null ? row.caption && h("strong", {}, readable(row.caption)) : h("strong", {}, unitName(row)),
     facts(row.numbers), classes?.length ? h("span", { class: "soft" }, `driven by ${className(classes[0][0])}, ${percent(classes[0][1])}`) : null].filter(Boolean));
 }
 
 // --- other items ---
+// Numbers, also as text (3 x 3, >=99), stand at the right; so do words among them (a receptive field of the whole image).
+const isNumber = (value) => typeof value === "number" || /^(>= ?)?[-+\u2212]?\d[\d.,]*( x \d[\d.,]*)*$/.test(value);
+function isNumeric(cells) {
+  const told = cells.filter((cell) => cell !== null && cell !== ""), numbers = told.filter(isNumber).length;
+  return numbers > told.length / 2 && told.every((cell) => isNumber(cell) || /^[a-z]+$/i.test(cell));
+}
 function drawTable(item) {
-  const number = (column) => item.rows.some((row) => typeof row[column] === "number") && item.rows.every((row) => row[column] === null || typeof row[column] === "number");
-  const numeric = item.columns.map((_, i) => number(i)), layerAt = item.columns.indexOf("layer");
+  const numeric = item.columns.map((_, i) => (i || typeof item.rows[0]?.[0] === "number") && isNumeric(item.rows.map((row) => row[i]))), layerAt = item.columns.indexOf("layer");
   const cell = (value, column) => {
     if (value !== null && typeof value === "object") return h("td", {}, picture(value, Math.min(scaleTo(64, value.size, true), 4), { class: "pixels", alt: value.caption, title: value.caption }));
     const text = column === layerAt && linkable(value) ? h("a", { href: linkTo({ layer: value, unit: null, view: null }) }, value) : show(value);

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_cnnviz.render.charts import curve_svg, draw_curve
+from lightning_cnnviz.render.charts import curve_figure, curve_svg, draw_curve
 from lightning_cnnviz.report import Curve, Series
 
 NAN = math.nan
@@ -148,7 +148,24 @@ def test_names_stand_in_place_of_numbers() -> None:
 
     assert named(3) == ["layer0.conv", "layer1.conv", "layer2.conv"]
     assert len(named(24)) == 24
-    assert named(100)[:2] == ["layer0.conv", "layer5.conv"]
+    assert len(named(100)) == 100  # the chart is as wide as they need
+
+
+def test_on_a_page_of_paper_some_names_stand_evenly() -> None:
+    places = tuple(float(place) for place in range(1, 101))
+    names = tuple(f"layer{place}.conv" for place in range(100))
+    curve = Curve("c", (Series("s", x=places, y=places),), x_label="layer", y_label="y", x_names=names)
+    (axes,) = curve_figure(curve, width=6.4).axes
+    shown = [label.get_text() for label in axes.get_xticklabels()]
+    assert shown == list(names[:: round(100 / len(shown))])
+    assert 20 <= len(shown) < 30
+
+
+@pytest.mark.parametrize(("y", "begins"), [((2.0, 3.0), True), ((0.0, 3.0), False), ((-1.0, 3.0), False)])
+def test_a_scale_of_what_is_above_zero_begins_there(y: tuple[float, ...], begins: bool) -> None:
+    curve = Curve("c", (Series("s", x=(1.0, 2.0), y=y),), x_label="x", y_label="y")
+    (axes,) = curve_figure(curve, width=6.4).axes
+    assert bool(axes.get_ylim()[0] == 0) is begins
 
 
 def test_a_logarithmic_axis_has_its_ticks_where_something_was_measured() -> None:

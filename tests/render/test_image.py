@@ -1,5 +1,6 @@
 import io
 import math
+from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
@@ -13,7 +14,7 @@ from PIL import Image, ImageDraw, JpegImagePlugin
 from torch import Tensor
 
 from lightning_cnnviz.render.image import draw_sheet, encode_tile, to_image
-from lightning_cnnviz.report import Gallery, Row, Tile
+from lightning_cnnviz.report import ColorScale, Gallery, Row, Tile
 
 Box = tuple[float, float, float, float]
 
@@ -184,6 +185,21 @@ def test_a_white_tile_shows_on_the_paper() -> None:
     sheet = draw_sheet(Gallery("layer", (Row("", (Tile(torch.full((3, 9, 9), 255, dtype=torch.uint8)),)),)), title="")
     assert 200 < int(sheet[0, 0, 0]) < 250
     assert (sheet.amin(0) == 255).sum() == 135**2
+
+
+def test_what_colors_stand_for_is_drawn_above_the_tiles(written: list[tuple[str, Box]]) -> None:
+    tile = Tile(torch.full((3, 8, 8), 128, dtype=torch.uint8))
+    plain = Gallery("c", (Row("", (tile,)),))
+    bare = draw_sheet(plain, title="t")
+    written.clear()
+    scale = ColorScale(("#0000ff", "#ffffff", "#ff0000"), "low", "high", "0")
+    sheet = draw_sheet(replace(plain, scale=scale), title="t")
+    assert sheet.shape[1] > bare.shape[1]
+    assert torch.equal(sheet[:, -40:], bare[:, -40:])
+    assert [text for text, _ in written if text not in ("t", "")] == ["low", "high, 0 in the middle"]
+    row = next(line for line in sheet.unbind(1) if [0, 0, 255] in line.T.tolist())
+    places = [line.tolist() for line in row.T]
+    assert places.index([255, 0, 0]) - places.index([0, 0, 255]) == 139
 
 
 def test_the_same_gallery_gives_the_same_sheet_and_is_left_alone() -> None:

@@ -111,6 +111,7 @@ def test_smaller_fields_stand_in_the_middle_of_their_tiles() -> None:
     assert bool((second[:, 2:4, 2:4] == 255).all())
     assert len(second.unique()) == 2
     assert int((second == 255).sum()) == 3 * 4
+    assert [row.tiles[0].inside for row in gallery.rows] == [None, (2, 2, 4, 4)]
 
 
 def test_blue_is_explained_where_there_are_real_images() -> None:

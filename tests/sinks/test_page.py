@@ -12,6 +12,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -1152,6 +1153,109 @@ def test_colors_and_tiles_are_named_and_folders_of_imagenet_read_as_names(tmp_pa
     assert page.get_by_test_id("feature-0").locator("strong").inner_text() == "goldfish"
     assert "black stork" in page.get_by_test_id("feature-0").inner_text()
     assert not page.locator("#toolbar").is_visible()  # one look: there is nothing to choose
+
+
+def test_a_tile_of_its_own_says_where_its_picture_lies(tmp_path: Path) -> None:
+    sink = PageSink(tmp_path)
+    large = smooth(100)
+    tiles = (
+        cut(large, (0, 5, 15, 25), (5, 0), 20),  # tiny, and cut off at its image's border
+        Tile(pixels(1, 20), shows="optimum", inside=(2, 3, 18, 20)),
+        Tile(pixels(2, 20), shows="optimum", inside=(0, 0, 20, 20)),
+        Tile(pixels(3, 20), shows="optimum"),
+    )
+    sink.write(report(Gallery("conv", (Row("", tiles),))), Step(epoch=1, global_step=10))
+    (item,) = items_of(tmp_path, listed(tmp_path)["top_patches"]["fit"][0])
+    crops = [tile[1] for tile in tiles_of(item)]
+    assert crops == [[20, 20, 5, 0, 20, 20, 5, 0], [20, 20, 2, 3, 18, 20, 2, 3], None, None]
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_what_is_no_part_of_a_picture_has_the_color_of_the_theme(
+    scheme: Any, tmp_path: Path, browser_page: Any
+) -> None:
+    sink = PageSink(tmp_path)
+    # Tiny, so that it has a picture of its own; and one that was cut from no image.
+    patch = cut(smooth(100), (0, 0, 20, 10), (0, 10), 20)
+    tiles = (patch, Tile(pixels(1, 20), shows="strongest image", inside=(0, 10, 20, 20)))
+    sink.write(report(Gallery("conv", (Row("", tiles),))), Step(epoch=1, global_step=10))
+    browser_page.emulate_media(color_scheme=scheme)
+    page = at(browser_page, sink, "#/?view=top_patches")
+    wanted = (203, 213, 232) if scheme == "light" else (44, 52, 66)
+    for place in range(2):
+        box = page.locator(".crop").nth(place).bounding_box()
+        clip = {"x": box["x"] + 2, "y": box["y"] + box["height"] / 2, "width": 4, "height": 4}
+        shot = Image.open(io.BytesIO(page.screenshot(clip=clip))).convert("RGB")
+        assert shot.getpixel((1, 1)) == wanted
+
+
+@pytest.mark.browser
+def test_patches_of_the_overview_are_named_by_rank_and_class(tmp_path: Path, browser_page: Any) -> None:
+    sink, labels = PageSink(tmp_path), ["n01443537_goldfish", "tench", "n02002724_black_stork"]
+    ranked = tuple(
+        Tile(pixels(rank), "9.9", {"activation": 9.9, "label": label}, shows="patch", rank=rank)
+        for rank, label in enumerate(labels)
+    )
+    row = Row("feature 4", ranked, channel=4)
+    sink.write(report(Gallery("conv", (row,), layer="conv")), Step(epoch=1, global_step=1))
+    page = at(browser_page, sink, "#/conv")
+    assert page.locator(".tile .name").all_inner_texts() == ["1 goldfish", "2 tench", "3 black stork"]
+    assert feature_list(page) == ["unit 4"]
+
+
+@pytest.mark.browser
+def test_a_unit_whose_row_has_a_name_is_shown_with_it(tmp_path: Path, browser_page: Any) -> None:
+    sink, tile = PageSink(tmp_path), Tile(pixels(1), shows="optimum")
+    rows = tuple(Row(name, (tile,), channel=3) for name in ("n01443537_goldfish", "least effect", "channel 3"))
+    sink.write(report(Gallery("conv", rows, layer="conv"), view="maximization"), Step(epoch=1, global_step=1))
+    page = at(browser_page, sink, "#/conv?view=maximization")
+    assert feature_list(page) == ["unit 3 · goldfish", "unit 3 · least effect", "unit 3"]
+
+
+@pytest.mark.browser
+def test_names_of_tiles_stay_within_their_block(tmp_path: Path, browser_page: Any) -> None:
+    sink = PageSink(tmp_path)
+    tiles = tuple(Tile(pixels(number, 96), f"{number}: 12345.678 and more", shows="map") for number in range(16))
+    row = Row("image 7", tiles)
+    sink.write(report(Gallery("maps", (row,), named=True), view="maps"), Step(epoch=1, global_step=1))
+    page = at(browser_page, sink, "#/?view=maps")
+    block = page.locator(".feature").bounding_box()
+    for box in (page.locator(".tile").nth(place).bounding_box() for place in range(16)):
+        assert box["x"] + box["width"] <= block["x"] + block["width"]
+        assert box["width"] == pytest.approx(96)  # pixel by pixel
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [375, 1280])
+def test_an_axis_names_every_layer(width: int, tmp_path: Path, browser_page: Any) -> None:
+    sink, names = PageSink(tmp_path), tuple(f"layer{number}.conv2" for number in range(70))
+    line = Series("SVM", x=tuple(float(place) for place in range(1, 71)), y=(50.0,) * 69 + (60.0,))
+    curve = Curve("by depth", (line,), x_label="layer", y_label="accuracy in %", x_names=names, percent=True)
+    numbers = (Scalar("svm", 0.51234), Scalar("lost", math.nan))
+    sink.write(report(curve, *numbers, view="layer_probe"), Step(epoch=1, global_step=1))
+    browser_page.set_viewport_size({"width": width, "height": 800})
+    page = at(browser_page, sink, "#/?view=layer_probe")
+    assert page.locator(".chart svg > text title").all_text_contents() == list(names)
+    ticks = page.locator(".chart svg > text[transform]")
+    rights = ticks.evaluate_all("all => all.map((text) => text.getBoundingClientRect().right)")
+    assert min(after - before for before, after in pairwise(rights)) > 12
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    # In the unit of the chart.
+    assert words(page.locator(".stats").inner_text()) == f"svm 51.23 % lost {NOT_MEASURED}"
+
+
+@pytest.mark.browser
+def test_numbers_of_a_table_stand_at_the_right_also_as_text(tmp_path: Path, browser_page: Any) -> None:
+    columns = ("layer", "kernel", "receptive field", "output", "parameters", "type")
+    rows = (("0", "3", "11", "96x111x111", 23296, "Conv2d"), ("2", "3 x 2", ">=99", "64", None, "Conv2d"))
+    table = Table("layers", columns, (*rows, ("4", "", "image", "10x1x1", 5130, "Linear")))
+    sink = PageSink(tmp_path)
+    sink.write(report(table, view="layer_table"), Step(epoch=1, global_step=1))
+    page = at(browser_page, sink, "#/?view=layer_table")
+    sides = page.locator("thead th").evaluate_all("all => all.map((cell) => getComputedStyle(cell).textAlign)")
+    assert [side == "right" for side in sides] == [False, True, True, False, True, False]
+    assert page.locator("tbody tr").first.locator("td").all_inner_texts()[3] == "23,296"
 
 
 @pytest.mark.browser
