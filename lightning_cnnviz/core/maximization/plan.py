@@ -31,6 +31,9 @@ __all__ = ["MaximizationPlan", "MaximizedLayer", "maximize_plan", "plan_classes"
 
 # Without an argument, so many convolutions are shown, from the first to the last, and so many classes.
 _LAYERS, _CLASSES = 4, 4
+# About an optimum, at most: half the steps, and two thirds of the products, that `optimum_invariance` takes by itself.
+# Activations differ by less than a thousandth, curvatures by less than a twentieth of their range.
+_SETTLE, _ITERATIONS = 48, 32
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -245,7 +248,14 @@ def maximize_plan(
         if float(optima.activations[optima.of(number)].max()) > 0:  # else there is no optimum to turn
             optimum = optima.images[optima.ranked(number)[0]]
             about = optimum_invariance(
-                network, plan.objectives[number], optimum, center=center, seed=seed, progress=progress
+                network,
+                plan.objectives[number],
+                optimum,
+                center=center,
+                settle=_SETTLE,
+                iterations=_ITERATIONS,
+                seed=seed,
+                progress=progress,
             )
             invariances.append((number, about))
     return MaximizedLayer(
