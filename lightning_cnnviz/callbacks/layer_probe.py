@@ -64,7 +64,7 @@ class LayerProbeMonitor(ExperimentMonitor):
         ValueError: At set-up or before the first step: no such layer or protocol, no labels, no data; too few images.
     """
 
-    view = "layer_probe"
+    view, axes = "layer_probe", (1, 2, 3)
     of_convolutions = every_rank = True
 
     def __init__(

@@ -17,7 +17,7 @@ from lightning_cnnviz.callbacks.layer_probe import LAYERS
 from lightning_cnnviz.core.data.batches import read_batch
 from lightning_cnnviz.core.network.calling import GivenBatch, give
 from lightning_cnnviz.core.network.heads import ByHead
-from lightning_cnnviz.core.network.layers import evenly, select_layers
+from lightning_cnnviz.core.network.layers import evenly, image_axes, select_layers
 from lightning_cnnviz.core.probing.dataset import why_no_labels
 from lightning_cnnviz.core.probing.map_reader import MapReader
 from lightning_cnnviz.core.probing.online import OnlineProbes, OnlineScores
@@ -49,7 +49,7 @@ class OnlineProbeMonitor(FeedMonitor):
             probes that have learned nothing.
     """
 
-    view = "online_probe"
+    view, axes = "online_probe", (1, 2, 3)
 
     def __init__(
         self, layers: str | list[str] | None = None, *, pool: int = 512, **options: Unpack[FeedOptions]
@@ -133,8 +133,8 @@ class OnlineProbeMonitor(FeedMonitor):
         return running.compute()  # type: ignore[no-any-return]
 
     def _watch(self, pl_module: Any, batch: Any) -> None:
-        images, labels = read_batch(batch, self.batch_fn)
-        give(network := self.network_of(pl_module), batch, images)
+        images, labels = read_batch(batch, self.batch_fn, axes={image_axes(network := self.network_of(pl_module))})
+        give(network, batch, images)
         if (targets := self._learning.first_targets(network, images, labels, batch)) is None:
             raise ValueError(why_no_labels(batch, self.batch_fn))
         self._pass.enter_context(self._learning.batch(images, targets))

@@ -196,7 +196,7 @@ def maps_of(case: Case, module: Any, look: Shown, name: str, read: Any, batches:
     """What is read of a layer's maps, of each validation image; a convolution is read behind its BatchNorm."""
     modules = {key.replace("_orig_mod.", ""): part for key, part in network(look, module).named_modules()}
     following = [*modules][[*modules].index(name) + 1 :][:1]
-    name = next((each for each in following if isinstance(modules[each], nn.BatchNorm2d)), name)
+    name = next((each for each in following if isinstance(modules[each], nn.modules.batchnorm._BatchNorm)), name)
     found: list[Tensor] = []
     handle = modules[name].register_forward_hook(lambda _module, _inputs, output: found.append(read(output)))
     loaders = batches or case.loaders()[1] or module.val_dataloader()

@@ -195,7 +195,11 @@ def because(reason: str, *views: str) -> dict[str, str]:
     return dict.fromkeys(views, reason)
 
 
-_NOT_2D = because("is no network of images: its convolutions are", "filters", *_OF_CONVOLUTIONS, *_OF_SCORES)
+_ANY_AXES = ("layer_probe", "online_probe")
+_NOT_2D = because(
+    "is no network of images: its convolutions are",
+    *(view for view in ("filters", *_OF_CONVOLUTIONS, *_OF_SCORES) if view not in _ANY_AXES),
+)
 _NO_IMAGES = because("no images found in a batch", *(view for view in VIEWS if view != "filters"))
 _NO_VALIDATION = {
     **because("looks at validation batches, but", *_OF_PASSES, "online_probe"),

@@ -19,6 +19,7 @@ from lightning_cnnviz.core.network.arguments import WrongArgumentError
 from lightning_cnnviz.core.network.calling import give
 from lightning_cnnviz.core.network.heads import ByHead, NetworkHead, find_heads
 from lightning_cnnviz.core.network.inputs import as_floats
+from lightning_cnnviz.core.network.layers import image_axes
 from lightning_cnnviz.core.network.task import OutputFn, Task, TaskKind
 from lightning_cnnviz.render.display import Display, display_of_sample
 from lightning_cnnviz.render.normalization import ChannelSpec, check_channels
@@ -46,8 +47,8 @@ class DisplayedSample:
     """A few images, drawn once and the same ones at every look, with how they are shown; ranks share the images.
 
     Args:
-        images: How many images are drawn; or the images themselves `(N, C, H, W)`, in the values that the network is
-            given, or `(images, labels)`.
+        images: How many images are drawn; or the images themselves `(N, C, H, W)`, or a network's signals or volumes,
+            in the values that it is given, or `(images, labels)`.
         data: A loader to draw them from, instead of the validation's (or test's).
         dataloader_idx: Which of several validation (or test) loaders to draw from.
         batch_fn: Takes a batch and returns `(images, labels)` or images, for batches of unusual form.
@@ -128,7 +129,7 @@ class DisplayedSample:
         if isinstance(self.images, int):
             loader = self._trainers_loader(who, trainer) if self.data is None else self.data
         # The first rank's: where a loader has no indices, each rank would have images of its own.
-        sample: Sample = from_first(self._images_from(who, loader, trainer))
+        sample: Sample = from_first(self._images_from(who, loader, trainer, image_axes(network)))
         give(network, sample.given)
         sample = replace(sample, images=as_floats(network, sample.images))
         self._drawn = sample, self._displayed(sample, getattr(loader, "dataset", None))
@@ -201,14 +202,15 @@ class DisplayedSample:
         assert self._drawn is not None, "no images have been drawn"
         return self._drawn
 
-    def _images_from(self, who: str, loader: Any, trainer: Any) -> Sample:
+    def _images_from(self, who: str, loader: Any, trainer: Any, axes: int) -> Sample:
         if isinstance(self.images, int):
             with _validating(trainer):
                 transfer = trainer.strategy.batch_to_device  # with the LightningModule's hooks
-                return draw_sample(loader, self.images, self.batch_fn, transfer=transfer, seed=self.seed)
+                return draw_sample(loader, self.images, self.batch_fn, transfer=transfer, seed=self.seed, axes={axes})
         images, labels = (self.images, None) if isinstance(self.images, Tensor) else self.images
-        if images.ndim != 4 or not len(images):
-            raise WrongArgumentError(f"{who}(images=...): they are {tuple(images.shape)}; give (N, C, H, W)")
+        if images.ndim != axes + 2 or not len(images):
+            wanted = {1: "(N, C, L)", 2: "(N, C, H, W)", 3: "(N, C, D, H, W)"}[axes]
+            raise WrongArgumentError(f"{who}(images=...): they are {tuple(images.shape)}; give {wanted}")
         return Sample(images=images, labels=labels, indices=torch.arange(len(images)))
 
     def _trainers_loader(self, who: str, trainer: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from lightning_cnnviz.core.network.calling import rows_of
 from lightning_cnnviz.core.network.classification import ScoreReader
 from lightning_cnnviz.core.network.gradients import OrderedGradients, gradient_within
 from lightning_cnnviz.core.network.hooks import analysis_mode
+from lightning_cnnviz.core.network.layers import image_axes
 from lightning_cnnviz.core.network.memory import in_chunks
 from lightning_cnnviz.core.network.task import OutputFn, Task, TaskKind
 from lightning_cnnviz.core.tracing.readable import check_readable
@@ -46,11 +48,13 @@ class Maximization:
     Attributes:
         objectives: What each was to maximize, in words.
         starts: Number of starts of each.
-        images: `(N, C, H, W)` float32, in network input values; N is objectives x starts, starts next to each other.
+        images: `(N, C, H, W)` float32, of signals `(N, C, L)`, of volumes `(N, C, D, H, W)`, in network input values; N
+            is objectives x starts, starts next to each other.
         activations: `(N,)`, the objective of each image as it is, without transforms and penalties.
         history: `(N, steps)`, the objective at each step, of the image as the transforms changed it.
         boxes: `(objectives, 4)` int64: top, left, bottom, right in pixels, half-open: what the objective can depend
-            on. The receptive field of a unit; the whole image elsewhere.
+            on. The receptive field of a unit; the whole image elsewhere. Of signals `(objectives, 2)`, first and last
+            sample; of volumes `(objectives, 6)`: front, top, left, back, bottom, right.
     """
 
     objectives: tuple[str, ...]
@@ -63,7 +67,8 @@ class Maximization:
     def __post_init__(self) -> None:
         count = len(self.objectives) * self.starts
         lengths = {"images": len(self.images), "activations": len(self.activations), "history": len(self.history)}
-        if any(length != count for length in lengths.values()) or self.boxes.shape != (len(self.objectives), 4):
+        boxes = (len(self.objectives), 2 * (self.images.ndim - 2))
+        if any(length != count for length in lengths.values()) or self.boxes.shape != boxes:
             raise ValueError(
                 f"{len(self.objectives)} objectives from {self.starts} starts are {count} images; got {lengths} and "
                 f"boxes {tuple(self.boxes.shape)}"
@@ -83,8 +88,7 @@ class Maximization:
 
     def seen(self, number: int) -> Tensor:
         """Return the part `(C, h, w)` of an image that its objective can depend on."""
-        top, left, bottom, right = self.boxes[number // self.starts].tolist()
-        return self.images[number, :, top:bottom, left:right]
+        return cut(self.images[number], self.boxes[number // self.starts])
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -96,7 +100,8 @@ class Strongest:
         activations: `(objectives,)`.
         numbers: `(objectives,)` int64, which of the images.
         patches: Of each objective the part `(C, h, w)` of the image that it can depend on, in network input values.
-        boxes: `(objectives, 4)` int64, where in the image that is: top, left, bottom, right, half-open.
+        boxes: `(objectives, 4)` int64, where in the image that is: top, left, bottom, right, half-open; of signals and
+            volumes see `Maximization`.
     """
 
     objectives: tuple[str, ...]
@@ -130,10 +135,11 @@ def maximize(
     starts are the same for every objective. The network runs in eval mode and is left as it was.
 
     Args:
-        model: Any network that takes images `(N, C, H, W)`.
+        model: Any network that takes images `(N, C, H, W)`, signals `(N, C, L)` or volumes `(N, C, D, H, W)`.
         objectives: One, or several: `UnitActivation("conv5", 3)`, `ChannelActivation(...)`, `ClassScore(...)` and their
             sums.
-        input_size: Channels, height and width. For units, `unit_input_size` says what is enough: mostly far less than
+        input_size: Channels, height and width; of a signal channels and length, of a volume channels, depth, height
+            and width. For units, `unit_input_size` says what is enough: mostly far less than
             the network's own inputs, and faster in proportion.
         starts: Number of starts of each objective.
         steps: Number of steps of each.
@@ -165,7 +171,7 @@ def maximize(
     """
     check_readable(model)
     asked = checked_objectives(objectives)
-    size = _checked(input_size, starts, steps, learning_rate, batch_size)
+    size = _checked(model, input_size, starts, steps, learning_rate, batch_size)
     check_transforms(transforms)
     if isinstance(transforms, str):
         transforms = robust(min(size[1:]))
@@ -184,7 +190,7 @@ def maximize(
     device, dtype = home_of(model)
     if batch_size is None:
         pixels = _PIXELS_ON_CPU if device.type == "cpu" else _PIXELS_ON_GPU
-        batch_size = min(_MOST_TOGETHER, pixels // (size[1] * size[2]))
+        batch_size = min(_MOST_TOGETHER, pixels // math.prod(size[1:]))
     together = max(1, batch_size // starts)
     rounds = range(-(-len(asked) // together) * steps)
     shown = iter(progress(rounds) if progress is not None else rounds)
@@ -229,7 +235,7 @@ def strongest_images(
     Args:
         model: The network.
         objectives: What is looked for.
-        images: `(N, C, H, W)`, in network input values.
+        images: `(N, C, H, W)`, or the network's signals or volumes, in network input values.
         task: See `maximize`.
         output_fn: See `maximize`.
         batch_size: How many images are run together.
@@ -238,8 +244,9 @@ def strongest_images(
         ValueError: There are no images, or see `maximize`.
     """
     objectives = checked_objectives(objectives)
-    if images.ndim != 4 or not len(images):
-        raise ValueError(f"images of shape {tuple(images.shape)}: give (N, C, H, W), at least one")
+    _check_axes(model, images)
+    if not len(images):
+        raise ValueError(f"images of shape {tuple(images.shape)}: give at least one")
     with analysis_mode(model):
         device, dtype = home_of(model)
         reader = Reader(model, objectives, images[:1].to(device, dtype), ScoreReader(task, output_fn))
@@ -256,8 +263,8 @@ def strongest_images(
             with rows_of(model, number):
                 boxes.append(_strongest_box(reader, objective, images[number][None].to(device, dtype)))
     patches = [
-        images[number, :, box[0] : box[2], box[1] : box[3]].detach().float().cpu().clone()
-        for number, box in zip(numbers.tolist(), torch.stack(boxes).tolist(), strict=True)
+        cut(images[number], box).detach().float().cpu().clone()
+        for number, box in zip(numbers.tolist(), boxes, strict=True)
     ]
     return Strongest(
         objectives=tuple(map(str, objectives)),
@@ -270,7 +277,7 @@ def strongest_images(
 
 def unit_input_size(
     model: nn.Module, layer: Layer, input_size: Sequence[int], channels: Sequence[int] | None = None
-) -> tuple[int, int, int]:
+) -> tuple[int, ...]:
     """Return the smallest input, of those tried, on which a unit of a layer has its complete receptive field.
 
     That is about the field itself: 11 x 11 pixels at AlexNet's first layer (13 with its padding), where the network's
@@ -279,42 +286,44 @@ def unit_input_size(
     Args:
         model: The network.
         layer: The layer.
-        input_size: Channels, height and width of the network's own inputs.
+        input_size: Channels, height and width of the network's own inputs, or see `maximize`.
         channels: Of which channels, where they have different fields, as behind a concatenation; by default all.
 
     Raises:
         LayerNotFoundError: See `maximize`.
         ValueError: The network refuses inputs of `input_size`.
     """
-    depth, height, width = _checked_size(input_size)
+    channels_in, *full = _checked_size(model, input_size)
     probe = UnitActivation(layer, 0)
     name = layer_name(layer)
     with analysis_mode(model):
         device, dtype = home_of(model)
 
-        def complete(rows: int, columns: int) -> tuple[int, int]:
-            image = torch.zeros(1, depth, rows, columns, device=device, dtype=dtype)
+        def complete(sides: Sequence[int]) -> list[int]:
+            image = torch.zeros(1, channels_in, *sides, device=device, dtype=dtype)
             boxes = Reader(model, [probe], image).fields[name].boxes
             if channels is not None and len(boxes) > 1:
                 boxes = boxes[list(channels)]
-            return int((boxes[..., 2] - boxes[..., 0]).max()), int((boxes[..., 3] - boxes[..., 1]).max())
+            first, last = boxes.flatten(0, -2).chunk(2, dim=-1)
+            lengths: list[int] = (last - first).amax(0)[-len(sides) :].tolist()
+            return lengths
 
-        whole = complete(height, width)
+        whole = complete(full)
         for margin in _MARGINS:
-            rows, columns = min(whole[0] + margin, height), min(whole[1] + margin, width)
-            if (rows, columns) == (height, width):
+            sides = [min(length + margin, most) for length, most in zip(whole, full, strict=True)]
+            if sides == full:
                 break
             try:
-                if complete(rows, columns) == whole:
-                    return depth, rows, columns
+                if complete(sides) == whole:
+                    return channels_in, *sides
             except ValueError:
                 continue  # the network refuses so small an input
-    return depth, height, width
+    return channels_in, *full
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class _Settings:
-    size: tuple[int, int, int]
+    size: tuple[int, ...]
     starts: int
     steps: int
     learning_rate: float
@@ -374,9 +383,8 @@ class _Climb:
         return images.detach().float().cpu(), activations.detach().float().cpu()
 
     def _images(self, transforms: RandomTransform | None) -> Tensor:
-        _, height, width = self._settings.size
         with torch.autocast(self._device.type, enabled=False):
-            images = self._settings.parametrization.images(self._numbers, height, width)
+            images = self._settings.parametrization.images(self._numbers, *self._settings.size[1:])
             return images if transforms is None else transforms.apply(images, self._generator)
 
     def _values(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -390,24 +398,50 @@ class _Climb:
 
 
 def _checked(
-    input_size: Sequence[int], starts: int, steps: int, learning_rate: float, batch_size: int | None
-) -> tuple[int, int, int]:
+    model: nn.Module,
+    input_size: Sequence[int],
+    starts: int,
+    steps: int,
+    learning_rate: float,
+    batch_size: int | None,
+) -> tuple[int, ...]:
     for name, value in (("starts", starts), ("steps", steps), ("batch_size", batch_size)):
         if value is not None and value < 1:
             raise ValueError(f"{name}={value}: give 1 or more")
     if not learning_rate > 0:
         raise ValueError(f"learning_rate={learning_rate}: give a number above 0")
-    return _checked_size(input_size)
+    return _checked_size(model, input_size)
 
 
-def _checked_size(input_size: Sequence[int]) -> tuple[int, int, int]:
-    if len(input_size) != 3 or min(input_size) < 1:
-        clips = "; clips (channels, frames, height, width) are not served" if len(input_size) == 4 else ""
-        raise ValueError(
-            f"input_size={tuple(input_size)}: give channels, height and width, for example (3, 128, 128){clips}"
-        )
-    channels, height, width = input_size
-    return channels, height, width
+def _checked_size(model: nn.Module, input_size: Sequence[int]) -> tuple[int, ...]:
+    size = tuple(input_size)
+    # An image for a network of others is refused where it runs, with what that says.
+    if len(size) - 1 not in (2, image_axes(model)) or min(size) < 1:
+        wanted = {
+            1: "channels and length of a signal, for example (12, 1000)",
+            2: "channels, height and width, for example (3, 128, 128)",
+            3: "channels, depth, height and width of a volume, for example (3, 8, 64, 64)",
+        }
+        raise ValueError(f"input_size={size}: give {wanted[image_axes(model)]}")
+    return size
+
+
+def _check_axes(model: nn.Module, images: Tensor) -> None:
+    """Refuse images that have not as many axes as those of a network.
+
+    Raises:
+        ValueError: With what it takes.
+    """
+    if images.ndim - 2 not in (2, image_axes(model)):
+        wanted = {1: "(N, C, L)", 2: "(N, C, H, W)", 3: "(N, C, D, H, W)"}[image_axes(model)]
+        raise ValueError(f"images of shape {tuple(images.shape)}: give {wanted}, at least one")
+
+
+def cut(image: Tensor, box: Tensor) -> Tensor:
+    """Return the part of an image, signal or volume `(C, ...)` that lies in a box: its first sides, then its last."""
+    first, last = (sides.tolist() for sides in box.chunk(2))
+    part: tuple[Any, ...] = (slice(None), *(slice(begin, end) for begin, end in zip(first, last, strict=True)))
+    return image[part]
 
 
 def home_of(model: nn.Module) -> tuple[torch.device, torch.dtype]:
@@ -418,17 +452,17 @@ def home_of(model: nn.Module) -> tuple[torch.device, torch.dtype]:
 
 
 def objective_box(reader: Reader, objective: Objective, size: Sequence[int]) -> Tensor:
-    """The part of an image `(C, H, W)` that an objective can depend on: `(4,)` int64, half-open."""
+    """The part of an image `(C, *sides)` that an objective can depend on: int64, first sides, then last, half-open."""
     if isinstance(objective, UnitActivation):
         return reader.unit_box(objective)
-    return torch.tensor([0, 0, size[1], size[2]])
+    return torch.tensor([*[0] * (len(size) - 1), *size[1:]])
 
 
 def _strongest_box(reader: Reader, objective: Objective, image: Tensor) -> Tensor:
-    if not isinstance(objective, UnitActivation):
-        return torch.tensor([0, 0, *image.shape[2:]])
-    if objective.row is not None:
-        return reader.unit_box(objective)
+    if not isinstance(objective, UnitActivation) or objective.place is not None:
+        return objective_box(reader, objective, image.shape[1:])
     maps = reader(image).maps[layer_name(objective.layer)][0, objective.channel]
-    row, column = divmod(int(maps.argmax()), maps.shape[1])
-    return reader.unit_box(UnitActivation(objective.layer, objective.channel, row, column))
+    place: list[int | None] = [int(at) for at in torch.unravel_index(maps.argmax(), maps.shape)]
+    missing: list[int | None] = [None] * (3 - len(place))
+    depth, row, column = missing + place
+    return reader.unit_box(UnitActivation(objective.layer, objective.channel, row, column, depth=depth))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -28,6 +28,10 @@ __all__ = [
     "layer_name",
 ]
 
+# Of networks' inputs and feature maps, by how many dimensions they have.
+_MAPS = {3: "(N, C, L)", 4: "(N, C, H, W)", 5: "(N, C, D, H, W)"}
+_FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
+
 Layer = str | FeatureMaps
 """A layer's name, read as it is; or feature maps that were traced, read where the trace says."""
 
@@ -37,15 +41,17 @@ class Reading:
     """What one pass has shown of a batch.
 
     Attributes:
-        images: `(N, C, H, W)`, what the network was given.
-        maps: By layer, its feature maps `(N, channels, rows, columns)`; those without spatial extent are 1 x 1.
-        centers: By layer, row and column of the unit that stands for it where no position is asked for.
+        images: `(N, C, H, W)`, or signals or volumes, what the network was given.
+        maps: By layer, its feature maps `(N, channels, rows, columns)`, of as many axes as images have; those without
+            spatial extent have one position.
+        centers: By layer, the position of the unit that stands for it where none is asked for: row and column, or a
+            number for each axis.
         scores: `(N, classes)`, in the network's output, see `Task.read`; None where no objective reads it.
     """
 
     images: Tensor
     maps: Mapping[str, Tensor]
-    centers: Mapping[str, tuple[int, int]]
+    centers: Mapping[str, tuple[int, ...]]
     scores: Tensor | None = None
 
     def split(self, size: int) -> list[Reading]:
@@ -121,37 +127,43 @@ class UnitActivation(Objective):
     Attributes:
         layer: Its layer.
         channel: Its feature map.
-        row: Its row; where neither row nor column is given, the most central unit of those that see the most pixels.
-        column: Its column.
+        row: Its row; where no position is given, the most central unit of those that see the most pixels.
+        column: Its column; of a signal its position, alone.
+        depth: Of a volume, its depth or frame.
     """
 
     layer: Layer
     channel: int
     row: int | None = None
     column: int | None = None
+    depth: int | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
-        if (self.row is None) != (self.column is None):
+        given = [number is not None for number in (self.depth, self.row, self.column)]
+        if given != sorted(given):  # a column alone is of a signal
             raise ValueError(
                 f"UnitActivation(row={self.row}, column={self.column}): give both, or neither for the central unit"
             )
 
     def __call__(self, reading: Reading) -> Tensor:
         """Read it."""
-        row, column = self.position(reading)
-        return reading.maps[layer_name(self.layer)][:, self.channel, row, column]
+        unit: tuple[Any, ...] = (slice(None), self.channel, *self.position(reading))
+        return reading.maps[layer_name(self.layer)][unit]
 
     def anywhere(self, reading: Reading) -> Tensor:
         """As itself where a position was asked for, else the strongest unit of the feature map."""
-        if self.row is not None:
+        if self.place is not None:
             return self(reading)
         return reading.maps[layer_name(self.layer)][:, self.channel].flatten(1).amax(1)
 
-    def position(self, reading: Reading) -> tuple[int, int]:
-        """Row and column."""
-        if self.row is None or self.column is None:
-            return reading.centers[layer_name(self.layer)]
-        return self.row, self.column
+    @property
+    def place(self) -> tuple[int, ...] | None:
+        """The position that is asked for: row and column, of a signal a column, of a volume depth, row and column."""
+        return tuple(number for number in (self.depth, self.row, self.column) if number is not None) or None
+
+    def position(self, reading: Reading) -> tuple[int, ...]:
+        """The position, asked for or the center's."""
+        return reading.centers[layer_name(self.layer)] if self.place is None else self.place
 
     @property
     def layers(self) -> tuple[Layer, ...]:
@@ -162,15 +174,15 @@ class UnitActivation(Objective):
         """Refuse a channel or a position that the layer does not have."""
         maps = reading.maps[layer_name(self.layer)]
         _check_channel(self.layer, self.channel, maps)
-        row, column = self.position(reading)
-        if not (0 <= row < maps.shape[2] and 0 <= column < maps.shape[3]):
+        place, sides = self.position(reading), maps.shape[2:]
+        if len(place) != len(sides) or not all(0 <= at < side for at, side in zip(place, sides, strict=True)):
             raise ValueError(
-                f"unit ({row}, {column}) of layer '{layer_name(self.layer)}': on images of "
-                f"{_size(reading.images)} its feature maps are {maps.shape[2]} x {maps.shape[3]}"
+                f"unit ({', '.join(map(str, place))}) of layer '{layer_name(self.layer)}': on images of "
+                f"{_size(reading.images)} its feature maps are {' x '.join(map(str, sides))}"
             )
 
     def __str__(self) -> str:
-        place = "" if self.row is None else f" at ({self.row}, {self.column})"
+        place = "" if self.place is None else f" at ({', '.join(map(str, self.place))})"
         return f"{layer_name(self.layer)}, channel {self.channel}{place}"
 
 
@@ -183,7 +195,7 @@ class ChannelActivation(Objective):
 
     def __call__(self, reading: Reading) -> Tensor:
         """Take the mean over the map."""
-        return reading.maps[layer_name(self.layer)][:, self.channel].mean((1, 2))
+        return reading.maps[layer_name(self.layer)][:, self.channel].flatten(1).mean(1)
 
     @property
     def layers(self) -> tuple[Layer, ...]:
@@ -266,7 +278,7 @@ class Reader:
     Args:
         model: The network.
         objectives: What will be read.
-        image: `(1, C, H, W)`, one image of the size that is to come, on the network's device.
+        image: `(1, C, H, W)`, or a signal or volume, one of the size that is to come, on the network's device.
         scores: Reads scores from the network's output; by default as they are found to be.
 
     Raises:
@@ -283,7 +295,7 @@ class Reader:
         layers = [layer for objective in objectives for layer in objective.layers]
         self._sites = _sites(model, layers, image)
         self.fields: dict[str, ReceptiveField] = {}
-        self._centers: dict[str, tuple[int, int]] = {}
+        self._centers: dict[str, tuple[int, ...]] = {}
         bounds = BoundsMode()
 
         def measure(name: str, value: Tensor) -> None:
@@ -294,11 +306,11 @@ class Reader:
 
         # Convolutions on the CPU are faster by a third in this order of memory, but not every network takes it: a view
         # that a single image allows may not be one of several.
-        self._format = torch.channels_last
+        self._format = _FORMATS.get(image.ndim, torch.contiguous_format)
         image = image.detach().clone()
         try:
             with torch.no_grad():
-                self._run(image.repeat(2, 1, 1, 1), None)
+                self._run(image.repeat(2, *[1] * (image.ndim - 1)), None)
         except (ValueError, RuntimeError, IndexError, AssertionError):
             self._format = torch.contiguous_format
         try:
@@ -308,20 +320,29 @@ class Reader:
             if other_dimensions(model):
                 raise
             raise ImagesRefusedError(f"{error}. Give an input_size that it takes, larger than its kernels") from error
-        self._centers |= {name: _center(field) for name, field in self.fields.items()}
+        self._centers |= {name: _center(field, image.ndim - 2) for name, field in self.fields.items()}
         for objective in objectives:
             objective.check(first)
 
     def __call__(self, images: Tensor) -> Reading:
-        """Read a batch `(N, C, H, W)`; gradients flow where they are enabled."""
+        """Read a batch `(N, C, *sides)`; gradients flow where they are enabled."""
         return self._run(images, None)
 
     def unit_box(self, unit: UnitActivation) -> Tensor:
-        """Return the receptive field of a unit, `(4,)` int64: top, left, bottom, right in pixels, half-open."""
+        """Return the receptive field of a unit, `(4,)` int64: top, left, bottom, right in pixels, half-open.
+
+        Of a signal `(2,)`: first and last. Of a volume `(6,)`: front, top, left, back, bottom, right.
+        """
         name = layer_name(unit.layer)
-        row, column = self._centers[name] if unit.row is None or unit.column is None else (unit.row, unit.column)
-        place = torch.tensor([unit.channel, row, column])
-        return self.fields[name].box(*place).to(torch.int64)
+        boxes, place = self.fields[name].boxes, self._centers[name] if unit.place is None else unit.place
+        channel = unit.channel if len(boxes) > 1 else 0
+        at = (
+            channel,
+            *[0] * (boxes.ndim - 2 - len(place)),
+            *place,
+        )  # a signal's boxes are those of an image of one row
+        first, last = boxes[at].to(torch.int64).chunk(2)
+        return torch.cat([first[-len(place) :], last[-len(place) :]])
 
     def _run(self, images: Tensor, watch: Callable[[str, Tensor], None] | None) -> Reading:
         maps: dict[str, Tensor] = {}
@@ -335,8 +356,8 @@ class Reader:
                 raise _AllRead from error
 
         def take(name: str, value: Any) -> None:
-            if not isinstance(value, Tensor) or value.ndim not in (2, 4):
-                raise TypeError(f"layer '{name}' returns no feature maps (N, C, H, W) or (N, C)")
+            if not isinstance(value, Tensor) or value.ndim not in (2, images.ndim):
+                raise TypeError(f"layer '{name}' returns no feature maps {_MAPS[images.ndim]} or (N, C)")
             if watch is not None:
                 watch(name, value)
             if name in maps and not self._to_the_end and len(maps) < len(self._sites):
@@ -344,7 +365,7 @@ class Reader:
             last = len(maps) == len(self._sites) - 1 and not self._to_the_end
             # A copy where the pass goes on: what follows may write into it.
             value = value if last else value.clone()
-            maps[name] = value if value.ndim == 4 else value[:, :, None, None]
+            maps[name] = value if value.ndim > 2 else value.view(*value.shape, *[1] * (images.ndim - 2))
             if last:
                 raise _AllRead
 
@@ -412,21 +433,20 @@ def _sites(model: nn.Module, layers: Sequence[Layer], image: Tensor) -> dict[str
     return sites
 
 
-def _center(field: ReceptiveField) -> tuple[int, int]:
+def _center(field: ReceptiveField, axes: int) -> tuple[int, ...]:
     """Of the units that see the most pixels, the one in the middle of the image."""
-    every = field.boxes.to(torch.int64)
+    first, last = field.boxes.to(torch.int64).chunk(2, dim=-1)
     # Where channels have fields of their own, as behind a concatenation, the largest decide.
-    areas = (every[..., 2] - every[..., 0]) * (every[..., 3] - every[..., 1])
+    areas = (last - first).prod(-1)
     largest = int(areas.flatten(1).amax(1).argmax())
-    boxes, area = every[largest], areas[largest]
-    middle = (boxes[..., :2] + boxes[..., 2:]).float() / 2 - torch.tensor(field.image_size).float() / 2
+    area = areas[largest]
+    middle = (first[largest] + last[largest]).float() / 2 - torch.tensor(field.image_size).float() / 2
     # Those that see the same are told apart by their place in the map.
-    rows, columns = area.shape
-    offset = (torch.arange(rows)[:, None] - rows // 2).abs() + (torch.arange(columns) - columns // 2).abs()
+    places = torch.cartesian_prod(*map(torch.arange, area.shape)).view(*area.shape, area.ndim)
+    offset = (places - torch.tensor(area.shape) // 2).abs().sum(-1)
     distance = middle.pow(2).sum(-1) + 1e-3 * offset
     distance[area < area.max()] = torch.inf
-    place = int(distance.argmin())
-    return place // columns, place % columns
+    return tuple(places.flatten(0, -2)[int(distance.argmin())].tolist())[-axes:]
 
 
 def _check_channel(layer: Layer, channel: int, maps: Tensor) -> None:
@@ -437,4 +457,4 @@ def _check_channel(layer: Layer, channel: int, maps: Tensor) -> None:
 
 
 def _size(images: Tensor) -> str:
-    return f"{images.shape[-2]} x {images.shape[-1]} pixels"
+    return f"{' x '.join(map(str, images.shape[2:]))} {'samples' if images.ndim == 3 else 'pixels'}"

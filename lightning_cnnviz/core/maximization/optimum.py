@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_cnnviz.core.maximization.maximize import home_of, objective_box
+from lightning_cnnviz.core.maximization.maximize import cut, home_of, objective_box
 from lightning_cnnviz.core.maximization.objectives import Objective, Reader, checked_objectives
 from lightning_cnnviz.core.maximization.parametrization import Basis, Pixels, by_channel
 from lightning_cnnviz.core.maximization.rectifiers import Rectifiers, softened
 from lightning_cnnviz.core.network.gradients import OrderedGradients, gradient_within
 from lightning_cnnviz.core.network.hooks import analysis_mode
+from lightning_cnnviz.core.network.layers import image_axes
 
 __all__ = ["OptimumInvariance", "lanczos", "optimum_invariance"]
 
@@ -39,19 +40,20 @@ class OptimumInvariance:
     Attributes:
         objective: What the input maximizes, in words.
         activation: Its value at the optimum.
-        optimum: `(C, H, W)`, in network input values.
+        optimum: `(C, H, W)`, in network input values; a signal `(C, L)` or a volume `(C, D, H, W)` likewise.
         alignment: Cosine of the angle between the gradient (of the smoothed network) and the optimum, seen from the
             sphere's center: 1 at an optimum on the sphere; the less, the more there was still to climb.
         least: How many of the directions are those that change it least.
         curvatures: `(D,)`, the activation's second derivative by the angle in radians, along each direction.
         unseen: The same for a direction that the unit does not see at all.
         residuals: `(D,)`, how far each is from an eigenvector: the norm of what is left, in the curvatures' units.
-        directions: `(D, C, H, W)`, the eigenvectors, of norm 1; in the coordinates of the basis.
+        directions: `(D, C, ...)`, the eigenvectors, of norm 1; in the coordinates of the basis.
         angles: `(P,)` radians, from negative to positive, 0 among them.
-        images: `(D, P, C, H, W)`, the optimum turned by each angle toward each direction.
+        images: `(D, P, C, ...)`, the optimum turned by each angle toward each direction.
         activations: `(D, P)`, of the network as it is.
         random: `(P,)`, the same along random directions, their mean.
-        box: `(4,)` int64, the part of the image that the objective can depend on: top, left, bottom, right.
+        box: `(4,)` int64, the part of the image that the objective can depend on: top, left, bottom, right; of signals
+            and volumes as many numbers as `Maximization.boxes` has.
     """
 
     objective: str
@@ -79,9 +81,8 @@ class OptimumInvariance:
         return bool(((self.curvatures - self.unseen).abs() <= _LINEAR * abs(self.unseen)).all())
 
     def seen(self, direction: int, point: int) -> Tensor:
-        """Return the part `(C, h, w)` of an image that the objective can depend on."""
-        top, left, bottom, right = self.box.tolist()
-        return self.images[direction, point, :, top:bottom, left:right]
+        """Return the part `(C, h, w)`, `(C, l)` or `(C, d, h, w)` of an image that the objective can depend on."""
+        return cut(self.images[direction, point], self.box)
 
 
 def optimum_invariance(
@@ -108,9 +109,10 @@ def optimum_invariance(
     curved, too, since turning toward it takes away from the optimum.
 
     Args:
-        model: Any network that takes images `(N, C, H, W)`; left as it was.
+        model: Any network that takes images `(N, C, H, W)`, signals `(N, C, L)` or volumes `(N, C, D, H, W)`; left as
+            it was.
         objective: What the input maximizes.
-        optimum: `(C, H, W)`, for example one of `maximize`'s images.
+        optimum: `(C, H, W)` or as the network's own, for example one of `maximize`'s images.
         directions: How many directions of either kind.
         angle: How far to turn, in degrees, either way.
         points: How many angles; an odd number, so that 0 is among them.
@@ -132,7 +134,7 @@ def optimum_invariance(
     """
     (objective,) = checked_objectives(objective)
     basis = Pixels() if basis is None else basis
-    _check(optimum, directions, points, settle, smoothing, iterations, angle)
+    _check(image_axes(model), optimum, directions, points, settle, smoothing, iterations, angle)
     with analysis_mode(model):
         device, dtype = home_of(model)
         own = torch.float64 if dtype == torch.float64 else torch.float32
@@ -271,7 +273,7 @@ class _Tangent:
 
 
 class _Sphere:
-    """A function `(1, C, H, W)` -> `(1,)` on the sphere through a point."""
+    """A function `(1, C, *sides)` -> `(1,)` on the sphere through a point."""
 
     def __init__(self, function: Callable[[Tensor], Tensor], point: Tensor) -> None:
         self.value, self.point = function, point
@@ -324,24 +326,33 @@ class _Sphere:
         """Draw directions along the sphere, of norm 1."""
         drawn = torch.randn((count, *self.point.shape[1:]), generator=generator, dtype=torch.float32).to(self.point)
         unit = self.point / self.radius
-        drawn = drawn - unit * (drawn * unit).flatten(1).sum(1).view(-1, 1, 1, 1)
+        each = (-1, *[1] * (self.point.ndim - 1))
+        drawn = drawn - unit * (drawn * unit).flatten(1).sum(1).view(each)
         norms: Tensor = drawn.flatten(1).norm(dim=1)
-        return drawn / norms.view(-1, 1, 1, 1)
+        return drawn / norms.view(each)
 
     def unflatten(self, vectors: Tensor) -> Tensor:
         return vectors.view(-1, *self.point.shape[1:])
 
     def path(self, direction: Tensor, angles: Tensor) -> Tensor:
-        """The great circle through the point toward a direction, `(P, C, H, W)`."""
-        cosines, sines = (part.view(-1, 1, 1, 1) for part in (angles.cos(), angles.sin()))
+        """The great circle through the point toward a direction, `(P, C, *sides)`."""
+        cosines, sines = (part.view(-1, *[1] * direction.ndim) for part in (angles.cos(), angles.sin()))
         return cosines * self.point + self.radius * sines * direction
 
 
 def _check(
-    optimum: Tensor, directions: int, points: int, settle: int, smoothing: float, iterations: int, angle: float
+    axes: int,
+    optimum: Tensor,
+    directions: int,
+    points: int,
+    settle: int,
+    smoothing: float,
+    iterations: int,
+    angle: float,
 ) -> None:
-    if optimum.ndim != 3:
-        raise ValueError(f"optimum of shape {tuple(optimum.shape)}: give one image (C, H, W)")
+    if optimum.ndim - 1 not in (2, axes):
+        wanted = {1: "one signal (C, L)", 2: "one image (C, H, W)", 3: "one volume (C, D, H, W)"}[axes]
+        raise ValueError(f"optimum of shape {tuple(optimum.shape)}: give {wanted}")
     if optimum.numel() < 2:
         raise ValueError("an optimum of one number has no directions to be turned in")
     for name, value in (("directions", directions), ("iterations", iterations)):

@@ -20,16 +20,16 @@ class Basis(ABC):
     """Free numbers, and the linear map from them to an image before its colors are mixed and its values bounded."""
 
     @abstractmethod
-    def shape(self, channels: int, height: int, width: int) -> tuple[int, ...]:
-        """Return the shape of the numbers behind one image."""
+    def shape(self, channels: int, *sides: int) -> tuple[int, ...]:
+        """Return the shape of the numbers behind one image: of height and width, a length, or depth, height, width."""
 
     @abstractmethod
-    def image(self, numbers: Tensor, height: int, width: int) -> Tensor:
-        """Return images `(N, C, height, width)` given the numbers `(N, *shape)`."""
+    def image(self, numbers: Tensor, *sides: int) -> Tensor:
+        """Return images `(N, C, *sides)` given the numbers `(N, *shape)`."""
 
     @abstractmethod
     def smooth(self, images: Tensor, *, inverse: bool = False) -> Tensor:
-        """Give white noise `(N, C, H, W)` this basis's spectrum, or take it away: linear, and self-adjoint."""
+        """Give white noise `(N, C, *sides)` this basis's spectrum, or take it away: linear, and self-adjoint."""
 
     @property
     @abstractmethod
@@ -43,11 +43,11 @@ class Pixels(Basis):
 
     deviation: float = 0.3
 
-    def shape(self, channels: int, height: int, width: int) -> tuple[int, ...]:
+    def shape(self, channels: int, *sides: int) -> tuple[int, ...]:
         """As the image."""
-        return channels, height, width
+        return channels, *sides
 
-    def image(self, numbers: Tensor, height: int, width: int) -> Tensor:
+    def image(self, numbers: Tensor, *sides: int) -> Tensor:
         """Return the numbers as they are."""
         return numbers
 
@@ -61,38 +61,45 @@ class Fourier(Basis):
     """Frequencies, scaled as in natural images: coarse structure comes as easily as fine (Olah et al. 2017).
 
     Attributes:
-        decay: How fast the amplitude falls with the frequency f, as f ** -decay; 1 in natural images.
+        decay: How fast the amplitude falls with the frequency f: as f ** -decay in images, f ** (-decay / 2) in signals
+            and f ** (-3 / 2 * decay) in volumes. At 1, each octave has the same power, as in natural images.
         deviation: Standard deviation of the coefficients at the start, before scaling.
     """
 
     decay: float = 1.0
     deviation: float = 0.01
 
-    def shape(self, channels: int, height: int, width: int) -> tuple[int, ...]:
+    def shape(self, channels: int, *sides: int) -> tuple[int, ...]:
         """Real and imaginary parts of half the spectrum."""
-        return channels, height, width // 2 + 1, 2
+        return channels, *sides[:-1], sides[-1] // 2 + 1, 2
 
-    def image(self, numbers: Tensor, height: int, width: int) -> Tensor:
+    def image(self, numbers: Tensor, *sides: int) -> Tensor:
         """Return the inverse Fourier transform of the scaled coefficients."""
-        spectrum = torch.view_as_complex(numbers.contiguous()) * self._amplitudes(height, width, numbers)
-        images: Tensor = torch.fft.irfft2(spectrum, s=(height, width), norm="ortho")
+        spectrum = torch.view_as_complex(numbers.contiguous()) * self._amplitudes(sides, numbers)
+        images: Tensor = torch.fft.irfftn(spectrum, s=sides, dim=_axes(sides), norm="ortho")
         return images
 
     def smooth(self, images: Tensor, *, inverse: bool = False) -> Tensor:
         """Scale each frequency of the images."""
-        height, width = images.shape[-2:]
-        amplitudes = self._amplitudes(height, width, images)
-        spectrum = torch.fft.rfft2(images, norm="ortho")
+        sides = tuple(images.shape[2:])
+        amplitudes = self._amplitudes(sides, images)
+        spectrum = torch.fft.rfftn(images, dim=_axes(sides), norm="ortho")
         spectrum = spectrum / amplitudes if inverse else spectrum * amplitudes
-        changed: Tensor = torch.fft.irfft2(spectrum, s=(height, width), norm="ortho")
+        changed: Tensor = torch.fft.irfftn(spectrum, s=sides, dim=_axes(sides), norm="ortho")
         return changed
 
-    def _amplitudes(self, height: int, width: int, like: Tensor) -> Tensor:
-        rows = torch.fft.fftfreq(height, dtype=like.dtype, device=like.device)[:, None]
-        columns = torch.fft.rfftfreq(width, dtype=like.dtype, device=like.device)
-        frequencies = (rows.square() + columns.square()).sqrt().clamp(min=1 / max(height, width))
-        amplitudes: Tensor = frequencies**-self.decay / 4
+    def _amplitudes(self, sides: Sequence[int], like: Tensor) -> Tensor:
+        squares = torch.fft.rfftfreq(sides[-1], dtype=like.dtype, device=like.device).square()
+        for behind, side in enumerate(reversed(sides[:-1]), start=1):
+            along = torch.fft.fftfreq(side, dtype=like.dtype, device=like.device).square()
+            squares = along.view(-1, *[1] * behind) + squares
+        amplitudes: Tensor = squares.sqrt().clamp(min=1 / max(sides)) ** (-self.decay * len(sides) / 2) / 4
         return amplitudes
+
+
+def _axes(sides: Sequence[int]) -> tuple[int, ...]:
+    """The dimensions of images `(N, C, *sides)` that are axes of space."""
+    return tuple(range(2, 2 + len(sides)))
 
 
 class Bounds(ABC):
@@ -100,7 +107,7 @@ class Bounds(ABC):
 
     @abstractmethod
     def keep(self, images: Tensor) -> Tensor:
-        """Map any images `(N, C, H, W)` to ones within the bounds, differentiably."""
+        """Map any images `(N, C, *sides)` to ones within the bounds, differentiably."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +154,7 @@ class Sphere(Bounds):
     def keep(self, images: Tensor) -> Tensor:
         """Divide by the norm."""
         norms: Tensor = images.flatten(1).norm(dim=1).clamp(min=torch.finfo(images.dtype).tiny)
-        scaled = images * (self.radius / norms).view(-1, 1, 1, 1)
+        scaled = images * (self.radius / norms).view(-1, *[1] * (images.ndim - 1))
         return scaled + by_channel(self.center, images.shape[1], images)
 
 
@@ -159,7 +166,7 @@ class Parametrization:
         basis: `Fourier()` or `Pixels()`.
         bounds: `Box(low, high)` or `Sphere(radius)`.
         colors: `(C, C)`, how the values of a pixel vary together; see `color_correlation`. None for photographs' where
-            there are three channels, and for independent channels elsewhere.
+            images or volumes have three channels, and for independent channels elsewhere.
     """
 
     basis: Basis = field(default_factory=Fourier)
@@ -167,35 +174,35 @@ class Parametrization:
     colors: Tensor | None = None
 
     def start(self, seeds: Sequence[int], size: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-        """Draw the numbers behind an image `(C, H, W)` for each seed, whatever the global random state."""
+        """Draw the numbers behind an image `(C, *sides)` for each seed, whatever the global random state."""
         shape = self.basis.shape(*size)
         drawn = [torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype) for seed in seeds]
         numbers: Tensor = torch.stack(drawn).to(device) * self.basis.deviation
         return numbers
 
-    def images(self, numbers: Tensor, height: int, width: int) -> Tensor:
-        """Return the images `(N, C, height, width)` that the numbers stand for, in network input values."""
-        raw = self.basis.image(numbers, height, width)
+    def images(self, numbers: Tensor, *sides: int) -> Tensor:
+        """Return the images `(N, C, *sides)` that the numbers stand for, in network input values."""
+        raw = self.basis.image(numbers, *sides)
         return self.bounds.keep(self.mix(raw))
 
     def mix(self, raw: Tensor, *, inverse: bool = False) -> Tensor:
-        """Correlate the channels of `(N, C, H, W)`, or take the correlation away."""
+        """Correlate the channels of `(N, C, *sides)`, or take the correlation away."""
         channels = raw.shape[1]
         if self.colors is not None:
             if tuple(self.colors.shape) != (channels, channels):
                 raise ValueError(f"colors of shape {tuple(self.colors.shape)} for images of {channels} channels")
             matrix = self.colors
-        elif channels == 3:
+        elif channels == 3 and raw.ndim > 3:
             matrix = torch.tensor(_PHOTOGRAPHS) / torch.tensor(_PHOTOGRAPHS).norm(dim=0).max()
         else:
             return raw
         # A copy of our own, in case it was made under inference mode.
         matrix = matrix.to(raw).clone()
-        return torch.einsum("dc,nchw->ndhw", torch.linalg.inv(matrix) if inverse else matrix, raw)
+        return torch.einsum("dc,nc...->nd...", torch.linalg.inv(matrix) if inverse else matrix, raw)
 
 
 def color_correlation(images: Tensor) -> Tensor:
-    """Return how the channels of images `(N, C, H, W)` vary together: `(C, C)`, the largest column of norm 1.
+    """Return how the channels of images `(N, C, ...)` vary together: `(C, C)`, the largest column of norm 1.
 
     It is the symmetric square root of their covariance; of channels that never vary, a small part is made up.
     """
@@ -213,7 +220,8 @@ def _numbers(values: float | Sequence[float]) -> list[float]:
 
 
 def by_channel(values: float | Sequence[float], channels: int, like: Tensor) -> Tensor:
+    """One value, or one a channel, to be broadcast with images `(N, C, ...)` as those of `like`."""
     numbers = _numbers(values)
     if len(numbers) not in (1, channels):
         raise ValueError(f"{len(numbers)} values given for images of {channels} channels: give one, or one for each")
-    return torch.tensor(numbers, dtype=like.dtype, device=like.device).view(-1, 1, 1)
+    return torch.tensor(numbers, dtype=like.dtype, device=like.device).view(-1, *[1] * (like.ndim - 2))

@@ -44,7 +44,7 @@ class MaximizationPlan:
         name: The layer's name, or `"classes"`; of one of several heads `"<head>/classes"`.
         captions: What each objective is called beside its images, for example `"channel 3"`.
         objectives: The objectives.
-        size: Channels, height and width of the images that are made.
+        size: Channels, height and width of the images that are made; of signals and volumes as they have them.
         task: Of classes: what the network's output means.
         output_fn: Of classes: takes what the network returns, and returns the tensor of scores.
         among: How many feature maps the layer has, or how many classes there are; None where that is not known.
@@ -53,7 +53,7 @@ class MaximizationPlan:
     name: str
     captions: tuple[str, ...]
     objectives: tuple[Objective, ...]
-    size: tuple[int, int, int]
+    size: tuple[int, ...]
     task: Task | None = None
     output_fn: OutputFn | None = None
     among: int | None = None
@@ -97,7 +97,7 @@ def plan_layers(
 
     Args:
         network: The network.
-        image: `(1, C, H, W)`, on the network's device and of its dtype.
+        image: `(1, C, H, W)`, a signal or a volume, on the network's device and of its dtype.
         layers: See `select_layers`; by default four convolutions from the first to the last.
         features: Feature maps: the first n of each layer, a list of them, a list by layer, None for all.
         objective: `"unit"` for the middle unit of the map, on an image as large as its receptive field; `"channel"` for
@@ -108,7 +108,7 @@ def plan_layers(
         LayerNotFoundError: There is no such layer.
         ValueError: A feature map is out of range.
     """
-    size = (image.shape[1], image.shape[2], image.shape[3])
+    size = tuple(image.shape[1:])
     traced = trace_feature_maps(network, image, select_layers(network, "conv" if layers is None else layers))
     plans = []
     names = class_names or ()
@@ -181,7 +181,7 @@ def plan_classes(
         name="classes",
         captions=tuple(name or f"{what} {index}" for index, name in zip(indices, names, strict=True)),
         objectives=tuple(ClassScore(index, name) for index, name in zip(indices, names, strict=True)),
-        size=(images.shape[1], images.shape[2], images.shape[3]),
+        size=tuple(images.shape[1:]),
         task=found.task,
         output_fn=output_fn,
         among=count,
@@ -241,7 +241,7 @@ def maximize_plan(
         seed=seed,
         progress=progress,
     )
-    center = images.mean((0, 2, 3)).tolist()
+    center = images.transpose(0, 1).flatten(1).mean(1).tolist()
     invariances = []
     # Class scores have no place in this: their optimum is a whole scene.
     for number in range(min(invariance, len(plan.objectives)) if plan.task is None else 0):

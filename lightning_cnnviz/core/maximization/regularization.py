@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,7 @@ from lightning_cnnviz.core.maximization.objectives import Objective, Reading
 
 __all__ = ["L2", "Blur", "Jitter", "RandomTransform", "Rotate", "Scale", "TotalVariation", "check_transforms", "robust"]
 
+_CONVOLUTIONS: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 # From this side on, in pixels, images are moved by all of what `robust` says.
 _FULLY_MOVED = 96
 
@@ -30,7 +32,7 @@ class L2(Objective):
 
     def __call__(self, reading: Reading) -> Tensor:
         """Measure each image."""
-        return (reading.images - self.center).square().mean((1, 2, 3))
+        return (reading.images - self.center).square().flatten(1).mean(1)
 
     def __str__(self) -> str:
         return "L2"
@@ -38,7 +40,7 @@ class L2(Objective):
 
 @dataclass(frozen=True)
 class TotalVariation(Objective):
-    """The mean absolute difference of neighboring pixels, down and across, to be subtracted.
+    """The mean absolute difference of neighboring pixels, along each axis, to be subtracted.
 
     What a unit looks for is as fine on a receptive field of 200 pixels as on one of 11, so one weight suits both.
     """
@@ -46,7 +48,9 @@ class TotalVariation(Objective):
     def __call__(self, reading: Reading) -> Tensor:
         """Measure each image."""
         images = reading.images
-        steps = [images.diff(dim=axis).abs().flatten(1).mean(1) for axis in (2, 3) if images.shape[axis] > 1]
+        steps = [
+            images.diff(dim=axis).abs().flatten(1).mean(1) for axis in range(2, images.ndim) if images.shape[axis] > 1
+        ]
         return torch.stack(steps).sum(0) if steps else images.new_zeros(len(images))
 
     def __str__(self) -> str:
@@ -58,7 +62,7 @@ class RandomTransform(ABC):
 
     @abstractmethod
     def apply(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Change images `(N, C, H, W)`, all in the same way, differentiably; the size stays.
+        """Change images `(N, C, *sides)`, all in the same way, differentiably; the size stays.
 
         The generator is on the CPU, whatever the images are on.
         """
@@ -73,42 +77,56 @@ class _Affine(RandomTransform):
     """A transform that moves pixels; adjacent ones are made one, and so interpolate only once."""
 
     @abstractmethod
-    def matrix(self, generator: torch.Generator) -> list[list[float]]:
-        """Draw the map `(3, 3)` from places in the result to places in the image, in pixels from its center."""
+    def matrix(self, axes: int, generator: torch.Generator) -> Tensor:
+        """Draw the map from places in the result to places in the image, in pixels from its center.
+
+        Args:
+            axes: 1 of signals, 2 of images, 3 of volumes.
+            generator: Of what is drawn.
+
+        Returns:
+            `(axes + 1, axes + 1)` float64, on places (across, down, deep, 1).
+        """
 
     def apply(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        return _moved(images, torch.tensor(self.matrix(generator), dtype=torch.float64))
+        return _moved(images, self.matrix(images.ndim - 2, generator))
 
 
 @dataclass(frozen=True)
 class Jitter(_Affine):
-    """Shift by up to so many pixels, down and across."""
+    """Shift by up to so many pixels along each axis."""
 
     most: int = 8
 
     def __post_init__(self) -> None:
         _check("Jitter", "most", self.most, 0.0)
 
-    def matrix(self, generator: torch.Generator) -> list[list[float]]:
+    def matrix(self, axes: int, generator: torch.Generator) -> Tensor:
         """Draw a shift by whole pixels."""
-        down, across = torch.randint(-self.most, self.most + 1, (2,), generator=generator).tolist()
-        return [[1.0, 0.0, across], [0.0, 1.0, down], [0.0, 0.0, 1.0]]
+        made = torch.eye(axes + 1, dtype=torch.float64)
+        made[:axes, axes] = torch.randint(-self.most, self.most + 1, (axes,), generator=generator).flip(0).double()
+        return made
 
 
 @dataclass(frozen=True)
 class Rotate(_Affine):
-    """Turn by up to so many degrees, either way."""
+    """Turn by up to so many degrees, either way; volumes in the plane of rows and columns, signals not at all."""
 
     degrees: float = 10.0
 
     def __post_init__(self) -> None:
         _check("Rotate", "degrees", self.degrees, 0.0)
 
-    def matrix(self, generator: torch.Generator) -> list[list[float]]:
+    def matrix(self, axes: int, generator: torch.Generator) -> Tensor:
         """Draw an angle."""
-        angle = math.radians(_draw(-self.degrees, self.degrees, generator))
-        cosine, sine = math.cos(angle), math.sin(angle)
-        return [[cosine, -sine, 0.0], [sine, cosine, 0.0], [0.0, 0.0, 1.0]]
+        made, angle = (
+            torch.eye(axes + 1, dtype=torch.float64),
+            math.radians(_draw(-self.degrees, self.degrees, generator)),
+        )
+        if axes > 1:
+            cosine, sine = math.cos(angle), math.sin(angle)
+            made[:2, :2] = torch.tensor([[cosine, -sine], [sine, cosine]], dtype=torch.float64)
+        return made
 
 
 @dataclass(frozen=True)
@@ -122,10 +140,11 @@ class Scale(_Affine):
         if not 0 < self.least <= self.most:
             raise ValueError(f"Scale(least={self.least}, most={self.most}): give 0 < least <= most")
 
-    def matrix(self, generator: torch.Generator) -> list[list[float]]:
+    def matrix(self, axes: int, generator: torch.Generator) -> Tensor:
         """Draw a factor."""
-        factor = 1 / _draw(self.least, self.most, generator)
-        return [[factor, 0.0, 0.0], [0.0, factor, 0.0], [0.0, 0.0, 1.0]]
+        made = torch.eye(axes + 1, dtype=torch.float64)
+        made[:axes] /= _draw(self.least, self.most, generator)
+        return made
 
 
 @dataclass(frozen=True)
@@ -138,17 +157,19 @@ class Blur(RandomTransform):
         _check("Blur", "most", self.most, 0.0)
 
     def apply(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Blur down, then across."""
-        deviation = _draw(0.0, self.most, generator)
-        reach = min(math.ceil(3 * deviation), images.shape[2] - 1, images.shape[3] - 1)
+        """Blur along one axis after the other."""
+        deviation, axes = _draw(0.0, self.most, generator), images.ndim - 2
+        reach = min(math.ceil(3 * deviation), min(images.shape[2:]) - 1)
         if reach < 1:
             return images
         places = torch.arange(-reach, reach + 1, dtype=images.dtype, device=images.device)
         weights = torch.softmax(-0.5 * (places / deviation) ** 2, 0)
         channels = images.shape[1]
-        padded = F.pad(images, (reach, reach, reach, reach), mode="reflect")
-        down = F.conv2d(padded, weights.view(1, 1, -1, 1).expand(channels, -1, -1, -1), groups=channels)
-        return F.conv2d(down, weights.view(1, 1, 1, -1).expand(channels, -1, -1, -1), groups=channels)
+        blurred = F.pad(images, (reach, reach) * axes, mode="reflect")
+        for axis in range(axes):
+            kernel = weights.view(1, 1, *(-1 if axis == other else 1 for other in range(axes)))
+            blurred = _CONVOLUTIONS[axes](blurred, kernel.expand(channels, *kernel.shape[1:]), groups=channels)
+        return blurred
 
 
 @dataclass(frozen=True)
@@ -159,7 +180,7 @@ class _Chain(RandomTransform):
         waiting: Tensor | None = None
         for link in self.links:
             if isinstance(link, _Affine):
-                step = torch.tensor(link.matrix(generator), dtype=torch.float64)
+                step = link.matrix(images.ndim - 2, generator)
                 waiting = step if waiting is None else waiting @ step
                 continue
             images = images if waiting is None else _moved(images, waiting)
@@ -168,7 +189,7 @@ class _Chain(RandomTransform):
 
 
 def robust(side: int) -> RandomTransform:
-    """Return what a maximizing image of `side` pixels has to stand by default: small shifts, turns, changes of size.
+    """Return what a maximizing image has to stand by default: small shifts, turns, changes of size.
 
     They are the smaller for small images, whose patterns are as fine as those of large ones and would be blurred away.
     """
@@ -197,15 +218,19 @@ def _links(transform: RandomTransform) -> tuple[RandomTransform, ...]:
 
 def _moved(images: Tensor, matrix: Tensor) -> Tensor:
     """Read images at other places; what lies beyond the border is the image mirrored."""
-    height, width = images.shape[-2:]
+    if images.ndim == 3:  # torch reads at places in images of one row
+        flat = torch.eye(3, dtype=torch.float64)
+        flat[0, 0], flat[0, 2] = matrix[0, 0], matrix[0, 1]
+        return _moved(images[:, :, None], flat).squeeze(2)
+    sides, axes = images.shape[2:], images.ndim - 2
     # grid_sample counts from -1 to 1 across the image, whatever its shape.
-    halves = torch.tensor([width / 2, height / 2], dtype=torch.float64)
-    theta = matrix[:2].clone()
-    theta[:, :2] *= halves / halves[:, None]
-    theta[:, 2] /= halves
+    halves = torch.tensor([side / 2 for side in reversed(sides)], dtype=torch.float64)
+    theta = matrix[:axes].clone()
+    theta[:, :axes] *= halves / halves[:, None]
+    theta[:, axes] /= halves
     # One grid for all images, though `expand` makes it look like one for each.
-    grid = F.affine_grid(theta[None].to(images), [1, 1, height, width], align_corners=False)
-    grid = grid.expand(len(images), -1, -1, -1)
+    grid = F.affine_grid(theta[None].to(images), [1, 1, *sides], align_corners=False)
+    grid = grid.expand(len(images), *[-1] * (axes + 1))
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
 
 

@@ -24,16 +24,18 @@ class LayerFeatures:
     Attributes:
         layer: The layer's name.
         values: `(N, D)` float32 in memory, or None where they lie in `file`.
-        shape: Channels, height and width of the layer's feature maps.
-        pooled: Height and width to which the maps were pooled; D is channels times these.
+        shape: Channels, height and width of the layer's feature maps; of those of signals channels and length, of those
+            of volumes channels, depth, height and width.
+        pooled: Height and width to which the maps were pooled, or as many sides as `shape` has; D is channels times
+            these.
         images: N.
         file: N rows of D float32 each, where features are too many for the memory.
     """
 
     layer: str
     values: Tensor | None
-    shape: tuple[int, int, int]
-    pooled: tuple[int, int]
+    shape: tuple[int, ...]
+    pooled: tuple[int, ...]
     images: int
     file: Path | None = None
     _keeper: Any = field(default=None, repr=False)  # a temporary folder lives as long as what lies in it

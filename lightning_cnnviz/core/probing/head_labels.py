@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lightning_cnnviz.core.data.batches import BatchFn, indexed_batches, read_batch
 from lightning_cnnviz.core.network.calling import GivenBatch, give, rows_of
 from lightning_cnnviz.core.network.hooks import analysis_mode
+from lightning_cnnviz.core.network.layers import image_axes
 from lightning_cnnviz.core.network.task import named_scores
 from lightning_cnnviz.core.probing.targets import probe_targets
 
@@ -40,14 +41,14 @@ def labels_by_head(
         >>> [name for name, _ in labels_by_head(Two(), [batch])]
         ['species', 'sex']
     """
-    parameter = next(network.parameters(), None)
+    parameter, axes = next(network.parameters(), None), {2, image_axes(network)}
     with analysis_mode(network):
         # Not of the loader itself: its workers may be kept, with the order that training is to have.
         with closing(indexed_batches(loader)) as batches:
             batch, _ = next(batches, (None, None))
         if batch is None:
             return [("", batch_fn)]
-        images, _ = read_batch(batch, batch_fn)
+        images, _ = read_batch(batch, batch_fn, axes=axes)
         if not len(images):
             return [("", batch_fn)]
         give(network, batch, images)
@@ -59,11 +60,11 @@ def labels_by_head(
     named = [name for name in names if _labels_under(name, batch, images) is not None]
     if len(names) < 2 or not named:
         return [("", batch_fn)]
-    return [(name, partial(_read_under, name, batch_fn)) for name in named]
+    return [(name, partial(_read_under, name, batch_fn, axes)) for name in named]
 
 
-def _read_under(name: str, batch_fn: BatchFn | None, batch: Any) -> tuple[Tensor, Tensor | None]:
-    images, _ = read_batch(batch, batch_fn)
+def _read_under(name: str, batch_fn: BatchFn | None, axes: set[int], batch: Any) -> tuple[Tensor, Tensor | None]:
+    images, _ = read_batch(batch, batch_fn, axes=axes)
     return images, _labels_under(name, batch, images)
 
 

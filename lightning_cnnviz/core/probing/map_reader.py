@@ -17,6 +17,13 @@ from lightning_cnnviz.core.tracing.feature_maps import FeatureMaps, trace_featur
 
 __all__ = ["MapReader"]
 
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+# By how many axes of space maps have.
+_POOLS: dict[int, Callable[[Tensor, Any], Tensor]] = {
+    1: F.adaptive_avg_pool1d,
+    2: F.adaptive_avg_pool2d,
+    3: F.adaptive_avg_pool3d,
+}
 _PlaceHooks = Callable[[Mapping[str, Site], Callable[[str, Any], None]], AbstractContextManager[None]]
 
 
@@ -52,12 +59,12 @@ class MapReader:
             raise ValueError(f"pool={pool}: give the largest number of features of a layer, or None for whole maps")
         self._model, self._chosen, self._pool = model, layers, pool
         self._rectified = {
-            layer.name: rectify and isinstance(layer.module, nn.Conv2d) and not layer.literal for layer in layers
+            layer.name: rectify and isinstance(layer.module, _CONVOLUTIONS) and not layer.literal for layer in layers
         }
         self.maps: list[FeatureMaps] = []
-        self.grids: dict[str, tuple[tuple[int, int, int], tuple[int, int]]] = {}
+        self.grids: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
         self.values: dict[str, Tensor] = {}
-        self._images = 0
+        self._images, self._axes = 0, 2
         self._places: Tensor | None = None
 
     @contextmanager
@@ -67,7 +74,8 @@ class MapReader:
         """Read the one forward pass that is made inside; afterwards `values` has what it gave.
 
         Args:
-            images: `(N, C, H, W)`, those that the network is about to be given; the first ones are traced.
+            images: `(N, C, H, W)`, signals `(N, C, L)` or volumes `(N, C, D, H, W)`, those that the network is about to
+                be given; the first ones are traced.
             place_hooks: `hooked`, or `watched` during a training step.
             places: `(N, P, 2)`, row and column as fractions of height and width: then values are `(N * P, C)`, those
                 of the maps' cells in which these places lie, and nothing is pooled.
@@ -82,7 +90,7 @@ class MapReader:
             if parameter is not None and image.is_floating_point():
                 image = image.to(parameter.device, parameter.dtype)
             self.maps = trace_feature_maps(self._model, image, self._chosen)
-        self.values, self._images, self._places = {}, len(images), places
+        self.values, self._images, self._places, self._axes = {}, len(images), places, images.ndim - 2
         errors: list[Exception] = []
 
         def take(layer: str, value: Any) -> None:
@@ -110,11 +118,11 @@ class MapReader:
         maps = value.detach()
         if self._rectified[layer]:
             maps = maps.relu()
-        if maps.ndim == 2:
-            maps = maps[:, :, None, None]
-        shape = (maps.shape[1], maps.shape[2], maps.shape[3])
+        if maps.ndim == 2:  # one position, of as many axes as images have
+            maps = maps.view(*maps.shape, *[1] * self._axes)
+        shape = tuple(maps.shape[1:])
         if self._places is not None:
-            self.grids.setdefault(layer, (shape, (1, 1)))
+            self.grids.setdefault(layer, (shape, (1,) * self._axes))
             self.values[layer] = _cells(maps, self._places)
             return
         first_shape, grid = self.grids.setdefault(layer, (shape, _grid(shape, self._pool)))
@@ -125,25 +133,37 @@ class MapReader:
             )
         # Means of many numbers in half precision are none.
         exact = maps if maps.dtype == torch.float64 else maps.float()
-        pooled = maps if grid == shape[1:] else F.adaptive_avg_pool2d(exact, grid)
+        pooled = maps if grid == shape[1:] else _POOLS[len(grid)](exact, grid)
         rows = pooled.flatten(1)
         # A copy: an in-place operation that follows would overwrite the layer's own.
         self.values[layer] = rows.clone() if rows.data_ptr() == value.data_ptr() else rows
 
 
 def _cells(maps: Tensor, places: Tensor) -> Tensor:
-    """The values `(N * P, C)` of the cells of maps `(N, C, H, W)` in which places lie."""
-    size = torch.tensor(maps.shape[2:], dtype=places.dtype, device=places.device)
+    """The values `(N * P, C)` of the cells of maps `(N, C, H, W)`, or `(N, C, L)`, in which places lie."""
+    sides = maps.shape[2:]
+    if len(sides) > places.shape[-1]:
+        raise ValueError(
+            f"labels are maps of rows and columns, and feature maps {tuple(maps.shape)} have {len(sides)} axes: "
+            "labels of each voxel, or of a clip's pixels, are not probed"
+        )
+    places = places[..., -len(sides) :]  # along a signal, whose labels are maps of one row
+    size = torch.tensor(sides, dtype=places.dtype, device=places.device)
     cells = (places * size).long().minimum(size.long() - 1).to(maps.device)
     images = torch.arange(len(maps), device=maps.device)[:, None]
-    return maps[images, :, cells[..., 0], cells[..., 1]].flatten(0, 1)
+    index: tuple[Any, ...] = (images, slice(None), *cells.unbind(-1))
+    return maps[index].flatten(0, 1)
 
 
-def _grid(shape: tuple[int, int, int], pool: int | None) -> tuple[int, int]:
-    """The finest grid of nearly square cells with at most `pool` features, or that of the maps."""
-    channels, height, width = shape
-    if pool is None or channels * height * width <= pool:
-        return height, width
-    cells = max(pool // channels, 1)
-    rows = min(height, cells, max(1, math.floor(math.sqrt(cells * height / width))))
-    return rows, min(width, max(1, cells // rows))
+def _grid(shape: tuple[int, ...], pool: int | None) -> tuple[int, ...]:
+    """The finest grid of cells with nearly equal sides with at most `pool` features, or that of the maps."""
+    channels, *sides = shape
+    if pool is None or math.prod(shape) <= pool:
+        return tuple(sides)
+    cells, grid = max(pool // channels, 1), []
+    for axis, side in enumerate(sides):
+        left = len(sides) - axis
+        ideal = (cells * side**left / math.prod(sides[axis:])) ** (1 / left)
+        grid.append(min(side, cells, max(1, math.floor(ideal + 1e-9))))
+        cells = max(1, cells // grid[-1])
+    return tuple(grid)

@@ -18,7 +18,13 @@ from lightning_cnnviz.core.data.batches import BatchFn, has_indices, numbered_ba
 from lightning_cnnviz.core.data.distributed import gathered, ranks
 from lightning_cnnviz.core.network.calling import give, rows_of
 from lightning_cnnviz.core.network.hooks import analysis_mode
-from lightning_cnnviz.core.network.layers import LayerNotFoundError, LayerSpec, SelectedLayer, select_for_views
+from lightning_cnnviz.core.network.layers import (
+    LayerNotFoundError,
+    LayerSpec,
+    SelectedLayer,
+    image_axes,
+    select_for_views,
+)
 from lightning_cnnviz.core.network.memory import in_chunks
 from lightning_cnnviz.core.probing.dataset import NO_LABELS, drawn_images, why_no_labels
 from lightning_cnnviz.core.probing.features import Features, LayerFeatures, merge_features
@@ -54,12 +60,12 @@ def tap_features(
     our own with the same transforms, where random ones give the same pixels at each call.
 
     Args:
-        model: Any network that takes images `(N, C, H, W)`.
+        model: Any network that takes images `(N, C, H, W)`, signals `(N, C, L)` or volumes `(N, C, D, H, W)`.
         loader: A DataLoader, or any iterable of batches with labels.
         layers: See `select_layers`, or what that has selected. A convolution chosen by kind is read behind the
             BatchNorm that directly follows it.
-        pool: Feature maps are average-pooled to the finest grid with at most so many features; None keeps them whole,
-            on disk.
+        pool: Feature maps are average-pooled, along all of their axes, to the finest grid with at most so many
+            features; None keeps them whole, on disk.
         rectify: Whether convolutions chosen by kind are read behind a ReLU, as Zeiler & Fergus (2013, Table 7) do: what
             an average pooling leaves of unrectified maps is linear in the layer below. A layer chosen by name is read
             as it is.
@@ -97,7 +103,8 @@ def tap_features(
     with analysis_mode(model):
         torch.manual_seed(seed)  # for random transforms; analysis_mode restores the state
         source = _in_order(loader, limit, indices, part, seed) if indexed else loader
-        for batch in numbered_batches(source, batch_fn, progress) if source is not None else ():
+        axes = {2, image_axes(model)}
+        for batch in numbered_batches(source, batch_fn, progress, axes=axes) if source is not None else ():
             targets = probe_targets(batch.given_labels)
             if targets is None:
                 raise ValueError(why_no_labels(batch.given, batch_fn))
@@ -174,7 +181,7 @@ class FeatureTap:
         """Read the one forward pass that is made inside; hooks are gone on leaving.
 
         Args:
-            images: `(N, C, H, W)` on the network's device.
+            images: `(N, C, H, W)`, or signals or volumes, on the network's device.
             indices: `(N,)` int64.
             labels: What `probe_targets` made of them; images that have none are left out. Of maps of classes, some
                 pixels are read, see `draw_pixels`.
@@ -298,7 +305,7 @@ class _TemporaryFolder:
 def _selected(model: nn.Module, layers: LayerSpec | Sequence[SelectedLayer]) -> list[SelectedLayer]:
     """The chosen layers of this network, where they were chosen before: in this network or in one built the same."""
     if isinstance(layers, (str, type)) or not layers or not isinstance(layers[0], SelectedLayer):
-        return select_for_views(model, layers)  # type: ignore[arg-type]
+        return select_for_views(model, layers, axes=(1, 2, 3))  # type: ignore[arg-type]
     modules = dict(model.named_modules(remove_duplicate=False))
     modules |= {name.replace("_orig_mod.", ""): module for name, module in modules.items()}
     chosen = [layer for layer in layers if isinstance(layer, SelectedLayer)]
