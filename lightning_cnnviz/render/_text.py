@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from bisect import bisect_right
 from collections.abc import Mapping
 from functools import cache
@@ -16,6 +17,7 @@ from lightning_cnnviz.report import Number
 PAPER, INK, PENCIL = (244, 244, 242), (24, 24, 24), (96, 96, 96)  # not white: patches of white sky must show
 _TITLE, _CAPTION = 22, 14  # font sizes in pixels
 _MOST_LINES = 3
+_FOLDER = re.compile(r"n\d{8}_(?=\D)")
 
 
 def draw_header(title: str, caption: str, numbers: Mapping[str, Number], width: int) -> Image.Image:
@@ -68,9 +70,14 @@ def fit(text: str, width: int, size: int, bold: bool = False) -> str:
 
 
 def one_line(text: str) -> str:
-    """Write a text on one line, without what no font can show: control characters, and parts of characters."""
+    """Write a text on one line, as people read it.
+
+    What no font can show goes: control characters, and parts of characters. Classes that are called by folders of
+    ImageNet (`n02106166_Border_collie`) are called by their names; files (`n02106166_3.JPEG`) are not.
+    """
     whole = text.encode(errors="replace").decode()  # parts: as in names of damaged files
-    return " ".join("".join(letter if letter.isprintable() or letter.isspace() else "?" for letter in whole).split())
+    words = "".join(letter if letter.isprintable() or letter.isspace() else "?" for letter in whole).split()
+    return " ".join(word[10:].replace("_", " ") if _FOLDER.match(word) and "/" not in word else word for word in words)
 
 
 def length(text: str, size: int, bold: bool = False) -> int:

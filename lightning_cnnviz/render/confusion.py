@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from lightning_cnnviz.render._text import one_line
 from lightning_cnnviz.render.figures import (
     LEAST_FONT,
     PICTURE_WIDTH,
@@ -68,13 +69,14 @@ def confusion_report(
     counts = torch.as_tensor(matrix).detach().cpu().to(torch.float64)
     _check(counts, class_names)
     names = [str(name) for name in class_names] if class_names is not None else [str(n) for n in range(len(counts))]
+    shown = [one_line(name) for name in names]
     totals = counts.sum(1)
     fractions = counts / totals.clamp(min=1)[:, None]
     seen = totals > 0
     right = counts.diagonal().sum() / counts.sum()  # NaN where there is no image
     caption = _caption(float(right), int(counts.sum()))
     lost = f"Not finite: {unscored:,} images are left out, since the network's scores of them are NaN or infinite"
-    drawn, svg, box = _drawn(counts, fractions, seen, names)
+    drawn, svg, box = _drawn(counts, fractions, seen, shown)
     cells = NamedCells(box=box, row="true class", rows=tuple(names), column="taken for", columns=tuple(names))
     items = (
         Picture("matrix", drawn, caption=f"{caption}. {lost}" if unscored else caption, svg=svg, cells=cells),
@@ -82,7 +84,7 @@ def confusion_report(
         Scalar("accuracy", math.nan if unscored else float(right)),
         Scalar("mean_class_accuracy", math.nan if unscored else float(fractions.diagonal()[seen].mean())),
     )
-    notes = (f"{lost}.", *_notes(seen, names)) if unscored else _notes(seen, names)
+    notes = (f"{lost}.", *_notes(seen, shown)) if unscored else _notes(seen, shown)
     return Report("confusion", title=title, items=items, notes=notes)
 
 

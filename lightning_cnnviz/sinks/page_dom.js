@@ -33,8 +33,8 @@ function show(value) {
   return Number.isInteger(value) ? (Math.abs(value) >= 10_000 ? grouped.format(value) : String(value)) : String(Number(value.toPrecision(4)));
 }
 const words = (name) => name.replaceAll("_", " ");
-// Folders of ImageNet are called n01443537_goldfish: people read the name.
-const FOLDER = /^n\d{8}_/;
+// Folders of ImageNet are called n01443537_goldfish: people read the name; its files are called n01443537_2.JPEG.
+const FOLDER = /^n\d{8}_(?=\D)/;
 const className = (name) => words(String(name).replace(FOLDER, ""));
 const readable = (text) => (FOLDER.test(text) ? className(text) : text);
 const percent = (part) => `${Math.round(100 * part)} %`;

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from lightning_cnnviz.render._text import one_line
 from lightning_cnnviz.render.figures import COLORS, class_label, line_style, overlaid
 
 
@@ -21,5 +22,22 @@ def test_names_of_classes_and_styles_of_lines() -> None:
     assert class_label(["hen", "cock"], 1) == "cock"
     assert class_label(["hen"], 5) == class_label(None, 5) == "class 5"
     assert len(class_label(["x" * 100], 0, 20)) == 20
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("n02483708_siamang", "siamang"),
+        ("n02106166_Border_collie 97 %", "Border collie 97 %"),
+        ("true class n02012849_crane", "true class crane"),
+        ("n02106166_3.JPEG", "n02106166_3.JPEG"),
+        ("photos/n02483708_siamang/0.jpg", "photos/n02483708_siamang/0.jpg"),
+        ("photos/ n02483708_siamang/0.jpg", "photos/ n02483708_siamang/0.jpg"),
+        ("my_class", "my_class"),
+        ("n0248370_short", "n0248370_short"),
+    ],
+)
+def test_folders_of_imagenet_are_read_as_classes(text: str, shown: str) -> None:
+    assert one_line(text) == shown
     styles = [line_style(number) for number in range(2 * len(COLORS))]
     assert len({(style["color"], style["linestyle"]) for style in styles}) == 2 * len(COLORS)
