@@ -80,7 +80,7 @@ function masked(patch, projection, scale, about) {
     return own.getImageData(0, 0, width, height);
   });
   underWay(Promise.all([draw(patch), draw(projection)]).then(([seen, projected]) => {
-    const strength = softened(projected.data, width, height), most = Math.max(...strength, 1e-6);
+    const strength = softened(projected.data, width, height), most = strength.reduce((one, other) => Math.max(one, other), 1e-6);
     for (let i = 0; i < strength.length; i += 1) seen.data[4 * i + 3] = Math.round(seen.data[4 * i + 3] * Math.min(1, (1.6 * strength[i]) / most));
     canvas.getContext("2d").putImageData(seen, 0, 0);
   }).catch(() => canvas.remove()));
@@ -88,7 +88,8 @@ function masked(patch, projection, scale, about) {
 }
 function softened(pixels, width, height) {
   const strength = new Float32Array(width * height), sums = new Float32Array(width * height), radius = Math.max(1, Math.round(Math.max(width, height) / 40));
-  for (let i = 0; i < strength.length; i += 1) strength[i] = pixels[4 * i + 3] ? Math.max(...[0, 1, 2].map((c) => Math.abs(pixels[4 * i + c] - 127.5))) : 0;
+  const away = (i) => Math.abs(pixels[i] - 127.5);
+  for (let i = 0; i < strength.length; i += 1) strength[i] = pixels[4 * i + 3] ? Math.max(away(4 * i), away(4 * i + 1), away(4 * i + 2)) : 0;
   const pass = (from, to, length, step, other, across) => {
     for (let line = 0; line < other; line += 1) {
       let sum = 0;
