@@ -24,6 +24,7 @@ from lightning_cnnviz.core.layer_table.table import LayerTable
 from lightning_cnnviz.core.maximization.maximize import Maximization
 from lightning_cnnviz.core.maximization.optimum import OptimumInvariance
 from lightning_cnnviz.core.maximization.plan import MaximizedLayer
+from lightning_cnnviz.core.network.classification import Classified
 from lightning_cnnviz.core.probing.online import OnlineScores
 from lightning_cnnviz.core.probing.probe import LayerProbe, ProbeScores
 from lightning_cnnviz.core.top_patches.results import LayerTopPatches, TopPatches
@@ -107,6 +108,14 @@ class _Asked:
             class_names=self.names or class_names(self.dataset),
             files=file_names(self.dataset, indices),
         )
+
+    def of_classified(self, kind: str, classified: Classified, size: tuple[int, ...] | None = None) -> Display:
+        """As `of_images`; of a result about some of the images, all of them may be given."""
+        count = len(classified)
+        if classified.numbers is not None and self.sample is not None:
+            given = len(self.sample.images)
+            count = given if given > int(classified.numbers.max()) else count
+        return self.of_images(kind, count, size)
 
     def of_images(self, kind: str, count: int, size: tuple[int, ...] | None = None) -> Display:
         """How the images are shown that a result is about.
@@ -215,12 +224,12 @@ def _activation_maps(results: tuple[ActivationMaps, ...], asked: _Asked) -> Repo
 
 
 def _occlusion(result: OcclusionMaps, asked: _Asked) -> Report:
-    display = asked.of_images("OcclusionMaps", len(result.channels), result.image_size)
+    display = asked.of_classified("OcclusionMaps", result.untouched, result.image_size)
     return draw_view("occlusion", Seen(result=result, display=display))
 
 
 def _attribution(result: AttributionMaps, asked: _Asked) -> Report:
-    display = asked.of_images("AttributionMaps", len(result.maps), tuple(result.maps.shape[-2:]))
+    display = asked.of_classified("AttributionMaps", result.untouched, tuple(result.maps.shape[-2:]))
     return draw_view("attribution", Seen(result=result, display=display))
 
 
@@ -228,7 +237,7 @@ def _invariance(result: InvarianceCurves, asked: _Asked) -> Report:
     """Draw curves, with examples where images are given and the transforms are ours."""
     if asked.sample is None:
         return draw_view("invariance", Seen(result=result, display=asked.display()))
-    display = asked.of_images("InvarianceCurves", len(result.untouched))
+    display = asked.of_classified("InvarianceCurves", result.untouched)
     ours = [sweep.transform for sweep in result.sweeps if sweep.transform in TRANSFORMS]
     examples = transformed_examples(ours, asked.sample.images, display) if ours else {}
     return draw_view("invariance", Seen(result=result, display=replace(display, examples=examples)))

@@ -77,7 +77,7 @@ class AttributionMonitor(ExperimentMonitor):
         what: dict[str, Any] = {"layer": self.layer, "baseline": self.display.fill, "progress": progress}
 
         def make(sample: Sample, head: NetworkHead, task: Task) -> AttributionMaps:
-            options = {**what, "task": task, "output_fn": head.output_fn}
+            options = {**what, "task": task, "output_fn": head.output_fn, "follow": head.follow}
             return attribute(network, sample.images, head.labels, self.method, **options)
 
         return self.drawn.for_each_head(network, make)  # type: ignore[no-any-return]

@@ -88,7 +88,7 @@ class InvarianceMonitor(ExperimentMonitor):
         what: dict[str, Any] = {"normalization": self.display.mean_and_std, "fill": self.display.fill}
 
         def make(sample: Sample, head: NetworkHead, task: Task) -> InvarianceCurves:
-            options = {**what, "task": task, "output_fn": head.output_fn, "progress": progress}
+            options = {**what, "task": task, "output_fn": head.output_fn, "follow": head.follow, "progress": progress}
             return measure_invariance(network, sample.images, head.labels, self.layers, self.transforms, **options)
 
         return self.drawn.for_each_head(network, make)  # type: ignore[no-any-return]

@@ -77,7 +77,7 @@ class OcclusionMonitor(ExperimentMonitor):
         what: dict[str, Any] = {"size": self.size, "stride": self.stride, "fill": self.display.fill}
 
         def make(sample: Sample, head: NetworkHead, task: Task) -> OcclusionMaps:
-            options = {**what, "task": task, "output_fn": head.output_fn, "progress": progress}
+            options = {**what, "task": task, "output_fn": head.output_fn, "follow": head.follow, "progress": progress}
             return occlude(network, sample.images, head.labels, self.layer, **options)
 
         return self.drawn.for_each_head(network, make)  # type: ignore[no-any-return]

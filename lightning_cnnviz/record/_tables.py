@@ -19,6 +19,7 @@ from lightning_cnnviz.core.images.occlusion import OcclusionMaps
 from lightning_cnnviz.core.layer_table.table import LayerTable
 from lightning_cnnviz.core.maximization.plan import MaximizedLayer
 from lightning_cnnviz.core.network.classification import Classified
+from lightning_cnnviz.core.network.heads import ByHead
 from lightning_cnnviz.core.probing.online import OnlineScores
 from lightning_cnnviz.core.probing.probe import LayerProbe, ProbeScores
 from lightning_cnnviz.core.top_patches.results import LayerTopPatches, TopPatches
@@ -41,7 +42,12 @@ def columns_of(view: str, result: Any, display: Display) -> Iterator[Columns]:
         result: What it has found; the pixels of mined patches are not needed.
         display: How people see its images, for names.
     """
-    return _VIEWS[view](result, display)
+    if not isinstance(result, ByHead):
+        yield from _VIEWS[view](result, display)
+        return
+    for name, own in zip(result.names, result.results, strict=True):
+        for columns in _VIEWS[view](own, display):
+            yield {"of": name, **columns}
 
 
 def report_columns(report: Report) -> Iterator[Columns]:
@@ -106,7 +112,7 @@ def _named(label: int, display: Display) -> str | None:
 
 def _sample(untouched: Classified, display: Display) -> Columns:
     """What the network makes of the images of a sample, a line an image."""
-    count = len(untouched.targets)
+    count, display = len(untouched.targets), display.of(untouched)
     return {
         "image": _indices(count, display),
         **_labels(untouched.targets if untouched.labeled else None, display, count),

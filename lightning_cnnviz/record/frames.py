@@ -36,7 +36,8 @@ def table_frame(looks: Iterable[RecordedLook]) -> pd.DataFrame:
     The first columns say which look it is, as in `scalars_frame`; the others are the view's: of `top_patches`, for
     example, `layer`, `feature`, `rank` (from 1), `activation`, `score`, `image`, `label`, `class_name`, `file`, `row`,
     `column`, `top`, `left`, `bottom`, `right` (the receptive field in the image), and `shown`, whether the patch itself
-    was kept. What is damaged is left out, with a warning.
+    was kept; of a network of several heads, or classes of segmentation, `of` says of which. What is damaged is left
+    out, with a warning.
     """
     return _joined(looks, _table, {})
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_cnnviz.core.data.sample import Sample
-from lightning_cnnviz.core.network.classification import fill_values
+from lightning_cnnviz.core.network.classification import Classified, fill_values
 from lightning_cnnviz.render.normalization import ChannelSpec, Normalization, chosen_normalization, find_normalization
 
 __all__ = ["Display", "class_names", "display_of_sample", "file_names"]
@@ -45,6 +45,22 @@ class Display:
     def mean_and_std(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """The normalization as core takes it."""
         return self.normalization.mean, self.normalization.std
+
+    def of(self, classified: Classified) -> Display:
+        """Return how those of the images are shown that a result is about; see `Classified.numbers`."""
+        if classified.numbers is None:
+            return self
+        those = classified.of_those
+        return replace(
+            self,
+            pixels=those(self.pixels) if self.pixels else (),
+            indices=those(self.indices) if self.indices else (),
+            labels=None if self.labels is None else those(self.labels),
+            examples={
+                name: tuple(rows[number] for number in classified.numbers.tolist() if number < len(rows))
+                for name, rows in self.examples.items()
+            },
+        )
 
     @property
     def fill_pixel(self) -> Tensor | None:

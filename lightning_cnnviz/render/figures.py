@@ -213,12 +213,15 @@ def task_notes(classified: Classified, names: Sequence[str] | None = None) -> tu
     present, probabilities = classified.present, classified.all_probabilities
     if present is not None and probabilities is not None:
         of_maps = classified.task.kind == "segmentation"
-        said.append(
-            "Of the classes in an image the one of the most pixels is followed, class 0 (mostly the background) only "
-            "where it is alone; scores and probabilities are means over its pixels."
-            if of_maps
-            else "Of an image's labels the most probable one is followed."
-        )
+        if classified.numbers is not None:
+            said.append("Images are those that have the class; scores and probabilities are means over its pixels.")
+        elif of_maps:
+            said.append(
+                "Of the classes in an image the one of the most pixels is followed, class 0 (mostly the background) "
+                "only where it is alone; scores and probabilities are means over its pixels."
+            )
+        else:
+            said.append("Of an image's labels the most probable one is followed.")
         rows = [
             ", ".join(f"{class_label(names, place)} {float(row[place]):.2f}" for place in there.nonzero().flatten())
             for there, row in zip(present[:_ROWS], probabilities, strict=False)

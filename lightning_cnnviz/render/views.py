@@ -187,13 +187,13 @@ def _outline(seen: Drawable) -> TopPatches:
 
 
 def _invariance(seen: Drawable, carried: Sequence[Any]) -> Report:
-    shown = seen.display
+    shown = seen.display.of(seen.result.untouched)
     notes = (shown.normalization.sentence(),)
     return invariance_report(seen.result, shown.examples, class_names=shown.class_names, notes=notes)
 
 
 def _occlusion(seen: Drawable, carried: Sequence[Any]) -> Report:
-    shown = seen.display
+    shown = seen.display.of(seen.result.untouched)
     return occlusion_report(
         seen.result,
         shown.pixels,
@@ -205,7 +205,7 @@ def _occlusion(seen: Drawable, carried: Sequence[Any]) -> Report:
 
 
 def _attribution(seen: Drawable, carried: Sequence[Any]) -> Report:
-    shown = seen.display
+    shown = seen.display.of(seen.result.untouched)
     notes = (shown.normalization.sentence(),)
     return attribution_report(seen.result, shown.pixels, shown.indices, class_names=shown.class_names, notes=notes)
 

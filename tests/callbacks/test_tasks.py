@@ -13,11 +13,19 @@ from callbacks.recorded_occlusion import Occlusion
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from lightning_cnnviz.callbacks._base.sample import DisplayedSample
 from lightning_cnnviz.callbacks.deconvnet import DeconvnetMonitor
 from lightning_cnnviz.callbacks.layer_probe import LayerProbeMonitor
 from lightning_cnnviz.callbacks.online_probe import OnlineProbeMonitor
 from lightning_cnnviz.callbacks.top_patches import TopPatchesMonitor
+from lightning_cnnviz.core.data.sample import Sample
+from lightning_cnnviz.core.images.attribution import AttributionMaps, attribute, check_attribution
+from lightning_cnnviz.core.network.heads import ByHead, join_by_head
+from lightning_cnnviz.record.frames import table_frame
+from lightning_cnnviz.record.store import Record
+from lightning_cnnviz.render.display import Display
 from lightning_cnnviz.sinks.memory import MemorySink
+from lightning_cnnviz.sinks.page import PageSink
 
 SIZE = 12
 
@@ -163,22 +171,71 @@ class Dense(Module):
         return {"out": F.interpolate(self.head(self.body(images)), size=(SIZE, SIZE)), "aux": images}
 
 
-def test_label_maps_make_it_segmentation_with_p_at_each_pixel() -> None:
+def test_label_maps_make_it_segmentation_with_p_at_each_pixel(tmp_path: Any) -> None:
     maps = torch.zeros(24, SIZE, SIZE, dtype=torch.int64)
     maps[:, 2:7, 2:7], maps[::2, 2:7, 2:7], maps[0, 0] = 1, 2, -100
     model = Dense()
-    monitor = Occlusion()
-    sink = monitor.sinks[0]  # type: ignore[index]
+    sink = MemorySink()
+    monitor = Occlusion(images=2, sinks=[sink, PageSink(tmp_path)])
     fit([monitor], model, loader(images_of(), maps))
-    result, chosen = monitor.results[-1].untouched, monitor.sample.indices
-    assert result.task.kind == "segmentation"
-    assert result.targets.tolist() == [2 if index % 2 == 0 else 1 for index in chosen.tolist()]
-    p = model(images_of()[chosen])["out"].softmax(1).detach()[range(4), result.targets]
-    assert result.pixel_probabilities is not None
-    torch.testing.assert_close(result.pixel_probabilities, p)
-    torch.testing.assert_close(result.probabilities, p[:, 2:7, 2:7].mean((1, 2)))
-    (drawn,) = [item for item in sink.reports[0][1].items if item.name == "p by pixel"]  # type: ignore[attr-defined]
-    assert len(drawn.rows) == 4
+    found, chosen = monitor.results[-1], monitor.sample.indices
+    assert isinstance(found, ByHead)
+    every = model(images_of()[chosen])["out"].softmax(1).detach()
+    is_two, place = chosen % 2 == 0, torch.arange(len(chosen))
+    those = {"class 1": place[~is_two].tolist(), "class 2": place[is_two].tolist(), "class 0": place.tolist()}
+    assert set(found.names) == {name for name, numbers in those.items() if numbers}
+    assert found.names[-1] == "class 0"
+    for name, of_class in zip(found.names, found.results, strict=True):
+        result, target = of_class.untouched, int(name[-1])
+        assert result.task.kind == "segmentation"
+        assert result.numbers.tolist() == those[name]
+        p = every[those[name], target]
+        torch.testing.assert_close(result.pixel_probabilities, p)
+        inside = maps[chosen][those[name]] == target
+        torch.testing.assert_close(result.probabilities, (p * inside).sum((1, 2)) / inside.sum((1, 2)))
+    record = Record(next(tmp_path.rglob("record")))
+    (look,) = record.looks()
+    assert look.result.names == found.names
+    assert torch.equal(look.result.results[0].untouched.numbers, found.results[0].untouched.numbers)
+    assert torch.equal(look.result.results[0].probabilities, found.results[0].probabilities)
+    table = table_frame(record.looks())
+    for name, of_class in zip(found.names, found.results, strict=True):
+        own = table[table["of"] == name]
+        assert set(own["image"]) == set(chosen[those[name]].tolist())
+        assert own["occluded_probability"].tolist() == pytest.approx(of_class.probabilities.flatten().tolist())
+    of_class, numbers = f"{found.names[0]}", those[found.names[0]]
+    report = sink.reports[0][1]
+    pictures = [item.name for item in report.items if item.name.startswith(f"{of_class}/image ")]
+    assert pictures == [f"{of_class}/image {int(chosen[number])}" for number in numbers]
+    (drawn,) = [item for item in report.items if item.name == f"{of_class}/p by pixel"]
+    assert len(drawn.rows) == len(numbers)
     brightest = drawn.rows[0].tiles[1].pixels.float().sum(0)
-    shown = p[0].flatten().argsort()
+    shown = every[numbers[0], int(of_class[-1])].flatten().argsort()
     assert float(brightest.flatten()[shown[-1]]) > float(brightest.flatten()[shown[0]])
+
+
+def test_ranks_share_the_images_of_each_class() -> None:
+    maps = torch.zeros(5, SIZE, SIZE, dtype=torch.int64)
+    maps[1, 2:7], maps[:, 8:] = 1, 2
+    model, sample = Dense(), Sample(images=images_of(5), labels=maps, indices=torch.arange(5))
+
+    def look(rank: int, ranks: int) -> Any:
+        drawn = DisplayedSample(5)
+        drawn._drawn = sample, Display(class_names=("ground", "a/b", "sky"), indices=tuple(range(5)))
+        drawn._rank, drawn._ranks = rank, ranks
+        drawn.settle_heads(model, lambda head, task: check_attribution(model, sample.images, maps, "saliency"))
+        return drawn.for_each_head(
+            model,
+            lambda part, head, task: attribute(
+                model, part.images, head.labels, "saliency", task=task, follow=head.follow
+            ),
+        )
+
+    whole, parts = look(0, 1), [look(rank, 2) for rank in (0, 1)]
+    assert whole.names == ("sky", "a b", "ground")
+    assert [part.results[1] is None for part in parts] == [False, True]
+    joined = join_by_head(parts, AttributionMaps.joined)
+    for one, other in zip(whole.results, joined.results, strict=True):
+        assert torch.equal(one.maps, other.maps)
+        assert torch.equal(one.untouched.numbers, other.untouched.numbers)
+    assert whole.results[1].untouched.numbers.tolist() == [1]

@@ -28,6 +28,7 @@ from lightning_cnnviz import (
 from lightning_cnnviz.callbacks import maximization
 from lightning_cnnviz.callbacks._base.monitor import Monitor
 from lightning_cnnviz.core.maximization.plan import maximize_plan
+from lightning_cnnviz.core.network.heads import ByHead
 from lightning_cnnviz.core.probing.probe import probe
 
 
@@ -155,14 +156,25 @@ def check_values(case: Case, module: Any, looks: dict[str, Shown]) -> None:
 
 
 def check_probabilities(case: Case, module: Any, look: Shown) -> None:
-    sample, untouched = look.monitor.sample, look.result.untouched
+    sample = look.monitor.sample
     with torch.no_grad():
-        wanted = case.p(case.call(module.eval(), sample.images))
-    if wanted.ndim == 4:
-        regions = untouched.regions[:, None]
-        wanted = (wanted * regions).sum((2, 3)) / regions.sum((2, 3))
-    wanted = wanted[torch.arange(len(wanted)), untouched.targets]
+        p = case.p(case.call(module.eval(), sample.images))
+    if p.ndim == 4:
+        check_classes(p, sample.labels, look.result)
+        return
+    untouched = look.result.untouched
+    wanted = p[torch.arange(len(p)), untouched.targets]
     torch.testing.assert_close(untouched.probabilities, wanted, atol=1e-5, rtol=1e-4)
+
+
+def check_classes(p: Tensor, maps: Tensor, by_class: ByHead) -> None:
+    """Of segmentation, every class of the label maps, over its pixels in the images that have it."""
+    assert sorted(by_class.names) == [f"class {number}" for number in maps.unique().tolist()]
+    for name, result in zip(by_class.names, by_class.results, strict=True):
+        regions = maps == int(name.removeprefix("class "))
+        those = regions.flatten(1).any(1)
+        wanted = (p[:, int(name[-1])] * regions).sum((1, 2))[those] / regions.sum((1, 2))[those]
+        torch.testing.assert_close(result.untouched.probabilities, wanted, atol=1e-5, rtol=1e-4)
 
 
 def check_strongest(case: Case, module: Any, look: Shown, patches: Any) -> None:

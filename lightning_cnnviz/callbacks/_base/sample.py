@@ -17,7 +17,9 @@ from lightning_cnnviz.core.data.distributed import from_first
 from lightning_cnnviz.core.data.sample import Sample, draw_sample
 from lightning_cnnviz.core.network.arguments import WrongArgumentError
 from lightning_cnnviz.core.network.calling import give
+from lightning_cnnviz.core.network.classification import classes_present, classify
 from lightning_cnnviz.core.network.heads import ByHead, NetworkHead, find_heads
+from lightning_cnnviz.core.network.hooks import analysis_mode
 from lightning_cnnviz.core.network.inputs import as_floats
 from lightning_cnnviz.core.network.layers import image_axes
 from lightning_cnnviz.core.network.task import OutputFn, Task, TaskKind
@@ -25,6 +27,9 @@ from lightning_cnnviz.render.display import Display, display_of_sample
 from lightning_cnnviz.render.normalization import ChannelSpec, check_channels
 
 __all__ = ["DisplayedSample", "SampleOptions"]
+
+# Of segmentation, so many classes are followed.
+_CLASSES = 4
 
 
 class _DrawOptions(TypedDict, total=False):
@@ -185,17 +190,59 @@ class DisplayedSample:
         return find_heads(network, images, self.sample.labels, self.sample.given)
 
     def for_each_head(self, network: nn.Module, make: Callable[[Sample, NetworkHead, Task], Any]) -> Any:
-        """Return what is made of this rank's images, one result a head where there are several; None without images."""
-        part = self.part(network)
-        if part is None:
-            return None
-        results = []
+        """Return what is made of this rank's images; None without images.
+
+        One result a head where there are several; of segmentation one a class, of those that are in the most images,
+        from the images that have it.
+        """
+        made: list[tuple[str, Any]] = []
         for head, task in self._heads:
-            labels = None if head.labels is None else head.labels[self._rank :: self._ranks]
-            results.append(make(part, replace(head, labels=labels), task))
-        if len(results) == 1:
-            return results[0]
-        return ByHead(names=tuple(head.name for head, _ in self._heads), results=tuple(results))
+            if task.kind == "segmentation":
+                made += self._for_each_class(network, make, head, task)
+            else:
+                every = torch.arange(len(self.sample))
+                made.append((head.name, self._made(network, make, head, task, every)))
+        if all(result is None for _, result in made):
+            return None
+        if len(made) == 1 and not made[0][0]:
+            return made[0][1]
+        return ByHead(names=tuple(name for name, _ in made), results=tuple(result for _, result in made))
+
+    def _for_each_class(
+        self, network: nn.Module, make: Callable[[Sample, NetworkHead, Task], Any], head: NetworkHead, task: Task
+    ) -> list[tuple[str, Any]]:
+        """Of segmentation: what is made of this rank's images of each class, under the class's name."""
+        images = self.on_device_of(network).images
+        with analysis_mode(network):
+            found = classify(network, images, head.labels, task=task, output_fn=head.output_fn)
+        made = []
+        for number in classes_present(found, _CLASSES):
+            assert found.present is not None
+            images_of = found.present[:, number].nonzero().flatten()
+            names = self.display.class_names or ()
+            name = names[number].replace("/", " ") if number < len(names) else ""
+            name = name if name and names.count(names[number]) == 1 else f"class {number}"
+            result = self._made(network, make, replace(head, follow=number), task, images_of)
+            made.append((f"{head.name}/{name}" if head.name else name, result))
+        return made
+
+    def _made(
+        self,
+        network: nn.Module,
+        make: Callable[[Sample, NetworkHead, Task], Any],
+        head: NetworkHead,
+        task: Task,
+        numbers: Tensor,
+    ) -> Any:
+        """What is made of those of some images that are this rank's; None where none is."""
+        own = numbers[self._rank :: self._ranks]
+        if not len(own):
+            return None
+        labels = None if head.labels is None else head.labels[own.to(head.labels.device)]
+        result = make(_moved(self.sample.part(own), network), replace(head, labels=labels), task)
+        if head.follow is None:
+            return result
+        return replace(result, untouched=replace(result.untouched, numbers=own))
 
     @property
     def _both(self) -> tuple[Sample, Display]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, get_args
@@ -85,6 +85,7 @@ def attribute(
     steps: int = _STEPS,
     task: TaskKind | Task | None = None,
     output_fn: OutputFn | None = None,
+    follow: int | None = None,
     batch_size: int | None = None,
     progress: Callable[[Iterable[Any]], Iterable[Any]] | None = None,
 ) -> AttributionMaps:
@@ -106,6 +107,9 @@ def attribute(
         task: What outputs and labels mean, for example `"multilabel"` (see `TaskKind`); by default it is found.
         output_fn: Takes what the network returns, and returns the tensor of scores, for example
             `lambda output: output["species"]`.
+        follow: Of segmentation: the class that is followed, in the images that have it in their label map, or without
+            one by the network; the result is of these (see `Classified.numbers`). By default in each image the class of
+            the most pixels, other than class 0 where there is another.
         batch_size: Images that are run together; by default as many as fit well into the free memory.
         progress: Wraps the iterable of batches to show progress, for example `tqdm.tqdm`.
 
@@ -128,9 +132,12 @@ def attribute(
     images = as_floats(model, images.detach().to(model_device(model)))
     start = fill_values(images, baseline).view(1, -1, 1, 1)
     parts: list[Tensor] = []
-    with analysis_mode(model):
+    with analysis_mode(model), ExitStack() as those:
         together = batch_size or images_at_once(model, images[:1], gradients=True)
-        untouched = classify(model, images, labels, task=task, output_fn=output_fn, batch_size=together)
+        options: Any = {"task": task, "output_fn": output_fn, "follow": follow}
+        untouched = classify(model, images, labels, **options, batch_size=together)
+        images = images[untouched.rows]
+        those.enter_context(rows_of(model, untouched.rows))
         name, site, behind = _site(model, images[:1], method, layer)
         explain = _Explanation(Scorer(model, untouched.task, output_fn), method, site, start, steps, together)
         classes, regions = untouched.targets.clamp(min=0).to(images.device), untouched.regions

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -147,6 +148,7 @@ def measure_invariance(
     fill: float | Sequence[float] | Tensor | None = None,
     task: TaskKind | Task | None = None,
     output_fn: OutputFn | None = None,
+    follow: int | None = None,
     batch_size: int | None = None,
     progress: Callable[[Iterable[Any]], Iterable[Any]] | None = None,
 ) -> InvarianceCurves:
@@ -174,6 +176,9 @@ def measure_invariance(
         task: What outputs and labels mean, for example `"multilabel"` (see `TaskKind`); by default it is found.
         output_fn: Takes what the network returns, and returns the tensor of scores, for example
             `lambda output: output["species"]`.
+        follow: Of segmentation: the class that is followed, in the images that have it in their label map, or without
+            one by the network; the result is of these (see `Classified.numbers`). By default in each image the class of
+            the most pixels, other than class 0 where there is another.
         batch_size: Copies that are run together; by default as many as fit well into the free memory.
         progress: Wraps the iterable of pieces of work to show progress, for example `tqdm.tqdm`.
 
@@ -193,9 +198,12 @@ def measure_invariance(
     images = as_floats(model, images.detach().to(model_device(model)))
     filled = fill_values(images, fill)
     chosen = resolve_transforms(transforms, images, filled)
-    with analysis_mode(model):
+    with analysis_mode(model), ExitStack() as those:
         together = batch_size or images_at_once(model, images[:1])
-        untouched = classify(model, images, labels, task=task, output_fn=output_fn, batch_size=together)
+        options: Any = {"task": task, "output_fn": output_fn, "follow": follow}
+        untouched = classify(model, images, labels, **options, batch_size=together)
+        images = images[untouched.rows]
+        those.enter_context(rows_of(model, untouched.rows))
         sites = _sites(model, images[:1], layers)
         measuring = _Measuring(Scorer(model, untouched.task, output_fn), images, sites, chosen, scale, untouched)
         for piece in progress(measuring.plan(together)) if progress is not None else measuring.plan(together):

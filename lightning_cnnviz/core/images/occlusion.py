@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -124,6 +125,7 @@ def occlude(
     fill: float | Sequence[float] | Tensor | None = None,
     task: TaskKind | Task | None = None,
     output_fn: OutputFn | None = None,
+    follow: int | None = None,
     batch_size: int | None = None,
     progress: Callable[[Iterable[Any]], Iterable[Any]] | None = None,
 ) -> OcclusionMaps:
@@ -146,6 +148,9 @@ def occlude(
         task: What outputs and labels mean, for example `"multilabel"` (see `TaskKind`); by default it is found.
         output_fn: Takes what the network returns, and returns the tensor of scores, for example
             `lambda output: output["species"]`.
+        follow: Of segmentation: the class that is followed, in the images that have it in their label map, or without
+            one by the network; the result is of these (see `Classified.numbers`). By default in each image the class of
+            the most pixels, other than class 0 where there is another.
         batch_size: Positions that are run together; by default as many as fit well into the free memory.
         progress: Wraps the iterable of images to show progress, for example `tqdm.tqdm`.
 
@@ -164,9 +169,12 @@ def occlude(
     boxes, size, stride = _geometry(images, size, stride)
     images = as_floats(model, images.detach().to(model_device(model)))
     filled = fill_values(images, fill)
-    with analysis_mode(model):
+    with analysis_mode(model), ExitStack() as those:
         together = batch_size or images_at_once(model, images[:1])
-        untouched = classify(model, images, labels, task=task, output_fn=output_fn, batch_size=together)
+        options: Any = {"task": task, "output_fn": output_fn, "follow": follow}
+        untouched = classify(model, images, labels, **options, batch_size=together)
+        images = images[untouched.rows]
+        those.enter_context(rows_of(model, untouched.rows))
         followed, unfollowed = _followed(model, images[:1], layer)
         scorer = Scorer(model, untouched.task, output_fn)
         site = None if followed is None else followed[0].site
@@ -174,7 +182,8 @@ def occlude(
         numbers: Iterable[Any] = range(len(images))
         for number in progress(numbers) if progress is not None else numbers:
             _, sweep.together = with_less(partial(sweep.run, images[number], number), sweep.together, "position")
-    projections, why = _projections(model, images, followed, sweep.channels)
+    with rows_of(model, untouched.rows):
+        projections, why = _projections(model, images, followed, sweep.channels)
     height, width = images.shape[-2:]
     return OcclusionMaps(
         layer="" if followed is None else followed[0].layer,

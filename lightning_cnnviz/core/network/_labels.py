@@ -32,7 +32,7 @@ class Meaning(NamedTuple):
     regions: Tensor | None = None
 
 
-def read_labels(labels: Tensor | None, probabilities: Tensor, task: Task) -> Meaning:
+def read_labels(labels: Tensor | None, probabilities: Tensor, task: Task, follow: int | None = None) -> Meaning:
     """Say which class of each image is followed.
 
     Whole numbers of `IGNORED`, and NaN, are no label; in label maps neither is 255.
@@ -43,6 +43,7 @@ def read_labels(labels: Tensor | None, probabilities: Tensor, task: Task) -> Mea
             numbers of classes, of any size. Regression: read by nobody. None where there are none.
         probabilities: `(N, classes)`, of segmentation `(N, classes, height, width)`: by the network.
         task: What labels mean.
+        follow: Of segmentation, the class that is followed in every image; by default that of the most pixels.
 
     Raises:
         ValueError: Labels have another shape, or are no classes.
@@ -50,7 +51,7 @@ def read_labels(labels: Tensor | None, probabilities: Tensor, task: Task) -> Mea
     probabilities = probabilities.detach().cpu()
     count, classes = probabilities.shape[:2]
     if task.kind == "segmentation":
-        return _of_maps(labels, probabilities)
+        return _of_maps(labels, probabilities, follow)
     nothing = Meaning(torch.zeros(count, dtype=torch.int64), torch.zeros(count, dtype=torch.bool))
     if labels is None or task.kind == "regression":
         return nothing
@@ -82,7 +83,7 @@ def _of_rows(labels: Tensor, probabilities: Tensor, *, several: bool) -> Meaning
     return Meaning(targets, present.any(1), present)
 
 
-def _of_maps(labels: Tensor | None, probabilities: Tensor) -> Meaning:
+def _of_maps(labels: Tensor | None, probabilities: Tensor, follow: int | None) -> Meaning:
     count, classes = probabilities.shape[:2]
     numbers = probabilities.nan_to_num(-1).argmax(1)
     known = torch.zeros(count, dtype=torch.bool)
@@ -94,7 +95,8 @@ def _of_maps(labels: Tensor | None, probabilities: Tensor) -> Meaning:
     # Class 0 is mostly the background, and everywhere.
     others = present.clone()
     others[:, 0] = 0
-    targets = torch.where(others.any(1), others.argmax(1), 0)
+    largest = torch.where(others.any(1), others.argmax(1), 0)
+    targets = largest if follow is None else torch.full_like(largest, follow)
     return Meaning(targets, known, present > 0, numbers == targets[:, None, None])
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_cnnviz.core.network._labels import read_labels
+from lightning_cnnviz.core.network._labels import Meaning, read_labels
 from lightning_cnnviz.core.network.arguments import WrongArgumentError
 from lightning_cnnviz.core.network.calling import rows_of
 from lightning_cnnviz.core.network.layers import other_dimensions
@@ -24,6 +24,7 @@ __all__ = [
     "ScoreReader",
     "Scorer",
     "check_images",
+    "classes_present",
     "classify",
     "fill_values",
     "interleave",
@@ -55,6 +56,8 @@ class Classified:
             scores and probabilities are means.
         pixel_probabilities: `(N, height, width)` float, 0 to 1, of segmentation: p of the target at each pixel of the
             network's output; NaN where its scores are not finite.
+        numbers: `(N,)` int64, where one class of segmentation is followed: which of the images that were given these
+            are, namely those that have it; None where they are all.
     """
 
     targets: Tensor
@@ -68,9 +71,19 @@ class Classified:
     all_probabilities: Tensor | None = None
     regions: Tensor | None = None
     pixel_probabilities: Tensor | None = None
+    numbers: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.targets)
+
+    @property
+    def rows(self) -> Tensor | slice:
+        """Which of the images that were given these are, as an index."""
+        return slice(None) if self.numbers is None else self.numbers
+
+    def of_those(self, values: Sequence[Any]) -> Any:
+        """Return of values, one for each image that was given, those of the images that these are."""
+        return values if self.numbers is None else tuple(values[number] for number in self.numbers.tolist())
 
     @property
     def scored(self) -> Tensor:
@@ -179,6 +192,7 @@ def classify(
     *,
     task: TaskKind | Task | None = None,
     output_fn: OutputFn | None = None,
+    follow: int | None = None,
     batch_size: int = 32,
 ) -> Classified:
     """Run untouched images through a network, in whatever mode it is, and settle what its outputs mean.
@@ -190,11 +204,12 @@ def classify(
         task: What outputs and labels mean, or what an earlier call has found; by default it is found, see `find_task`.
         output_fn: Takes what the network returns, and returns the tensor of scores; by default it is found, see
             `output_tensor`.
+        follow: Of segmentation: the class that is followed. The result is of the images that have it.
         batch_size: Images of one pass.
 
     Raises:
         ValueError: The network does not take the images, or returns no scores; labels do not fit the images or are no
-            class of the network's.
+            class of the network's; no image has the class that is to be followed, or it is no segmentation.
     """
     parts: list[str] = []
 
@@ -210,7 +225,7 @@ def classify(
 
     whole = torch.cat(in_chunks(scores_of, len(images), batch_size))
     if isinstance(task, Task):
-        return _classified(whole, labels, task)
+        return _classified(whole, labels, task, follow)
     # Settled here, once, for all images: the single row of another pass may look like probabilities by chance.
     with _said_of(model, images), rows_of(model, 0):
         found = find_task(
@@ -220,13 +235,60 @@ def classify(
             ending=lambda: find_ending(model, images[:1], output_fn),
             image_shape=tuple(images.shape[1:]),
         )
-    return _classified(whole, labels, replace(found, part=parts[0]))
+    return _classified(whole, labels, replace(found, part=parts[0]), follow)
 
 
-def _classified(output: Tensor, labels: Tensor | None, task: Task) -> Classified:
+def classes_present(classified: Classified, most: int) -> list[int]:
+    """Return the classes that are in some of the images, of segmentation: those in the most images first, class 0 last.
+
+    Args:
+        classified: What a network makes of them.
+        most: How many at most.
+
+    Example:
+        >>> maps = torch.tensor([[[[1.0, 0.0]], [[0.0, 1.0]], [[0.0, 0.0]]]])
+        >>> classes_present(classify(nn.Identity(), maps, task="segmentation"), most=4)
+        [1, 0]
+    """
+    if classified.present is None or classified.task.kind != "segmentation":
+        return []
+    counts = classified.present.sum(0)
+    there = counts.nonzero().flatten().tolist()
+    return sorted(there, key=lambda number: (number == 0, -int(counts[number]), number))[:most]
+
+
+def _classified(output: Tensor, labels: Tensor | None, task: Task, follow: int | None) -> Classified:
     output = output.detach().float()
     scored = task.by_pixel(output)
-    meaning = read_labels(labels, scored.probabilities, task)
+    classes = scored.probabilities.shape[1]
+    if follow is not None and not (task.kind == "segmentation" and 0 <= follow < classes):
+        raise WrongArgumentError(
+            f"follow={follow}: it is one of the network's {classes} classes (0 to {classes - 1}), of segmentation; the "
+            f"task is {task.kind}"
+        )
+    meaning = read_labels(labels, scored.probabilities, task, follow)
+    whole = _of_meaning(output, scored, meaning, task)
+    return whole if follow is None else _those_with(whole, follow)
+
+
+def _those_with(whole: Classified, follow: int) -> Classified:
+    """The images that have a class."""
+    assert whole.present is not None
+    numbers = whole.present[:, follow].nonzero().flatten()
+    if not len(numbers):
+        there = ", ".join(map(str, classes_present(whole, 12)))
+        raise WrongArgumentError(f"follow={follow}: none of {len(whole)} images has this class; there are {there}")
+    tensors: dict[str, Any] = {
+        entry.name: value[numbers]
+        for entry in fields(whole)
+        if isinstance(value := getattr(whole, entry.name), Tensor) and entry.name != "unlabeled"
+    }
+    has_label = whole.has_label[numbers]
+    unlabeled = ~has_label if bool(has_label.any()) and not bool(has_label.all()) else None
+    return replace(whole, **tensors, labeled=bool(has_label.any()), unlabeled=unlabeled, numbers=numbers)
+
+
+def _of_meaning(output: Tensor, scored: Scores, meaning: Meaning, task: Task) -> Classified:
     probabilities = task.read(output, meaning.regions).probabilities.cpu()
     predictions = most_probable(probabilities)
     classes = probabilities.shape[1]

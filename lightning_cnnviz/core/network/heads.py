@@ -18,11 +18,11 @@ __all__ = ["ByHead", "NetworkHead", "find_heads", "join_by_head"]
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ByHead:
-    """A result for each head of a network.
+    """A result for each head of a network, of segmentation for each class.
 
     Attributes:
-        names: Of the heads, as the network's output calls them.
-        results: Of each head.
+        names: Of the heads, as the network's output calls them; of the classes; of both `"<head>/<class>"`.
+        results: Of each.
     """
 
     names: tuple[str, ...]
@@ -41,11 +41,13 @@ class NetworkHead:
         name: What the network's output calls it; empty where there are not several.
         output_fn: Takes what the network returns, and returns the head's scores.
         labels: `(N, ...)`, its own labels, or None.
+        follow: Of segmentation: the class that is followed; None for each image's own.
     """
 
     name: str = ""
     output_fn: OutputFn | None = None
     labels: Tensor | None = None
+    follow: int | None = None
 
 
 def find_heads(
@@ -78,10 +80,14 @@ def find_heads(
 
 
 def join_by_head(parts: Sequence[Any], join: Callable[[Sequence[Any]], Any]) -> Any:
-    """Join the parts of several ranks, head by head; of a network of one head as they are."""
+    """Join the parts of several ranks, head by head; of a network of one head as they are.
+
+    A class of segmentation may be in too few images for each rank to have one: its result there is None.
+    """
     if not isinstance(parts[0], ByHead):
         return join(parts)
-    results = tuple(join(own) for own in zip(*(part.results for part in parts), strict=True))
+    by_head = zip(*(part.results for part in parts), strict=True)
+    results = tuple(join([part for part in own if part is not None]) for own in by_head)
     return ByHead(names=parts[0].names, results=results)
 
 

@@ -13,6 +13,7 @@ from lightning_cnnviz.core.images.attribution import attribute, check_attributio
 from lightning_cnnviz.core.images.invariance import check_invariance, measure_invariance
 from lightning_cnnviz.core.images.occlusion import check_occlusion, occlude
 from lightning_cnnviz.core.images.transforms import TRANSFORMS
+from lightning_cnnviz.show import show
 
 SIZE = 12
 LABELS = torch.tensor([2, 0, 1])
@@ -232,3 +233,44 @@ def test_attribution_of_a_class_of_pixels_is_of_its_mean_score(method: Any) -> N
             single = attribute(wrapped, own.detach(), torch.tensor([target]), method, layer="body.3", baseline=0.0)
             torch.testing.assert_close(found.maps[number], single.maps[0])
     assert bool(found.maps.ne(0).any())
+
+
+FOLLOWED = {0: [0, 1, 2], 1: [1, 2], 2: [0, 1]}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("follow", FOLLOWED)
+def test_one_class_of_segmentation_is_followed_in_the_images_that_have_it(follow: int) -> None:
+    model, images, labels = Ends(as_it_is, dense=True), images_of(), label_maps()
+    those = FOLLOWED[follow]
+    found = occlude(model, images, labels, "body.3", size=6, stride=6, fill=0.25, follow=follow)
+    assert found.untouched.numbers is not None
+    assert (found.untouched.numbers.tolist(), found.untouched.targets.tolist()) == (those, [follow] * len(those))
+    covered = images.clone()
+    covered[:, :, :6, 6:] = 0.25
+    for given, p in ((images, found.untouched.probabilities), (covered, found.probabilities[:, 0, 1])):
+        by_pixel = model.scores(given).softmax(1)
+        expected = [float(by_pixel[number, follow][labels[number] == follow].mean()) for number in those]
+        assert p.tolist() == pytest.approx(expected, abs=1e-6)
+    curves = measure_invariance(model, images, labels, "body.3", "brightness", follow=follow)
+    whole = measure_invariance(model, images, labels, "body.3", "brightness")
+    torch.testing.assert_close(curves.sweeps[0].raw, whole.sweeps[0].raw[:, those])
+    with torch.enable_grad():
+        own = images[those].clone().requires_grad_()
+        scores = model.scores(own)[:, follow]
+        mean = sum(scores[place][labels[number] == follow].mean() for place, number in enumerate(those))
+        (gradient,) = torch.autograd.grad(mean, own)  # type: ignore[arg-type]
+    maps = attribute(model, images, labels, "saliency", follow=follow).maps
+    torch.testing.assert_close(maps, gradient.abs())
+    report = show(found, images=images)
+    assert [item.name for item in report.items if item.name.startswith("image ")] == [f"image {n}" for n in those]
+
+
+def test_a_class_that_no_image_has_cannot_be_followed() -> None:
+    model, images, labels = Ends(as_it_is, dense=True), images_of(), label_maps()
+    with pytest.raises(ValueError, match="follow=0: none of 1 images has this class; there are 1"):
+        attribute(model, images[:1], labels[:1] * 0 + 1, follow=0)
+    with pytest.raises(ValueError, match=r"follow=3: it is one of the network's 3 classes"):
+        occlude(model, images, labels, follow=3)
+    with pytest.raises(ValueError, match="of segmentation; the task is multiclass"):
+        occlude(Ends(as_it_is), images, LABELS, follow=1)
