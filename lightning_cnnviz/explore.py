@@ -251,7 +251,7 @@ def explore(
 
     Where the images have as many classes as the network, they are taken to be the same ones; a network of one score
     tells two. Else, class scores are those of the class that the network gives each image, or its value where it has
-    one score; of a network that gives each pixel a class, those of the class of the most pixels.
+    one score; of a network that gives each pixel a class, those of each class that it sees.
 
     Args:
         network: Takes images `(N, C, H, W)`; left as it was.

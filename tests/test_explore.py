@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from lightning_cnnviz import OcclusionMonitor
 from lightning_cnnviz.cli import main
+from lightning_cnnviz.core.network.heads import ByHead
 from lightning_cnnviz.core.top_patches.results import TopPatches
 from lightning_cnnviz.explore import VIEWS, explore, find_exploration_images, has_random_weights, load_network
 from lightning_cnnviz.finetune.module import FineTuner
@@ -143,7 +144,8 @@ def test_views_of_scores_read_what_the_network_tells(
     shown = looks["occlusion"].display.indices
     with torch.no_grad():
         output = network(torch.stack([images[place][0] for place in shown]))
-    found = looks["occlusion"].result.untouched
+    result = looks["occlusion"].result
+    found = (result.results[0] if isinstance(result, ByHead) else result).untouched
     assert found.task.kind == kind
     assert found.labeled == named
     if kind == "binary":
@@ -151,14 +153,10 @@ def test_views_of_scores_read_what_the_network_tells(
         expected = torch.where(torch.tensor(images.targets)[[*shown]] == 1, yes, 1 - yes)
         assert found.probabilities.tolist() == pytest.approx(expected.tolist(), abs=1e-5)
     else:
-        assert found.targets.tolist() == _most_pixels(output["out"]).tolist()
-
-
-def _most_pixels(scores: Tensor) -> Tensor:
-    """The class of the most pixels but for class 0, the background, where there is another."""
-    predicted = scores.argmax(1).flatten(1)
-    others = (predicted > 0).any(1)
-    return others.long()
+        seen = output["out"].argmax(1).flatten(1)
+        for name, of_class in zip(result.names, result.results, strict=True):
+            those = (seen == int(name.removeprefix("class "))).any(1).nonzero().flatten()
+            assert of_class.untouched.numbers.tolist() == those.tolist()
 
 
 def test_one_score_and_images_of_many_classes_are_a_value(folder: Path, tmp_path: Path) -> None:
