@@ -21,6 +21,7 @@ from record.training_to_kill import main
 from lightning_cnnviz.core.layer_table.table import layer_table
 from lightning_cnnviz.record.store import Record
 from lightning_cnnviz.render.views import Seen
+from lightning_cnnviz.sinks._page_folder import PageFolder
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 
@@ -191,7 +192,7 @@ def test_a_record_that_is_thinned_while_it_is_written_stays_whole(tmp_path: Path
 @pytest.mark.fault(
     "processes",
     "a training is killed (SIGKILL) in its third epoch, and resumed from its newest checkpoint",
-    "its record has the looks of a training that was not killed, value for value",
+    "its record has the looks of a training that was not killed, value for value, and its page shows each of them",
 )
 def test_a_training_that_is_killed_and_resumed_has_the_looks_of_one_that_was_not(tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
@@ -218,3 +219,7 @@ def test_a_training_that_is_killed_and_resumed_has_the_looks_of_one_that_was_not
     ]
     assert len(expected) == len(newest)
     assert wrong == []
+    page = PageFolder(killed / "cnnviz")
+    page.scan()
+    shown = {(head.source, head.epoch) for head in page.heads.values()}
+    assert shown == {(look.identity.source, look.epoch) for look in newest.values()}
