@@ -9,11 +9,13 @@ from typing import NamedTuple
 from lightning_cnnviz.core.probing.online import OnlineScores
 from lightning_cnnviz.core.probing.probe import LayerProbe, ProbeScores
 from lightning_cnnviz.core.probing.probed import Measure
+from lightning_cnnviz.render.figures import class_label
 from lightning_cnnviz.report import Curve, Item, Number, Report, Scalar, Series, Table
 
 __all__ = ["layer_probe_report", "online_probe_report"]
 
 _HEADS = {"svm": "SVM", "softmax": "softmax", "knn": "kNN", "logistic": "logistic regression", "ridge": "ridge"}
+_CLASSES_SHOWN = 24  # of label maps, in the table of the accuracy by class
 
 
 class _Words(NamedTuple):
@@ -53,15 +55,19 @@ _KINDS: dict[Measure, str] = {
 }
 
 
-def layer_probe_report(result: LayerProbe) -> Report:
+def layer_probe_report(result: LayerProbe, class_names: Sequence[str] | None = None) -> Report:
     """Draw test accuracy against depth, one line a head with a band of one standard deviation over splits.
 
     Of several labels an image it is mean average precision, of values R2. The same of a network with random weights
     stands beside it where there is one, and what a paper printed for the protocol. Scalars are as measured, accuracies
-    0 to 1; table and chart are in percent, but for R2.
+    0 to 1; table and chart are in percent, but for R2. Of label maps, a table has the accuracy by class.
+
+    Args:
+        result: What was measured.
+        class_names: Names of the classes.
     """
     first = result.scores[0]
-    items: list[Item] = [_curve(result), _table(result)]
+    items: list[Item] = [_curve(result), _table(result), *_by_class(result, class_names)]
     if first.protocol.paper:
         rows = tuple(first.protocol.paper.items())
         items.append(Table("paper", ("source", "accuracy in %"), rows, caption="What was published for this protocol"))
@@ -196,6 +202,29 @@ def _table(result: LayerProbe) -> Table:
         rows.append(tuple(row))
     name = _WORDS[result.scores[0].measure].name
     return Table(name, tuple(columns), tuple(rows), caption=f"{_learned(result)}: {name}, mean and std over splits")
+
+
+def _by_class(result: LayerProbe, class_names: Sequence[str] | None) -> list[Table]:
+    """Of label maps, the accuracy on the pixels of each class: a line a layer and head."""
+    first = result.scores[0]
+    shown = first.class_numbers[:_CLASSES_SHOWN]
+    if first.class_accuracy is None or not first.pixels:
+        return []
+    rows = [
+        (scores.layer, head, *(_percent(float(values[:, place].nanmean())) for place in range(len(shown))))
+        for scores in result.scores
+        if scores.class_accuracy is not None
+        for head, values in zip(scores.heads, scores.class_accuracy, strict=True)
+    ]
+    columns = ("layer", "classifier", *(class_label(class_names, number) for number in shown))
+    beyond = len(first.class_numbers) - len(shown)
+    more = f"; {beyond} more classes are in the result" if beyond else ""
+    caption = f"{_learned(result)}: accuracy in % on the pixels of each class, mean over splits{more}"
+    return [Table("accuracy by class", columns, tuple(rows), caption=caption)]
+
+
+def _percent(value: float) -> float | None:
+    return _WORDS["accuracy"].shown(value)
 
 
 def _columns(every: Sequence[ProbeScores], name: str) -> list[str]:

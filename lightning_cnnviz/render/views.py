@@ -242,7 +242,7 @@ _VIEWS: Mapping[str, _View] = {
     "activation_maps": _View(
         draw=lambda seen, carried: activation_maps_report(seen.result, seen.display), scalars=_no_scalars
     ),
-    "layer_probe": _View(draw=lambda seen, carried: layer_probe_report(seen.result)),
+    "layer_probe": _View(draw=lambda seen, carried: layer_probe_report(seen.result, seen.display.class_names)),
     "online_probe": _View(draw=lambda seen, carried: online_probe_report(seen.result)),
     "invariance": _View(draw=_invariance, scalars=lambda seen, carried: invariance_scalars(seen.result)),
     "occlusion": _View(draw=_occlusion, scalars=lambda seen, carried: occlusion_scalars(seen.result)),

@@ -21,9 +21,13 @@ from lightning_cnnviz.callbacks.top_patches import TopPatchesMonitor
 from lightning_cnnviz.core.data.sample import Sample
 from lightning_cnnviz.core.images.attribution import AttributionMaps, attribute, check_attribution
 from lightning_cnnviz.core.network.heads import ByHead, join_by_head
+from lightning_cnnviz.core.probing.probe import LayerProbe, probe_layers
+from lightning_cnnviz.core.probing.protocols import Protocol
+from lightning_cnnviz.core.probing.tap import tap_features
 from lightning_cnnviz.record.frames import table_frame
 from lightning_cnnviz.record.store import Record
 from lightning_cnnviz.render.display import Display
+from lightning_cnnviz.show import show
 from lightning_cnnviz.sinks.memory import MemorySink
 from lightning_cnnviz.sinks.page import PageSink
 
@@ -212,6 +216,24 @@ def test_label_maps_make_it_segmentation_with_p_at_each_pixel(tmp_path: Any) -> 
     brightest = drawn.rows[0].tiles[1].pixels.float().sum(0)
     shown = every[numbers[0], int(of_class[-1])].flatten().argsort()
     assert float(brightest.flatten()[shown[-1]]) > float(brightest.flatten()[shown[0]])
+
+
+def test_probes_of_label_maps_have_the_accuracy_of_each_class() -> None:
+    """A class that the features tell, and two that they do not tell apart."""
+    there = torch.arange(24)[:, None] % 3
+    maps = there[..., None].expand(-1, SIZE, SIZE).clone()
+    images = (maps == 2).float()[:, None]
+    features = tap_features(Dense().body, loader(images, maps), ["0"])
+    found = probe_layers(features, Protocol(splits=2, heads=("svm", "knn")), test=features).scores[0]
+    assert (found.pixels, found.class_numbers) == (8, (0, 1, 2))
+    assert found.class_accuracy is not None
+    assert found.class_accuracy.shape == (2, 2, 3)
+    assert found.class_accuracy[..., 2].tolist() == [[1.0, 1.0], [1.0, 1.0]]
+    torch.testing.assert_close(found.class_accuracy[..., :2].sum(-1), torch.ones(2, 2, dtype=torch.float64))
+    torch.testing.assert_close(found.class_accuracy.mean(-1), found.accuracy)
+    (table,) = [item for item in show(LayerProbe(scores=(found,))).items if item.name == "accuracy by class"]
+    assert table.columns == ("layer", "classifier", "class 0", "class 1", "class 2")
+    assert [row[4] for row in table.rows] == [100.0, 100.0]
 
 
 def test_ranks_share_the_images_of_each_class() -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_cnnviz.core.probing.features import Features, LayerFeatures
-from lightning_cnnviz.core.probing.probed import Measure, Probed
+from lightning_cnnviz.core.probing.probed import Measure, Probed, ProbedClasses
 from lightning_cnnviz.core.probing.protocols import Manifest, Protocol, Split, check_classes, find_protocol
 from lightning_cnnviz.core.probing.settling import drawn_splits, probed_of, settled
 from lightning_cnnviz.core.probing.strengths import Choice, choose_strength
@@ -48,6 +48,9 @@ class ProbeScores:
         measure: What the numbers are.
         chance: What would be measured without looking at the features; None in results of earlier versions.
         pixels: Of how many pixels of each image the class is told; 0 where it is that of the image.
+        class_numbers: Of label maps: the number of each class; none of others, and in results of earlier versions.
+        class_accuracy: Of label maps: `(heads, splits, classes)` float64, 0 to 1, the accuracy on the pixels of each
+            class; NaN where no tested pixel is of it. None of others, and in results of earlier versions.
     """
 
     layer: str
@@ -65,6 +68,8 @@ class ProbeScores:
     measure: Measure = "accuracy"
     chance: float | None = None
     pixels: int = 0
+    class_numbers: tuple[int, ...] = ()
+    class_accuracy: Tensor | None = None
 
     def __post_init__(self) -> None:
         parts = [self.accuracy, self.C, self.converged]
@@ -182,6 +187,8 @@ def probe(
         digest=manifest.digest,
         measure=probed.measure,
         chance=probed.chance,
+        class_numbers=probed.numbers if isinstance(probed, ProbedClasses) else (),
+        class_accuracy=_by_class(results) if isinstance(probed, ProbedClasses) else None,
     )
 
 
@@ -233,7 +240,10 @@ def probe_layers(
             continue
         scores.append(probe(layer, targets, protocol, test=tested, manifest=manifest, device=device))
     images = (features.images, 0 if test is None else test.images)
-    scores = [replace(one, pixels=features.pixels) for one in scores]
+    scores = [
+        replace(one, pixels=features.pixels) if features.pixels else replace(one, class_numbers=(), class_accuracy=None)
+        for one in scores
+    ]
     return LayerProbe(scores=tuple(scores), images=images)
 
 
@@ -391,6 +401,7 @@ class _Tested:
     value: float
     converged: bool
     choice: Choice
+    by_class: Tensor | None = None
 
 
 def _probe_split(
@@ -412,8 +423,15 @@ def _probe_split(
             (fitted,) = probed.fit(inner, own, head, [choice.C], space=data.space)
             scores, converged = fitted.scores(outer), fitted.converged
         value = probed.measured(scores, wanted[split.test])
-        results.append(_Tested(value=value, converged=converged, choice=choice))
+        by_class = probed.by_class(scores, wanted[split.test]) if isinstance(probed, ProbedClasses) else None
+        results.append(_Tested(value=value, converged=converged, choice=choice, by_class=by_class))
     return results
+
+
+def _by_class(results: Sequence[Sequence[_Tested]]) -> Tensor:
+    """Of each head and split, the accuracy of each class."""
+    rows = [[one.by_class for one in row if one.by_class is not None] for row in zip(*results, strict=True)]
+    return torch.stack([torch.stack(row) for row in rows])
 
 
 def _chosen_strengths(

@@ -66,10 +66,12 @@ class ProbedClasses:
     Attributes:
         count: Number of classes.
         average: `"class"` for the mean of the classes' accuracies, `"image"` for right ones of all.
+        numbers: What each is called among the labels; none where that is not known.
     """
 
     count: int
     average: str
+    numbers: tuple[int, ...] = ()
     measure: Measure = "accuracy"
 
     @property
@@ -117,12 +119,15 @@ class ProbedClasses:
 
     def measured(self, scores: Tensor, wanted: Tensor) -> float:
         """Accuracy of the class with the highest score."""
-        right = (scores.argmax(1).cpu() == wanted).double()
         if self.average == "image":
-            return float(right.mean())
-        counts = torch.bincount(wanted)
-        sums = torch.bincount(wanted, right)
-        return float((sums[counts > 0] / counts[counts > 0]).mean())
+            return float((scores.argmax(1).cpu() == wanted).double().mean())
+        return mean_of(self.by_class(scores, wanted))
+
+    def by_class(self, scores: Tensor, wanted: Tensor) -> Tensor:
+        """Return the accuracy of each class `(count,)` float64; NaN where none is of it."""
+        right, learned = (scores.argmax(1).cpu() == wanted).double(), wanted >= 0
+        counts = torch.bincount(wanted[learned], minlength=self.count)
+        return torch.bincount(wanted[learned], right[learned], minlength=self.count) / counts
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -90,7 +90,8 @@ def probed_of(targets: Tensor, test_targets: Tensor | None, protocol: Protocol) 
         wanted = None
         if test_targets is not None:
             wanted = torch.searchsorted(names, test_targets).masked_fill(~torch.isin(test_targets, names), -1)
-        return ProbedClasses(count=len(names), average=protocol.average), numbers, wanted
+        told = ProbedClasses(count=len(names), average=protocol.average, numbers=tuple(names.tolist()))
+        return told, numbers, wanted
     varies = targets.amin(0) != targets.amax(0)
     if test_targets is not None:
         varies &= test_targets.amin(0) != test_targets.amax(0)
