@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
+from copy import copy
 from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
 from typing import Any
@@ -204,6 +205,25 @@ class NamedCells:
     columns: tuple[str, ...]
 
 
+class _LateText:
+    """A field of text that may be given as a function: it is called when the text is first asked for, once."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._kept = f"_{name}"
+
+    def __get__(self, holder: object | None, kind: type | None = None) -> str:
+        if holder is None:
+            return ""  # the default
+        kept = vars(holder)
+        if not isinstance(kept[self._kept], str):
+            kept[self._kept] = kept[self._kept]()
+        text: str = kept[self._kept]
+        return text
+
+    def __set__(self, holder: object, text: str | Callable[[], str]) -> None:
+        vars(holder)[self._kept] = text
+
+
 @dataclass(frozen=True, eq=False)
 class Picture:
     """One picture.
@@ -214,7 +234,8 @@ class Picture:
         caption: One line that says what is to be seen.
         layer: The layer that it is about; "" for none.
         plain: The same without words, `(3, H, W)` uint8, for where it stands small among others; None for itself.
-        svg: The same as lines and letters, of one shape with it, for readers whose theme may be dark; "" for none.
+        svg: The same as lines and letters, of one shape with it, for readers whose theme may be dark; "" for none. It
+            may be given as a function, which draws it when it is first asked for: not every reader does.
         cells: Of a matrix, what its cells are called; None for other pictures.
     """
 
@@ -224,12 +245,18 @@ class Picture:
     caption: str = ""
     layer: str = ""
     plain: Tensor | None = None
-    svg: str = ""
+    svg: str = _LateText()  # type: ignore[assignment]
     cells: NamedCells | None = None
 
     def __post_init__(self) -> None:
         for pixels in (self.pixels, *([] if self.plain is None else [self.plain])):
             _check_pixels(pixels, f"Picture '{self.name}'")
+
+    def called(self, name: str) -> Picture:
+        """Return the same picture by another name, without drawing what is not drawn yet."""
+        other = copy(self)
+        object.__setattr__(other, "name", name)
+        return other
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from lightning_cnnviz.core.comparison.units import LayerComparison, UnitComparison
 from lightning_cnnviz.render.figures import figure_pixels, new_figure, shorten
-from lightning_cnnviz.render.vector import figure_svg
+from lightning_cnnviz.render.vector import late_svg
 from lightning_cnnviz.report import Curve, Item, LayerFacts, Number, Picture, Report, Scalar, Series, Table
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ def _matrix(result: UnitComparison) -> Picture:
     return Picture("cka", drawn, caption=f"Linear CKA of {size} over {result.images:,} images", svg=svg)
 
 
-def _drawn(result: UnitComparison) -> tuple[Tensor, str]:
+def _drawn(result: UnitComparison) -> tuple[Tensor, Any]:
     rows, columns = result.cka.shape
     cell = min(_CELL, _SIDE / max(rows, columns))
     height, width = max(rows * cell, 1.5), max(columns * cell, 1.5)
@@ -161,7 +161,7 @@ def _drawn(result: UnitComparison) -> tuple[Tensor, str]:
         bar.set_label("linear CKA")
         bar.outline.set_visible(False)
         axes.set_title("Which layers are alike", loc="left", fontsize=12, fontweight="bold")
-        return figure_pixels(figure), figure_svg(figure)
+        return figure_pixels(figure), late_svg(figure)
 
 
 def _name_axes(axes: Axes, names: list[str], others: tuple[str, ...]) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_cnnviz.render._text import one_line
+from lightning_cnnviz.render.display import readable_names
 from lightning_cnnviz.render.figures import (
     LEAST_FONT,
     PICTURE_WIDTH,
@@ -19,7 +20,7 @@ from lightning_cnnviz.render.figures import (
     new_figure,
     shorten,
 )
-from lightning_cnnviz.render.vector import figure_svg
+from lightning_cnnviz.render.vector import late_svg
 from lightning_cnnviz.report import NamedCells, Picture, Report, Scalar, Table
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def confusion_report(
     """
     counts = torch.as_tensor(matrix).detach().cpu().to(torch.float64)
     _check(counts, class_names)
-    names = [str(name) for name in class_names] if class_names is not None else [str(n) for n in range(len(counts))]
+    names = [*readable_names([str(n) for n in range(len(counts))] if class_names is None else class_names)]
     shown = [one_line(name) for name in names]
     totals = counts.sum(1)
     fractions = counts / totals.clamp(min=1)[:, None]
@@ -158,7 +159,7 @@ class _Size:
 
 def _drawn(
     counts: Tensor, fractions: Tensor, seen: Tensor, names: Sequence[str]
-) -> tuple[Tensor, str, tuple[float, float, float, float]]:
+) -> tuple[Tensor, Any, tuple[float, float, float, float]]:
     """Draw the matrix: `(3, H, W)` uint8, as SVG, and the box of its cells, see `NamedCells`."""
     with new_figure(_ROUGHLY, _ROUGHLY) as figure:
         axes = _fill(figure, counts, fractions, seen, names, _Size(_ROUGHLY))
@@ -167,7 +168,7 @@ def _drawn(
         axes = _fill(figure, counts, fractions, seen, names, size)
         fit_square(figure, axes, size.side)
         place: Any = axes.get_position()
-        return figure_pixels(figure), figure_svg(figure), (place.x0, 1 - place.y1, place.width, place.height)
+        return figure_pixels(figure), late_svg(figure), (place.x0, 1 - place.y1, place.width, place.height)
 
 
 def _size(classes: int, side: float) -> _Size:

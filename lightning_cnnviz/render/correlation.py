@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lightning_cnnviz.core.images.correlation import ChannelCorrelation
 from lightning_cnnviz.render.figures import figure_pixels, fit_square, new_figure, shorten
-from lightning_cnnviz.render.vector import figure_svg
+from lightning_cnnviz.render.vector import late_svg
 from lightning_cnnviz.report import Item, LayerFacts, Picture, Report, Scalar, Table
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def _pairs(results: Sequence[ChannelCorrelation]) -> Table:
 # The picture
 
 
-def _drawn(layer: ChannelCorrelation) -> tuple[Tensor, str]:
+def _drawn(layer: ChannelCorrelation) -> tuple[Tensor, Any]:
     """Draw the matrix in the order of the clustering: `(3, H, W)` uint8, and as SVG."""
     channels, cells = len(layer.order), _cells(layer)
     side = max(_SIDE // len(cells), 1) * len(cells) / _DPI  # cells of whole pixels
@@ -154,7 +154,7 @@ def _drawn(layer: ChannelCorrelation) -> tuple[Tensor, str]:
         name = shorten(layer.layer, 28)
         axes.set_title(f"{name}: {channels} channels, {redundant}", loc="left", fontsize=12, fontweight="bold")
         fit_square(figure, axes, side)
-        return figure_pixels(figure), figure_svg(figure)
+        return figure_pixels(figure), late_svg(figure)
 
 
 def _plain(layer: ChannelCorrelation) -> Tensor:

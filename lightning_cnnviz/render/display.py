@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -13,7 +15,9 @@ from lightning_cnnviz.core.data.sample import Sample
 from lightning_cnnviz.core.network.classification import Classified, fill_values
 from lightning_cnnviz.render.normalization import ChannelSpec, Normalization, chosen_normalization, find_normalization
 
-__all__ = ["Display", "class_names", "display_of_sample", "file_names"]
+__all__ = ["Display", "class_names", "display_of_sample", "file_names", "readable_names"]
+
+_IMAGENET_FOLDER = re.compile(r"(n\d{8})_(.+)", re.DOTALL)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -27,7 +31,7 @@ class Display:
         pixels: Of each image of the sample, `(3, H, W)` uint8.
         indices: Of each image.
         labels: The class of each image, -1 for none; None where the data has none.
-        class_names: Names of the classes, where they are known.
+        class_names: Names of the classes, where they are known; as people read them (see `readable_names`).
         files: Of images by their index, the name of the file, where that is known.
         examples: By name, pictures that belong to the view: of each image of the sample some, `(3, H, W)` uint8.
     """
@@ -40,6 +44,10 @@ class Display:
     class_names: tuple[str, ...] | None = None
     files: Mapping[int, str] = field(default_factory=dict)
     examples: Mapping[str, tuple[tuple[Tensor, ...], ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.class_names is not None:
+            object.__setattr__(self, "class_names", readable_names(self.class_names))
 
     @property
     def mean_and_std(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -115,6 +123,26 @@ def class_names(dataset: Any) -> tuple[str, ...] | None:
             return tuple(names)
         dataset = getattr(dataset, "dataset", None)  # inside Subset
     return None
+
+
+def readable_names(names: Sequence[str]) -> tuple[str, ...]:
+    """Return names of classes as people read them: a folder of ImageNet is called by its word.
+
+    Where two have one word, their numbers tell them apart.
+
+    Example:
+        >>> readable_names(["n01484850_great_white_shark", "n02012849_crane", "n03126707_crane", "my_class"])
+        ('great white shark', 'crane (n02012849)', 'crane (n03126707)', 'my_class')
+    """
+    found = [_IMAGENET_FOLDER.fullmatch(str(name)) for name in names]
+    words = [
+        str(name) if folder is None else folder[2].replace("_", " ") for name, folder in zip(names, found, strict=True)
+    ]
+    count = Counter(words)
+    return tuple(
+        f"{word} ({folder[1]})" if folder is not None and count[word] > 1 else word
+        for word, folder in zip(words, found, strict=True)
+    )
 
 
 def file_names(dataset: Any, indices: Sequence[int]) -> dict[int, str]:

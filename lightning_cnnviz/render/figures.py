@@ -130,6 +130,7 @@ def figure_pixels(figure: Figure) -> Tensor:
 
     canvas: Any = FigureCanvasAgg(figure)
     canvas.draw()
+    figure.set_layout_engine("none")  # as it is laid out now it stays: that takes as long as all else
     pixels = torch.from_numpy(np.array(canvas.buffer_rgba())[..., :3]).permute(2, 0, 1).contiguous()
     kept = _KEPT.get()
     if kept is not None:

@@ -25,7 +25,7 @@ from lightning_cnnviz.render.figures import (
     target_label,
     task_notes,
 )
-from lightning_cnnviz.render.vector import figure_svg
+from lightning_cnnviz.render.vector import late_svg
 from lightning_cnnviz.report import Item, Picture, Report, Scalar
 
 if TYPE_CHECKING:
@@ -189,7 +189,7 @@ def _draw_scores(
     sweep: Sweep,
     examples: Sequence[Sequence[Tensor]],
     class_names: Sequence[str] | None,
-) -> tuple[Tensor, str]:
+) -> tuple[Tensor, Any]:
     """Examples on the left; beside them the probability, and the name of each line."""
     labels = [target_label(curves.untouched, number, class_names, 22) for number in range(len(curves.untouched))]
     examples = examples[:EXAMPLE_IMAGES]
@@ -201,7 +201,7 @@ def _draw_scores(
         above, below = right.subplots(2, 1, height_ratios=(2.2, height - 2.2))
         _draw_probability(above, curves, sweep)
         _draw_legend(below, curves, sweep, labels)
-        return figure_pixels(figure), figure_svg(figure)
+        return figure_pixels(figure), late_svg(figure)
 
 
 def _height_of(examples: Sequence[Sequence[Tensor]], lines: int) -> float:
@@ -213,7 +213,7 @@ def _height_of(examples: Sequence[Sequence[Tensor]], lines: int) -> float:
 
 def _draw_distances(
     curves: InvarianceCurves, sweep: Sweep, layers: Sequence[int], class_names: Sequence[str] | None
-) -> tuple[Tensor, str]:
+) -> tuple[Tensor, Any]:
     """A column a layer, a row a kind of distance; below them the name of each line."""
     with new_figure(PICTURE_WIDTH, _HEIGHT) as figure:
         title = sweep.transform.replace("_", " ").capitalize()
@@ -237,7 +237,7 @@ def _draw_distances(
             for axes in panels[row, len(layers) :]:
                 axes.set_axis_off()
         _name_lines(figure, curves, class_names)
-        return figure_pixels(figure), figure_svg(figure)
+        return figure_pixels(figure), late_svg(figure)
 
 
 def _name_lines(figure: Figure, curves: InvarianceCurves, class_names: Sequence[str] | None) -> None:

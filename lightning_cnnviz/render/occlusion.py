@@ -28,7 +28,7 @@ from lightning_cnnviz.render.figures import (
     task_notes,
 )
 from lightning_cnnviz.render.patches import brief, to_gray_centered
-from lightning_cnnviz.render.vector import figure_svg
+from lightning_cnnviz.render.vector import late_svg
 from lightning_cnnviz.report import Gallery, Item, Number, Picture, Report, Row, Scalar, Tile
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ def _draw(
     class_names: Sequence[str] | None,
     fill: Tensor | None,
     colors: Mapping[int, tuple[float, float, float]],
-) -> tuple[Tensor, str]:
+) -> tuple[Tensor, Any]:
     height, width = image.shape[-2:]
     untouched = result.untouched
     target = target_label(untouched, number, class_names)
@@ -184,7 +184,7 @@ def _draw(
         if untouched.task.has_classes:
             panels[5].set_axis_off()
             _classes(panels[4], panels[5], gray, result, number, class_names, colors)
-        return figure_pixels(figure), figure_svg(figure)
+        return figure_pixels(figure), late_svg(figure)
 
 
 def _untouched(value: float) -> str:

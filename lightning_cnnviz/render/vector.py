@@ -7,6 +7,7 @@ import io
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.figure import Figure
 
-__all__ = ["figure_svg"]
+__all__ = ["figure_svg", "late_svg"]
 
 # What is drawn in the house's colors, by theme; all else, as what lies over an image, has its own in both.
 _PAPER = "#fefefe"  # in place of white, while a figure is written
@@ -41,7 +42,6 @@ def figure_svg(figure: Figure) -> str:
     """
     from matplotlib import rc_context
 
-    figure.set_layout_engine("none")  # it was laid out as it was drawn, which takes as long as all else
     file = io.BytesIO()
     with house_style(), rc_context({"svg.fonttype": "path"}), _paper_by_theme(figure):
         figure.savefig(file, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
@@ -55,6 +55,11 @@ def figure_svg(figure: Figure) -> str:
     style += f"@media (prefers-color-scheme: dark){{:root{{{_variables(_DARK)}}}}}</style>"
     end = text.index(">") + 1
     return f"{text[:end]}{style}{text[end:]}"
+
+
+def late_svg(figure: Figure) -> Any:
+    """Return what draws a figure as SVG when it is asked for, as `Picture` takes it in place of the text."""
+    return partial(figure_svg, figure)
 
 
 @contextmanager

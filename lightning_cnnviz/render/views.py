@@ -23,7 +23,7 @@ from lightning_cnnviz.render.layer_table import layer_table_report
 from lightning_cnnviz.render.maximization import maximization_report, maximization_scalars
 from lightning_cnnviz.render.occlusion import occlusion_report, occlusion_scalars
 from lightning_cnnviz.render.top_patches import top_patches_report, top_patches_scalars, top_patches_table
-from lightning_cnnviz.report import Report, Scalar
+from lightning_cnnviz.report import Picture, Report, Scalar
 
 __all__ = ["VIEW_NAMES", "Drawable", "Seen", "carry_on", "draw_last", "draw_view", "view_scalars"]
 
@@ -133,7 +133,8 @@ def _heads(seen: Drawable) -> list[tuple[str, Seen]]:
 
 def _under(name: str, item: Any) -> Any:
     """An item of a report under the name of a head."""
-    return replace(item, name=f"{name}/{item.name}")
+    own = f"{name}/{item.name}"
+    return item.called(own) if isinstance(item, Picture) else replace(item, name=own)
 
 
 # Each view: from what was seen to the arguments of its render function.

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils.data import ConcatDataset, Subset
 
-from lightning_cnnviz.render.display import Display, class_names, file_names
+from lightning_cnnviz.render.display import Display, class_names, file_names, readable_names
 from lightning_cnnviz.render.normalization import Normalization
 
 
@@ -65,6 +65,22 @@ def test_names_of_classes() -> None:
     assert class_names(Folder("a", classes={"x": 0, "y": 1})) == ("x", "y")
     assert class_names(Folder("a", classes=[1, 2])) is None
     assert class_names(None) is None
+
+
+def test_a_folder_of_imagenet_is_called_by_its_word_and_others_as_they_are() -> None:
+    names = ("n02483708_siamang", "n01484850_great_white_shark", "n0148_few", "my_class", "n01443537_", "")
+    expected = ("siamang", "great white shark", "n0148_few", "my_class", "n01443537_", "")
+    assert Display(class_names=names).class_names == expected
+    assert readable_names(expected) == expected
+    assert Display().class_names is None
+
+
+def test_classes_of_one_word_are_told_apart() -> None:
+    assert readable_names(("n03710637_maillot", "n03710721_maillot", "maillot")) == (
+        "maillot (n03710637)",
+        "maillot (n03710721)",
+        "maillot",
+    )
 
 
 def test_the_fill_is_a_color() -> None:

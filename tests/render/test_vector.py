@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import base64
 import io
+import pickle
 import re
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
+from lightning_cnnviz import channel_correlation
+from lightning_cnnviz.core.network.heads import ByHead
+from lightning_cnnviz.render.confusion import confusion_report
 from lightning_cnnviz.render.figures import figure_pixels, new_figure, show_pixels
+from lightning_cnnviz.render.html import html_part
 from lightning_cnnviz.render.image import encode_tile, from_image
-from lightning_cnnviz.render.vector import figure_svg
+from lightning_cnnviz.render.vector import figure_svg, late_svg
+from lightning_cnnviz.render.views import Seen, draw_view
+from lightning_cnnviz.report import Picture, Report, Step
+from lightning_cnnviz.sinks._dashboard import encode_report
 
 
 def drawn(image: Tensor) -> tuple[Tensor, str]:
@@ -98,3 +107,47 @@ def test_transparent_images_stay_so() -> None:
         figure_pixels(figure)
         svg = figure_svg(figure)
     assert re.findall(r"data:(image/\w+);base64", svg) == ["image/png"]
+
+
+def test_lines_and_letters_are_drawn_for_who_reads_them_and_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[Figure] = []
+    savefig = Figure.savefig
+
+    def counted(figure: Figure, *args: Any, **options: Any) -> None:
+        written.append(figure)
+        savefig(figure, *args, **options)
+
+    monkeypatch.setattr(Figure, "savefig", counted)
+    reports = {
+        "confusion": confusion_report(torch.eye(3, dtype=torch.int64)),
+        "several heads": several_heads(),
+    }
+    for name, report in reports.items():
+        encode_report(report, Step(epoch=1, global_step=1))
+        assert not written, f"{name}: W&B takes pixels alone"
+        pictures = [item for item in report.items if isinstance(item, Picture)]
+        for _ in range(2):
+            html_part(report, report.items)
+        assert len(written) == len(pictures) > 0, name
+        written.clear()
+
+
+def several_heads() -> Report:
+    """The correlations of a network of two heads, whose pictures have the heads' names."""
+    net = nn.Sequential(nn.Conv2d(3, 3, 3), nn.ReLU())
+    result = channel_correlation(net, [torch.rand(2, 3, 8, 8)], ["0"])
+    return draw_view("correlation", Seen(result=ByHead(names=("a", "b"), results=(result, result))))
+
+
+def test_what_another_process_draws_is_the_same() -> None:
+    with new_figure(2, 1) as figure:
+        figure.add_subplot().plot([0, 1], [0, 1])
+        shown = Picture("lines", figure_pixels(figure), svg=late_svg(figure))
+    sent = pickle.loads(pickle.dumps(shown))
+    assert sent.svg == shown.svg != ""
+
+
+def test_a_picture_has_no_lines_and_letters_unless_it_is_given_them() -> None:
+    pixels = torch.zeros(3, 2, 2, dtype=torch.uint8)
+    assert Picture("a", pixels).svg == ""
+    assert Picture("a", pixels, svg="<svg/>").called("b").svg == "<svg/>"

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from matplotlib.text import Text
 from torch import nn
 
 import lightning_cnnviz
-from lightning_cnnviz import Monitor, mine_top_patches
+from lightning_cnnviz import Monitor, attribute, measure_invariance, mine_top_patches, occlude, show
+from lightning_cnnviz.core.images.activation_maps import activation_maps
 from lightning_cnnviz.core.network.layers import select_layers
 from lightning_cnnviz.core.top_patches.mining import PatchMiner
+from lightning_cnnviz.render.confusion import confusion_report
+from lightning_cnnviz.render.figures import kept_figures
 from lightning_cnnviz.render.normalization import Normalization
 from lightning_cnnviz.render.patches import Crops, largest_patch
 from lightning_cnnviz.render.views import VIEW_NAMES, Seen, carry_on, draw_last, draw_view
-from lightning_cnnviz.report import Gallery, Scalar, Table
+from lightning_cnnviz.report import Gallery, Report, Scalar, Table
 
 NET = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 2, 5))
 
@@ -58,6 +64,36 @@ def test_the_last_look_of_top_patches_is_shown_as_a_table() -> None:
     (table,) = last.items
     assert isinstance(table, Table)
     assert draw_last("filters", seen(1)) is None
+
+
+FOLDERS = ["n02483708_siamang", "n01484850_great_white_shark"]
+
+
+def views_of_classes() -> dict[str, Report]:
+    """Those that name classes, of a data set of ImageNet's folders."""
+    generator = torch.Generator().manual_seed(0)
+    images, labels = torch.rand(2, 3, 12, 12, generator=generator), torch.tensor([0, 1])
+    net = nn.Sequential(nn.Conv2d(3, 2, 5), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    shown: dict[str, Any] = {"images": (images, labels), "class_names": FOLDERS}
+    found = {
+        "occlusion": occlude(net, images, labels, size=6, stride=3),
+        "attribution": attribute(net, images, labels, layer="0"),
+        "invariance": measure_invariance(net, images, labels, ["0"], ["rotation"]),
+        "activation_maps": activation_maps(net, images, ["0"]),
+        "top_patches": mine_top_patches(net, [(images, labels)], k=2),
+    }
+    reports: dict[str, Report] = {view: show(result, **shown) for view, result in found.items()}
+    return reports | {"confusion": confusion_report(torch.eye(2, dtype=torch.int64), FOLDERS)}
+
+
+def test_no_view_says_the_folder_of_a_class_of_imagenet() -> None:
+    with kept_figures() as kept:
+        reports = views_of_classes()
+    drawn = [text.get_text() for _, figure in kept for text in figure.findobj(Text)]
+    said = {view: repr((report.items, report.notes, report.facts)) for view, report in reports.items()}
+    for view, text in {**said, "figures": " ".join(drawn)}.items():
+        assert "siamang" in text or view == "invariance", view  # which names classes in its figures alone
+        assert "n02483708" not in text, view
 
 
 def test_a_tile_says_which_part_of_which_image_it_is() -> None:
