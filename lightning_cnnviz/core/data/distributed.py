@@ -133,15 +133,13 @@ def together(what: str) -> Iterator[None]:
         _BLOCK.reset(token)
 
 
-def exchanged(
-    own: Sequence[Tensor | None], boxes: Sequence[tuple[int, int, int, int]], like: Tensor
-) -> list[Tensor | None]:
+def exchanged(own: Sequence[Tensor | None], shapes: Sequence[tuple[int, ...]], like: Tensor) -> list[Tensor | None]:
     """Bring together pixels of which each rank has some; what several ranks have, the lowest of them gives.
 
     Args:
-        own: Pixels `(C, bottom - top, right - left)` or None, in the same order on every rank.
-        boxes: Top, left, bottom, right of each.
-        like: `(0, C)`, of the pixels' dtype.
+        own: Pixels or None, in the same order on every rank.
+        shapes: The shape of each.
+        like: Empty, of the pixels' dtype.
     """
     if ranks() == 1:
         return list(own)
@@ -153,9 +151,8 @@ def exchanged(
     streams = gathered(torch.cat([like.flatten(), *mine]))
     taken = [0] * len(streams)
     whole: list[Tensor | None] = []
-    for (top, left, bottom, right), owner in zip(boxes, owners, strict=True):
-        shape = (like.shape[1], bottom - top, right - left)
-        count = shape[0] * shape[1] * shape[2]
+    for shape, owner in zip(shapes, owners, strict=True):
+        count = math.prod(shape)
         whole.append(streams[owner][taken[owner] : taken[owner] + count].view(shape).clone())
         taken[owner] += count
     return whole

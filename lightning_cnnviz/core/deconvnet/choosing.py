@@ -20,6 +20,7 @@ from lightning_cnnviz.core.deconvnet.rules import (
     Concatenation,
     Convolution,
     MaxPool,
+    MaxPool3d,
     Method,
     Nonlinearity,
     Padding,
@@ -44,11 +45,19 @@ class RunningCall(Call):
 
     method: Method
     batch: int
+    axes: int = 2  # of space, that an image has: 1 of signals, 3 of volumes
 
     @property
     def is_map(self) -> bool:
         """Whether the first argument is the one that depends on the image, and made of feature maps."""
-        return self.only_first and self.dependent[0].ndim == 4 and self.by_image
+        # Signals are pooled as images of one row.
+        ndim = (self.axes + 2, 4) if self.axes == 1 else (self.axes + 2,)
+        return self.only_first and self.dependent[0].ndim in ndim and self.by_image
+
+    @property
+    def own_window(self) -> tuple[tuple[int, ...], ...]:
+        """Kernel, stride, padding and dilation along each axis of the maps."""
+        return tuple(tuple(numbers) for numbers in self.window(self.dependent[0].ndim - 2))
 
     @property
     def by_image(self) -> bool:
@@ -130,7 +139,7 @@ def _product(call: RunningCall) -> Rule | None:
         maps.ndim < 3
         or len(shape) != maps.ndim
         or shape[0] != 1
-        or shape[-2:] != (1, 1)
+        or set(shape[-max(call.axes, min(2, maps.ndim - 2)) :]) != {1}
         or not other.is_floating_point()
     ):
         return None
@@ -151,13 +160,14 @@ def _batch_norm(call: RunningCall) -> Rule | None:
     weight = call.argument("weight")
     eps = call.argument("eps", call.argument("epsilon", None))
     scale = torch.rsqrt(variance.detach() + eps)
-    return Scaled((scale if weight is None else scale * weight.detach())[:, None, None])
+    scale = scale if weight is None else scale * weight.detach()
+    return Scaled(scale.view(-1, *[1] * (call.dependent[0].ndim - 2)))
 
 
 def _convolution(call: RunningCall) -> Rule | None:
     if not call.is_map or call.is_transposed:
         return None
-    _, stride, padding, dilation = call.window_2d
+    _, stride, padding, dilation = call.own_window
     return Convolution(call.argument("weight").detach(), stride, padding, dilation, int(call.argument("groups", 1)))
 
 
@@ -187,6 +197,25 @@ def _max_pool(call: RunningCall) -> Rule | None:
     switches = switches.contiguous(memory_format=torch.channels_last)
     rule = MaxPool(switches, width, kernel, stride, padding, dilation)
     rule.made = (values, indices.contiguous())
+    return rule
+
+
+def _max_pool_3d(call: RunningCall) -> Rule | None:
+    if not call.is_map:
+        return None
+    maps, (kernel, stride, padding, dilation) = call.args[0], call.own_window
+    ceil = bool(call.argument("ceil_mode", False))
+    values, indices = torch.ops.aten.max_pool3d_with_indices(maps, kernel, stride, padding, dilation, ceil)
+    height, width = maps.shape[3:]
+    switches = torch.zeros_like(indices)
+    found = (indices // (height * width), indices // width % height, indices % width)
+    for axis, place in enumerate(found):
+        # Each pooling window's first place may lie in the padding.
+        first = torch.arange(values.shape[2 + axis], device=maps.device) * stride[axis] - padding[axis]
+        reach = dilation[axis] * (kernel[axis] - 1) + 1
+        switches = switches * reach + place - first.view([-1 if own == axis else 1 for own in range(3)])
+    rule = MaxPool3d(switches.to(torch.int32), kernel, stride, padding, dilation)
+    rule.made = (values, indices)
     return rule
 
 
@@ -293,18 +322,20 @@ def _slice(call: RunningCall) -> Rule | None:
         return Same((1.0,))
     if dim == 1:
         return Slicing((chosen,))
-    if maps.ndim == 4 and step == 1 and dim > 1:
-        cut = (-chosen.start, chosen.stop - maps.shape[dim])
-        return Padding((0, 0, *cut) if dim == 2 else (*cut, 0, 0))
+    if maps.ndim == call.axes + 2 and step == 1 and dim > 1:
+        pad = [0, 0] * call.axes
+        place = 2 * (maps.ndim - 1 - dim)
+        pad[place : place + 2] = -chosen.start, chosen.stop - maps.shape[dim]
+        return Padding(tuple(pad))
     return None
 
 
 def _padding(call: RunningCall) -> Rule | None:
     pad = list(call.args[1])
-    if not call.is_map or len(pad) > 4:
+    most = 2 * (call.dependent[0].ndim - 2)
+    if not call.is_map or len(pad) > most:
         return None
-    left, right, top, bottom = pad + [0] * (4 - len(pad))
-    return Padding((left, right, top, bottom))
+    return Padding((*pad, *[0] * (most - len(pad))))
 
 
 def _reshaped(call: RunningCall) -> Rule | None:
@@ -366,6 +397,7 @@ RULES: dict[str, Build] = {
     **dict.fromkeys(calls.CONVOLUTIONS, _convolution),
     **dict.fromkeys(calls.RECTIFIED_CONVOLUTIONS, _rectified_convolution),
     "max_pool2d_with_indices": _max_pool,
+    "max_pool3d_with_indices": _max_pool_3d,
     **dict.fromkeys(calls.AVERAGE_POOLS, _average_pool),
     **dict.fromkeys(calls.RECTIFIERS, _rectifier),
     "rrelu_with_noise": _random_rectifier,

@@ -17,8 +17,9 @@ from lightning_cnnviz.core.network.arguments import WrongArgumentError
 from lightning_cnnviz.core.network.calling import images_given, rows_of
 from lightning_cnnviz.core.network.hooks import analysis_mode, hooked, model_device
 from lightning_cnnviz.core.network.inputs import all_as_floats
-from lightning_cnnviz.core.network.layers import LayerSpec, SelectedLayer, other_dimensions, select_layers
+from lightning_cnnviz.core.network.layers import LayerSpec, SelectedLayer, image_axes, select_layers
 from lightning_cnnviz.core.network.memory import in_chunks, numbers_at_once
+from lightning_cnnviz.core.tracing.boxes import box_slices, cropped
 from lightning_cnnviz.core.tracing.feature_maps import FeatureMaps, trace_feature_maps
 
 __all__ = ["Method", "Projection", "ProjectionError", "Projector", "Unit", "project"]
@@ -43,8 +44,9 @@ class Unit(NamedTuple):
         layer: The layer's name.
         channel: Which feature map.
         row: Row in the feature map; with the column left out, too, the strongest unit of this feature map.
-        column: Column in the feature map.
+        column: Column in the feature map; of signals, which have one row (0), the position.
         activation: Its activation, where it is known; else the network is run to find it.
+        depth: Of clips and volumes, the slice in the feature map.
     """
 
     image: int
@@ -53,6 +55,7 @@ class Unit(NamedTuple):
     row: int | None = None
     column: int | None = None
     activation: float | None = None
+    depth: int | None = None
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -62,12 +65,14 @@ class Projection:
     Attributes:
         method: How nonlinearities were passed.
         units: The units, with rows, columns and activations filled in.
-        boxes: `(U, 4)` int64, receptive fields in the image: top, left, bottom, right, half-open, clipped.
+        boxes: `(U, 4)` int64, receptive fields in the image: top, left, bottom, right, half-open, clipped; a signal is
+            an image of one row. Of volumes `(U, 6)`: front, top, left, back, bottom, right.
         pixels: For each unit `(image channels, bottom - top, right - left)`, times the unit's activation; in units of
             the network's (normalized) input, with either sign. Everything outside the box is zero. Those of a monitor
             are float16, rounded to 11 bits, where their largest magnitude is from 0.01 to 60,000; else bfloat16,
-            rounded to 8.
-        image_sizes: `(U, 2)` int64, height and width of each unit's image.
+            rounded to 8. Of signals `(image channels, right - left)`, of volumes `(image channels, depth, height,
+            width)`.
+        image_sizes: `(U, 2)` int64, height and width of each unit's image; `(U, 1)` of signals, `(U, 3)` of volumes.
     """
 
     method: Method
@@ -103,10 +108,9 @@ class Projection:
 
     def on_image(self, number: int) -> Tensor:
         """Return one projection in its place on the whole image `(C, H, W)`, zero elsewhere."""
-        top, left, bottom, right = self.boxes[number].tolist()
         pixels = self.pixels[number]
         whole = pixels.new_zeros(len(pixels), *self.image_sizes[number])
-        whole[:, top:bottom, left:right] = pixels
+        cropped(whole, self.boxes[number].tolist()).copy_(pixels)
         return whole
 
 
@@ -140,9 +144,11 @@ def project(
     what pooling, or the method, needs of the forward pass.
 
     Args:
-        model: Any network that takes images `(N, C, H, W)`.
+        model: Any network that takes images `(N, C, H, W)`, signals `(N, C, L)`, or clips and volumes
+            `(N, C, D, H, W)`; which of them, its convolutions say.
         images: `(N, C, H, W)`, or images `(C, H, W)` by number; float or uint8 (see `as_floats`).
-        units: `Unit(image, layer, channel, row, column)`; without row and column the strongest of the feature map.
+        units: `Unit(image, layer, channel, row, column)`; without row and column the strongest of the feature map. Of
+            volumes with `depth=...`.
         method: See above.
         layers: How the layers were chosen, where that was by kind (`"conv"`): then units are those behind a BatchNorm
             that directly follows the convolution, as `mine_top_patches` reads them. By default names are literal.
@@ -249,13 +255,15 @@ class Projector:
         for number, unit in enumerate(units):
             groups.setdefault(tuple(images[unit.image].shape), []).append(number)
         with analysis_mode(self._model):
-            boxes = torch.zeros(len(units), 4, dtype=torch.int64)
+            sides = 6 if image_axes(self._model) == 3 else 4
+            boxes = torch.zeros(len(units), sides, dtype=torch.int64)
             results = _Results(list(units), boxes, _rounded if for_pictures else _as_they_are)
             work = [piece for shape, members in groups.items() for piece in self._plan(images, units, members, device)]
             for run in progress(work) if progress is not None else work:
                 run(results)
                 results.settle()
-        sizes = torch.tensor([list(images[unit.image].shape[-2:]) for unit in units]).view(-1, 2)
+        sizes = torch.tensor([list(images[unit.image].shape[1:]) for unit in units], dtype=torch.int64)
+        sizes = sizes if len(units) else sizes.view(0, 2)
         pixels = tuple(pixels for pixels in results.pixels if pixels is not None)
         units = tuple(results.units)
         return Projection(method=self._method, units=units, boxes=results.boxes, pixels=pixels, image_sizes=sizes)
@@ -343,13 +351,16 @@ class Projector:
         for number in numbers:
             unit = results.units[number]
             own = values[unit.layer][slots[unit.image], unit.channel]
-            row, column = unit.row, unit.column
-            if row is None or column is None:
-                row, column = divmod(int(own.argmax()), own.shape[-1]) if own.ndim == 2 else (0, 0)
-            activation = float(own[row, column] if own.ndim == 2 else own)
-            if unit.activation is not None:
-                activation = unit.activation
-            results.units[number] = unit._replace(row=row, column=column, activation=activation)
+            if unit.row is None or unit.column is None:
+                places = [int(place) for place in torch.unravel_index(own.argmax(), own.shape)] if own.ndim else []
+            else:
+                places = [unit.depth or 0, unit.row, unit.column][3 - own.ndim :]
+            activation = float(own[tuple(places)]) if unit.activation is None else unit.activation
+            *depth, row, column = [0] * (2 - len(places)) + places
+            deep = 0 if unit.depth is None and results.boxes.shape[1] == 6 else unit.depth
+            results.units[number] = unit._replace(
+                row=row, column=column, activation=activation, depth=depth[0] if depth else deep
+            )
 
     def _back(
         self,
@@ -382,8 +393,11 @@ class Projector:
                 channels=torch.tensor([unit.channel for unit in units]),
                 rows=torch.tensor([unit.row for unit in units]),
                 columns=torch.tensor([unit.column for unit in units]),
+                depths=torch.tensor([unit.depth or 0 for unit in units]),
             )
-            boxes = maps[name].field.box(seed.channels, seed.rows, seed.columns).to(torch.int64)
+            field = maps[name].field
+            deep = () if len(field.image_size) == 2 else (seed.depths,)
+            boxes = field.box(seed.channels, *deep, seed.rows, seed.columns).to(torch.int64)
             results.boxes[members] = boxes
 
             def project(
@@ -394,12 +408,14 @@ class Projector:
                 seed: Seed = seed,
                 boxes: Tensor = boxes,
             ) -> None:
-                pixels, (tops, lefts) = tape.project(name, seed.part(part))
+                pixels, starts = tape.project(name, seed.part(part))
                 strengths = torch.tensor([unit.activation for unit in units[part]], dtype=pixels.dtype)
-                pixels = (pixels.cpu() if pixels.device.type != "cpu" else pixels) * strengths.view(-1, 1, 1, 1)
-                places = zip(members[part], boxes[part].tolist(), tops.tolist(), lefts.tolist(), strict=True)
-                for values, (number, box, top, left) in zip(pixels, places, strict=True):
-                    results.keep(number, _cut(values, box, top, left))
+                pixels = (pixels.cpu() if pixels.device.type != "cpu" else pixels) * strengths.view(
+                    -1, *[1] * (pixels.ndim - 1)
+                )
+                places = zip(members[part], boxes[part].tolist(), torch.stack(starts, 1).tolist(), strict=True)
+                for values, (number, box, start) in zip(pixels, places, strict=True):
+                    results.keep(number, _cut(values, box, start))
 
             in_chunks(project, len(members), self._together(tape, name, len(members)), "unit")
 
@@ -473,7 +489,7 @@ class Projector:
             widest = max(widest, elements)
 
         zero = torch.zeros(1, dtype=torch.int64)
-        tape.project(name, Seed(slots=zero, channels=zero, rows=zero, columns=zero), watch=watch)
+        tape.project(name, Seed(slots=zero, channels=zero, rows=zero, columns=zero, depths=zero), watch=watch)
         room = numbers_at_once(tape.device)
         if tape.device.type != "cpu":
             return max(1, min(_UNITS_ON_GPU, room // widest))
@@ -550,38 +566,50 @@ def _is_complete(unit: Unit) -> bool:
     return None not in (unit.row, unit.column, unit.activation)
 
 
-def _cut(values: Tensor, box: Sequence[int], top: int, left: int) -> Tensor:
-    """The part `(C, h, w)` of a signal that begins at (top, left) which lies in a box."""
-    upper, start, lower, end = box[0] - top, box[1] - left, box[2] - top, box[3] - left
-    height, width = values.shape[-2:]
-    if upper >= 0 and start >= 0 and lower <= height and end <= width:
-        part = values[:, upper:lower, start:end]
+def _cut(values: Tensor, box: Sequence[int], start: Sequence[int]) -> Tensor:
+    """The part `(C, h, w)` of a signal that begins at `start`, one number an axis, which lies in a box."""
+    size = values.shape[1:]
+    inside = box_slices(box, len(size))
+    ends = [(own.start - first, own.stop - first) for own, first in zip(inside, start, strict=True)]
+    if all(first >= 0 and last <= length for (first, last), length in zip(ends, size, strict=True)):
+        index = (slice(None), *(slice(*pair) for pair in ends))
+        part = values[index]
         return part.clone(memory_format=torch.contiguous_format) if part.numel() < values.numel() else part.contiguous()
     # The box may be larger than what the signal reached, where an operation's true reach is not known.
-    pad = (max(0, -start), max(0, end - width), max(0, -upper), max(0, lower - height))
-    return F.pad(values, pad)[:, max(upper, 0) :, max(start, 0) :][:, : lower - upper, : end - start].contiguous()
+    pad = [(max(0, -first), max(0, last - length)) for (first, last), length in zip(ends, size, strict=True)]
+    padded = F.pad(values, [number for pair in reversed(pad) for number in pair])
+    index = (slice(None), *(slice(max(first, 0), max(first, 0) + last - first) for first, last in ends))
+    return padded[index].contiguous()
 
 
 def _check_images(model: nn.Module, images: Any, units: Sequence[Unit]) -> None:
+    axes = image_axes(model)
     for unit in units:
         missing = unit.image not in images if isinstance(images, Mapping) else not 0 <= unit.image < len(images)
         if missing:
             raise ValueError(f"{unit}: there is no image {unit.image}; there are {len(images)}")
         image = images[unit.image]
-        if not isinstance(image, Tensor) or image.ndim != 3 or not image.is_floating_point():
+        if not isinstance(image, Tensor) or image.ndim != axes + 1 or not image.is_floating_point():
             got = f"{image.dtype} {tuple(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
-            why = other_dimensions(model)
-            raise ValueError(
-                f"image {unit.image} is {got}; images are float tensors (C, H, W)" + (f"; {why}" if why else "")
-            )
+            kinds = {1: "signals are float tensors (C, L)", 2: "images are float tensors (C, H, W)"}
+            taken = kinds.get(axes, "clips and volumes are float tensors (C, D, H, W)")
+            raise ValueError(f"image {unit.image} is {got}; {taken}, and {type(model).__name__} is a network of these")
 
 
 def _check_unit(unit: Unit, maps: FeatureMaps) -> None:
-    if (unit.row is None) != (unit.column is None):
-        raise ValueError(f"{unit}: give both row and column, or neither for the strongest unit")
-    for name, value, size in zip(("channel", "row", "column"), unit[2:5], maps.shape, strict=True):
+    deep = len(maps.shape) == 4
+    given = [unit.row, unit.column, *([unit.depth] if deep else [])]
+    if len({place is None for place in given}) > 1:
+        which = "depth, row and column, or none of them" if deep else "both row and column, or neither"
+        raise ValueError(f"{unit}: give {which} for the strongest unit")
+    shape = maps.shape if len(maps.shape) > 2 else (maps.shape[0], 1, maps.shape[1])  # a signal is one row
+    names, places = ["channel", "row", "column"], [unit.channel, unit.row, unit.column]
+    if deep:
+        names.insert(1, "depth")
+        places.insert(1, unit.depth)
+    for name, value, size in zip(names, places, shape, strict=True):
         if value is not None and not 0 <= value < size:
             raise ValueError(
                 f"{unit}: {name} {value} is outside of layer '{unit.layer}', whose feature maps are "
-                f"{maps.shape[0]} x {maps.shape[1]} x {maps.shape[2]} (channels, rows, columns)"
+                f"{' x '.join(map(str, shape))} ({', '.join(f'{own}s' for own in names)})"
             )

@@ -51,6 +51,7 @@ class Recorder(OperationReader):
     Args:
         method: What happens at a nonlinearity.
         batch: Number of images.
+        axes: How many axes of space they have: 1 of signals, 3 of volumes.
         nodes: Grows by one for each such operation.
         shapes: Grows by one for each value; the images are the first.
         enough: The number of nodes at which `FarEnough` ends the pass; by default it goes on.
@@ -66,9 +67,11 @@ class Recorder(OperationReader):
         nodes: list[Node],
         shapes: list[tuple[int, ...]],
         enough: int | None = None,
+        *,
+        axes: int = 2,
     ) -> None:
         super().__init__()
-        self._enough, self.paused = enough, False
+        self._enough, self.paused, self._axes = enough, False, axes
         self._method, self._batch, self._nodes, self._shapes = method, batch, nodes, shapes
         self._own, self._time = WeakTensorKeyDictionary(), 0
         # By the address of memory, what was written into it, in order; of one view only the last counts.
@@ -146,7 +149,7 @@ class Recorder(OperationReader):
         dependent = [tensor for tensor, _ in read]
         shapes_in = tuple(tuple(tensor.shape) for tensor in dependent)
         unchanged = without_results(operator, kwargs)
-        rule = choose_rule(RunningCall(operator, args, unchanged, dependent, self._method, self._batch))
+        rule = choose_rule(RunningCall(operator, args, unchanged, dependent, self._method, self._batch, self._axes))
         result = operator.func(*args, **kwargs) if rule.made is None or operator.writes else rule.made
         rule.made = None
         outputs = tensors_in(result)

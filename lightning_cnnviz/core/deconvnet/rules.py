@@ -31,6 +31,7 @@ __all__ = [
     "Concatenation",
     "Convolution",
     "MaxPool",
+    "MaxPool3d",
     "Method",
     "Node",
     "Nonlinearity",
@@ -116,9 +117,9 @@ class Convolution(Rule):
     """Back through the transposed filters."""
 
     weight: Tensor
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-    dilation: tuple[int, int]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
     groups: int
 
     def __post_init__(self) -> None:
@@ -135,8 +136,10 @@ class Convolution(Rule):
             # Beyond the image itself nothing is read any more.
             return [placed(values, before, shape, seed, clear=node.inputs != (0,))]
         # What came from the padding is cut off; what the last stride did not reach gets nothing.
-        bottom, right = (shape[2 + axis] + self.padding[axis] - values.shape[2 + axis] for axis in (0, 1))
-        return [Signal(F.pad(values, (-self.padding[1], right, -self.padding[0], bottom)), None)]
+        pad: list[int] = []
+        for axis in reversed(range(len(self.stride))):
+            pad += [-self.padding[axis], shape[2 + axis] + self.padding[axis] - values.shape[2 + axis]]
+        return [Signal(F.pad(values, pad), None)]
 
     def _own_filters(self, values: Tensor) -> Tensor:
         """The weights, in the dtype of the signals and the order in memory that convolutions are fastest in."""
@@ -146,24 +149,27 @@ class Convolution(Rule):
 
     def _transposed(self, values: Tensor, weight: Tensor) -> Tensor:
         """The transposed convolution, whole: `(U, C, stride * (h - 1) + dilation * (kernel - 1) + 1, ...)`."""
-        plain = self.dilation == (1, 1) and self.groups == 1
-        if plain and values.shape[-2:] == (1, 1):
+        axes = len(self.stride)
+        plain = set(self.dilation) == {1} and self.groups == 1
+        if plain and values.shape[2:].numel() == 1:
             # As every way begins: a product of matrices, many times as fast as what the library makes of it.
             return (values.flatten(1) @ self.weight.to(values.dtype).flatten(1)).view(len(values), *weight.shape[1:])
         values = channels_last(values)
-        if plain and _in_phases_is_faster(weight, self.stride):
+        if plain and axes == 2 and _in_phases_is_faster(weight, self.stride):
             return _in_phases(values, weight, self.stride)
-        return F.conv_transpose2d(values, weight, stride=self.stride, dilation=self.dilation, groups=self.groups)
+        transposed: Any = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[axes - 1]
+        made: Tensor = transposed(values, weight, stride=self.stride, dilation=self.dilation, groups=self.groups)
+        return made
 
 
-def _in_phases_is_faster(weight: Tensor, stride: tuple[int, int]) -> bool:
+def _in_phases_is_faster(weight: Tensor, stride: tuple[int, ...]) -> bool:
     """Whether the filters are large and the channels few, as in first layers: there, the library is slow."""
     channels, *kernel = weight.shape[1:]
     taps = [-(-size // step) * step for size, step in zip(kernel, stride, strict=True)]
     return max(stride) > 1 and channels <= 16 and taps[0] * taps[1] <= 1.5 * kernel[0] * kernel[1]
 
 
-def _in_phases(values: Tensor, weight: Tensor, stride: tuple[int, int]) -> Tensor:
+def _in_phases(values: Tensor, weight: Tensor, stride: tuple[int, ...]) -> Tensor:
     """A transposed convolution with a stride, as one without, whose outputs are its phases, woven together."""
     (height, width), (down, right) = weight.shape[2:], stride
     rows, columns = -(-height // down), -(-width // right)
@@ -176,10 +182,11 @@ def _in_phases(values: Tensor, weight: Tensor, stride: tuple[int, int]) -> Tenso
     return whole_map[..., : down * (values.shape[2] - 1) + height, : right * (values.shape[3] - 1) + width]
 
 
-def _before(window: Window, stride: tuple[int, int], padding: tuple[int, int]) -> Window:
+def _before(window: Window, stride: tuple[int, ...], padding: tuple[int, ...]) -> Window:
     """Where the window of an output begins in the input."""
-    (down, right), (top, left) = window
-    return Window((down * stride[0], right * stride[1]), (top * stride[0] - padding[0], left * stride[1] - padding[1]))
+    jump = tuple(jump * step for jump, step in zip(window.jump, stride, strict=True))
+    moved = zip(window.offset, stride, padding, strict=True)
+    return Window(jump, tuple(offset * step - pad for offset, step, pad in moved))
 
 
 @dataclass(eq=False)
@@ -226,6 +233,38 @@ class MaxPool(Rule):
         places = torch.zeros(int(down[-1]) * self.width + int(right[-1]) + 1, dtype=torch.int64)
         places[down[:, None] * self.width + right] = down[:, None] * own + right
         return places
+
+
+@dataclass(eq=False)
+class MaxPool3d(Rule):
+    """The same over volumes."""
+
+    # (N, C, D, H, W) int32: which place each maximum came from, counted slice by slice and row by row in its pooling
+    # window, with the gaps that dilation leaves.
+    switches: Tensor
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    needs_data = True
+
+    @override
+    def back(self, node: Node, signals: list[Signal | None], seed: Seed) -> list[Signal | None]:
+        (signal,) = signals
+        assert signal is not None
+        values = signal.values
+        before = _before(signal.window or Window((0, 0, 0), (0, 0, 0)), self.stride, self.padding)
+        reach = [gap * (count - 1) + 1 for count, gap in zip(self.kernel, self.dilation, strict=True)]
+        size = [(count - 1) * step + own for count, step, own in zip(values.shape[2:], self.stride, reach, strict=True)]
+        switches = gathered_at(self.switches, signal, seed).long()
+        places = torch.zeros_like(switches)
+        taps = (switches // (reach[1] * reach[2]), switches // reach[2] % reach[1], switches % reach[2])
+        for axis, tap in enumerate(taps):
+            first = torch.arange(values.shape[2 + axis], device=values.device) * self.stride[axis]
+            places = places * size[axis] + tap + first.view([-1 if own == axis else 1 for own in range(3)])
+        back = values.new_zeros(*values.shape[:2], size[0] * size[1] * size[2])
+        back.scatter_add_(2, places.flatten(2), values.flatten(2))
+        return [placed(back.view(*values.shape[:2], *size), before, node.shapes_in[0], seed)]
 
 
 @dataclass(eq=False)
@@ -295,17 +334,16 @@ class Slicing(Rule):
 class Padding(Rule):
     """Zeros around the map, or, where they are fewer than none, a map that is cut."""
 
-    pad: tuple[int, int, int, int]  # left, right, top, bottom
+    pad: tuple[int, ...]  # left, right, top, bottom; of as many axes as there are, the last one first
 
     @override
     def back(self, node: Node, signals: list[Signal | None], seed: Seed) -> list[Signal | None]:
         (signal,) = signals
         assert signal is not None
-        left, right, top, bottom = self.pad
         if signal.window is None:
-            return [Signal(F.pad(signal.values, (-left, -right, -top, -bottom)), None)]
+            return [Signal(F.pad(signal.values, [-number for number in self.pad]), None)]
         jump, offset = signal.window
-        moved = Window(jump, (offset[0] - top, offset[1] - left))
+        moved = Window(jump, tuple(own - first for own, first in zip(offset, self.pad[::2][::-1], strict=True)))
         return [placed(signal.values.clone(), moved, node.shapes_in[0], seed)]
 
 
@@ -320,16 +358,32 @@ class Reshape(Rule):
         (signal,) = signals
         assert signal is not None
         before, after = node.shapes_in[0], node.shapes_out[0]
-        ndim = len(before)
+        ndim, axes = len(before), 0 if signal.window is None else len(signal.window.jump)
         if self.order is not None:
             inverse = [self.order.index(dim) for dim in range(ndim)]
-            if signal.window is None or self.order[-2:] == (ndim - 2, ndim - 1):
+            if signal.window is None or self.order[-axes:] == tuple(range(ndim - axes, ndim)):
                 return [Signal(signal.values.permute(inverse), signal.window)]
             return [Signal(whole(signal, after, seed).permute(inverse), None)]
-        if signal.window is not None and before[-2:] == after[-2:] and len(before) >= 3:
-            size = signal.values.shape[-2:]
-            return [Signal(signal.values.reshape(len(seed), *before[1:-2], *size), signal.window)]
+        rowed = _with_or_without_row(signal, before, after)
+        if rowed is not None:
+            return [rowed]
+        if signal.window is not None and before[-axes:] == after[-axes:] and len(before) > axes:
+            size = signal.values.shape[-axes:]
+            return [Signal(signal.values.reshape(len(seed), *before[1:-axes], *size), signal.window)]
         return [Signal(whole(signal, after, seed).reshape(len(seed), *before[1:]), None)]
+
+
+def _with_or_without_row(signal: Signal, before: tuple[int, ...], after: tuple[int, ...]) -> Signal | None:
+    """A signal `(N, C, L)` whose network pools it as an image of one row, `(N, C, 1, L)`, and back; else None."""
+    if signal.window is None:
+        return None
+    (jump, offset), values = signal.window, signal.values
+    if len(jump) == 1 and before == (*after[:-1], 1, after[-1]):
+        return Signal(values.unsqueeze(-2), Window((0, *jump), (0, *offset)))
+    row = len(jump) == 2 and (jump[0], offset[0], values.shape[-2]) == (0, 0, 1)
+    if row and after == (*before[:-1], 1, before[-1]):
+        return Signal(values.squeeze(-2), Window(jump[1:], offset[1:]))
+    return None
 
 
 @dataclass(eq=False)

@@ -59,6 +59,8 @@ class Tape:
     def record(self, images: Tensor, *, enough: int | None = None) -> Iterator[None]:
         """Record what is computed from `images` `(N, C, H, W)` inside the block; `FarEnough` ends it without a trace.
 
+        Signals `(N, C, L)` and volumes `(N, C, D, H, W)` likewise.
+
         Run the network in eval mode and without gradients (see `hooks.analysis_mode`).
 
         Args:
@@ -67,7 +69,7 @@ class Tape:
         """
         self._batch, self.device = len(images), images.device
         self._dtype = torch.float64 if images.dtype == torch.float64 else torch.float32
-        self._recorder = Recorder(self.method, self._batch, self._nodes, self._shapes, enough)
+        self._recorder = Recorder(self.method, self._batch, self._nodes, self._shapes, enough, axes=images.ndim - 2)
         self._recorder.new(images)
         try:
             with self._recorder:
@@ -148,7 +150,8 @@ class Tape:
             watch: Told of the number of elements of each signal, to know how many units fit into memory.
 
         Returns:
-            Pixels `(U, C, h, w)`, and the first row and column `(U,)` of each in its image (they may lie outside).
+            Pixels `(U, C, h, w)`, and the first row and column `(U,)` of each in its image (they may lie outside); one
+            number an axis.
         """
         value = self.marked[layer]
         signals: dict[int, Signal] = {value: self._start(value, seed)}
@@ -167,16 +170,17 @@ class Tape:
                 shape = self._shapes[source]
                 signals[source] = signal if before is None else add(before, signal, shape, seed)
         pixels = signals.get(0)
-        zero = torch.zeros(len(seed), dtype=torch.int64)
+        zeros = (torch.zeros(len(seed), dtype=torch.int64),) * (len(self._shapes[0]) - 2)
         if pixels is None:
-            return self._zeros(len(seed), *self._shapes[0][1:]), (zero, zero)
-        return pixels.values, (zero, zero) if pixels.window is None else seed.starts(pixels.window)
+            return self._zeros(len(seed), *self._shapes[0][1:]), zeros
+        return pixels.values, zeros if pixels.window is None else seed.starts(pixels.window)
 
     def _start(self, value: int, seed: Seed) -> Signal:
-        shape = self._shapes[value]
-        values = self._zeros(len(seed), shape[1], 1, 1) if len(shape) == 4 else self._zeros(len(seed), *shape[1:])
+        shape, axes = self._shapes[value], len(self._shapes[0]) - 2
+        spatial = len(shape) == axes + 2
+        values = self._zeros(len(seed), shape[1], *[1] * axes) if spatial else self._zeros(len(seed), *shape[1:])
         values[torch.arange(len(seed)), seed.channels] = 1
-        return Signal(values, Window((1, 1), (0, 0)) if len(shape) == 4 else None)
+        return Signal(values, Window((1,) * axes, (0,) * axes) if spatial else None)
 
     def _zeros(self, *shape: int) -> Tensor:
         return torch.zeros(shape, dtype=self._dtype, device=self.device)

@@ -18,10 +18,13 @@ __all__ = ["Seed", "Signal", "Window", "add", "channels_last", "gathered_at", "p
 
 
 class Window(NamedTuple):
-    """Where the signals of a layer's units lie: that of a unit in row r begins at row `jump * r + offset`."""
+    """Where the signals of a layer's units lie: that of a unit in row r begins at row `jump * r + offset`.
 
-    jump: tuple[int, int]
-    offset: tuple[int, int]
+    One number for each of the last axes: of images for rows and columns.
+    """
+
+    jump: tuple[int, ...]
+    offset: tuple[int, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,13 +48,15 @@ class Seed:
         slots: `(U,)` int64, whose image of the recorded batch each belongs to.
         channels: `(U,)` int64.
         rows: `(U,)` int64.
-        columns: `(U,)` int64.
+        columns: `(U,)` int64; of signals the positions.
+        depths: `(U,)` int64, of volumes.
     """
 
     slots: Tensor
     channels: Tensor
     rows: Tensor
     columns: Tensor
+    depths: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.slots)
@@ -63,33 +68,40 @@ class Seed:
             channels=self.channels[chosen],
             rows=self.rows[chosen],
             columns=self.columns[chosen],
+            depths=None if self.depths is None else self.depths[chosen],
         )
 
-    def starts(self, window: Window) -> tuple[Tensor, Tensor]:
-        """First row and column of each unit's window, `(U,)` each."""
-        (down, right), (top, left) = window
-        return self.rows * down + top, self.columns * right + left
+    def starts(self, window: Window) -> tuple[Tensor, ...]:
+        """First row and column of each unit's window, `(U,)` each; or along whatever axes it has."""
+        depths = torch.zeros_like(self.rows) if self.depths is None else self.depths
+        places = (depths, self.rows, self.columns)[-len(window.jump) :]
+        steps = zip(places, window.jump, window.offset, strict=True)
+        return tuple(place * jump + offset for place, jump, offset in steps)
 
 
 def channels_last(values: Tensor) -> Tensor:
     """The same `(N, C, H, W)`, the channels of a place side by side in memory: on a CPU, convolutions like it best."""
-    return values.contiguous(memory_format=torch.channels_last) if values.device.type == "cpu" else values
+    if values.device.type != "cpu" or values.ndim != 4:
+        return values
+    return values.contiguous(memory_format=torch.channels_last)
 
 
 def whole(signal: Signal, shape: Sequence[int], seed: Seed) -> Tensor:
     """A signal in the value's own shape `(U, ...)`."""
     if signal.window is None:
         return signal.values
-    values = signal.values
-    if values.ndim == 4:
-        maps = values.new_zeros(len(values), *shape[-2:], values.shape[1]).permute(0, 3, 1, 2)
+    values, axes = signal.values, len(signal.window.jump)
+    size = tuple(shape[-axes:])
+    if values.ndim == 4 and axes == 2:
+        maps = values.new_zeros(len(values), *size, values.shape[1]).permute(0, 3, 1, 2)
     else:
-        maps = values.new_zeros(*values.shape[:-2], *shape[-2:])
-    tops, lefts = (start.tolist() for start in seed.starts(signal.window))
-    for unit, (top, left) in enumerate(zip(tops, lefts, strict=True)):
-        rows, columns = _overlap(top, values.shape[-2], shape[-2]), _overlap(left, values.shape[-1], shape[-1])
-        part = values[unit, ..., rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
-        maps[unit, ..., rows, columns] = part
+        maps = values.new_zeros(*values.shape[:-axes], *size)
+    starts = torch.stack(seed.starts(signal.window), 1).tolist()
+    for unit, first in enumerate(starts):
+        places = [_overlap(*each) for each in zip(first, values.shape[-axes:], size, strict=True)]
+        own = [slice(place.start - begin, place.stop - begin) for place, begin in zip(places, first, strict=True)]
+        to, of = (unit, ..., *places), (unit, ..., *own)
+        maps[to] = values[of]
     return maps
 
 
@@ -109,18 +121,20 @@ def placed(values: Tensor, window: Window, shape: Sequence[int], seed: Seed, *, 
         seed: The units.
         clear: Whether zeros are written there; else nobody reads what is there.
     """
-    height, width = values.shape[-2:]
+    axes = len(window.jump)
+    lengths, sizes = values.shape[-axes:], shape[-axes:]
     signal = Signal(values, window)
-    if height >= shape[-2] and width >= shape[-1]:
+    if all(length >= size for length, size in zip(lengths, sizes, strict=True)):
         return Signal(whole(signal, shape, seed), None)
     if not clear:
         return signal
-    for start, length, size, dim in zip(seed.starts(window), (height, width), shape[-2:], (-2, -1), strict=True):
+    for axis, (start, length, size) in enumerate(zip(seed.starts(window), lengths, sizes, strict=True)):
         if int(start.min()) >= 0 and int(start.max()) + length <= size:
             continue
         places = start[:, None] + torch.arange(length)
         inside = ((places >= 0) & (places < size)).to(values.dtype).to(values.device)
-        values *= inside.view(len(seed), *[1] * (values.ndim - 3), *((length, 1) if dim == -2 else (1, length)))
+        along = [length if own == axis else 1 for own in range(axes)]
+        values *= inside.view(len(seed), *[1] * (values.ndim - 1 - axes), *along)
     return signal
 
 
@@ -130,16 +144,16 @@ def add(first: Signal, second: Signal, shape: Sequence[int], seed: Seed) -> Sign
         return Signal(whole(first, shape, seed) + whole(second, shape, seed), None)
     if first.window == second.window and first.values.shape == second.values.shape:
         return Signal(first.values + second.values, first.window)
+    axes = len(first.window.jump)
     offsets = (first.window.offset, second.window.offset)
-    sizes = (first.values.shape[-2:], second.values.shape[-2:])
-    begin = [min(offset[axis] for offset in offsets) for axis in (0, 1)]
-    end = [max(offset[axis] + size[axis] for offset, size in zip(offsets, sizes, strict=True)) for axis in (0, 1)]
+    sizes = (first.values.shape[-axes:], second.values.shape[-axes:])
+    begin = tuple(min(offset[axis] for offset in offsets) for axis in range(axes))
+    end = [max(offset[axis] + size[axis] for offset, size in zip(offsets, sizes, strict=True)) for axis in range(axes)]
     padded = []
     for signal, offset, size in zip((first, second), offsets, sizes, strict=True):
-        before = [offset[axis] - begin[axis] for axis in (0, 1)]
-        after = [end[axis] - offset[axis] - size[axis] for axis in (0, 1)]
-        padded.append(F.pad(signal.values, (before[1], after[1], before[0], after[0])))
-    return placed(padded[0] + padded[1], Window(first.window.jump, (begin[0], begin[1])), shape, seed)
+        pad = [(offset[axis] - begin[axis], end[axis] - offset[axis] - size[axis]) for axis in range(axes)]
+        padded.append(F.pad(signal.values, [number for pair in reversed(pad) for number in pair]))
+    return placed(padded[0] + padded[1], Window(first.window.jump, begin), shape, seed)
 
 
 def gathered_at(data: Tensor, signal: Signal, seed: Seed) -> Tensor:
@@ -147,17 +161,19 @@ def gathered_at(data: Tensor, signal: Signal, seed: Seed) -> Tensor:
     slots = seed.slots.to(data.device)
     if signal.window is None:
         return data[slots]
-    height, width = signal.values.shape[-2:]
-    tops, lefts = seed.starts(signal.window)
-    rows = (tops[:, None] + torch.arange(height)).clamp_(0, data.shape[-2] - 1).to(data.device)
-    columns = (lefts[:, None] + torch.arange(width)).clamp_(0, data.shape[-1] - 1).to(data.device)
+    axes = len(signal.window.jump)
+    lengths, sizes = signal.values.shape[-axes:], data.shape[-axes:]
     # One flat index a place, the same for all channels.
-    places = (rows[:, :, None] * data.shape[-1] + columns[:, None, :]).flatten(1)
-    if data.ndim == 4 and data.is_contiguous(memory_format=torch.channels_last):
+    places = torch.zeros(len(seed), *[1] * axes, dtype=torch.int64, device=data.device)
+    for axis, (start, length, size) in enumerate(zip(seed.starts(signal.window), lengths, sizes, strict=True)):
+        along = (start[:, None] + torch.arange(length)).clamp_(0, size - 1).to(data.device)
+        places = places * size + along.view(len(seed), *[length if own == axis else 1 for own in range(axes)])
+    places = places.flatten(1)
+    if axes == 2 and data.ndim == 4 and data.is_contiguous(memory_format=torch.channels_last):
         by_place = data.permute(0, 2, 3, 1).flatten(1, 2)
         pieces = [by_place[slot].index_select(0, place) for slot, place in zip(slots.tolist(), places, strict=True)]
-        return torch.stack(pieces).view(len(seed), height, width, -1).permute(0, 3, 1, 2)
-    lead = data.shape[1:-2]
-    flat = data.flatten(-2).reshape(len(data), -1, data.shape[-2] * data.shape[-1])
+        return torch.stack(pieces).view(len(seed), *lengths, -1).permute(0, 3, 1, 2)
+    lead = data.shape[1:-axes]
+    flat = data.flatten(-axes).reshape(len(data), -1, sizes.numel())
     pieces = [flat[slot].index_select(1, place) for slot, place in zip(slots.tolist(), places, strict=True)]
-    return torch.stack(pieces).view(len(seed), *lead, height, width)
+    return torch.stack(pieces).view(len(seed), *lead, *lengths)

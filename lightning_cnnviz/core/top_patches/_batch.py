@@ -15,13 +15,13 @@ class Batch:
     """The images of one pass. One that comes again does not count: random transforms may have made it another.
 
     Args:
-        images: `(N, C, H, W)`, at least one.
+        images: `(N, C, H, W)`, at least one; or signals `(N, C, L)`, or volumes `(N, C, D, H, W)`.
         indices: `(N,)` int64, on the CPU.
         labels: `(N,)` int64, on the CPU, below 0 for none; or None.
         seen: The images that came in earlier batches.
 
     Attributes:
-        size: Height and width of the images.
+        size: Height and width of the images; of signals their length, of volumes depth, height and width.
         places: Places in the batch of the images that count, in the order of their indices.
         fresh: Whether all indices are higher than all earlier ones, as those of a sequential loader are.
     """
@@ -50,13 +50,14 @@ class Batch:
         return (lines * len(self._rank) + self._rank[places]).argsort()
 
 
-def size_of(images: Tensor) -> tuple[int, int]:
-    """Return height and width of images.
+def size_of(images: Tensor) -> tuple[int, ...]:
+    """Return height and width of images; of signals their length, of volumes depth, height and width.
 
     Raises:
         ValueError: They are too large for positions of 15 bits.
     """
-    height, width = images.shape[-2:]
-    if max(height, width) >= 2**15:
-        raise ValueError(f"images of {height} x {width} px are too large: at most 32,767 px a side")
-    return height, width
+    size = tuple(images.shape[2:])
+    if max(size) >= 2**15:
+        sides = " x ".join(map(str, size))
+        raise ValueError(f"images of {sides} px are too large: at most 32,767 px a side")
+    return size

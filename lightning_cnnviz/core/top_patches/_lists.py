@@ -64,7 +64,8 @@ class RunningLists:
     ) -> None:
         self._lines: dict[str, slice] = {}
         self._features: dict[str, tuple[int, ...]] = {}
-        total, kept, whole = 0, [], []
+        total, kept, whole = 0, list[int](), list[bool]()
+        deep = any(len(maps.shape) == 4 for maps in traced)
         for maps in traced:
             layer, channels = maps.layer, maps.shape[0]
             self._lines[layer] = slice(total, total + channels)
@@ -74,7 +75,7 @@ class RunningLists:
             whole += [feature in entire for feature in self._features[layer]]
             total += channels
         self.seen = SeenImages()
-        self.top = TopK(total, max(each.k for each in wanted), per_image=per_image, dtype=dtype)
+        self.top = TopK(total, max(each.k for each in wanted), per_image=per_image, dtype=dtype, deep=deep)
         self.store = PatchStore(
             torch.tensor(kept, dtype=torch.int64), whole=whole, sources=any(each.sources for each in wanted)
         )
@@ -158,6 +159,7 @@ class RunningLists:
                 labels=units.labels if labeled else None,
                 rows=units.rows,
                 columns=units.columns,
+                depths=units.depths,
                 boxes=units.boxes,
                 maxima=maxima[lines].clone(),
                 features=features,
@@ -180,7 +182,8 @@ def _units(
     reading: Reading, places: Tensor, channels: Tensor, batch: Batch, maps: FeatureMaps, dtype: torch.dtype
 ) -> Units:
     """The units `(E, units)` that may enter, with everything that is kept of them."""
-    rows, columns = reading.positions // maps.shape[2], reading.positions % maps.shape[2]
+    depths, rows, columns = _places(reading.positions, maps.shape[1:])
+    own = (rows, columns) if depths is None else (depths, rows, columns)
     return Units.packed(
         scores=reading.scores.to(dtype),
         activations=reading.activations.to(dtype),
@@ -188,15 +191,25 @@ def _units(
         labels=None if batch.labels is None else batch.labels[places][:, None].expand_as(rows),
         rows=rows,
         columns=columns,
-        boxes=maps.field.box(channels[:, None].expand_as(rows), rows, columns),
+        depths=depths,
+        boxes=maps.field.box(channels[:, None].expand_as(rows), *own),
     )
+
+
+def _places(positions: Tensor, size: Sequence[int]) -> tuple[Tensor | None, Tensor, Tensor]:
+    """Depths (of volumes), rows and columns of positions in maps of a size; a signal is an image of one row."""
+    columns, rest = positions % size[-1], positions // size[-1]
+    if len(size) < 3:
+        return None, rest, columns
+    return rest // size[-2], rest % size[-2], columns
 
 
 def _by_line(lines: Tensor, units: Units) -> tuple[Tensor, Units]:
     """Put units `(E, units)`, sorted by line, into one row for each line that has any: `(A, M)`, with empty places."""
     named, row, counts = lines.unique_consecutive(return_inverse=True, return_counts=True)
     place = torch.arange(len(lines)) - (counts.cumsum(0) - counts)[row]
-    spread = Units.none(len(named), int(counts.max()), units.scores.shape[1], dtype=units.scores.dtype)
+    shape, deep = (len(named), int(counts.max()), units.scores.shape[1]), units.depths is not None
+    spread = Units.none(*shape, dtype=units.scores.dtype, deep=deep)
     for part, found in zip(spread, units, strict=True):
         part[row, place] = found
     return named, spread.each(lambda part: part.flatten(1, 2))

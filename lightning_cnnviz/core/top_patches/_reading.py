@@ -25,7 +25,7 @@ Admit = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Reading:
-    """One layer's feature maps `(N, C, H, W)` as far as the lists need them.
+    """One layer's feature maps `(N, C, ...)` as far as the lists need them.
 
     Attributes:
         nonfinite: `(N, C)` bool, feature maps whose largest activation is NaN or infinite; None for none.
@@ -33,7 +33,7 @@ class Reading:
         entering: `(E,)` int64, feature maps that may enter the lists: n * C + c.
         scores: `(E, units)`, of the strongest units of these; -inf where a map has fewer.
         activations: `(E, units)`, likewise, the strongest first.
-        positions: `(E, units)` int64, counted row by row.
+        positions: `(E, units)` int64, counted row by row, of volumes slice by slice.
     """
 
     nonfinite: Tensor | None
@@ -45,7 +45,7 @@ class Reading:
 
 
 def read_at_once(maps: Tensor, rank_by: RankBy, units: int, admit: Admit) -> Reading:
-    """Read feature maps `(N, C, H, W)` on the CPU: all of them for their maxima, again those that may enter the lists.
+    """Read feature maps `(N, C, ...)` on the CPU: all of them for their maxima, again those that may enter the lists.
 
     Args:
         maps: The feature maps.
@@ -54,11 +54,11 @@ def read_at_once(maps: Tensor, rank_by: RankBy, units: int, admit: Admit) -> Rea
         admit: Says which maps may enter.
     """
     nonfinite = None
-    maxima = _wide(maps.amax((2, 3)))
+    maxima = _wide(maps.amax(_space(maps)))
     if not np.isfinite(maxima.numpy()).all():
         nonfinite = ~torch.isfinite(maxima)
         maps = torch.where(torch.isfinite(maps), maps, -torch.inf)
-        maxima = _wide(maps.amax((2, 3)))
+        maxima = _wide(maps.amax(_space(maps)))
     means = None if rank_by == "max" else spatial_means(maps)
     entering = admit(maxima if means is None else means)
     if not len(entering):
@@ -78,7 +78,7 @@ def read_later(maps: Tensor, rank_by: RankBy, units: int) -> Callable[[Admit], R
         rank_by: Likewise.
         units: Likewise.
     """
-    nonfinite = ~torch.isfinite(maps.amax((2, 3)))
+    nonfinite = ~torch.isfinite(maps.amax(_space(maps)))
     finite = torch.where(torch.isfinite(maps), maps, -torch.inf)
     strongest = strongest_units(finite.flatten(0, 1), units)
     means = None if rank_by == "max" else spatial_means(finite)
@@ -117,7 +117,7 @@ def _reading(
 
 
 def strongest_units(maps: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Return activations and positions `(E, count)` of the strongest units of feature maps `(E, H, W)`.
+    """Return activations and positions `(E, count)` of the strongest units of feature maps `(E, ...)`.
 
     Fewer where a map has fewer units; equal ones are in order of position (row by row).
     """
@@ -129,7 +129,7 @@ def strongest_units(maps: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def spatial_means(maps: Tensor) -> Tensor:
-    """Return the mean `(N, C)` float64 of the finite activations of each feature map `(N, C, H, W)`; -inf for none.
+    """Return the mean `(N, C)` float64 of the finite activations of each feature map `(N, C, ...)`; -inf for none.
 
     A map has the same mean, to the last bit, in any batch and memory layout; torch promises no such thing of its own.
     """
@@ -164,7 +164,7 @@ def _wide(values: Tensor) -> Tensor:
 
 
 def _position(maps: Tensor, entering: Tensor) -> Tensor:
-    """Where some of the feature maps `(N, C, H, W)` have their maximum, the first of equal ones: `(E, 1)`, row by row.
+    """Where some of the feature maps `(N, C, ...)` have their maximum, the first of equal ones: `(E, 1)`, row by row.
 
     With numpy, whose argmax is several times faster than torch's maximum with indices.
     """
@@ -178,15 +178,19 @@ def _position(maps: Tensor, entering: Tensor) -> Tensor:
 
 
 def _strongest_of(maps: Tensor, entering: Tensor, units: int) -> tuple[Tensor, Tensor]:
-    """Activations and positions `(E, units)` of the strongest units of some of the feature maps `(N, C, H, W)`."""
+    """Activations and positions `(E, units)` of the strongest units of some of the feature maps `(N, C, ...)`."""
     parts = [strongest_units(piece, units) for piece in _pieces(maps, entering)]
     values, positions = zip(*parts, strict=True)
     return torch.cat(values), torch.cat(positions)
 
 
+def _space(maps: Tensor) -> tuple[int, ...]:
+    return tuple(range(2, maps.ndim))
+
+
 def _pieces(maps: Tensor, numbers: Tensor) -> Iterator[Tensor]:
-    """Some of the feature maps `(N, C, H, W)`, some at a time: `(E, H, W)`."""
-    return (_pick(maps, some) for some in numbers.split(max(1, _CHUNK // (maps.shape[2] * maps.shape[3]))))
+    """Some of the feature maps `(N, C, ...)`, some at a time: `(E, ...)`."""
+    return (_pick(maps, some) for some in numbers.split(max(1, _CHUNK // maps.shape[2:].numel())))
 
 
 def _pick(maps: Tensor, numbers: Tensor) -> Tensor:

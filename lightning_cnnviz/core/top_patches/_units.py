@@ -24,7 +24,8 @@ class Units(NamedTuple):
         activations: How strong they are; -inf likewise.
         images: int64, the images' indices; `NO_IMAGE` likewise.
         details: `(..., 4)` int32, zeros likewise. Only this file knows how they are laid out: the label, then three
-            pairs of 16-bit numbers: row and column, and the receptive field's top left and bottom right corners.
+            pairs of 16-bit numbers: row and column, and the receptive field's top left and bottom right corners. Of
+            volumes `(..., 6)`: then the depth, and the pair of the field's front and back.
     """
 
     scores: Tensor
@@ -33,10 +34,10 @@ class Units(NamedTuple):
     details: Tensor
 
     @classmethod
-    def none(cls, *shape: int, dtype: torch.dtype = torch.float32) -> Units:
-        """Return places without units."""
+    def none(cls, *shape: int, dtype: torch.dtype = torch.float32, deep: bool = False) -> Units:
+        """Return places without units, of volumes where they are deep."""
         nothing = torch.full(shape, -torch.inf, dtype=dtype)
-        details = torch.zeros(*shape, 4, dtype=torch.int32)
+        details = torch.zeros(*shape, 6 if deep else 4, dtype=torch.int32)
         return cls(nothing, nothing.clone(), torch.full(shape, NO_IMAGE), details)
 
     @classmethod
@@ -50,6 +51,7 @@ class Units(NamedTuple):
         rows: Tensor,
         columns: Tensor,
         boxes: Tensor,
+        depths: Tensor | None = None,
     ) -> Units:
         """Pack units of one shape `(...)`.
 
@@ -60,11 +62,17 @@ class Units(NamedTuple):
             labels: Whole numbers of 32 bits, or None.
             rows: From 0 to 32,767.
             columns: Likewise.
-            boxes: `(..., 4)`, top, left, bottom, right, likewise.
+            boxes: `(..., 4)`, top, left, bottom, right, likewise; of volumes `(..., 6)`, with the front before the top,
+                and the back before the bottom.
+            depths: Of volumes, likewise.
         """
         labels = torch.full_like(rows, NO_LABEL) if labels is None else labels
-        corners = _pair(boxes[..., 0], boxes[..., 1]), _pair(boxes[..., 2], boxes[..., 3])
-        details = torch.stack([labels.to(torch.int32), _pair(rows, columns), *corners], dim=-1)
+        first, last = boxes.chunk(2, dim=-1)
+        parts = [labels.to(torch.int32), _pair(rows, columns)]
+        parts += [_pair(corner[..., -2], corner[..., -1]) for corner in (first, last)]
+        if depths is not None:
+            parts += [depths.to(torch.int32), _pair(first[..., 0], last[..., 0])]
+        details = torch.stack(parts, dim=-1)
         return cls(scores, activations, images, details)
 
     @property
@@ -74,24 +82,35 @@ class Units(NamedTuple):
 
     @property
     def positions(self) -> Tensor:
-        """int32, one number for each place in a feature map, in the order of rows, then columns."""
-        return self.details[..., 1]
+        """One whole number for each place in a feature map, in the order of depths, then rows, then columns."""
+        if self.depths is None:
+            return self.details[..., 1]
+        return (self.depths << 32) | self.details[..., 1].to(torch.int64)
 
     @property
     def rows(self) -> Tensor:
         """int64."""
-        return _first(self.positions)
+        return _first(self.details[..., 1])
 
     @property
     def columns(self) -> Tensor:
         """int64."""
-        return _second(self.positions)
+        return _second(self.details[..., 1])
+
+    @property
+    def depths(self) -> Tensor | None:
+        """int64; None where these are no volumes."""
+        return self.details[..., 4].to(torch.int64) if self.details.shape[-1] > 4 else None
 
     @property
     def boxes(self) -> Tensor:
-        """`(..., 4)` int64, receptive fields: top, left, bottom, right."""
+        """`(..., 4)` int64, receptive fields: top, left, bottom, right; of volumes `(..., 6)`, see `packed`."""
         corners = self.details[..., 2], self.details[..., 3]
-        return torch.stack([part(corner) for corner in corners for part in (_first, _second)], dim=-1)
+        edges = [part(corner) for corner in corners for part in (_first, _second)]
+        if self.depths is not None:
+            ends = self.details[..., 5]
+            edges = [_first(ends), *edges[:2], _second(ends), *edges[2:]]
+        return torch.stack(edges, dim=-1)
 
     def each(self, function: Callable[[Tensor], Tensor]) -> Units:
         """Do the same with each tensor."""
@@ -103,7 +122,7 @@ class Units(NamedTuple):
             self.scores.gather(1, order),
             self.activations.gather(1, order),
             self.images.gather(1, order),
-            self.details.gather(1, order[..., None].expand(-1, -1, 4)),
+            self.details.gather(1, order[..., None].expand(-1, -1, self.details.shape[-1])),
         )
 
     def cleared(self) -> Units:

@@ -80,7 +80,7 @@ class PatchMiner:
         self._model, self._layers = model, {layer.name: layer for layer in layers}
         self._wanted = [Wanted(frozenset(self._layers), k, features, whole_images, sources)]
         self._per_image, self._rank_by, self._at_once = per_image, rank_by, at_once
-        self._traced: dict[tuple[int, int], dict[str, FeatureMaps]] = {}  # by the images' size
+        self._traced: dict[tuple[int, ...], dict[str, FeatureMaps]] = {}  # by the images' size
         self._lists: RunningLists | None = None
         self._merged = False
 
@@ -111,7 +111,7 @@ class PatchMiner:
         the batch does not count.
 
         Args:
-            images: `(N, C, H, W)`, at least one.
+            images: `(N, C, H, W)`, at least one; or signals `(N, C, L)`, or volumes `(N, C, D, H, W)`.
             indices: `(N,)` int64, each image's index in the data set.
             labels: `(N,)` int64, or None.
 
@@ -163,7 +163,7 @@ class PatchMiner:
 
     @property
     def images(self) -> Mapping[int, Tensor]:
-        """By index, whole images `(C, H, W)` that this rank has seen: those asked for, and some more."""
+        """By index, whole images, in their own shape, that this rank has seen: those asked for, and some more."""
         return {} if self._lists is None else self._lists.store.whole
 
     def _trace(self, images: Tensor) -> dict[str, FeatureMaps]:
@@ -222,7 +222,7 @@ class _Watch:
     def _checked(self, layer: str, maps: Any) -> Tensor:
         expected = (len(self._batch), *self._traced[layer].shape)
         if isinstance(maps, Tensor) and maps.ndim == 2:
-            maps = maps[..., None, None]
+            maps = maps.view(*maps.shape, *[1] * (len(expected) - 2))
         if not isinstance(maps, Tensor) or tuple(maps.shape) != expected:
             got = tuple(maps.shape) if isinstance(maps, Tensor) else type(maps).__name__
             raise ValueError(

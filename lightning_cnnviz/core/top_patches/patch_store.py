@@ -12,6 +12,7 @@ from torch import Tensor
 from lightning_cnnviz.core.data.distributed import exchanged, gathered_objects, ranks
 from lightning_cnnviz.core.top_patches._units import Units
 from lightning_cnnviz.core.top_patches.results import SourceImage
+from lightning_cnnviz.core.tracing.boxes import box_size, cropped, volume_of
 
 __all__ = ["PatchStore"]
 
@@ -21,7 +22,7 @@ _NEARLY_WHOLE = 0.75
 _LARGE_PART = 0.1
 
 _Key = tuple[int, int]  # image, packed position
-_Box = tuple[int, int, int, int]
+_Box = tuple[int, ...]
 
 
 class PatchStore:
@@ -46,18 +47,18 @@ class PatchStore:
         self.whole: dict[int, Tensor] = {}
         self._sharing: Counter[int] = Counter()  # of each whole image, the number of its patches
         self._held: list[dict[_Key, Tensor]] = [{} for _ in lines]
-        self._like = torch.empty(0)
+        self._like, self._axes = torch.empty(0), 2
 
     def keep(self, units: Units, images: Tensor, indices: Tensor, places: Tensor) -> None:
         """Cut out the patches of a batch whose units are in one of the lines; drop those whose units no longer are.
 
         Args:
             units: `(F, k)`, what is in the lists now.
-            images: `(N, C, H, W)`.
+            images: `(N, C, H, W)`, or signals or volumes.
             indices: `(N,)` int64.
             places: Places in the batch of the images that count; the others came in an earlier batch.
         """
-        self._like = torch.empty(0, images.shape[1], dtype=images.dtype)
+        self._like, self._axes = torch.empty(0, images.shape[1], dtype=images.dtype), images.ndim - 2
         listed = units.images[self._lines]
         new = torch.isin(listed, indices[places])
         lines = new.any(1).nonzero().flatten()
@@ -72,7 +73,7 @@ class PatchStore:
                 self._let_go(key[0], held.pop(key))
                 self._uses[key[0]] -= 1
             entering += [(line, key, boxes[key]) for key in boxes.keys() - held.keys()]
-        shared = self._shared(entering, images.shape[2] * images.shape[3])
+        shared = self._shared(entering, images.shape[2:].numel())
         for line, key, box in entering:
             part = min(self._parts[line], _LARGE_PART) if key[0] in shared else self._parts[line]
             self._held[line][key] = self._take(key[0], source[key[0]], box, part)
@@ -87,8 +88,8 @@ class PatchStore:
     def _shared(entering: Sequence[tuple[int, _Key, _Box]], whole: int) -> set[int]:
         """The images whose large patches together exceed them: one copy of the image takes less memory."""
         areas: Counter[int] = Counter()
-        for _, (image, _), (top, left, bottom, right) in entering:
-            area = (bottom - top) * (right - left)
+        for _, (image, _), box in entering:
+            area = volume_of(box)
             if area >= _LARGE_PART * whole:
                 areas[image] += area
         return {image for image, area in areas.items() if area > whole}
@@ -115,13 +116,12 @@ class PatchStore:
 
     def _take(self, index: int, image: Tensor, box: _Box, part: float) -> Tensor:
         """Copy a patch; one that covers at least `part` of its image is a view of a shared copy of the image."""
-        top, left, bottom, right = box
-        if (bottom - top) * (right - left) < part * image.shape[1] * image.shape[2]:
-            return _copied(image[:, top:bottom, left:right])
+        if volume_of(box) < part * image.shape[1:].numel():
+            return _copied(cropped(image, box))
         if index not in self.whole:
             self.whole[index] = _copied(image)
         self._sharing[index] += 1
-        return self.whole[index][:, top:bottom, left:right]
+        return cropped(self.whole[index], box)
 
     def _let_go(self, index: int, patch: Tensor) -> None:
         whole = self.whole.get(index)
@@ -141,12 +141,15 @@ class PatchStore:
             return
         wanted = self._wanted(units)
         own = [held.get(key) for held, boxes in zip(self._held, wanted, strict=True) for key in boxes]
-        patches = iter(exchanged(own, [box for boxes in wanted for box in boxes.values()], self._like))
+        patches = iter(exchanged(own, [self._shape(box) for boxes in wanted for box in boxes.values()], self._like))
         self._held = [{key: _there(next(patches)) for key in boxes} for boxes in wanted]
         if self._sources is not None:
             shown = {key[0] for boxes in wanted for key in boxes}
             everyones = [image for part in gathered_objects(self._sources) for image in part.values()]
             self._sources = {image.index: image for image in reversed(everyones) if image.index in shown}
+
+    def _shape(self, box: _Box) -> tuple[int, ...]:
+        return self._like.shape[-1], *box_size(box)[-self._axes :]
 
     @property
     def sources(self) -> tuple[SourceImage, ...]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightning_cnnviz.core.network.layers import FeatureSpec, resolve_features
 from lightning_cnnviz.core.top_patches.activity import FeatureActivity
+from lightning_cnnviz.core.tracing.boxes import box_size
 
 __all__ = ["LayerTopPatches", "RankBy", "SourceImage", "TopPatches"]
 
@@ -27,7 +28,7 @@ class SourceImage:
 
     Attributes:
         index: Its data-set index.
-        levels: `(C, H, W)` uint8; 0 stands for `low` and 255 for `high`.
+        levels: `(C, H, W)` uint8, of signals `(C, L)`, of volumes `(C, D, H, W)`; 0 stands for `low` and 255 for `high`.
         low: `(C,)` float32.
         high: `(C,)` float32.
     """
@@ -39,16 +40,18 @@ class SourceImage:
 
     @classmethod
     def of(cls, index: int, image: Tensor) -> SourceImage:
-        """Take an image `(C, H, W)` as the network is given it; what is not finite counts as 0."""
+        """Take an image, signal or volume `(C, ...)` as the network is given it; what is not finite counts as 0."""
         values = image.detach().float().nan_to_num(0.0, 0.0, 0.0).cpu()
-        low, high = values.amin((1, 2)), values.amax((1, 2))
+        low, high = values.flatten(1).amin(1), values.flatten(1).amax(1)
         span = (high - low).clamp_min(torch.finfo(torch.float32).tiny)
-        levels = ((values - low.view(-1, 1, 1)) * (255 / span).view(-1, 1, 1)).round_().to(torch.uint8)
+        column = (-1, *[1] * (values.ndim - 1))
+        levels = ((values - low.view(column)) * (255 / span).view(column)).round_().to(torch.uint8)
         return cls(index=index, levels=levels, low=low, high=high)
 
     def values(self) -> Tensor:
-        """Return the image `(C, H, W)` float32 in the values that the network was given, to half a level."""
-        low, high = self.low.view(-1, 1, 1), self.high.view(-1, 1, 1)
+        """Return the image `(C, ...)` float32 in the values that the network was given, to half a level."""
+        column = (-1, *[1] * (self.levels.ndim - 1))
+        low, high = self.low.view(column), self.high.view(column)
         return self.levels.float() * ((high - low) / 255) + low
 
 
@@ -64,15 +67,18 @@ class LayerTopPatches:
         activations: `(C, k)`, how strong the units are; -inf likewise.
         images: `(C, k)` int64, data-set indices; -1 where empty.
         labels: `(C, k)` int64, or None where the data has none.
-        rows: `(C, k)` int64, the units' rows in the feature map.
-        columns: `(C, k)` int64.
-        boxes: `(C, k, 4)` int64, receptive fields in the image: top, left, bottom, right, half-open, clipped.
+        rows: `(C, k)` int64, the units' rows in the feature map; 0 in one of signals, which has one row.
+        columns: `(C, k)` int64; of signals the positions.
+        depths: `(C, k)` int64, of clips and volumes: the slices; else None.
+        boxes: `(C, k, 4)` int64, receptive fields in the image: top, left, bottom, right, half-open, clipped. A signal
+            is an image of one row. Of volumes `(C, k, 6)`: front, top, left, back, bottom, right.
         maxima: `(C,)`, the largest activation of each feature map on the whole set, whatever ranks; -inf where there
             was none. Of a map that is NaN or infinite on some images the largest finite one, and NaN where none of
             these is above zero: then nobody knows whether the map is dead.
         features: Feature maps whose patches were kept, ascending.
         patches: For each of `features` its patches `(image channels, bottom - top, right - left)`, in the values that
-            the network was given, best first (fewer than k where there were fewer units).
+            the network was given, best first (fewer than k where there were fewer units). Those of signals are
+            `(image channels, right - left)`, of volumes `(image channels, depth, height, width)`.
         nonfinite: The lowest index of an image with a feature map whose largest activation is NaN or infinite, or None.
             Such activations are never ranked.
         activity: What drives `features` over the whole set, where that is known.
@@ -92,13 +98,14 @@ class LayerTopPatches:
     patches: tuple[tuple[Tensor, ...], ...]
     nonfinite: int | None = None
     activity: FeatureActivity | None = None
+    depths: Tensor | None = None
 
     def __post_init__(self) -> None:
         shape: tuple[int, ...] = tuple(self.scores.shape)
         if len(shape) != 2:
             raise ValueError(f"layer '{self.layer}': scores must be (C, k), not {shape}")
-        expected: dict[str, tuple[int, ...]] = {"boxes": (*shape, 4), "maxima": shape[:1]}
-        expected |= dict.fromkeys(("activations", "images", "labels", "rows", "columns"), shape)
+        expected: dict[str, tuple[int, ...]] = {"boxes": (*shape, 4 if self.depths is None else 6), "maxima": shape[:1]}
+        expected |= dict.fromkeys(("activations", "images", "labels", "rows", "columns", "depths"), shape)
         for name, wanted in expected.items():
             part = getattr(self, name)
             if part is not None and tuple(part.shape) != wanted:
@@ -118,15 +125,17 @@ class LayerTopPatches:
                     f"layer '{self.layer}', feature {feature}: {len(patches)} patches of {shape[1]} units, "
                     f"feature {feature} of {shape[0]}"
                 )
-            for patch, (top, left, bottom, right) in zip(patches, self.boxes[feature].tolist(), strict=False):
-                if patch.ndim != 3 or tuple(patch.shape[1:]) != (bottom - top, right - left):
-                    box = f"({top}, {left}, {bottom}, {right})"
+            for patch, box in zip(patches, self.boxes[feature].tolist(), strict=False):
+                axes = patch.ndim - 1
+                least = 1 if self.depths is None else 3
+                if not least <= axes <= len(box) // 2 or tuple(patch.shape[1:]) != box_size(box)[-axes:]:
                     raise ValueError(
-                        f"layer '{self.layer}', feature {feature}: a patch {tuple(patch.shape)} does not fit box {box}"
+                        f"layer '{self.layer}', feature {feature}: a patch {tuple(patch.shape)} does not fit box "
+                        f"({', '.join(map(str, box))})"
                     )
 
     def patch(self, feature: int, rank: int = 0) -> Tensor:
-        """Return one patch `(image channels, height, width)`.
+        """Return one patch `(image channels, height, width)`; of signals and volumes see `patches`.
 
         Raises:
             KeyError: The patches of this feature map were not kept, or there are fewer.
@@ -153,6 +162,7 @@ class LayerTopPatches:
             labels=None if self.labels is None else self.labels[:, :k],
             rows=self.rows[:, :k],
             columns=self.columns[:, :k],
+            depths=None if self.depths is None else self.depths[:, :k],
             boxes=self.boxes[:, :k],
             features=kept,
             patches=tuple(patches[feature][:k] for feature in kept),

@@ -14,7 +14,7 @@ from lightning_cnnviz.core.data.batches import BatchFn, numbered_batches
 from lightning_cnnviz.core.data.distributed import together
 from lightning_cnnviz.core.network.calling import give, rows_of
 from lightning_cnnviz.core.network.hooks import analysis_mode, model_device
-from lightning_cnnviz.core.network.layers import FeatureSpec, LayerSpec, select_for_views
+from lightning_cnnviz.core.network.layers import FeatureSpec, LayerSpec, image_axes, select_for_views
 from lightning_cnnviz.core.network.memory import in_chunks
 from lightning_cnnviz.core.top_patches._units import NO_LABEL
 from lightning_cnnviz.core.top_patches.mining import PatchMiner
@@ -70,7 +70,8 @@ def mine_top_patches(
     size.
 
     Args:
-        model: Any network that takes images `(N, C, H, W)`.
+        model: Any network that takes images `(N, C, H, W)`, signals `(N, C, L)`, or clips and volumes
+            `(N, C, D, H, W)`; which of them, its convolutions say.
         loader: A DataLoader (also a shuffled one), or any iterable of batches.
         layers: See `select_layers`; by default every convolution, read behind the BatchNorm that directly follows it.
         k: Number of units of each feature map.
@@ -96,11 +97,13 @@ def mine_top_patches(
         >>> layer.activations.shape, layer.patch(0, rank=0).shape
         (torch.Size([8, 3]), torch.Size([1, 5, 5]))
     """
-    chosen = select_for_views(model, layers)
+    chosen = select_for_views(model, layers, axes=(1, 2, 3))
     miner = PatchMiner(model, chosen, k=k, features=features, per_image=per_image, rank_by=rank_by, sources=sources)
     device = model_device(model)
     with together("mining patches"), analysis_mode(model):
-        for images, labels, indices, known, given, _ in numbered_batches(loader, batch_fn, progress):
+        for images, labels, indices, known, given, _ in numbered_batches(
+            loader, batch_fn, progress, axes={image_axes(model)}
+        ):
             miner.indices_known &= known
             give(model, given, images)
             images = images.to(device)

@@ -30,13 +30,20 @@ class TopK:
         k: Number of units kept of each.
         per_image: Number of units of one feature map that may come from one image; None for any number.
         dtype: float32, or float64 for a network that computes in it.
+        deep: Whether feature maps are those of volumes.
 
     Attributes:
         units: `(F, k)`, the best first.
     """
 
     def __init__(
-        self, features: int, k: int = 9, *, per_image: int | None = 1, dtype: torch.dtype = torch.float32
+        self,
+        features: int,
+        k: int = 9,
+        *,
+        per_image: int | None = 1,
+        dtype: torch.dtype = torch.float32,
+        deep: bool = False,
     ) -> None:
         if k < 1:
             raise WrongArgumentError(f"k={k}: at least one unit is kept of each feature map")
@@ -46,7 +53,7 @@ class TopK:
             )
         self.k = k
         self.per_image = k if per_image is None else min(per_image, k)
-        self.units = Units.none(features, k, dtype=dtype)
+        self.units = Units.none(features, k, dtype=dtype, deep=deep)
 
     def admits(self, first: int, scores: Tensor, images: Tensor | None) -> Tensor:
         """Say which feature maps of which images may enter the lists of a layer, given all of them at once.
