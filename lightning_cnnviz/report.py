@@ -91,6 +91,7 @@ class ImageCrop:
         offset: Row and column of the tile at which the crop lies; around it the tile shows no image.
         index: The image's data-set index.
         file: Its file's name; "" where there is none.
+        apart: Whether the tile is drawn in another way than the image is, and not to be cut out of it.
     """
 
     pixels: Tensor
@@ -98,6 +99,7 @@ class ImageCrop:
     offset: tuple[int, int] = (0, 0)
     index: int
     file: str = ""
+    apart: bool = False
 
     def __post_init__(self) -> None:
         _check_pixels(self.pixels, "an ImageCrop")

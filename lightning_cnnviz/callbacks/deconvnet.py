@@ -137,6 +137,7 @@ def _units(patches: TopPatches) -> list[Unit]:
             int(layer.rows[feature, rank]),
             int(layer.columns[feature, rank]),
             float(layer.activations[feature, rank]),
+            None if layer.depths is None else int(layer.depths[feature, rank]),
         )
         for layer, feature, rank in _places(patches)
     ]

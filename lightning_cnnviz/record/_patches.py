@@ -40,13 +40,22 @@ def packed_patches(
     scales = {
         source.index: (source.low.tolist(), source.high.tolist())
         for source in value.sources
-        if len(source.levels) in (1, 3) and not _shows_all(source, normalization)
+        if source.levels.ndim == 3 and len(source.levels) in (1, 3) and not _shows_all(source, normalization)
     }
+    if any(source.levels.ndim != 3 for source in value.sources):
+        return _packed_exactly(value)
     files = {source.index: put(source, None if source.index in scales else normalization) for source in value.sources}
     first = next(value.all_patches(), torch.zeros(0, 0, 0))
     like = {"channels": len(first), "dtype": first.dtype, "images": files, "scales": scales}
     layers = [[_kept(layer, place, files) for place in range(len(layer.features))] for layer in value]
     return replace(without_patches(value), sources=()), {**like, "layers": layers}
+
+
+def _packed_exactly(value: TopPatches) -> tuple[Any, Any]:
+    """The same of signals and volumes, which are no pictures: their levels are kept as they are."""
+    sources = {source.index: (source.levels, source.low, source.high) for source in value.sources}
+    layers = [[list(patches) for patches in layer.patches] for layer in value]
+    return replace(without_patches(value), sources=()), {"levels": sources, "layers": layers}
 
 
 def unpacked_patches(value: Any, crops: Any, normalization: Normalization, image: Callable[[str], Tensor]) -> Any:
@@ -63,6 +72,8 @@ def unpacked_patches(value: Any, crops: Any, normalization: Normalization, image
         both = zip(value, crops, strict=True)
         return tuple(unpacked_patches(part, crop, normalization, image) for part, crop in both)
     try:
+        if "levels" in crops:
+            return _unpacked_exactly(value, crops)
         pixels = {index: image(name) for index, name in crops["images"].items()}
         channels, dtype, kept = crops["channels"], crops["dtype"], crops["layers"]
         values = {
@@ -76,6 +87,15 @@ def unpacked_patches(value: Any, crops: Any, normalization: Normalization, image
         return replace(value, layers=layers, sources=sources)
     except (KeyError, IndexError, TypeError, AttributeError, RuntimeError) as error:
         raise ValueError(f"its patches do not fit the result: {error}") from error
+
+
+def _unpacked_exactly(value: TopPatches, crops: Any) -> TopPatches:
+    layers = tuple(_restored(*both, {}) for both in zip(value, crops["layers"], strict=True))
+    sources = tuple(
+        SourceImage(index=index, levels=levels, low=low, high=high)
+        for index, (levels, low, high) in crops["levels"].items()
+    )
+    return replace(value, layers=layers, sources=sources)
 
 
 def _kept(layer: LayerTopPatches, place: int, files: Mapping[int, str]) -> Any:

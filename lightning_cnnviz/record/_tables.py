@@ -32,6 +32,7 @@ Columns = dict[str, Any]
 """By name, a value for each line, or one for all lines."""
 
 _BOX = ("top", "left", "bottom", "right")
+_BOX_3D = ("front", "top", "left", "back", "bottom", "right")
 
 
 def columns_of(view: str, result: Any, display: Display) -> Iterator[Columns]:
@@ -92,9 +93,10 @@ def _units(layer: LayerTopPatches, features: Tensor, ranks: Tensor, display: Dis
         "image": images.numpy(),
         **_labels(labels, display, len(images)),
         "file": [display.files.get(index) for index in images.tolist()],
+        **({} if layer.depths is None else {"depth": layer.depths[features, ranks].numpy()}),
         "row": layer.rows[features, ranks].numpy(),
         "column": layer.columns[features, ranks].numpy(),
-        **{side: boxes[:, place].numpy() for place, side in enumerate(_BOX)},
+        **{side: boxes[:, place].numpy() for place, side in enumerate(_BOX if boxes.shape[1] == 4 else _BOX_3D)},
     }
 
 

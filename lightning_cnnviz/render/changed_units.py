@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from lightning_cnnviz.core.comparison.units import LayerComparison, UnitComparison
 from lightning_cnnviz.core.top_patches.results import LayerTopPatches, TopPatches
 from lightning_cnnviz.render.display import Display
-from lightning_cnnviz.render.patches import Crops, brief, largest_patch, numbers_of_unit, placed_at
+from lightning_cnnviz.render.frames import Frame
+from lightning_cnnviz.render.patches import Crops, brief, numbers_of_unit
 from lightning_cnnviz.report import Gallery, Number, Row, Tile
 
 __all__ = ["changed_galleries", "changed_units", "other_units"]
@@ -59,17 +60,14 @@ def changed_galleries(
     galleries = []
     for own in patches:
         layer, other = compared[own.layer], beside[compared[own.layer].other]
-        size = (
-            max(largest_patch(own)[0], largest_patch(other)[0]),
-            max(largest_patch(own)[1], largest_patch(other)[1]),
-        )
+        frame = Frame.of([patch for mined in (own, other) for patches in mined.patches for patch in patches])
         rows = []
         for channel in sorted(own.features, key=lambda each: float(layer.similarity[each])):
-            tiles = [*_tiles(own, channel, crops, size, "first network", display.class_names)]
+            tiles = [*_tiles(own, channel, crops, frame, "first network", display.class_names)]
             numbers: dict[str, Number] = {}
             for each in _counterparts(layer, channel):
                 shows = f"other network, {each.shows}"
-                tiles += _tiles(other, each.channel, other_crops, size, shows, display.class_names)
+                tiles += _tiles(other, each.channel, other_crops, frame, shows, display.class_names)
                 if each.shows == _BEST:
                     numbers[_BEST] = each.channel
                 numbers[f"{each.shows} r"] = round(each.correlation, 3)
@@ -94,19 +92,19 @@ def _tiles(
     layer: LayerTopPatches,
     channel: int,
     crops: Crops,
-    size: tuple[int, int],
+    frame: Frame,
     shows: str,
     class_names: Sequence[str] | None,
 ) -> Iterator[Tile]:
     for rank in range(len(layer.patches[layer.features.index(channel)])):
         yield Tile(
-            crops.pixels(layer, channel, rank, size),
+            crops.pixels(layer, channel, rank, frame),
             brief(float(layer.activations[channel, rank])),
             numbers_of_unit(layer, channel, rank, class_names) | crops.file(layer, channel, rank),
-            source=crops.source(layer, channel, rank, size),
+            source=crops.source(layer, channel, rank, frame),
             shows=shows,
             rank=rank,
-            inside=placed_at(layer.boxes[channel, rank], size),
+            inside=frame.inside(layer.boxes[channel, rank]),
         )
 
 

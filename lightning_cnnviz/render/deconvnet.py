@@ -6,24 +6,23 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_cnnviz.core.deconvnet.projection import Projection
 from lightning_cnnviz.core.top_patches.results import LayerTopPatches, TopPatches
+from lightning_cnnviz.render.frames import Frame
 from lightning_cnnviz.render.normalization import Normalization
 from lightning_cnnviz.render.patches import (
     MEAN_NOTE,
     Crops,
-    largest_patch,
     nonfinite_note,
     numbers_of_row,
     numbers_of_unit,
     place_patch,
-    placed_at,
     scale_of,
-    to_gray_centered,
 )
 from lightning_cnnviz.report import Gallery, Item, LateTile, Number, Report, Row, Tile
 
@@ -34,6 +33,10 @@ _SIDE = 96
 _GRAY_NOTE = (
     "Gray is no contribution; brighter and darker is where more or less of the input would raise the activation, "
     "each picture scaled by itself."
+)
+_CURVE_NOTE = (
+    "Of projections, zero is no contribution; above and below it is where more or less of the input would raise the "
+    "activation, each picture scaled by itself."
 )
 # A strip of evolution goes on in a new line after so many looks.
 _LOOKS_A_LINE = 12
@@ -47,7 +50,7 @@ class FirstRanked:
         epoch: When.
         activation: Of the unit.
         box: `(4,)`, its receptive field: top, left, bottom, right.
-        pixels: `(C, bottom - top, right - left)`.
+        pixels: `(C, bottom - top, right - left)`, of signals and volumes see `Projection`.
     """
 
     epoch: int
@@ -55,12 +58,11 @@ class FirstRanked:
     box: Tensor
     pixels: Tensor
 
-    def tile(self, size: tuple[int, int]) -> Tile:
-        """Draw it in a tile of a size."""
+    def tile(self, frame: Frame) -> Tile:
+        """Draw it in a tile."""
         numbers: dict[str, Number] = {"epoch": self.epoch, "activation": self.activation}
-        draw = partial(_placed, self.pixels, self.box, size)
-        inside = placed_at(self.box, size)
-        caption = f"epoch {self.epoch}"
+        draw, inside = partial(frame.projection, self.pixels, self.box), frame.inside(self.box)
+        size, caption = frame.size, f"epoch {self.epoch}"
         return LateTile(draw, size, caption=caption, numbers=numbers, shows="projection", rank=0, inside=inside)
 
 
@@ -84,17 +86,17 @@ def deconvnet_report(
         files: Names of images by their index, where they are known.
     """
     rest, crops = iter(projections), Crops(result, normalization, files)
+    frame = Frame.of(result.all_patches(), normalization)
     items: list[Item] = []
     for layer in result:
-        items.append(_gallery(layer, rest, result.k, method, crops))
+        items.append(_gallery(layer, rest, result.k, method, crops, Frame.of_layer(layer, normalization)))
         looks = evolution.get(layer.layer, {})
         if any(len(strip) > 1 for strip in looks.values()):
             items.append(_evolution(layer, looks))
     notes = [
         *nonfinite_note(result),
-        _GRAY_NOTE,
-        normalization.sentence(),
-        "Blue is what lies beyond an image's border.",
+        _projection_note(frame),
+        *frame.notes(normalization),
     ]
     if any(layer.rank_by == "mean" for layer in result):
         notes.append(MEAN_NOTE)
@@ -112,34 +114,36 @@ def projection_report(projection: Projection, pixels: Sequence[Tensor] = (), sho
     layers = dict.fromkeys(unit.layer for unit in projection.units)
     items = tuple(_unit_gallery(projection, layer, pixels) for layer in layers)
     notes = (_GRAY_NOTE, *((shown,) if shown else ()))
+    if projection.pixels and projection.pixels[0].ndim == 2:
+        notes = (_CURVE_NOTE, *notes[1:])
     return Report("projection", title="Projections", items=items, notes=notes)
 
 
 def _unit_gallery(projection: Projection, layer: str, pixels: Sequence[Tensor]) -> Gallery:
     places = [place for place, unit in enumerate(projection.units) if unit.layer == layer]
-    sizes = [projection.pixels[place].shape[-2:] for place in places]
-    size = max(height for height, _ in sizes), max(width for _, width in sizes)
+    frame = Frame.of(projection.pixels[place] for place in places)
     rows = []
     for place in places:
         unit, box = projection.units[place], projection.boxes[place]
-        known = {"image": unit.image, "row": unit.row, "column": unit.column, "activation": unit.activation}
+        known = {"image": unit.image, "depth": unit.depth, "row": unit.row, "column": unit.column}
+        known["activation"] = unit.activation
         numbers: dict[str, Number] = {name: value for name, value in known.items() if value is not None}
-        projected = _placed(projection.pixels[place], box, size)
-        tiles = [Tile(projected, numbers=numbers, shows="projection", rank=0)]
-        if pixels:
+        tiles = [Tile(frame.projection(projection.pixels[place], box), numbers=numbers, shows="projection", rank=0)]
+        if pixels and frame.is_image:
             top, left, bottom, right = box.tolist()
-            patch = place_patch(pixels[unit.image][:, top:bottom, left:right], box, size)
+            patch = place_patch(pixels[unit.image][:, top:bottom, left:right], box, frame.size)
             tiles.append(Tile(patch, numbers=numbers, shows="patch", rank=0))
         rows.append(Row(f"channel {unit.channel}", tuple(tiles), numbers, channel=unit.channel))
     beside = " (left) beside their patches (right)" if pixels else ""
     units = f"{len(places)} unit{'s' * (len(places) > 1)}"
-    caption = f"{projection.method}: {units} projected to pixels{beside}, {size[0]} x {size[1]} px"
+    caption = f"{projection.method}: {units} projected to pixels{beside}, {frame.said}"
     columns = 2 if pixels else 1
     return Gallery(layer, tuple(rows), caption=caption, columns=columns, tile_side=_SIDE, layer=layer)
 
 
-def _gallery(layer: LayerTopPatches, projections: Iterator[Tensor], k: int, method: str, crops: Crops) -> Gallery:
-    size = largest_patch(layer)
+def _gallery(
+    layer: LayerTopPatches, projections: Iterator[Tensor], k: int, method: str, crops: Crops, frame: Frame
+) -> Gallery:
     rows = []
     for feature, patches in zip(layer.features, layer.patches, strict=True):
         pairs = []
@@ -149,38 +153,37 @@ def _gallery(layer: LayerTopPatches, projections: Iterator[Tensor], k: int, meth
             values = next(projections)
             scale = scale_of(values)
             # Without captions: the room is for the pictures.
-            draw, inside = partial(_placed, values, box, size, scale), placed_at(box, size)
+            draw, inside = partial(frame.projection, values, box, scale), frame.inside(box)
             numbered = numbers | {"full contrast": scale}
-            first = LateTile(draw, size, numbers=numbered, shows="projection", rank=rank, inside=inside)
-            pairs.append((first, crops.tile(layer, feature, rank, size, numbers=numbers)))
+            first = LateTile(draw, frame.size, numbers=numbered, shows="projection", rank=rank, inside=inside)
+            pairs.append((first, crops.tile(layer, feature, rank, frame, numbers=numbers)))
         row = Row(f"feature {feature}", _side_by_side(pairs), numbers_of_row(layer, feature), channel=feature)
         rows.append(row)
     which = f"{k} strongest units" if layer.rank_by == "max" else f"strongest units of the {k} images of highest mean"
     caption = (
         f"{method}: the {which} of {len(layer.features)} of {len(layer.maxima)} feature maps, projected to pixels "
-        f"(left) beside their patches (right), {size[0]} x {size[1]} px"
+        f"(left) beside their patches (right), {frame.said}"
     )
-    columns = 2 * _half(k)
-    return Gallery(layer.layer, tuple(rows), caption=caption, columns=columns, tile_side=_SIDE, layer=layer.layer)
+    form: dict[str, Any] = {"columns": 2 * _half(k), "tile_side": _SIDE, "enlarge": frame.is_image}
+    return Gallery(layer.layer, tuple(rows), caption=caption, layer=layer.layer, **form)
 
 
-def _placed(values: Tensor, box: Tensor, size: tuple[int, int], scale: float | None = None) -> Tensor:
-    return place_patch(to_gray_centered(values, scale), box, size)
+def _projection_note(frame: Frame) -> str:
+    return _GRAY_NOTE if len(frame.lengths) > 1 else _CURVE_NOTE
 
 
 def _evolution(layer: LayerTopPatches, looks: Mapping[int, Sequence[FirstRanked]]) -> Gallery:
-    shapes = [look.pixels.shape[-2:] for strip in looks.values() for look in strip]
-    size = max(shape[0] for shape in shapes), max(shape[1] for shape in shapes)
+    frame = Frame.of(look.pixels for strip in looks.values() for look in strip)
     strips = tuple(
-        Row(f"feature {feature}", tuple(look.tile(size) for look in strip), channel=feature)
+        Row(f"feature {feature}", tuple(look.tile(frame) for look in strip), channel=feature)
         for feature, strip in looks.items()
     )
     first = "strongest projection" if layer.rank_by == "max" else "projection that ranks first"
     caption = f"the {first} of each feature map, look by look while training goes on"
     longest = max(len(strip) for strip in looks.values())
     columns = min(longest, _LOOKS_A_LINE)
-    name = f"{layer.layer}/evolution"
-    return Gallery(name, strips, caption=caption, columns=columns, tile_side=_SIDE, layer=layer.layer, named=True)
+    form: dict[str, Any] = {"columns": columns, "tile_side": _SIDE, "enlarge": frame.is_image, "named": True}
+    return Gallery(f"{layer.layer}/evolution", strips, caption=caption, layer=layer.layer, **form)
 
 
 def _side_by_side(pairs: Sequence[tuple[Tile, Tile]]) -> tuple[Tile, ...]:

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from lightning_cnnviz.core.top_patches.results import LayerTopPatches, TopPatches
 from lightning_cnnviz.render.normalization import Normalization
+from lightning_cnnviz.render.signals import WHOLE_SIZE, draw_signal, place_on_signal, value_range
 from lightning_cnnviz.report import ImageCrop, LateTile, Number, Tile
+
+if TYPE_CHECKING:
+    from lightning_cnnviz.render.frames import Frame
 
 __all__ = [
     "MEAN_NOTE",
     "Crops",
     "brief",
     "label_name",
-    "largest_patch",
     "numbers_of_row",
     "numbers_of_unit",
     "place_patch",
@@ -62,13 +65,11 @@ def scale_of(pixels: Tensor) -> float:
 
 
 def _shown(pixels: Tensor) -> Tensor:
-    return pixels.float() if len(pixels) == 3 else pixels.float().mean(0, keepdim=True).expand(3, -1, -1)
-
-
-def largest_patch(layer: LayerTopPatches) -> tuple[int, int]:
-    """Height and width of a layer's largest patch."""
-    sizes = [patch.shape[-2:] for patches in layer.patches for patch in patches]
-    return max((s[0] for s in sizes), default=1) or 1, max((s[1] for s in sizes), default=1) or 1
+    return (
+        pixels.float()
+        if len(pixels) == 3
+        else pixels.float().mean(0, keepdim=True).expand(3, *[-1] * (pixels.ndim - 1))
+    )
 
 
 def brief(value: float) -> str:
@@ -115,8 +116,10 @@ def numbers_of_unit(
     numbers["dataset index"] = int(layer.images[feature, rank])
     if layer.labels is not None:
         numbers["label"] = label_name(int(layer.labels[feature, rank]), class_names)
-    numbers["row"] = int(layer.rows[feature, rank])
-    numbers["column"] = int(layer.columns[feature, rank])
+    places = {"depth": layer.depths, "row": layer.rows, "column": layer.columns}
+    if any(patch.ndim == 2 for patches in layer.patches for patch in patches):
+        places = {"position": layer.columns}
+    numbers |= {name: int(place[feature, rank]) for name, place in places.items() if place is not None}
     return numbers
 
 
@@ -156,34 +159,63 @@ class Crops:
         self, result: TopPatches, normalization: Normalization, files: Mapping[int, str] | None = None
     ) -> None:
         self._normalization, self._files = normalization, files or {}
-        self._images = {source.index: normalization.to_pixels(source.values()) for source in result.sources}
+        self._images = {
+            source.index: _whole(source.values(), normalization)
+            for source in result.sources
+            if source.levels.ndim < 4  # no picture of a volume shows all of it
+        }
+        self._lengths = {source.index: source.levels.shape[-1] for source in result.sources}
+        self._spans = {
+            source.index: value_range([_drawn(source.values(), normalization)])
+            for source in result.sources
+            if source.levels.ndim == 2
+        }
 
-    def pixels(self, layer: LayerTopPatches, feature: int, rank: int, size: tuple[int, int]) -> Tensor:
-        """Return a patch in its place in a tile of a size, `(3, H, W)` uint8."""
+    def pixels(self, layer: LayerTopPatches, feature: int, rank: int, frame: Frame) -> Tensor:
+        """Return a patch in its place in a tile, `(3, H, W)` uint8."""
         patch = layer.patches[layer.features.index(feature)][rank]
-        return place_patch(self._normalization.to_pixels(patch), layer.boxes[feature, rank], size)
+        return frame.patch(patch, layer.boxes[feature, rank], self._normalization)
 
-    def tile(self, layer: LayerTopPatches, feature: int, rank: int, size: tuple[int, int], **attributes: Any) -> Tile:
-        """Return a patch as a tile of a size, with its image."""
-        source, pixels = self.source(layer, feature, rank, size), partial(self.pixels, layer, feature, rank, size)
-        inside = placed_at(layer.boxes[feature, rank], size)
-        return LateTile(pixels, size, source=source, shows="patch", rank=rank, inside=inside, **attributes)
+    def tile(self, layer: LayerTopPatches, feature: int, rank: int, frame: Frame, **attributes: Any) -> Tile:
+        """Return a patch as a tile, with its image."""
+        source, pixels = self.source(layer, feature, rank, frame), partial(self.pixels, layer, feature, rank, frame)
+        inside = frame.inside(layer.boxes[feature, rank])
+        return LateTile(pixels, frame.size, source=source, shows="patch", rank=rank, inside=inside, **attributes)
 
     def file(self, layer: LayerTopPatches, feature: int, rank: int) -> dict[str, Number]:
         """Return the file of a patch by its name, where it is known and does not stand in `source`."""
         index = int(layer.images[feature, rank])
         return {"file": self._files[index]} if index in self._files and index not in self._images else {}
 
-    def source(self, layer: LayerTopPatches, feature: int, rank: int, size: tuple[int, int]) -> ImageCrop | None:
+    def source(self, layer: LayerTopPatches, feature: int, rank: int, frame: Frame) -> ImageCrop | None:
         """Return what the tile was cut from; None where the image was not kept."""
         index, box = int(layer.images[feature, rank]), layer.boxes[feature, rank]
         if index not in self._images:
             return None
-        top, left, bottom, right = box.tolist()
+        place, offset = tuple(box.tolist()), (0, 0)
+        if frame.is_image:
+            offset = _offset(box, frame.size)
+        else:
+            place = place_on_signal(place[1], place[3], self._lengths[index], *self._spans[index])
         return ImageCrop(
             pixels=self._images[index],
-            box=(top, left, bottom, right),
-            offset=_offset(box, size),
+            box=(place[0], place[1], place[2], place[3]),
+            offset=offset,
             index=index,
             file=self._files.get(index, ""),
+            apart=not frame.is_image,
         )
+
+
+def _whole(values: Tensor, normalization: Normalization) -> Tensor:
+    """Return a whole image as pixels, a whole signal as a curve."""
+    if values.ndim == 3:
+        return normalization.to_pixels(values)
+    drawn = _drawn(values, normalization)
+    low, high = value_range([drawn])
+    return draw_signal(drawn, low=low, high=high, size=WHOLE_SIZE)
+
+
+def _drawn(values: Tensor, normalization: Normalization) -> Tensor:
+    """Of a signal, the channels that are drawn."""
+    return values[list(normalization.channels)] if normalization.channels else values

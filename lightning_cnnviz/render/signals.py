@@ -14,13 +14,18 @@ from lightning_cnnviz.render._text import length as text_length
 from lightning_cnnviz.render._text import write
 from lightning_cnnviz.render.figures import COLORS, GRID, PENCIL
 
-__all__ = ["CHART_SIZE", "draw_signal", "signal_sentence"]
+__all__ = ["CHART_SIZE", "WHOLE_SIZE", "draw_signal", "place_on_signal", "signal_sentence", "value_range"]
 
 CHART_SIZE = (120, 168)
 """Height and width of a chart in pixels: as small as its numbers can be read in."""
 
+WHOLE_SIZE = (168, 640)
+"""The same of a chart of a whole signal, on which a part is marked."""
+
 _FONT, _FINER = 10, 3  # lines are drawn three times as large, and made smaller: so they have no steps
 _PAPER = (255, 255, 255)
+# Where the axis goes on, and no part of the signal is: the tint of what lies beyond an image's border.
+_BEYOND = (203, 213, 232)
 
 
 def draw_signal(
@@ -54,8 +59,7 @@ def draw_signal(
     begin, end = window or (first, first + values.shape[1])
     low, high = (low, high) if high > low else (low - 0.5, low + 0.5)
     numbers = [_number(high), _number(low)]
-    left, right = max(text_length(text, _FONT) for text in numbers) + 5, size[1] - 5
-    top, foot = 6, size[0] - _FONT - 8
+    left, top, right, foot = _axes(low, high, size)
 
     def place(position: float, value: float) -> tuple[float, float]:
         across = (position - begin) / max(end - 1 - begin, 1)
@@ -64,6 +68,10 @@ def draw_signal(
 
     image = Image.new("RGB", (_FINER * size[1], _FINER * size[0]), _PAPER)
     draw = ImageDraw.Draw(image)
+    for start, stop in ((begin, first), (first + values.shape[1] - 1, end - 1)):
+        if stop > start:
+            corners = [(place(start, high)[0], _FINER * top), (place(stop, low)[0], _FINER * foot)]
+            draw.rectangle(corners, _BEYOND)
     if low < 0 < high:
         draw.line([(_FINER * left, place(begin, 0)[1]), (_FINER * right, place(begin, 0)[1])], GRID, _FINER)
     frame = [(left, top), (left, foot), (right, foot)]
@@ -88,6 +96,21 @@ def draw_signal(
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 
+def place_on_signal(start: int, end: int, count: int, low: float, high: float) -> tuple[int, int, int, int]:
+    """Return where a part of a signal of `count` lies in the chart of all of it: top, left, bottom, right in pixels."""
+    left, top, right, foot = _axes(low, high, WHOLE_SIZE)
+    first, last = (left + place / max(count - 1, 1) * (right - left) for place in (start, end - 1))
+    return top, max(0, round(first) - 1), foot, min(WHOLE_SIZE[1], round(last) + 2)
+
+
+def value_range(values: Sequence[Tensor]) -> tuple[float, float]:
+    """Return the lowest and the highest finite value of signals; some range around it where they are one."""
+    finite = [part[part.isfinite()] for part in (each.float().flatten() for each in values)]
+    low = min((float(part.min()) for part in finite if len(part)), default=0.0)
+    high = max((float(part.max()) for part in finite if len(part)), default=1.0)
+    return (low, high) if high > low else (low - 0.5, high + 0.5)
+
+
 def signal_sentence(channels: Sequence[int], of: int) -> str:
     """Say to the reader of charts what they show, and of so many channels which."""
     lines = f"channel{'s' * (len(channels) > 1)} {', '.join(map(str, channels))} of {of}" if channels else ""
@@ -104,6 +127,12 @@ def _pieces(values: Sequence[float]) -> list[list[tuple[int, float]]]:
         elif pieces[-1]:
             pieces.append([])
     return [piece for piece in pieces if piece]
+
+
+def _axes(low: float, high: float, size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Where the axes are: left, top, right, foot."""
+    left = max(text_length(_number(value), _FONT) for value in (low, high)) + 5
+    return left, 6, size[1] - 5, size[0] - _FONT - 8
 
 
 def _number(value: float) -> str:

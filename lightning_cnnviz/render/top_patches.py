@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 
 from lightning_cnnviz.core.top_patches.results import LayerTopPatches, TopPatches
 from lightning_cnnviz.core.top_patches.search import Diagnostics
+from lightning_cnnviz.render.frames import Frame
 from lightning_cnnviz.render.normalization import Normalization
 from lightning_cnnviz.render.patches import (
     MEAN_NOTE,
     Crops,
     brief,
     label_name,
-    largest_patch,
     nonfinite_note,
     numbers_of_row,
     numbers_of_unit,
@@ -38,14 +38,14 @@ def top_patches_report(
     crops = Crops(result, normalization, files)
     items: list[Item] = []
     for layer, summary in zip(result, diagnostics, strict=True):
-        items.append(_gallery(layer, summary, crops, class_names))
+        items.append(_gallery(layer, summary, crops, class_names, Frame.of_layer(layer, normalization)))
         items += top_patches_scalars([summary])
-    notes = [normalization.sentence(), "Blue is what lies beyond an image's border."]
+    frame = Frame.of(result.all_patches(), normalization)
+    notes = [*nonfinite_note(result), *frame.notes(normalization)]
     if _by_mean(result):
         notes.append(MEAN_NOTE)
     if not result.indices_known:
         notes.append("The loader does not tell which image is which: images are numbered as they arrived.")
-    notes = [*nonfinite_note(result), *notes]
     facts = tuple(_facts(layer, summary, class_names) for layer, summary in zip(result, diagnostics, strict=True))
     return Report("top_patches", title=f"Top-{result.k} patches", items=tuple(items), notes=tuple(notes), facts=facts)
 
@@ -63,8 +63,10 @@ def top_patches_scalars(diagnostics: Sequence[Diagnostics]) -> list[Scalar]:
 def top_patches_table(result: TopPatches, report: Report) -> Table:
     """One line a patch, of all layers; with the tiles of the report that `top_patches_report` made of it."""
     numbers = ("activation", *(("mean activation",) if _by_mean(result) else ()))
-    numbers += ("dataset index", "label", "row", "column")
     galleries = [item for item in report.items if isinstance(item, Gallery)]
+    told = {name for gallery in galleries for row in gallery.rows for tile in row.tiles for name in tile.numbers}
+    places = [name for name in ("position", "depth", "row", "column") if name in told]
+    numbers += ("dataset index", "label", *(places or ("row", "column")))
     rows: list[tuple[Number | Tile | None, ...]] = []
     for layer, gallery in zip(result, galleries, strict=True):
         for feature, line in zip(layer.features, gallery.rows, strict=True):
@@ -78,8 +80,9 @@ def _by_mean(result: TopPatches) -> bool:
     return any(layer.rank_by == "mean" for layer in result)
 
 
-def _gallery(layer: LayerTopPatches, summary: Diagnostics, crops: Crops, class_names: Sequence[str] | None) -> Gallery:
-    size = largest_patch(layer)
+def _gallery(
+    layer: LayerTopPatches, summary: Diagnostics, crops: Crops, class_names: Sequence[str] | None, frame: Frame
+) -> Gallery:
     rows = []
     for feature, patches in zip(layer.features, layer.patches, strict=True):
         tiles = tuple(
@@ -87,7 +90,7 @@ def _gallery(layer: LayerTopPatches, summary: Diagnostics, crops: Crops, class_n
                 layer,
                 feature,
                 rank,
-                size,
+                frame,
                 caption=brief(float(layer.activations[feature, rank])),
                 numbers=numbers_of_unit(layer, feature, rank, class_names) | crops.file(layer, feature, rank),
             )
@@ -97,7 +100,7 @@ def _gallery(layer: LayerTopPatches, summary: Diagnostics, crops: Crops, class_n
     channels = len(layer.maxima)
     shown = f"{len(layer.features)} of {channels}" if len(layer.features) < channels else f"all {channels}"
     order = "strongest patch first" if layer.rank_by == "max" else "highest mean activation first"
-    parts = [f"{shown} feature maps, {order}, receptive fields of {size[0]} x {size[1]} px"]
+    parts = [f"{shown} feature maps, {order}, receptive fields of {frame.said}"]
     unknown = int(layer.maxima.isnan().sum())
     parts.append(f"{unknown} not finite" if unknown else f"{summary.dead_features:.0f} dead")
     if summary.stability == summary.stability:  # NaN where it could not be measured
@@ -105,7 +108,7 @@ def _gallery(layer: LayerTopPatches, summary: Diagnostics, crops: Crops, class_n
     if summary.label_purity == summary.label_purity:
         least = _least_purity(layer, class_names)
         parts.append(f"label purity {summary.label_purity:.2f}{f' (at least {least:.2f})' if least else ''}")
-    return Gallery(layer.layer, tuple(rows), caption=" · ".join(parts), layer=layer.layer)
+    return Gallery(layer.layer, tuple(rows), caption=" · ".join(parts), layer=layer.layer, enlarge=frame.is_image)
 
 
 def _least_purity(layer: LayerTopPatches, class_names: Sequence[str] | None) -> float:

@@ -211,13 +211,15 @@ def _tile(tile: Tile, put: _Put) -> tuple[str, list[int] | None]:
 
 def _has_own_picture(tile: Tile) -> bool:
     source = tile.source
-    return source is not None and max(_extent(tile)) <= LOSSLESS_SIDE < max(_extent(source))
+    if source is None:
+        return False
+    return source.apart or max(_extent(tile)) <= LOSSLESS_SIDE < max(_extent(source))
 
 
 def _frame(tile: Tile) -> list[int] | None:
     """As a crop, where in a tile of its own its picture lies; None for all of it: a page has its own color around."""
     inside = tile.inside
-    if tile.source is not None:
+    if tile.source is not None and not tile.source.apart:
         (top, left, bottom, right), (row, column) = tile.source.box, tile.source.offset
         inside = (row, column, row + bottom - top, column + right - left)
     if inside is None or inside == (0, 0, *tile.size):

@@ -48,7 +48,7 @@ function strip({ item, row }, side) {
 }
 // One patch: where it is on its image, itself, what it projects to, and both together.
 function drawRank(patch, projection, rank) {
-  const tile = patch ?? projection, scale = scaleTo(SIDE, tile.size, true), hard = scale > 1 ? "pixels" : null;
+  const tile = patch ?? projection, scale = scaleTo(SIDE, tile.size, tile.item.enlarge), hard = scale > 1 && tile.item.enlarge ? "pixels" : null;
   const value = (name) => tile.numbers.find(([key]) => key === name)?.[1];
   const label = value("label"), file = value("file"), index = value("dataset index");
   const about = `patch ${rank + 1}${label === undefined ? "" : `, ${className(label)}`}`;
@@ -56,7 +56,7 @@ function drawRank(patch, projection, rank) {
     patch?.whole ? h("figure", {}, wholeImage(patch.whole, SIDE, `${about}, on its whole image`), h("figcaption", {}, "on its image")) : null,
     patch ? h("figure", { "data-testid": `patch-${rank}` }, picture(patch, scale, { class: hard, alt: about }), h("figcaption", {}, "patch")) : null,
     projection ? h("figure", { "data-testid": `projection-${rank}` }, picture(projection, scale, { class: hard, alt: `projection of ${about}` }), h("figcaption", {}, scaleOf(projection))) : null,
-    patch && projection ? h("figure", { "data-testid": `masked-${rank}` }, masked(patch, projection, scale, about), h("figcaption", {}, "patch × projection")) : null,
+    patch && projection && tile.item.enlarge ? h("figure", { "data-testid": `masked-${rank}` }, masked(patch, projection, scale, about), h("figcaption", {}, "patch × projection")) : null,
   ];
   return h("article", { class: projection ? "rank wide" : "rank" }, h("h3", {}, `${rank + 1}`, label === undefined ? "" : ` · ${className(label)}`),
     h("p", { class: "soft" }, [`activation ${show(value("activation"))}`, index === undefined ? "" : `image ${index}`, fileName(file)].filter(Boolean).join(" · ")), h("div", { class: "four" }, parts));

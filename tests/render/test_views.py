@@ -16,8 +16,9 @@ from lightning_cnnviz.core.network.layers import select_layers
 from lightning_cnnviz.core.top_patches.mining import PatchMiner
 from lightning_cnnviz.render.confusion import confusion_report
 from lightning_cnnviz.render.figures import kept_figures
+from lightning_cnnviz.render.frames import Frame
 from lightning_cnnviz.render.normalization import Normalization
-from lightning_cnnviz.render.patches import Crops, largest_patch
+from lightning_cnnviz.render.patches import Crops
 from lightning_cnnviz.render.views import VIEW_NAMES, Seen, carry_on, draw_last, draw_view
 from lightning_cnnviz.report import Gallery, Report, Scalar, Table
 
@@ -117,4 +118,4 @@ def test_a_tile_says_which_part_of_which_image_it_is() -> None:
                 difference = cut.int() - source.pixels[:, top:bottom, left:right].int()
                 assert int(difference.abs().max()) <= 1
                 assert tile.numbers["dataset index"] == source.index
-        assert crops.source(layer, layer.features[0], 0, largest_patch(layer)) is not None
+        assert crops.source(layer, layer.features[0], 0, Frame.of_layer(layer)) is not None

@@ -40,6 +40,8 @@ class PatchMonitor(FeedMonitor):
         ValueError: Neither one nor three channels are to be shown.
     """
 
+    axes = (1, 2, 3)
+
     def __init__(
         self,
         normalization: tuple[list[float], list[float]] | None = None,

@@ -28,7 +28,7 @@ class SourceImage:
 
     Attributes:
         index: Its data-set index.
-        levels: `(C, H, W)` uint8, of signals `(C, L)`, of volumes `(C, D, H, W)`; 0 stands for `low` and 255 for `high`.
+        levels: `(C, H, W)` uint8, of signals `(C, L)`, of volumes `(C, D, H, W)`; 0 stands for `low`, 255 for `high`.
         low: `(C,)` float32.
         high: `(C,)` float32.
     """
