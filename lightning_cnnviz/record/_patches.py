@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightning_cnnviz.core.top_patches.results import LayerTopPatches, SourceImage, TopPatches
 from lightning_cnnviz.core.top_patches.search import without_patches
+from lightning_cnnviz.core.tracing.boxes import cropped
 from lightning_cnnviz.render.image import LOSSLESS_SIDE
 from lightning_cnnviz.render.normalization import Normalization
 
@@ -115,8 +116,7 @@ def _restored(layer: LayerTopPatches, kept: list[Any], values: Mapping[int, Tens
         boxes, images = layer.boxes[feature].tolist(), layer.images[feature].tolist()
         line = []
         for rank, patch in enumerate(own):
-            top, left, bottom, right = boxes[rank]
-            line.append(values[images[rank]][:, top:bottom, left:right] if patch is None else patch)
+            line.append(cropped(values[images[rank]], boxes[rank]) if patch is None else patch)
         patches.append(tuple(line))
     return replace(layer, patches=tuple(patches))
 

@@ -125,8 +125,10 @@ def _unit_gallery(projection: Projection, layer: str, pixels: Sequence[Tensor]) 
     rows = []
     for place in places:
         unit, box = projection.units[place], projection.boxes[place]
-        known = {"image": unit.image, "depth": unit.depth, "row": unit.row, "column": unit.column}
-        known["activation"] = unit.activation
+        known: dict[str, Number | None] = {"image": unit.image, "depth": unit.depth, "row": unit.row}
+        known |= {"column": unit.column, "activation": unit.activation}
+        if len(frame.lengths) == 1:
+            known = {"image": unit.image, "position": unit.column, "activation": unit.activation}
         numbers: dict[str, Number] = {name: value for name, value in known.items() if value is not None}
         tiles = [Tile(frame.projection(projection.pixels[place], box), numbers=numbers, shows="projection", rank=0)]
         if pixels and frame.is_image:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -100,7 +100,8 @@ def whole(signal: Signal, shape: Sequence[int], seed: Seed) -> Tensor:
     for unit, first in enumerate(starts):
         places = [_overlap(*each) for each in zip(first, values.shape[-axes:], size, strict=True)]
         own = [slice(place.start - begin, place.stop - begin) for place, begin in zip(places, first, strict=True)]
-        to, of = (unit, ..., *places), (unit, ..., *own)
+        to: tuple[Any, ...] = (unit, ..., *places)
+        of: tuple[Any, ...] = (unit, ..., *own)
         maps[to] = values[of]
     return maps
 

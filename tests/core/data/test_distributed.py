@@ -26,7 +26,7 @@ def talk() -> dict[str, Any]:
     number = rank()
     pixels = {0: torch.zeros(2, 3, 4), 1: torch.ones(2, 3, 4)}
     own = [pixels[number], None if number == 0 else torch.full((2, 1, 1), 7.0), pixels[0] if number == 0 else None]
-    boxes = [(0, 0, 3, 4), (1, 1, 2, 2), (2, 0, 5, 4)]
+    shapes = [(2, 3, 4), (2, 1, 1), (2, 3, 4)]
     total = torch.tensor([1, number])
     return {
         "rank": number,
@@ -35,7 +35,7 @@ def talk() -> dict[str, Any]:
         "summed": summed(total),
         "kept": total,
         "to_first": to_first(torch.full((3 * 10**5,), number)),  # large enough to meet once more
-        "exchanged": exchanged(own, boxes, torch.empty(0, 2)),
+        "exchanged": exchanged(own, shapes, torch.empty(0, 2)),
     }
 
 
@@ -62,7 +62,7 @@ def test_alone_nothing_is_exchanged() -> None:
     assert gathered(tensor)[0] is tensor
     assert summed(tensor) is tensor
     assert to_first(tensor)[0] is tensor
-    assert exchanged([None, tensor], [(0, 0, 1, 1)] * 2, tensor) == [None, tensor]
+    assert exchanged([None, tensor], [(3,)] * 2, tensor) == [None, tensor]
 
 
 def attempted(heard: list[str], what: str, work: Callable[[], Any]) -> None:
