@@ -105,8 +105,8 @@ class Look:
 
     @property
     def axes(self) -> set[int]:
-        """How many axes of space the images of the networks have."""
-        return {image_axes(network) for network in self._networks.values()}
+        """How many axes of space images may have: 2, and as many as the networks take, which refuse the others."""
+        return {2, *(image_axes(network) for network in self._networks.values())}
 
     @property
     def dataset(self) -> Any:

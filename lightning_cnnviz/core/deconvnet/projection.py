@@ -17,7 +17,7 @@ from lightning_cnnviz.core.network.arguments import WrongArgumentError
 from lightning_cnnviz.core.network.calling import images_given, rows_of
 from lightning_cnnviz.core.network.hooks import analysis_mode, hooked, model_device
 from lightning_cnnviz.core.network.inputs import all_as_floats
-from lightning_cnnviz.core.network.layers import LayerSpec, SelectedLayer, image_axes, select_layers
+from lightning_cnnviz.core.network.layers import LayerSpec, SelectedLayer, image_axes, other_dimensions, select_layers
 from lightning_cnnviz.core.network.memory import in_chunks, numbers_at_once
 from lightning_cnnviz.core.tracing.boxes import box_slices, cropped
 from lightning_cnnviz.core.tracing.feature_maps import FeatureMaps, trace_feature_maps
@@ -593,7 +593,8 @@ def _check_images(model: nn.Module, images: Any, units: Sequence[Unit]) -> None:
             got = f"{image.dtype} {tuple(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
             kinds = {1: "signals are float tensors (C, L)", 2: "images are float tensors (C, H, W)"}
             taken = kinds.get(axes, "clips and volumes are float tensors (C, D, H, W)")
-            raise ValueError(f"image {unit.image} is {got}; {taken}, and {type(model).__name__} is a network of these")
+            why = other_dimensions(model)
+            raise ValueError(f"image {unit.image} is {got}; {taken}" + (f"; {why}" if why else ""))
 
 
 def _check_unit(unit: Unit, maps: FeatureMaps) -> None:

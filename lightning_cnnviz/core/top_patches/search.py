@@ -102,7 +102,7 @@ def mine_top_patches(
     device = model_device(model)
     with together("mining patches"), analysis_mode(model):
         for images, labels, indices, known, given, _ in numbered_batches(
-            loader, batch_fn, progress, axes={image_axes(model)}
+            loader, batch_fn, progress, axes={2, image_axes(model)}
         ):
             miner.indices_known &= known
             give(model, given, images)

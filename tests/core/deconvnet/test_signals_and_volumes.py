@@ -142,7 +142,7 @@ def test_wrong_places_and_images_are_refused() -> None:
         project(signals, torch.rand(1, 3, 90), [Unit(0, "0", 0, 0, 45)], method="gradient")
     with pytest.raises(ValueError, match="give depth, row and column, or none of them"):
         project(volumes, torch.rand(1, 2, 5, 18, 21), [Unit(0, "stem", 0, 1, 1)], method="gradient")
-    with pytest.raises(ValueError, match=r"signals are float tensors \(C, L\), and Sequential is a network of these"):
+    with pytest.raises(ValueError, match=r"signals are float tensors \(C, L\); its convolutions are Conv1d"):
         project(signals, torch.rand(1, 3, 9, 9), [Unit(0, "0", 0)])
     with pytest.raises(ValueError, match=r"clips and volumes are float tensors \(C, D, H, W\)"):
         project(volumes, torch.rand(1, 2, 9, 9), [Unit(0, "stem", 0)])

@@ -54,7 +54,7 @@ FUNCTIONS: dict[str, Callable[[nn.Module, Tensor], Any]] = {
     "FineTuner": lambda model, images: FineTuner(model, 3, image_size=images.shape[1:]),
 }
 # What takes them: each has tests of its own of what it makes of them.
-OF_ANY_AXES = {"tap_features", "maximize a unit", "maximize a class", "unit_input_size"}
+OF_ANY_AXES = {"mine_top_patches", "project", "tap_features", "maximize a unit", "maximize a class", "unit_input_size"}
 SERVED = {"signals": {"layer_table", *OF_ANY_AXES}, "clips": OF_ANY_AXES}
 
 

@@ -96,8 +96,10 @@ def test_what_is_saved_comes_back(make: Callable[[], nn.Module], size: tuple[int
     assert torch.equal(mined.sources[0].values(), back.sources[0].values())
 
 
-def test_images_of_other_axes_are_refused_with_what_is_taken() -> None:
-    with pytest.raises(TypeError, match=r"signals \(N, C, L\) are float or uint8 tensors"):
+def test_images_of_other_axes_are_refused_with_the_reason() -> None:
+    with pytest.raises(ValueError, match=r"does not take images of shape .*its convolutions are Conv1d, of signals"):
         mine_top_patches(ecg_resnet().eval(), [torch.rand(2, 3, 9, 9)])
-    with pytest.raises(TypeError, match=r"clips and volumes \(N, C, D, H, W\) are float or uint8 tensors"):
+    with pytest.raises(ValueError, match=r"does not take images of shape .*its convolutions are Conv3d, of clips"):
         mine_top_patches(Branches3d().eval(), [torch.rand(2, 2, 9, 9)])
+    with pytest.raises(TypeError, match=r"signals \(N, C, L\) or images \(N, C, H, W\) are float or uint8 tensors"):
+        mine_top_patches(ecg_resnet().eval(), [torch.rand(2, 3)])
