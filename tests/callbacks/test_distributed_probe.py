@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import processes
+import pytest
 import torch
+from callbacks.ddp_heads_run import main as heads
 from callbacks.ddp_probe_run import main
 
 
@@ -37,3 +39,20 @@ def test_two_processes_give_the_table_of_one(tmp_path: Path) -> None:
     assert {"layer_probe/features_0/svm", "online_probe/accuracy"} <= ours
     assert {key: first[key] for key in ours} == {key: second.get(key) for key in ours}
     assert first["layer_probe/features_0/svm"] == one["numbers"][0]["layer_probe/features_0/svm"]
+
+
+@pytest.mark.slow
+def test_online_probes_of_each_head_are_those_of_one_process_that_has_the_same_images(tmp_path: Path) -> None:
+    found: dict[int, Any] = {}
+    for ranks in (1, 2):
+        processes.run(heads, (ranks, tmp_path / f"{ranks}.pt"))
+        found[ranks] = torch.load(tmp_path / f"{ranks}.pt", weights_only=False)
+    ((weights, numbers),) = found[1]
+    assert weights.keys() == {"species", "sex"}
+    assert {key.split("/")[1] for key in numbers} >= {"species", "sex"}
+    assert len(found[2]) == 2
+    for own_weights, own_numbers in found[2]:
+        assert own_numbers == pytest.approx(numbers)
+        for head, expected in weights.items():
+            assert bool(expected.any())
+            torch.testing.assert_close(own_weights[head], expected)

@@ -267,7 +267,6 @@ CASES = [
         name="heads",
         title="Two heads, by name",
         module=user.Heads,
-        checked=False,
     ),
     Case(
         name="autoencoder",

@@ -13,12 +13,14 @@ from lightning_cnnviz import (
     UnitActivation,
     called,
     channel_correlation,
+    compare_units,
     layer_table,
     maximize,
     mine_top_patches,
     project,
     tap_features,
 )
+from lightning_cnnviz.core.images.activation_maps import activation_maps
 
 IMAGES = torch.rand(6, 1, 9, 9, generator=torch.Generator().manual_seed(0))
 GAINS = torch.tensor([2.0, -1.0, 0.5, 3.0, -2.0, 1.0]).view(-1, 1, 1, 1)
@@ -62,6 +64,30 @@ def test_what_reads_a_loader_runs_the_network_on_the_loaders_own_batches() -> No
     )
     read, alone = (tap_features(*each).layers[0].values for each in ((network, batches), (plain, made)))
     torch.testing.assert_close(read, alone, atol=1e-6, rtol=1e-5)
+
+
+def test_feature_maps_are_those_of_images_with_what_belongs_to_them() -> None:
+    network, plain = called(Gained(), run, BATCH, IMAGES), Plain()
+    (found,), (expected,) = activation_maps(network, IMAGES, k=2), activation_maps(plain, IMAGES * GAINS, k=2)
+    torch.testing.assert_close(found.maps, expected.maps)
+    assert torch.equal(found.features, expected.features)
+
+
+@pytest.mark.parametrize("most_images", [7, 100])
+def test_units_are_compared_on_images_with_what_belongs_to_them(most_images: int) -> None:
+    """Also where some images of a batch are left out."""
+    torch.manual_seed(1)
+    other = nn.Conv2d(1, 3, 3)
+    batches = [{name: part[rows] for name, part in BATCH.items()} for rows in (slice(0, 4), slice(4, 6))] * 2
+    made = [(batch["image"] * batch["gain"], batch["label"]) for batch in batches]
+    first, second = called(Gained(), run), called(Gained(), run)
+    for network in (second, plain_other := Plain()):
+        network.conv = other
+    found = compare_units(first, second, batches, most_images=most_images)
+    expected = compare_units(Plain(), plain_other, made, most_images=most_images)
+    torch.testing.assert_close(found.layers[0].correlation, expected.layers[0].correlation)
+    torch.testing.assert_close(found.cka, expected.cka)
+    assert found.images == expected.images
 
 
 def test_units_are_projected_through_what_belongs_to_their_image() -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lightning_cnnviz.core.comparison.similarity import FEWEST_IMAGES, centered_gram, channel_correlations
 from lightning_cnnviz.core.data.batches import BatchFn, numbered_batches
+from lightning_cnnviz.core.network.calling import give, rows_of
 from lightning_cnnviz.core.network.hooks import Site, analysis_mode, hooked, model_device
 from lightning_cnnviz.core.network.layers import LayerSpec, select_for_views
 from lightning_cnnviz.core.tracing.feature_maps import channel_means, trace_feature_maps
@@ -144,11 +145,15 @@ def compare_units(
     kept = _EvenlyKept(most_images)
     with analysis_mode(model), analysis_mode(other) if other is not model else nullcontext():
         for batch in numbered_batches(loader, batch_fn, progress):
-            images = batch.images[kept.places(len(batch.images))]
+            places = kept.places(len(batch.images))
+            images = batch.images[places]
             if not len(images):
                 continue
             given = images if other_inputs is None else other_inputs(images)
-            kept.add([sides[0].means(images), sides[1].means(given)])
+            for network in (model, other):
+                give(network, batch.given, batch.images)
+            with rows_of(model, places), rows_of(other, places) if other is not model else nullcontext():
+                kept.add([sides[0].means(images), sides[1].means(given)])
     finite, left_out = kept.finite()
     if len(finite) < FEWEST_IMAGES:
         raise ValueError(
@@ -217,7 +222,8 @@ class _Side:
         """Run the network, and return the spatial means of each layer's feature maps, `(N, C)` on the CPU."""
         images = images.to(self._device)
         if not self._sites:
-            traced = trace_feature_maps(self._model, images[:1], self._layers)
+            with rows_of(self._model, 0):
+                traced = trace_feature_maps(self._model, images[:1], self._layers)
             self._sites = {maps.layer: maps.site for maps in traced}
         found: dict[str, Tensor] = {}
 
