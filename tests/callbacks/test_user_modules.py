@@ -158,11 +158,19 @@ def check_values(case: Case, module: Any, looks: dict[str, Shown]) -> None:
 def check_probabilities(case: Case, module: Any, look: Shown) -> None:
     sample = look.monitor.sample
     with torch.no_grad():
-        p = case.p(case.call(module.eval(), sample.images))
+        output = case.call(module.eval(), sample.images)
+    if isinstance(look.result, ByHead) and set(look.result.names) <= set(output):
+        for name, result in zip(look.result.names, look.result.results, strict=True):
+            check_targets(case.p(output[name]), result.untouched)
+        return
+    p = case.p(output)
     if p.ndim == 4:
         check_classes(p, sample.labels, look.result)
         return
-    untouched = look.result.untouched
+    check_targets(p, look.result.untouched)
+
+
+def check_targets(p: Tensor, untouched: Any) -> None:
     wanted = p[torch.arange(len(p)), untouched.targets]
     torch.testing.assert_close(untouched.probabilities, wanted, atol=1e-5, rtol=1e-4)
 
