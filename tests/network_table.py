@@ -31,10 +31,10 @@ PATCHES = (
     "`vit_b_32`, `vit_tiny_patch16_224` and `mixer_s32_224` are about where a layer is asked for. It is not what",
     "the network has learned: its blocks compute tokens, which are no feature maps, and nothing here shows them.",
     "Monitors of convolutions (top patches, deconvnet, correlation, activation maps, probes, maximization of units)",
-    "step aside, functions that are left to choose refuse it, and both say so, unless the layer is named. Grad-CAM,",
-    "guided Grad-CAM and the feature map that occlusion follows are those of the patch embedding where no layer is",
-    "named. Of the whole network are the layer table, saliency, p(class) under occlusion, invariance at the",
-    "classifier's input, the maximization of classes, and FineTuner.",
+    "step aside, functions that are left to choose refuse it, and both say so, unless the layer is named. So does",
+    "Grad-CAM, plain and guided; occlusion then follows the class alone. Of the whole network are the layer table,",
+    "saliency, p(class) under occlusion, invariance at the classifier's input, the maximization of classes, and",
+    "FineTuner.",
 )
 
 

@@ -31,6 +31,7 @@ from lightning_cnnviz.core.probing.probe import probe_layers
 from lightning_cnnviz.core.probing.protocols import Protocol
 from lightning_cnnviz.core.probing.tap import tap_features
 from lightning_cnnviz.core.top_patches.search import mine_top_patches
+from lightning_cnnviz.core.tracing.default_layers import find_default_layers
 from lightning_cnnviz.finetune.module import FineTuner
 
 FRAMES, CLASSES = 16, 3
@@ -275,7 +276,7 @@ def check_occlusion(subject: Subject) -> None:
     """One position of the occluder by hand: the class's probability and the strongest feature map's sum."""
     half, labels = subject.size[-1] // 2, subject.labels
     with subject.timed():
-        swept = occlude(subject.model, subject.images, labels, size=half, stride=half, fill=0.0)
+        swept = occlude(subject.model, subject.images, labels, patches_of(subject), size=half, stride=half, fill=0.0)
     covered = subject.images.clone()
     covered[..., :half, half:] = 0
     with torch.no_grad():
@@ -285,6 +286,12 @@ def check_occlusion(subject: Subject) -> None:
     sums, before = summed(maps), summed(untouched)
     assert swept.channels.tolist() == before.argmax(1).tolist()
     close(swept.activations[:, 0, 1], sums.gather(1, swept.channels[:, None])[:, 0], 1e-4)
+
+
+def patches_of(subject: Subject) -> str | None:
+    """The patches of a vision transformer, which are taken where they are named alone; None of other networks."""
+    found = find_default_layers(subject.model, subject.images[:1])
+    return found.deep.name if found.only_patches and found.deep is not None else None
 
 
 def summed(maps: Tensor) -> Tensor:
@@ -297,7 +304,7 @@ def check_attribution(subject: Subject, method: AttributionMethod) -> None:
     """Saliency, Grad-CAM and its product with guided backpropagation, by autograd."""
     labels = subject.labels
     with subject.timed():
-        found = attribute(subject.model, subject.images, labels, method)
+        found = attribute(subject.model, subject.images, labels, method, layer=patches_of(subject))
     given = subject.images.clone().requires_grad_()
     if method == "saliency":
         with RectifiedGradients("gradient"):
