@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
@@ -13,10 +12,10 @@ from lightning_cnnviz.callbacks._base.experiment import ExperimentMonitor, Progr
 from lightning_cnnviz.callbacks._base.options import space_out
 from lightning_cnnviz.callbacks._base.sample import DisplayedSample, SampleOptions
 from lightning_cnnviz.core.maximization.maximize import home_of
-from lightning_cnnviz.core.maximization.parametrization import Box
 from lightning_cnnviz.core.maximization.plan import (
     MaximizationPlan,
     MaximizedLayer,
+    input_bounds,
     maximize_plan,
     plan_classes,
     plan_layers,
@@ -62,7 +61,7 @@ class MaximizationMonitor(ExperimentMonitor):
             argument that is.
     """
 
-    view = "maximization"
+    view, axes = "maximization", (1, 2, 3)
     of_convolutions = True
 
     def __init__(
@@ -127,9 +126,7 @@ class MaximizationMonitor(ExperimentMonitor):
     def experiment(self, network: nn.Module, progress: Progress) -> list[MaximizedLayer]:
         """Climb, layer by layer."""
         self.drawn.on_device_of(network)  # so that real images have beside them what belongs to them
-        mean, std = (torch.tensor(values, dtype=torch.float64) for values in self.display.mean_and_std)
-        # What is shown as black to white.
-        bounds = Box((-mean / std).tolist(), ((1 - mean) / std).tolist())
+        bounds = input_bounds(self.sample.images, *self.display.mean_and_std)
         return [
             maximize_plan(
                 network,

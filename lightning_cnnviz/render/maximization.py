@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from lightning_cnnviz.core.maximization.maximize import Maximization
+from lightning_cnnviz.core.maximization.maximize import Maximization, cut
 from lightning_cnnviz.core.maximization.optimum import OptimumInvariance
 from lightning_cnnviz.core.maximization.plan import MaximizedLayer
+from lightning_cnnviz.render.frames import Frame
 from lightning_cnnviz.render.normalization import Normalization
-from lightning_cnnviz.render.patches import brief, place_patch, placed_at, to_gray_centered
+from lightning_cnnviz.render.patches import brief
 from lightning_cnnviz.report import Curve, Gallery, Item, Number, Report, Row, Scalar, Series, Tile
 
 __all__ = ["invariance_items", "maximization_report", "maximization_scalars"]
@@ -41,8 +43,9 @@ def maximization_report(layers: Sequence[MaximizedLayer], normalization: Normali
     items: list[Item] = []
     strange = [layer.name for layer in layers if not bool(layer.optima.activations.isfinite().all())]
     notes = [f"Not finite: activations are NaN or infinite at {', '.join(strange)}."] if strange else []
-    notes.append(normalization.sentence())
-    if any(layer.strongest is not None for layer in layers):
+    frame = Frame.of([layer.optima.images[0] for layer in layers], normalization)
+    notes += [normalization.sentence()] if frame.is_image else frame.notes(normalization)
+    if frame.is_image and any(layer.strongest is not None for layer in layers):
         notes.append("Blue is what lies beyond a real image's border.")
     for layer in layers:
         items += [_gallery(layer, normalization, compared), _ascent(layer), *maximization_scalars([layer])]
@@ -90,20 +93,21 @@ def invariance_items(
     """Draw how a unit's optimum may change: a row of pictures a direction, and the activation along it."""
     degrees = [math.degrees(angle) for angle in invariance.angles.tolist()]
     rows, lines = [], []
-    kinds = _directions(invariance)
+    kinds, box = _directions(invariance), _with_row(invariance.box)
+    frame = Frame.of([cut(image, invariance.box) for image in invariance.images.flatten(0, 1)], normalization)
     for direction, kind in enumerate(kinds):
         activations = invariance.activations[direction].tolist()
         tiles = tuple(
             Tile(
-                normalization.to_pixels(invariance.seen(direction, point)),
+                frame.patch(invariance.seen(direction, point), box, normalization),
                 caption=f"{_signed(degrees[point])}° {_part(activations[point], invariance.activation)}",
                 numbers={"angle in degrees": degrees[point], "activation": activations[point]},
             )
             for point in range(len(degrees))
         )
         # What is turned toward: the optimum's own part cancels out between opposite angles.
-        toward = to_gray_centered(invariance.seen(direction, -1) - invariance.seen(direction, 0))
-        tiles += (Tile(toward, "direction"),)
+        toward = invariance.seen(direction, -1) - invariance.seen(direction, 0)
+        tiles += (Tile(frame.projection(toward, box), "direction"),)
         curvature = {"curvature": float(invariance.curvatures[direction])}
         rows.append(Row(f"{kind} effect", tiles, curvature, channel=channel))
         lines.append(Series(f"{kind} effect", x=tuple(degrees), y=tuple(activations)))
@@ -124,6 +128,7 @@ def invariance_items(
             numbers=numbers,
             columns=len(degrees) + 1,
             tile_side=_SIDE,
+            enlarge=frame.is_image,
             layer=layer,
             named=True,
         ),
@@ -150,28 +155,29 @@ def _nth(place: int, kind: str) -> str:
 
 def _gallery(layer: MaximizedLayer, normalization: Normalization, compared: int) -> Gallery:
     optima, real = layer.optima, layer.strongest
-    sizes = [_field_size(layer, objective) for objective in range(len(optima))]
-    height, width = max(size[0] for size in sizes), max(size[1] for size in sizes)
-    rows = []
-    for objective, (caption, field) in enumerate(zip(layer.captions, sizes, strict=True)):
+    parts = [_parts(layer, objective) for objective in range(len(optima))]
+    whole, rows = Frame.of([part for own in parts for part in own], normalization), []
+    for objective, caption in enumerate(layer.captions):
+        frame = replace(Frame.of(parts[objective], normalization), span=whole.span)
         order = optima.ranked(objective)
         scale = float("nan") if real is None else float(real.activations[objective])
         tiles = [
-            replace(_tile(optima, number, scale, normalization, field), shows="optimum", rank=rank)
+            replace(_tile(optima, number, scale, frame, normalization), shows="optimum", rank=rank)
             for rank, number in enumerate(order)
         ]
         numbers: dict[str, Number] = {"activation": float(optima.activations[order[0]])}
         if real is not None:
-            pixels, box = normalization.to_pixels(real.patches[objective]), real.boxes[objective]
             figures: dict[str, Number] = {"activation": scale, "image": int(real.numbers[objective])}
-            tile = _placed(pixels, box, field, f"real {brief(scale)}", figures)
-            tiles.append(replace(tile, shows="strongest image", rank=0))
+            tile = _placed(real.patches[objective], real.boxes[objective], frame, normalization)
+            caption_of = f"real {brief(scale)}"
+            tiles.append(replace(tile, caption=caption_of, numbers=figures, shows="strongest image", rank=0))
             numbers["strongest real"] = scale
-        tiles = [_centered(tile, (height, width)) for tile in tiles]
         channel = layer.channels[objective] if layer.channels else None
         rows.append(Row(caption, tuple(tiles), numbers, channel=channel))
+    rows = _of_one_size(rows)
+    extent = f"{whole.lengths[1]} x {whole.lengths[0]} px" if whole.is_image else whole.said
     what = "One start" if optima.starts == 1 else f"{optima.starts} starts, the highest activation first"
-    text = f"{what}, {optima.history.shape[1]} steps of gradient ascent each; {width} x {height} px"
+    text = f"{what}, {optima.history.shape[1]} steps of gradient ascent each; {extent}"
     if layer.among is not None:
         kind = "classes" if not _layer(layer) else "feature maps"
         text = f"{len(layer.captions)} of {layer.among} {kind}; {text[0].lower()}{text[1:]}"
@@ -179,7 +185,8 @@ def _gallery(layer: MaximizedLayer, normalization: Normalization, compared: int)
         text += f"; last, the strongest of {compared} real images" if compared else "; last, the strongest real image"
     columns = optima.starts + (real is not None)
     name, of = layer.name, _layer(layer)
-    return Gallery(name, tuple(rows), caption=text, columns=columns, tile_side=_SIDE, layer=of, named=True)
+    sized: Any = {"columns": columns, "tile_side": _SIDE, "enlarge": whole.is_image}
+    return Gallery(name, tuple(rows), caption=text, layer=of, named=True, **sized)
 
 
 def _layer(layer: MaximizedLayer) -> str:
@@ -187,7 +194,14 @@ def _layer(layer: MaximizedLayer) -> str:
     return layer.name if any(channel is not None for channel in layer.channels) else ""
 
 
-def _tile(optima: Maximization, number: int, scale: float, normalization: Normalization, size: tuple[int, int]) -> Tile:
+def _parts(layer: MaximizedLayer, objective: int) -> list[Tensor]:
+    """What an objective could see: of the made images, and of the real one."""
+    numbers = range(*layer.optima.of(objective).indices(len(layer.optima.images)))
+    made = [layer.optima.seen(number) for number in numbers]
+    return made if layer.strongest is None else [*made, layer.strongest.patches[objective]]
+
+
+def _tile(optima: Maximization, number: int, scale: float, frame: Frame, normalization: Normalization) -> Tile:
     activation = float(optima.activations[number])
     figures: dict[str, Number] = {"activation": activation, "start": number % optima.starts}
     caption = brief(activation)
@@ -195,19 +209,23 @@ def _tile(optima: Maximization, number: int, scale: float, normalization: Normal
         figures["of the strongest real"] = activation / scale
         caption = f"{brief(activation)} = {brief(activation / scale)}x"
     box = optima.boxes[number // optima.starts]
-    return _placed(normalization.to_pixels(optima.seen(number)), box, size, caption, figures)
+    return replace(_placed(optima.seen(number), box, frame, normalization), caption=caption, numbers=figures)
 
 
-def _placed(pixels: Tensor, box: Tensor, size: tuple[int, int], caption: str, figures: dict[str, Number]) -> Tile:
-    return Tile(place_patch(pixels, box, size), caption, figures, inside=placed_at(box, size))
+def _placed(part: Tensor, box: Tensor, frame: Frame, normalization: Normalization) -> Tile:
+    box = _with_row(box)
+    return Tile(frame.patch(part, box, normalization), inside=frame.inside(box))
 
 
-def _field_size(layer: MaximizedLayer, objective: int) -> tuple[int, int]:
-    """What an objective can see: the larger of what it saw in the made image and in the real one."""
-    boxes = [layer.optima.boxes[objective]]
-    if layer.strongest is not None:
-        boxes.append(layer.strongest.boxes[objective])
-    return max(int(box[2] - box[0]) for box in boxes), max(int(box[3] - box[1]) for box in boxes)
+def _with_row(box: Tensor) -> Tensor:
+    """A box of a signal, first and last sample, as that of an image of one row; any other as it is."""
+    return torch.stack([box.new_tensor(0), box[0], box.new_tensor(1), box[1]]) if len(box) == 2 else box
+
+
+def _of_one_size(rows: Sequence[Row]) -> list[Row]:
+    sizes = [tile.size for row in rows for tile in row.tiles]
+    size = max(height for height, _ in sizes), max(width for _, width in sizes)
+    return [replace(row, tiles=tuple(_centered(tile, size) for tile in row.tiles)) for row in rows]
 
 
 def _centered(tile: Tile, size: tuple[int, int]) -> Tile:

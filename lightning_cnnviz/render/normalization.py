@@ -9,6 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_cnnviz.render.patch_slices import draw_patch_slices
+from lightning_cnnviz.render.signals import draw_signal, value_range
+
 __all__ = [
     "ChannelSpec",
     "Normalization",
@@ -50,9 +53,17 @@ class Normalization:
     def to_pixels(self, image: Tensor) -> Tensor:
         """Return a network input `(C, H, W)` as pixels `(3, H, W)` uint8, see `channels`.
 
+        A volume `(C, D, H, W)` as three slices, see `draw_patch_slices`; a signal `(C, L)` as a chart.
+
         Raises:
             ValueError: The normalization, or the channels to show, are of another number of channels.
         """
+        if image.ndim == 4:
+            sides = tuple(image.shape[1:])
+            return draw_patch_slices(image, (0, 0, 0, *sides), sides, self.to_pixels, clip=len(image) == 3)
+        if image.ndim == 2:
+            low, high = value_range([image])
+            return draw_signal(image.float(), low=low, high=high, channels=self.channels)
         if image.dtype == torch.uint8:
             pixels = image
         else:

@@ -195,7 +195,7 @@ def because(reason: str, *views: str) -> dict[str, str]:
     return dict.fromkeys(views, reason)
 
 
-_ANY_AXES = ("layer_probe", "online_probe", "top_patches", "deconvnet")
+_ANY_AXES = ("layer_probe", "online_probe", "top_patches", "deconvnet", "maximization")
 _NOT_2D = because(
     "is no network of images: its convolutions are",
     *(view for view in ("filters", *_OF_CONVOLUTIONS, *_OF_SCORES) if view not in _ANY_AXES),

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from lightning_cnnviz.core.maximization.maximize import (
@@ -27,7 +28,7 @@ from lightning_cnnviz.core.network.task import OutputFn, Task, TaskKind
 from lightning_cnnviz.core.tracing.default_layers import find_default_layers
 from lightning_cnnviz.core.tracing.feature_maps import trace_feature_maps
 
-__all__ = ["MaximizationPlan", "MaximizedLayer", "maximize_plan", "plan_classes", "plan_layers"]
+__all__ = ["MaximizationPlan", "MaximizedLayer", "input_bounds", "maximize_plan", "plan_classes", "plan_layers"]
 
 # Without an argument, so many convolutions are shown, from the first to the last, and so many classes.
 _LAYERS, _CLASSES = 4, 4
@@ -186,6 +187,27 @@ def plan_classes(
         output_fn=output_fn,
         among=count,
     )
+
+
+def input_bounds(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Box:
+    """Return what values made images may have: what is shown as black to white; of signals, those that they take.
+
+    Args:
+        images: `(N, C, H, W)`, signals or volumes, in the network's values.
+        mean: Of their normalization.
+        std: Likewise.
+
+    Example:
+        >>> input_bounds(torch.tensor([[[-1.0, 4.0], [2.0, 2.0]]]), [0.0], [1.0])
+        Box(low=[-1.0, 1.5], high=[4.0, 2.5])
+    """
+    if images.ndim > 3:
+        middle, spread = (torch.tensor(values, dtype=torch.float64) for values in (mean, std))
+        return Box((-middle / spread).tolist(), ((1 - middle) / spread).tolist())
+    values = images.float().transpose(0, 1).flatten(1).nan_to_num(0, 0, 0)
+    low, high = values.amin(1), values.amax(1)
+    still = 0.5 * (low == high)  # a channel that never changes
+    return Box((low - still).tolist(), (high + still).tolist())
 
 
 def maximize_plan(

@@ -400,7 +400,7 @@ def fill_values(images: Tensor, fill: float | Sequence[float] | Tensor | None) -
     """
     channels = images.shape[1]
     if fill is None:
-        return images.float().mean((0, 2, 3)).to(images)
+        return images.float().mean((0, *range(2, images.ndim))).to(images)
     values = torch.as_tensor(fill, dtype=images.dtype, device=images.device).flatten()
     if len(values) not in (1, channels):
         raise ValueError(
