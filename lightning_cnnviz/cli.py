@@ -73,7 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         nargs="+",
         default=[3, 224, 224],
         metavar="N",
-        help="channels, height and width of an image, or channels and length of a signal; default: 3 224 224",
+        help="channels, height and width of an image, channels and length of a signal, or channels, depth, height and "
+        "width of a volume; default: 3 224 224",
     )
     explore = commands.add_parser(
         "explore",

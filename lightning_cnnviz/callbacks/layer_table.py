@@ -27,8 +27,9 @@ class LayerTableMonitor(Monitor):
     `layer_table/...`. In `trainer.validate` and `trainer.test`, once before the first batch.
 
     Args:
-        input_size: Channels, height and width of an image, of a signal channels and length; by default that of an image
-            or signal of the validation (or test) data, or of the training data where there is none.
+        input_size: Channels, height and width of an image, of a signal channels and length, of a volume channels,
+            depth, height and width; by default that of an image, signal or volume of the validation (or test) data, or
+            of the training data where there is none.
         data: A loader to take the image from instead.
         dataloader_idx: Which of several validation, test or training loaders to take it from.
         batch_fn: Takes a batch and returns `(images, labels)` or images, for batches of unusual form.
@@ -43,7 +44,7 @@ class LayerTableMonitor(Monitor):
     """
 
     view = "layer_table"
-    axes = (1, 2)
+    axes = (1, 2, 3)
 
     every_rank = True  # so that all of them refuse what cannot be shown
 
@@ -61,10 +62,10 @@ class LayerTableMonitor(Monitor):
         on_error: Literal["report", "raise"] = "report",
     ) -> None:
         super().__init__(name=name, model=model, forward_fn=forward_fn, sinks=sinks, on_error=on_error)
-        if input_size is not None and (len(input_size) not in (2, 3) or min(input_size) < 1):
+        if input_size is not None and (len(input_size) not in (2, 3, 4) or min(input_size) < 1):
             raise ValueError(
                 f"input_size={input_size}: give channels, height and width, as in (3, 224, 224), of a signal channels "
-                "and length, as in (12, 1000)"
+                "and length, as in (12, 1000), of a volume channels, depth, height and width"
             )
         self.input_size, self.data = input_size, data
         self.dataloader_idx, self.batch_fn = dataloader_idx, batch_fn

@@ -33,6 +33,8 @@ Columns = dict[str, Any]
 
 _BOX = ("top", "left", "bottom", "right")
 _BOX_3D = ("front", "top", "left", "back", "bottom", "right")
+# By how many numbers a box has: of a signal, two.
+_SIDES = {2: ("left", "right"), 4: _BOX, 6: _BOX_3D}
 
 
 def columns_of(view: str, result: Any, display: Display) -> Iterator[Columns]:
@@ -299,7 +301,7 @@ def _maximization(result: Sequence[MaximizedLayer], display: Display) -> Iterato
         strongest = torch.full((count,), torch.nan) if layer.strongest is None else layer.strongest.activations
         columns = {
             "objective": list(layer.captions),
-            **{side: optima.boxes[:, place].numpy() for place, side in enumerate(_BOX)},
+            **{side: optima.boxes[:, place].numpy() for place, side in enumerate(_SIDES[optima.boxes.shape[1]])},
             "strongest_real": strongest.double().numpy(),
         }
         yield {

@@ -27,6 +27,11 @@ _LEGEND_OF_SIGNALS = (
     "of it.",
     "Center: of the first unit's field, 0 being the first sample.",
 )
+_LEGEND_OF_VOLUMES = (
+    "Jump: pixels from a unit to the next, deep, down and across. Receptive field in pixels, not cut off at the "
+    "volume's border; volume: all of it along that axis.",
+    _LEGEND[1],
+)
 
 
 def layer_table_report(table: LayerTable) -> Report:
@@ -39,7 +44,7 @@ def layer_table_report(table: LayerTable) -> Report:
         for remark, names in _remarks(table).items()
     )
     if remarks:
-        lost = "samples" if whole == "signal" else "rows and columns"
+        lost = {"signal": "samples", "volume": "depths, rows and columns"}.get(whole, "rows and columns")
         items.append(Table("does_not_fit", _REMARK_COLUMNS, remarks, caption=f"where {lost} are lost, and what fits"))
     items += [
         Scalar("parameters", float(table.parameters)),
@@ -53,7 +58,7 @@ def layer_table_report(table: LayerTable) -> Report:
 def layer_table_text(table: LayerTable) -> str:
     """Return the table as text of up to 160 columns or so, with its totals, and sentences on what does not fit."""
     square = all(len(set(row.fit)) <= 1 for row in table.layers)
-    size = "size" if square else "height"
+    size = "size" if square else "depth" if _input(table) == "volume" else "height"
     columns = ("layer", "type", "output", size, "parameters", "MACs", "memory", "jump", "field", "center")
     sides: list[Side] = ["left", "left", "right", "left", "right", "right", "right", "right", "right", "right"]
     text = aligned_text(columns, [_text_row(row, _input(table)) for row in table.layers], sides, widest=32)
@@ -64,15 +69,16 @@ def layer_table_text(table: LayerTable) -> str:
 
 
 def _title(table: LayerTable) -> str:
-    return f"{table.model} on {'a signal' if _input(table) == 'signal' else 'an image'} of {_shape(table.input_size)}"
+    kind = _input(table)
+    return f"{table.model} on {'an' if kind == 'image' else 'a'} {kind} of {_shape(table.input_size)}"
 
 
 def _input(table: LayerTable) -> str:
-    return "signal" if len(table.input_size) == 2 else "image"
+    return {2: "signal", 4: "volume"}.get(len(table.input_size), "image")
 
 
 def _legend(table: LayerTable) -> tuple[str, str]:
-    return _LEGEND_OF_SIGNALS if _input(table) == "signal" else _LEGEND
+    return {"signal": _LEGEND_OF_SIGNALS, "volume": _LEGEND_OF_VOLUMES}.get(_input(table), _LEGEND)
 
 
 def _totals(table: LayerTable) -> list[str]:

@@ -145,6 +145,8 @@ def check_values(case: Case, module: Any, looks: dict[str, Shown]) -> None:
             check_strongest(case, module, looks[view], patches)
     if "layer_probe" in looks:
         check_probe(case, module, looks["layer_probe"])
+    if "maximization" in looks and case.name in ("conv1d", "conv3d"):
+        check_optima(module, looks["maximization"])
     if "layer_table" in looks:
         assert looks["layer_table"].result.parameters == sum(
             parameter.numel() for parameter in network(looks["layer_table"], module).parameters()
@@ -183,6 +185,18 @@ def check_classes(p: Tensor, maps: Tensor, by_class: ByHead) -> None:
         those = regions.flatten(1).any(1)
         wanted = (p[:, int(name[-1])] * regions).sum((1, 2))[those] / regions.sum((1, 2))[those]
         torch.testing.assert_close(result.untouched.probabilities, wanted, atol=1e-5, rtol=1e-4)
+
+
+def check_optima(module: Any, look: Shown) -> None:
+    """Of classes: the network's own scores of the images that were made."""
+    (classes,) = (layer.optima for layer in look.result if layer.name == "classes")
+    numbers = torch.arange(len(classes)).repeat_interleave(classes.starts)
+    with torch.no_grad():
+        scores = module.eval()(classes.images)
+    torch.testing.assert_close(classes.activations, scores[torch.arange(len(numbers)), numbers])
+    assert all(
+        layer.optima.images.ndim == scores.ndim + len(look.monitor.sample.images.shape[2:]) for layer in look.result
+    )
 
 
 def check_strongest(case: Case, module: Any, look: Shown, patches: Any) -> None:

@@ -337,7 +337,7 @@ CASES = [
         title="Volumes `(N, C, D, H, W)`, Conv3d",
         module=of(user.of_volumes),
         data=lambda count, seed: labelled(count, seed=seed, size=(6, 6, 6)),
-        aside={**_NOT_2D, **because("is no network of images: its convolutions are", "layer_table")},
+        aside=_NOT_2D,
     ),
     Case(
         name="quantized",

@@ -18,7 +18,8 @@ from lightning_cnnviz.core.maximization.plan import (
     plan_classes,
     plan_layers,
 )
-from lightning_cnnviz.render.display import display_of_sample
+from lightning_cnnviz.record._tables import columns_of
+from lightning_cnnviz.render.display import Display, display_of_sample
 from lightning_cnnviz.render.maximization import maximization_report
 from lightning_cnnviz.render.normalization import Normalization
 from lightning_cnnviz.render.patch_slices import draw_patch_slices
@@ -104,6 +105,16 @@ def test_what_was_kept_is_drawn_as_before(axes: int, tmp_path: Path) -> None:
     assert before.notes == after.notes
     for one, other in zip(pixels_of(before), pixels_of(after), strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("axes", [1, 3])
+def test_its_numbers_are_a_table(axes: int) -> None:
+    layers, normalization = made(axes)
+    first, classes = columns_of("maximization", layers, Display(normalization=normalization))
+    sides = ("left", "right") if axes == 1 else ("front", "top", "left", "back", "bottom", "right")
+    boxes = torch.stack([torch.as_tensor(first[side]) for side in sides], 1)
+    assert torch.equal(boxes, layers[0].optima.boxes.repeat_interleave(2, 0))
+    assert classes["right"].tolist() == [SIZES[axes][-1]] * 4
 
 
 def test_signals_may_have_the_values_that_they_take() -> None:

@@ -50,7 +50,8 @@ _FLOAT32 = 4  # bytes
 class LayerRow:
     """One operation of a network, for one image. Pairs are height, width: down, across.
 
-    Of a signal, shapes are mostly (C, L), pairs are one number along it, and its samples are what pixels are here.
+    Of a signal, shapes are mostly (C, L), pairs are one number along it, and its samples are what pixels are here. Of a
+    clip or volume, shapes are mostly (C, D, H, W), and pairs are three numbers: deep, down, across.
 
     Attributes:
         layer: Path of the module that runs it; a function's is the module that calls it, empty for the network itself.
@@ -124,7 +125,8 @@ class LayerTable:
 
     Attributes:
         model: Name of the network's class.
-        input_size: Channels, height and width of the image; of a signal, channels and length.
+        input_size: Channels, height and width of the image; of a signal, channels and length; of a volume, channels,
+            depth, height and width.
         rows: In order of execution.
         parameters: Number of all parameters of the network.
         unused: Names and sizes of the parameters that no row counts, since they do not run in eval mode.
@@ -172,11 +174,13 @@ def layer_table(model: nn.Module, input_size: Sequence[int] | Tensor) -> LayerTa
 
     Args:
         model: The network; its weights may lie on the meta device.
-        input_size: Channels, height and width, of a signal channels and length; or an image `(C, H, W)` or
-            `(1, C, H, W)`, or a signal `(C, L)`, of a network with `Conv1d` and no other convolutions `(1, C, L)`, too.
+        input_size: Channels, height and width, of a signal channels and length, of a clip or volume channels, depth,
+            height and width; or an image `(C, H, W)` or `(1, C, H, W)`, or a signal `(C, L)`, of a network with
+            `Conv1d` and no other convolutions `(1, C, L)`, too; of one with `Conv3d`, a volume `(C, D, H, W)` or
+            `(1, C, D, H, W)`.
 
     Raises:
-        ValueError: The size is not that of an image or signal, or is a signal's where convolutions are of images; the
+        ValueError: The size is none of an image, signal or volume, or of another than convolutions are of; the
             network refuses it (with its reason and the layer that stopped), a lazy module does not know the shape of
             its weights yet, or the network is quantized or frozen by `torch.jit`.
         TypeError: `model` is no module.
@@ -186,6 +190,9 @@ def layer_table(model: nn.Module, input_size: Sequence[int] | Tensor) -> LayerTa
         >>> table = layer_table(nn.Sequential(nn.Conv2d(3, 10, 5, padding=2), nn.MaxPool2d(2)), (3, 32, 32))
         >>> [(row.formula, row.parameters, row.receptive_field) for row in table.rows]
         [('(32 + 2·2 - 5)/1 + 1 = 32', 760, (5, 5)), ('(32 - 2)/2 + 1 = 16', 0, (6, 6))]
+        >>> table = layer_table(nn.Sequential(nn.Conv3d(3, 8, (3, 7, 7), stride=(1, 2, 2))), (3, 16, 112, 112))
+        >>> [(row.output_shape, row.receptive_field, row.jump) for row in table.rows]
+        [((8, 14, 53, 53), (3, 7, 7), (1.0, 2.0, 2.0))]
         >>> table = layer_table(nn.Sequential(nn.Conv1d(12, 8, 7, stride=2), nn.Conv1d(8, 8, 3)), (12, 1000))
         >>> [(row.output_shape, row.receptive_field) for row in table.rows]
         [((8, 497), (7,)), ((8, 495), (11,))]
@@ -225,8 +232,10 @@ def _image(model: nn.Module, input_size: Sequence[int] | Tensor) -> Tensor:
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     if isinstance(input_size, Tensor):
         one_signal = input_size.ndim == 3 and len(input_size) == 1 and image_axes(model) == 1
-        image = input_size[None] if input_size.ndim in (2, 3) and not one_signal else input_size
-        if image.ndim not in (3, 4) or image.shape[0] != 1 or image.numel() == 0:
+        one_volume = input_size.ndim == 4 and image_axes(model) == 3
+        image = input_size[None] if one_volume or (input_size.ndim in (2, 3) and not one_signal) else input_size
+        kinds = (3, 4, 5) if image_axes(model) == 3 else (3, 4)
+        if image.ndim not in kinds or image.shape[0] != 1 or image.numel() == 0:
             why = other_dimensions(model)
             raise ValueError(
                 f"an image is (C, H, W) or (1, C, H, W), a signal (C, L), not {tuple(input_size.shape)}"
@@ -242,10 +251,10 @@ def _image(model: nn.Module, input_size: Sequence[int] | Tensor) -> Tensor:
             f"input_size is a {type(input_size).__name__}; give channels, height and width, as in (3, 224, 224), of a "
             "signal channels and length, or an image (C, H, W) or a signal (C, L)"
         ) from None
-    if len(size) not in (2, 3) or min(size) < 1:
+    if len(size) not in (2, 3, 4) or min(size) < 1:
         raise ValueError(
             f"input_size={size} is no image and no signal: give channels, height and width, as in (3, 224, 224), of a "
-            "signal channels and length, as in (12, 1000)"
+            "signal channels and length, as in (12, 1000), of a volume channels, depth, height and width"
         )
     _check_signal(model, size)
     # Zeros pass through everything, norms included, without NaN.
@@ -253,7 +262,12 @@ def _image(model: nn.Module, input_size: Sequence[int] | Tensor) -> Tensor:
 
 
 def _check_signal(model: nn.Module, size: Sequence[int]) -> None:
-    """Refuse signals for networks of images: torch would take one for an image without channels."""
+    """Refuse signals, and volumes, for networks of images: torch would take one for an image without channels."""
+    if len(size) == 4 and image_axes(model) != 3:
+        raise ValueError(
+            f"input_size={tuple(size)} is channels, depth, height and width of a volume, and {type(model).__name__} "
+            "has no Conv3d: give channels, height and width, as in (3, 224, 224)"
+        )
     modules = list(model.modules())
     kinds = [kind.__name__ for kind in (nn.Conv2d, nn.Conv3d) if any(isinstance(module, kind) for module in modules)]
     if len(size) == 2 and kinds and not any(isinstance(module, nn.Conv1d) for module in modules):
@@ -277,8 +291,8 @@ def _run(model: nn.Module, image: Tensor) -> tuple[OperationLog, bool]:
     reason = " ".join(str(log.error).split()) or type(log.error).__name__
     if is_out_of_memory(log.error):
         raise torch.OutOfMemoryError(f"there is not enough memory for one image of {size}: {reason}") from log.error
-    kind = "a signal" if image.ndim == 3 else "an image"
-    why = "" if image.ndim == 3 and image_axes(model) == 1 else other_dimensions(model)
+    kind = {3: "a signal", 4: "an image", 5: "a volume"}[image.ndim]
+    why = "" if image.ndim - 2 == image_axes(model) else other_dimensions(model)
     reason = f"{reason}; {why}" if why else reason
     raise ValueError(
         f"{type(model).__name__} does not take {kind} of {size}: {where} stopped{came}, with: {reason}"

@@ -54,15 +54,19 @@ class _Axis:
 class UnclippedFields:
     """Receptive fields of all operations of a pass, measured on images so large that no border cuts them off.
 
-    An image is `(1, C, H, W)` and has two axes, a signal `(1, C, L)` one, that of an image's columns.
+    An image is `(1, C, H, W)` and has two axes, a signal `(1, C, L)` one, that of an image's columns, a volume
+    `(1, C, D, H, W)` three.
     """
 
     def __init__(self, model: nn.Module, image: Tensor, log: OperationLog, values: bool) -> None:
         self._operations, self._dims = log.operations, image.ndim
-        self._size = {axis: image.shape[axis - 2] for axis in ((0, 1) if image.ndim == 4 else (1,))}
+        self._map_dims = {4, image.ndim} if image.ndim < 5 else {5}
+        self._axes = max(image.ndim - 2, 2)
+        own = range(self._axes) if image.ndim > 3 else (1,)
+        self._size = {axis: image.shape[axis - self._axes] for axis in own}
         self._strips = dict[int, _Strip]()
         for axis, size in self._size.items():
-            alike = axis == 1 and log.axes_alike and size == self._size.get(0)
+            alike = axis == 1 and image.ndim == 4 and log.axes_alike and size == self._size.get(0)
             self._strips[axis] = self._strips[0] if alike else _strip(model, image, log.operations, values, axis)
 
     def of(self, position: int) -> Field:
@@ -71,10 +75,10 @@ class UnclippedFields:
         if operation.lines is None:
             return Field(size=None, jump=None, center=None, clipped=False)
         along = {axis: self._along(position, axis) for axis in self._strips}
-        tracked = operation.jump or (None, None)
+        tracked = operation.jump or (None,) * self._axes
         jump = _all([field.jump or tracked[axis] for axis, field in along.items()])
         shape, size = operation.output_shape, tuple(field.size for field in along.values())
-        if len(shape) not in (4, self._dims) or (set(shape[2:]) == {1} and size[0] is None):
+        if len(shape) not in self._map_dims or (set(shape[2:]) == {1} and size[0] is None):
             jump = None  # there is no next unit
         center, clipped = _all([field.center for field in along.values()]), any(f.clipped for f in along.values())
         return Field(size=size, jump=jump, center=center, clipped=clipped)
@@ -97,7 +101,7 @@ class UnclippedFields:
         ):
             before = self._operations[here.after]
             if math.prod(before.output_shape) == math.prod(here.input_shape):
-                return _Axis(None) if len(before.output_shape) in (4, self._dims) else self._along(here.after, axis)
+                return _Axis(None) if len(before.output_shape) in self._map_dims else self._along(here.after, axis)
         there = strip.operations[position] if position < len(strip.operations) else None
         if there is not None and _alike(here, there) and there.lines is not None:
             measured = _measured(there, strip)
@@ -145,7 +149,8 @@ class _Strip:
 
 def _strip(model: nn.Module, image: Tensor, operations: list[Operation], values: bool, axis: int) -> _Strip:
     """Run on longer and longer images, until one is long enough or the longest that is tried."""
-    size = image.shape[axis - 2]
+    place = axis - max(image.ndim - 2, 2)
+    size = image.shape[place]
     along, longest = Along(axis=axis, farthest=size), max(size, _LARGEST_STRIP)
     length, step = _first_length(operations, image.ndim, size, axis)
     covered = set[int]()
@@ -154,7 +159,7 @@ def _strip(model: nn.Module, image: Tensor, operations: list[Operation], values:
         if values and macs > _AFFORDABLE:
             return _Strip([], axis, length)
         shape = [*image.shape]
-        shape[axis - 2] = length
+        shape[place] = length
         strip = image.new_zeros(shape) if values else torch.empty(shape, dtype=image.dtype, device="meta")
         # A network that refuses this size is followed as far as it comes.
         with _up_to_recurrence(model):
@@ -215,17 +220,17 @@ def _first_length(operations: list[Operation], dims: int, size: int, axis: int) 
 
     It differs from the true length by a multiple of all strides, so that windows lie on it in the same way.
     """
-    reach, odd, ratios = 1.0, set[int](), [1.0]
+    reach, odd, ratios, place = 1.0, set[int](), [1.0], axis - max(dims - 2, 2)
     for operation in operations:
         if not len(operation.input_shape) == len(operation.output_shape) == dims:
             continue
-        before, after = max(1, operation.input_shape[axis - 2]), max(1, operation.output_shape[axis - 2])
+        before, after = max(1, operation.input_shape[place]), max(1, operation.output_shape[place])
         ratio = max(1.0, math.ceil(size / before))
         if operation.kind == "resize":  # windows of up to six rows; of what is reduced, so many times longer
             reach += 6 * ratio * max(1.0, before / after)
         if operation.window is None:
             continue
-        kernel, stride, _, dilation = (numbers[axis - 2] for numbers in operation.window)
+        kernel, stride, _, dilation = (numbers[place] for numbers in operation.window)
         if operation.jump is not None:  # of its output; a small map, rounded up, is larger than its stride says
             ratio = max(ratio, float(operation.jump[axis]) / (stride if operation.kind != "transposed" else 1))
         ratios += [ratio * stride] if before > 1 else []

@@ -318,13 +318,14 @@ def other_dimensions(model: nn.Module) -> str:
     if axes == 3:
         return (
             "its convolutions are Conv3d, of clips or volumes (N, C, T, H, W), not of images (N, C, H, W): networks of "
-            "single frames can be looked at in every view, those of clips by probes, top patches and projections"
+            "single frames can be looked at in every view, those of clips by their table of layers, probes, top "
+            "patches, projections and maximization"
         )
     if axes == 1:
         return (
             "its convolutions are Conv1d, of signals (N, C, L), not of images (N, C, H, W): networks of "
             "spectrograms can be looked at in every view, those of signals by their table of layers, probes, top "
-            "patches and projections"
+            "patches, projections and maximization"
         )
     return ""
 

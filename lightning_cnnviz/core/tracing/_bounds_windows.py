@@ -81,12 +81,37 @@ def _convolution_of_any_dims(step: Step) -> list[Bounds]:
     window = step.window(out.ndim - 2)
 
     def run(b: Tensor) -> Tensor:
-        b = b.reshape(len(b), groups, -1, *b.shape[2:]).amax(2)
-        for axis, numbers in enumerate(zip(*window, strict=True)):
-            b = _along(b, 2 + axis, numbers, out.shape[2 + axis], transposed=step.is_transposed)
-        return b.repeat_interleave(out.shape[1] // groups, dim=1)
+        same = _alike(b)
+        if b.stride(1) == 0 or groups == 1:
+            b = over_channels(b)
+        else:
+            b = thin(b)
+            b = b.reshape(len(b), groups, -1, *b.shape[2:]).amax(2)
+        b = _over_windows(thin(b), same, window, out.shape, transposed=step.is_transposed)
+        b = b.repeat_interleave(out.shape[1] // groups, dim=1) if b.shape[1] > 1 else b
+        return b.expand(out.shape)
 
     return [each(run, step.bounds(step.args[0]))]
+
+
+def _alike(b: Tensor) -> list[int]:
+    """The length of each dimension along which all values are one (an expanded view); 0 of others."""
+    return [size if b.stride(dim) == 0 and size > 1 else 0 for dim, size in enumerate(b.shape)]
+
+
+def _over_windows(
+    b: Tensor, alike: Sequence[int], window: Sequence[Sequence[int]], out: Sequence[int], *, transposed: bool = False
+) -> Tensor:
+    """The maximum over windows along the last dimensions, of bounds that were cut thin: see `_alike` and `thin`."""
+    first = b.ndim - len(window[0])
+    for dim, numbers in enumerate(zip(*window, strict=True), start=first):
+        if alike[dim]:  # a window that reads anything reads the same
+            kernel, stride, padding, dilation = numbers
+            if not transposed and _all_read(alike[dim], kernel, stride, padding, dilation, out[dim]):
+                continue
+            b = b.expand(*b.shape[:dim], alike[dim], *b.shape[dim + 1 :])
+        b = _along(b, dim, numbers, out[dim], transposed=transposed)
+    return b
 
 
 def _along(b: Tensor, dim: int, window: tuple[int, ...], out: int, *, transposed: bool = False) -> Tensor:
@@ -123,9 +148,7 @@ def pool_3d_bounds(step: Step) -> list[Bounds] | None:
     out, window = step.outputs[0], step.window(3)
 
     def run(b: Tensor) -> Tensor:
-        for axis, numbers in enumerate(zip(*window, strict=True)):
-            b = _along(b, b.ndim - 3 + axis, numbers, out.shape[axis - 3])
-        return b
+        return _over_windows(thin(b), _alike(b), window, out.shape).expand(out.shape)
 
     return [each(run, step.bounds(step.args[0])) for _ in step.outputs]
 

@@ -37,9 +37,10 @@ class Operation:
         bias: Whether a convolution or linear layer adds a bias.
         parameters: Names of all parameters that it reads.
         macs: Multiply-adds for one image.
-        lines: What rows and what columns reach; None where the output depends on no pixel.
-        jump: Product of the strides so far, down and across (of a signal, 1 and along it); None where there is no such
-            number.
+        lines: What rows and what columns reach, of a volume what depths, rows and columns do; None where the output
+            depends on no pixel.
+        jump: Product of the strides so far, down and across (of a signal, 1 and along it; of a volume, deep, down and
+            across); None where there is no such number.
         boundless: Whether it, or an operation before it, went farther in one step than was asked, see
             `log_operations`.
         scaled: Ratios of sizes at what gives a fixed number of rows, here and before: they stretch with the image.
@@ -58,8 +59,8 @@ class Operation:
     bias: bool = False
     parameters: tuple[str, ...] = ()
     macs: int = 0
-    lines: tuple[Lines, Lines] | None = None
-    jump: tuple[Fraction, Fraction] | None = None
+    lines: tuple[Lines, ...] | None = None
+    jump: tuple[Fraction, ...] | None = None
     boundless: bool = False
     scaled: tuple[Fraction, ...] = ()
     after: int | None = None
@@ -73,12 +74,13 @@ class ShapedCall(Call):
     Attributes:
         shapes: Those of its inputs that depend on the image, as they were before it ran.
         output: Shape of its first output.
-        axes: Which dimensions of its first input are rows and columns; of a signal's, None and its samples.
+        axes: Which dimensions of its first input are rows and columns; of a signal's, None and its samples; of a
+            volume's, its depths, rows and columns.
     """
 
     shapes: list[tuple[int, ...]]
     output: tuple[int, ...]
-    axes: tuple[int | None, int] = (2, 3)
+    axes: tuple[int | None, ...] = (2, 3)
 
     def record(self, kind: Kind, **attributes: Any) -> Operation:
         """An `Operation`, still without its owner."""
@@ -104,24 +106,24 @@ def pooled_signal(operation: Operation) -> None:
         operation.window = (kernel[1:], stride[1:], padding[1:], dilation[1:])
 
 
-def scale_of(call: ShapedCall, operation: Operation | None) -> tuple[tuple[Fraction, Fraction], tuple[Fraction, ...]]:
+def scale_of(call: ShapedCall, operation: Operation | None) -> tuple[tuple[Fraction, ...], tuple[Fraction, ...]]:
     """Return by how much it multiplies the jump, and the ratios of sizes of what gives a fixed number of rows."""
-    one, before, after = (Fraction(1), Fraction(1)), call.shapes[0][-2:], call.output[-2:]
+    axes = len(call.axes)
+    before, after = call.shapes[0][-axes:], call.output[-axes:]
     signal = len(call.output) == 3
     if signal:
         before, after = (1, before[1]), (1, after[1])
-    if operation is not None and operation.window is not None and len(operation.window[1]) == 2 - signal:
-        stride = (1, *operation.window[1])[-2:]
-        if operation.kind == "transposed":
-            return (Fraction(1, stride[0]), Fraction(1, stride[1])), ()
-        return (Fraction(stride[0]), Fraction(stride[1])), ()
+    if operation is not None and operation.window is not None and len(operation.window[1]) == axes - signal:
+        stride = (1, *operation.window[1])[-axes:]
+        transposed = operation.kind == "transposed"
+        return tuple(Fraction(1, step) if transposed else Fraction(step) for step in stride), ()
     if operation is not None and operation.kind in ("pool", "resize") and min(after) > 0:
-        ratios = (Fraction(before[0], after[0]), Fraction(before[1], after[1]))
-        return ratios, () if after == (1, 1) else ratios
+        ratios = tuple(Fraction(*sides) for sides in zip(before, after, strict=True))
+        return ratios, () if set(after) == {1} else ratios
     if call.name in calls.SLICES and (dim := call.argument("dim") % len(call.output)) in call.axes:
-        step = Fraction(int(call.argument("step")))
-        return ((step, Fraction(1)) if dim == call.axes[0] else (Fraction(1), step)), ()
-    return one, ()
+        step = int(call.argument("step"))
+        return tuple(Fraction(step if axis == dim else 1) for axis in call.axes), ()
+    return (Fraction(1),) * axes, ()
 
 
 def _convolution(call: ShapedCall) -> Operation | None:
@@ -158,6 +160,15 @@ def _pool(call: ShapedCall) -> Operation | None:
     return call.record("pool", window=call.window(2), options={"ceil_mode": bool(call.argument("ceil_mode"))})
 
 
+def _pool_3d(call: ShapedCall) -> Operation | None:
+    """Of volumes; of images it takes a mean over neighboring feature maps, in local response normalization."""
+    if len(call.axes) != 3:
+        return None
+    fixed = call.name in calls.ADAPTIVE_POOLS_3D
+    options = {} if fixed else {"ceil_mode": bool(call.argument("ceil_mode"))}
+    return call.record("pool", window=None if fixed else call.window(3), options=options)
+
+
 def _fixed_size_pool(call: ShapedCall) -> Operation | None:
     return call.record("pool")
 
@@ -165,7 +176,7 @@ def _fixed_size_pool(call: ShapedCall) -> Operation | None:
 def _global_pool(call: ShapedCall) -> Operation | None:
     """A mean or maximum over the whole map: pooling, as torch runs it where one value is left."""
     dims, count = call.argument("dim"), len(call.shapes[0])
-    if dims is None or (count != 4 and call.axes[0] is not None):
+    if dims is None or (count != len(call.axes) + 2 and call.axes[0] is not None):
         return None
     over = {dim % count for dim in ([dims] if isinstance(dims, int) else dims)}
     return call.record("pool") if over == {axis for axis in call.axes if axis is not None} else None
@@ -189,7 +200,7 @@ def _attention(call: ShapedCall) -> Operation | None:
 
 
 def _resize(call: ShapedCall) -> Operation | None:
-    return call.record("resize") if call.shapes[0][-2:] != call.output[-2:] else None
+    return call.record("resize") if call.shapes[0] != call.output else None
 
 
 def _pad(call: ShapedCall) -> Operation | None:
@@ -210,6 +221,7 @@ RULES: dict[str, Callable[[ShapedCall], Operation | None]] = {
     **dict.fromkeys(calls.CONVOLUTIONS | calls.RECTIFIED_CONVOLUTIONS, _convolution),
     **dict.fromkeys(calls.MAX_POOLS | calls.AVERAGE_POOLS, _pool),
     **dict.fromkeys(calls.ADAPTIVE_POOLS, _fixed_size_pool),
+    **dict.fromkeys(calls.POOLS_3D | calls.ADAPTIVE_POOLS_3D, _pool_3d),
     **dict.fromkeys(["mean", "amax"], _global_pool),
     **dict.fromkeys(calls.MATRIX_PRODUCTS | calls.MATRIX_PRODUCTS_ADDED, _product),
     **dict.fromkeys(calls.ATTENTIONS, _attention),

@@ -56,11 +56,13 @@ class Layouts:
 
         return after
 
-    def axes(self, maps: Tensor, *, channels_last: bool = False) -> tuple[int | None, int] | None:
+    def axes(self, maps: Tensor, *, channels_last: bool = False) -> tuple[int | None, ...] | None:
         """Return which dimensions are rows and columns, where they are two; if not known, as it is said of four.
 
-        Maps `(N, C, L)` or `(N, L, C)` of a signal have columns alone.
+        Maps `(N, C, L)` or `(N, L, C)` of a signal have columns alone; of a volume, its depths come first.
         """
+        if len(self._axes) == 3:
+            return self._axes_of_volume(maps, channels_last)
         layout: _Layout | None = self._known.get(maps)
         if layout is not None:
             rows, columns = _place(layout, _ROWS), _place(layout, _COLUMNS)
@@ -74,6 +76,17 @@ class Layouts:
             return None
         known = self.is_channels_last(maps)
         return (1, 2) if (channels_last if known is None else known) else (2, 3)
+
+    def _axes_of_volume(self, maps: Tensor, channels_last: bool) -> tuple[int | None, ...] | None:
+        layout: _Layout | None = self._known.get(maps)
+        if layout is not None:
+            places = [_place(layout, wanted) for wanted in self._axes]
+            if None not in places and min(place or 0 for place in places) >= 0 and len(set(places)) == 3:
+                return tuple(places)
+        if maps.ndim != 5:
+            return None
+        known = self.is_channels_last(maps)
+        return (1, 2, 3) if (channels_last if known is None else known) else (2, 3, 4)
 
     def is_channels_last(self, maps: Tensor) -> bool | None:
         """Return whether maps of four dimensions are `(N, H, W, C)` or `(N, C, H, W)`; None where that is not known.

@@ -81,7 +81,7 @@ def log_operations(model: nn.Module, image: Tensor, *, values: bool, along: Alon
 
     Args:
         model: The network.
-        image: `(1, C, H, W)`, or a signal `(1, C, L)`.
+        image: `(1, C, H, W)`, a signal `(1, C, L)`, or a volume `(1, C, D, H, W)`.
         values: Whether to compute values; else shapes alone.
         along: Follow receptive fields along one axis alone, and watch for steps that go farther than a number of
             pixels: by anything but a window of known length, an output reaches that much more than the inputs do.
@@ -150,7 +150,7 @@ def _plain(name: str) -> str:
 class _Trail:
     """What a tensor carries along from the image."""
 
-    jump: tuple[Fraction, Fraction] | None
+    jump: tuple[Fraction, ...] | None
     scaled: tuple[Fraction, ...] = ()
     made_by: int | None = None
     boundless: bool = False
@@ -174,15 +174,17 @@ class _OperationLogger(OperationReader):
         self.axes_alike, self._along = True, along
         self._bounds, self._stack, self._modules = bounds, stack, modules
         self._layouts, self._dims = Layouts(image), image.ndim
+        self._axes = tuple(range(2, max(image.ndim, 4)))  # a signal is an image of one row
+        self._map_dims = {4, image.ndim} if image.ndim < 5 else {5}  # torch pools a signal as such an image
         self._sources, self._trails = WeakTensorKeyDictionary(), WeakTensorKeyDictionary()
         for name, tensor in parameters.items():
             self._sources[tensor] = frozenset([name])
         self._entered: list[tuple[int, tuple[int, ...] | None]] = []
-        self._last: tuple[Any, tuple[int | None, int] | None, tuple[Lines, Lines] | None] | None = None
+        self._last: tuple[Any, tuple[int | None, ...] | None, tuple[Lines, ...] | None] | None = None
 
     def start(self, image: Tensor) -> None:
         """Begin at the image."""
-        self._trails[image] = _Trail((Fraction(1), Fraction(1)))
+        self._trails[image] = _Trail((Fraction(1),) * len(self._axes))
 
     def on_module(self, marker: str, value: Any) -> None:
         """Keep track of which module runs."""
@@ -217,7 +219,7 @@ class _OperationLogger(OperationReader):
         shapes = [tuple(tensor.shape) for tensor in dependent]  # before it runs: unsqueeze_ changes them
         sources = frozenset().union(*(self._sources.get(tensor, frozenset()) for tensor in given))
         layouts = self._layouts.before(operator, args, kwargs)
-        axes = (self._layouts.axes(dependent[0]) if dependent else None) or (2, 3)
+        axes = (self._layouts.axes(dependent[0]) if dependent else None) or self._axes
         result = operator.func(*args, **kwargs)
         layouts(result)
         made = tensors_in(result)
@@ -230,7 +232,7 @@ class _OperationLogger(OperationReader):
             return result
         if made and self._bounds.reach(made[0]) is not None:
             call = ShapedCall(operator, args, kwargs, dependent, shapes, tuple(made[0].shape), axes)
-            self.axes_alike = self.axes_alike and treats_axes_alike(call)
+            self.axes_alike = self.axes_alike and len(axes) == 2 and treats_axes_alike(call)
             self._log(call, made, sources, self._goes_far(call, [reach for _, reach in reaches], made[0]))
         return result
 
@@ -294,7 +296,7 @@ class _OperationLogger(OperationReader):
             pooled_signal(operation)
         self.operations.append(operation)
 
-    def _lines_of(self, tensor: Tensor, *, channels_last: bool = False) -> tuple[Lines, Lines] | None:
+    def _lines_of(self, tensor: Tensor, *, channels_last: bool = False) -> tuple[Lines, ...] | None:
         reach, axes = self._bounds.reach(tensor), self._layouts.axes(tensor, channels_last=channels_last)
         if self._last is None or self._last[0] is not reach or self._last[1] != axes:
             # A norm passes on what it is given, and modules what their operations have made.
@@ -311,15 +313,16 @@ class _OperationLogger(OperationReader):
         trails = [self._trails.get(tensor, _Trail(None)) for tensor in call.dependent]
         # Where a gate joins a map, the map's stride counts; of equals, the first.
         like = [
-            trail for trail, shape in zip(trails, call.shapes, strict=True) if shape[-2:] == call.output[-2:]
+            trail
+            for trail, shape in zip(trails, call.shapes, strict=True)
+            if shape[-len(self._axes) :] == call.output[-len(self._axes) :]
         ] or trails
         jump = next((trail.jump for trail in like if trail.jump is not None), None)
         scaled = tuple(dict.fromkeys(ratio for trail in trails for ratio in trail.scaled))
-        # torch pools a signal as an image of one row.
-        if len(call.output) == len(call.shapes[0]) and len(call.output) in (4, self._dims):
+        if len(call.output) == len(call.shapes[0]) and len(call.output) in self._map_dims:
             factor, ratios = scale_of(call, operation)
             scaled += tuple(ratio for ratio in ratios if ratio not in scaled)
-            jump = (jump[0] * factor[0], jump[1] * factor[1]) if jump is not None else None
+            jump = None if jump is None else tuple(step * by for step, by in zip(jump, factor, strict=True))
         followed = not self._bounds.estimated and all(trail.followed for trail in trails)
         return _Trail(jump, scaled, like[0].made_by, far or any(trail.boundless for trail in trails), followed)
 
@@ -348,7 +351,7 @@ def _lengths(neg_first: Tensor, last: Tensor) -> tuple[float, float]:
     return (float(lengths.masked_fill(~finite, torch.inf).amin()), longest) if longest > -torch.inf else (0.0, 0.0)
 
 
-def _lines(reach: tuple[Tensor, ...] | None, axes: tuple[int | None, int] | None) -> tuple[Lines, Lines] | None:
+def _lines(reach: tuple[Tensor, ...] | None, axes: tuple[int | None, ...] | None) -> tuple[Lines, ...] | None:
     """What the rows, and what the columns of a map reach; of anything else, its farthest element."""
     if reach is None or reach[0].numel() == 0:
         return None
@@ -356,9 +359,10 @@ def _lines(reach: tuple[Tensor, ...] | None, axes: tuple[int | None, int] | None
         return _lines_of(reach, axes)
 
 
-def _lines_of(reach: tuple[Tensor, ...], axes: tuple[int | None, int] | None) -> tuple[Lines, Lines] | None:
+def _lines_of(reach: tuple[Tensor, ...], axes: tuple[int | None, ...] | None) -> tuple[Lines, ...] | None:
     lines = []
-    for kept, (first, last) in zip(axes or (None, None), (reach[:2], reach[2:]), strict=True):
+    sides = list(zip(reach[::2], reach[1::2], strict=True))
+    for kept, (first, last) in zip(axes or (None,) * len(sides), sides, strict=True):
         if kept is not None:
             lines.append((-_largest(first, kept), _largest(last, kept)))
         else:
@@ -369,7 +373,7 @@ def _lines_of(reach: tuple[Tensor, ...], axes: tuple[int | None, int] | None) ->
             lines.append((-first.reshape(-1)[farthest][None], last.reshape(-1)[farthest][None]))
     if not bool(torch.isfinite(lines[0][0]).any()):
         return None
-    return lines[0], lines[1]
+    return tuple(lines)
 
 
 def _largest(side: Tensor, kept: int) -> Tensor:
