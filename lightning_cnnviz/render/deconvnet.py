@@ -22,7 +22,6 @@ from lightning_cnnviz.render.patches import (
     numbers_of_row,
     numbers_of_unit,
     place_patch,
-    scale_of,
 )
 from lightning_cnnviz.report import Gallery, Item, LateTile, Number, Report, Row, Tile
 
@@ -153,7 +152,7 @@ def _gallery(
             numbers = numbers_of_unit(layer, feature, rank) | crops.file(layer, feature, rank)
             box = layer.boxes[feature, rank]
             values = next(projections)
-            scale = scale_of(values)
+            scale = frame.scale_of(values)
             # Without captions: the room is for the pictures.
             draw, inside = partial(frame.projection, values, box, scale), frame.inside(box)
             numbered = numbers | {"full contrast": scale}

@@ -80,16 +80,21 @@ class Frame:
         return place_patch(normalization.to_pixels(values), box, self.size)
 
     def projection(self, values: Tensor, box: Tensor, scale: float | None = None) -> Tensor:
-        """Draw a projection likewise, in values of either sign: up to `scale`, by default by `scale_of`."""
-        scale = scale_of(values) if scale is None else scale
+        """Draw a projection likewise, in values of either sign: up to `scale`, by default that of `scale_of`."""
+        scale = self.scale_of(values) if scale is None else scale
         if len(self.lengths) == 1:
-            most = float(values.float().nan_to_num(0, 0, 0).abs().max()) if values.numel() else 0.0
-            return self._curve(values.float(), box, (-most, most) if most > 0 else (-1.0, 1.0))
+            return self._curve(values.float(), box, (-scale, scale) if scale > 0 else (-1.0, 1.0))
         if len(self.lengths) == 3:
             return draw_patch_slices(
                 values, box.tolist(), self.lengths, lambda part: to_gray_centered(part, scale), clip=self._is_clip
             )
         return place_patch(to_gray_centered(values, scale), box, self.size)
+
+    def scale_of(self, values: Tensor) -> float:
+        """Return the magnitude that is shown in full: of a signal the largest, which its axis ends at."""
+        if len(self.lengths) > 1:
+            return scale_of(values)
+        return float(values.float().nan_to_num(0, 0, 0).abs().max()) if values.numel() else 0.0
 
     def notes(self, normalization: Normalization) -> tuple[str, ...]:
         """Say to the reader what is drawn, and what it means where nothing is."""
@@ -98,8 +103,8 @@ class Frame:
             return signal_sentence(normalization.channels, self.channels), "Blue is what lies beyond a signal's ends."
         if len(self.lengths) == 3:
             names = ", ".join(SLICE_NAMES[self._is_clip])
-            through = "through a depth (rows by columns), a row (depths by columns) and a column (depths by rows)"
-            slices = f"Three slices go through the middle of a unit's field: {names}, {through}."
+            lie = "rows and columns; below it depth (downwards) and columns; beside it rows and depth (to the right)"
+            slices = f"Three slices go through the middle of a unit's field ({names}): {lie}."
             return slices, normalization.sentence(), beyond
         return normalization.sentence(), beyond
 

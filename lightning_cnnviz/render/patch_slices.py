@@ -15,7 +15,9 @@ __all__ = ["SLICE_NAMES", "draw_patch_slices", "patch_slices_size"]
 
 SLICE_NAMES = {True: ("frame", "row", "column"), False: ("axial", "coronal", "sagittal")}
 """What slices through a depth, a row and a column are called: of clips, and of volumes."""
-_AXES = ((1, 2), (0, 2), (0, 1))  # of each slice, the axis that is down and the one that is across
+# Of each slice, the axis that is down and the one across: rows and columns; below it depth and columns; beside it rows
+# and depth.
+_AXES = ((1, 2), (0, 2), (1, 0))
 _LEAST = 48  # pixels of the longest side
 _FONT, _HEADER, _GAP = 10, 15, 5
 _PAPER, _INK = 255, (60, 60, 60)
@@ -23,9 +25,8 @@ _PAPER, _INK = 255, (60, 60, 60)
 
 def patch_slices_size(lengths: Sequence[int], *, clip: bool) -> tuple[int, int]:
     """Return the height and width of a picture of slices of patches up to so long along each axis."""
-    scale, widths = _scale(lengths), _widths(lengths, clip)
-    height = max(lengths[down] for down, _ in _AXES) * scale
-    return _HEADER + height, sum(widths) + 2 * _GAP
+    scale, (depth, height, _) = _scale(lengths), lengths
+    return 2 * _HEADER + (height + depth) * scale, sum(_widths(lengths, clip)) + _GAP
 
 
 def draw_patch_slices(
@@ -53,23 +54,22 @@ def draw_patch_slices(
         min(max(whole // 2 - offset, 0), own - 1)
         for (whole, own), offset in zip(_pairs(lengths, values), offsets, strict=True)
     ]
-    height, width = patch_slices_size(lengths, clip=clip)
-    scale, widths = _scale(lengths), _widths(lengths, clip)
-    tile = torch.full((3, height, width), _PAPER, dtype=torch.uint8)
-    left, titles = 0, []
-    for axis, (down, across) in enumerate(_AXES):
+    scale = _scale(lengths)
+    tile = torch.full((3, *patch_slices_size(lengths, clip=clip)), _PAPER, dtype=torch.uint8)
+    below, beside = _HEADER + lengths[1] * scale, _widths(lengths, clip)[0] + _GAP
+    corners, titles = ((0, 0), (below, 0), (0, beside)), []
+    for axis, ((down, across), (top, left)) in enumerate(zip(_AXES, corners, strict=True)):
         panel = torch.tensor(outside, dtype=torch.uint8).view(3, 1, 1).repeat(1, lengths[down], lengths[across])
-        part = shown(values.select(axis + 1, middles[axis]))
+        part = values.select(axis + 1, middles[axis])
         rows, columns = (slice(offsets[own], offsets[own] + values.shape[own + 1]) for own in (down, across))
-        panel[:, rows, columns] = part
+        panel[:, rows, columns] = shown(part if down < across else part.transpose(1, 2))
         panel = panel.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
-        tile[:, _HEADER : _HEADER + panel.shape[1], left : left + panel.shape[2]] = panel
-        titles.append((left, f"{SLICE_NAMES[clip][axis]} {box[axis] + middles[axis]}"))
-        left += widths[axis] + _GAP
+        tile[:, top + _HEADER : top + _HEADER + panel.shape[1], left : left + panel.shape[2]] = panel
+        titles.append(((left, top), f"{SLICE_NAMES[clip][axis]} {box[axis] + middles[axis]}"))
     image = to_image(tile)
     draw = ImageDraw.Draw(image)
-    for start, title in titles:
-        write(draw, (start, 0), title, _FONT, _INK)
+    for corner, title in titles:
+        write(draw, corner, title, _FONT, _INK)
     return from_image(image)
 
 
@@ -82,10 +82,8 @@ def _scale(lengths: Sequence[int]) -> int:
     return max(1, _LEAST // max(lengths))
 
 
-def _widths(lengths: Sequence[int], clip: bool) -> list[int]:
-    """How wide each slice's part of the picture is: its name takes room, too."""
+def _widths(lengths: Sequence[int], clip: bool) -> tuple[int, int]:
+    """How wide the left and the right part of the picture are: the slices' names take room, too."""
+    first, second, third = (length(f"{name} 000", _FONT) for name in SLICE_NAMES[clip])
     scale = _scale(lengths)
-    return [
-        max(lengths[across] * scale, length(f"{name} 000", _FONT))
-        for (_, across), name in zip(_AXES, SLICE_NAMES[clip], strict=True)
-    ]
+    return max(lengths[2] * scale, first, second), max(lengths[0] * scale, third)
