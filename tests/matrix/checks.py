@@ -145,7 +145,7 @@ def maps_of(model: nn.Module, images: Tensor) -> tuple[Any, dict[str, Tensor]]:
             lambda _module, _inputs, output, name=name: found.setdefault(name, []).append(output.clone())
         )
         for name, module in model.named_modules()
-        if isinstance(module, nn.Conv2d)
+        if isinstance(module, nn.Conv2d | nn.Conv3d)
     ]
     try:
         output = model(images)
@@ -153,7 +153,7 @@ def maps_of(model: nn.Module, images: Tensor) -> tuple[Any, dict[str, Tensor]]:
         for handle in handles:
             handle.remove()
     maps = {name: own[0] for name, own in found.items() if len(own) == 1 and len(own[0]) == len(images)}
-    return output, {name: own for name, own in maps.items() if own.ndim == 4 and own.shape[-1] * own.shape[-2] > 1}
+    return output, {name: own for name, own in maps.items() if own.ndim > 3 and own.shape[2:].numel() > 1}
 
 
 def value_at(model: nn.Module, images: Tensor, layer: str) -> tuple[Any, Tensor]:
@@ -213,17 +213,22 @@ def check_mining(subject: Subject) -> None:
     with subject.timed():
         (found,) = mine_top_patches(subject.model, [subject.images], [layer], k=1, features=4).layers
     maps = subject.maps[layer].detach()
-    close(found.activations[:, 0], maps.amax((0, 2, 3)), 1e-6)
-    channels = torch.arange(maps.shape[1])
-    close(maps[found.images[:, 0], channels, found.rows[:, 0], found.columns[:, 0]], maps.amax((0, 2, 3)), 1e-6)
+    strongest = maps.flatten(2).amax((0, 2))
+    close(found.activations[:, 0], strongest, 1e-6)
+    places = [part[:, 0] for part in (found.depths, found.rows, found.columns) if part is not None]
+    index = (found.images[:, 0], torch.arange(maps.shape[1]), *places)
+    close(maps[index], strongest, 1e-6)
     for channel, patches in zip(found.features, found.patches, strict=True):
-        image, (top, left, bottom, right) = found.images[channel, 0], found.boxes[channel, 0].tolist()
-        assert torch.equal(patches[0].double(), subject.images[image, :, top:bottom, left:right].float().double())
+        own, box = subject.images[found.images[channel, 0]], found.boxes[channel, 0].tolist()
+        for axis, (first, last) in enumerate(zip(box[: len(places)], box[len(places) :], strict=True)):
+            own = own.narrow(1 + axis, first, last - first)
+        assert torch.equal(patches[0].double(), own.float().double())
 
 
 def check_projection(subject: Subject, method: Method) -> None:
     """A shallow, a middle and a deep unit, against autograd through the whole network, rectified as the method says."""
-    units = [Unit(1, layer, *subject.unit(layer)) for layer in subject.layers]
+    depth = 0 if subject.network.kind == "video" else None
+    units = [Unit(1, layer, *subject.unit(layer), None, depth) for layer in subject.layers]
     with subject.timed():
         projection = project(subject.model, subject.images, units, method=method)
     given = subject.images[1:].clone().requires_grad_()
@@ -231,7 +236,7 @@ def check_projection(subject: Subject, method: Method) -> None:
         _, maps = maps_of(subject.model, given)
     for number, layer in enumerate(subject.layers):
         channel, row, column = subject.unit(layer)
-        value = maps[layer][0, channel, row, column]
+        value = maps[layer][0, channel][row, column] if depth is None else maps[layer][0, channel][depth, row, column]
         (gradient,) = torch.autograd.grad(value, given, retain_graph=True)
         close(projection.on_image(number), gradient[0] * value.detach(), subject.network.tolerance)
 
