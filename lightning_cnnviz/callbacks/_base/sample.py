@@ -64,7 +64,8 @@ class DisplayedSample:
             gray. By default all: one in gray, three as colors, of any other number the mean in gray.
         task: For occlusion, invariance, attribution and the classes of maximization: what outputs and labels mean, for
             example `"multilabel"`; by default it is found from the first outputs and labels, and reports say what was
-            found.
+            found. Of segmentation, up to four classes that are in the images are looked at by themselves, each under
+            its name, over its pixels.
         output_fn: Likewise: takes what the network returns, and returns the tensor of scores. By default each of
             several heads is looked at by itself, under its name; labels of its own are looked for in the batch under
             the same name.
