@@ -62,6 +62,7 @@ def _row(layer: ActivationMaps, display: Display, place: int) -> Row:
     if display.labels is not None:
         label, names = display.labels[place], display.class_names
         figures_of_image["label"] = label_name(label, names)
+    figures_of_image["white"] = _largest(layer.maps[place])
     return Row(f"image {display.indices[place]}", tuple(tiles), figures_of_image)
 
 
@@ -72,9 +73,15 @@ def _tile_size(size: torch.Size) -> tuple[int, int]:
 
 def _pixels(maps: Tensor) -> Tensor:
     """Show feature maps `(K, H, W)` as `(K, H, W)` uint8 on one scale."""
+    largest = _largest(maps)
     maps = torch.where(maps.isfinite(), maps, torch.zeros(()))
-    largest = float(maps.abs().amax()) if maps.numel() else 0.0
     scaled = maps / largest if largest > 0 else maps
     signed = bool((maps < 0).any())
     shown = 127.5 + 127.5 * scaled if signed else 255 * scaled
     return shown.round().to(torch.uint8)
+
+
+def _largest(maps: Tensor) -> float:
+    """The magnitude that is shown in white."""
+    finite = maps[maps.isfinite()]
+    return float(finite.abs().amax()) if len(finite) else 0.0

@@ -66,7 +66,7 @@ def attribution_report(
             Tile(overlaid(image, values, signed=signed), _TITLES[result.method], {**figures, "full color": scale}),
             Tile(overlaid(blank, values, signed=signed), "by itself", {**figures, "full color": scale}),
         )
-        rows.append(Row(target_label(untouched, number, class_names), tiles, figures))
+        rows.append(Row(target_label(untouched, number, class_names), tiles, {**figures, "full color": scale}))
     of_layer = f" of {result.layer}" if result.layer else ""
     caption = f"{_TITLES[result.method]}{of_layer}: what speaks for the {untouched.target_name} of each image"
     colors = color_scale(f"the {untouched.target_name}", signed=signed)

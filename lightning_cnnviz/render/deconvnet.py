@@ -23,7 +23,7 @@ from lightning_cnnviz.render.patches import (
     numbers_of_unit,
     place_patch,
 )
-from lightning_cnnviz.report import Gallery, Item, LateTile, Number, Report, Row, Tile
+from lightning_cnnviz.report import ColorScale, Gallery, Item, LateTile, Number, Report, Row, Tile
 
 __all__ = ["FirstRanked", "deconvnet_report", "projection_report"]
 
@@ -37,6 +37,7 @@ _CURVE_NOTE = (
     "Of projections, zero is no contribution; above and below it is where more or less of the input would raise the "
     "activation, each picture scaled by itself."
 )
+_SCALE = ColorScale(("#000000", "#ffffff"), "less of it activates", "more of it activates", "no contribution")
 # A strip of evolution goes on in a new line after so many looks.
 _LOOKS_A_LINE = 12
 
@@ -138,8 +139,8 @@ def _unit_gallery(projection: Projection, layer: str, pixels: Sequence[Tensor]) 
     beside = " (left) beside their patches (right)" if pixels else ""
     units = f"{len(places)} unit{'s' * (len(places) > 1)}"
     caption = f"{projection.method}: {units} projected to pixels{beside}, {frame.said}"
-    columns = 2 if pixels else 1
-    return Gallery(layer, tuple(rows), caption=caption, columns=columns, tile_side=_SIDE, layer=layer)
+    form: dict[str, Any] = {"columns": 2 if pixels else 1, "tile_side": _SIDE, "scale": _scale(frame)}
+    return Gallery(layer, tuple(rows), caption=caption, layer=layer, **form)
 
 
 def _gallery(
@@ -166,11 +167,17 @@ def _gallery(
         f"(left) beside their patches (right), {frame.said}"
     )
     form: dict[str, Any] = {"columns": 2 * _half(k), "tile_side": _SIDE, "enlarge": frame.is_image}
+    form["scale"] = _scale(frame)
     return Gallery(layer.layer, tuple(rows), caption=caption, layer=layer.layer, **form)
 
 
 def _projection_note(frame: Frame) -> str:
     return _GRAY_NOTE if len(frame.lengths) > 1 else _CURVE_NOTE
+
+
+def _scale(frame: Frame) -> ColorScale | None:
+    """What grays of projections stand for; of curves, their axis says it."""
+    return _SCALE if len(frame.lengths) > 1 else None
 
 
 def _evolution(layer: LayerTopPatches, looks: Mapping[int, Sequence[FirstRanked]]) -> Gallery:
@@ -184,6 +191,7 @@ def _evolution(layer: LayerTopPatches, looks: Mapping[int, Sequence[FirstRanked]
     longest = max(len(strip) for strip in looks.values())
     columns = min(longest, _LOOKS_A_LINE)
     form: dict[str, Any] = {"columns": columns, "tile_side": _SIDE, "enlarge": frame.is_image, "named": True}
+    form["scale"] = _scale(frame)
     return Gallery(f"{layer.layer}/evolution", strips, caption=caption, layer=layer.layer, **form)
 
 

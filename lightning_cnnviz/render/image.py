@@ -13,7 +13,7 @@ from lightning_cnnviz.render._text import INK, PAPER, PENCIL, draw_header, fit, 
 from lightning_cnnviz.render.layout import EDGE, SheetPlan, SheetSizes, plan_sheet
 from lightning_cnnviz.report import ColorScale, Gallery, Row
 
-__all__ = ["LOSSLESS_SIDE", "decode_tile", "draw_sheet", "encode_tile", "from_image", "to_image"]
+__all__ = ["LOSSLESS_SIDE", "decode_tile", "draw_color_bar", "draw_sheet", "encode_tile", "from_image", "to_image"]
 
 LOSSLESS_SIDE = 32
 """Up to this many pixels a side a PNG is lossless *and* hardly larger than a JPEG with its 600 bytes of tables."""
@@ -94,6 +94,32 @@ def draw_sheet(gallery: Gallery, *, title: str) -> Tensor:
     return from_image(sheet)
 
 
+def draw_color_bar(sheet: Image.Image, scale: ColorScale, corner: tuple[int, int], *, size: int) -> None:
+    """Draw on one line what the colors of tiles stand for: a bar between the words for its ends.
+
+    Args:
+        sheet: What is drawn on, as wide as the line may be with the same margin on both sides.
+        scale: The colors.
+        corner: Left and top of the line.
+        size: Of the letters, in pixels.
+    """
+    (start, top), draw = corner, ImageDraw.Draw(sheet)
+    room = sheet.width - 2 * start
+    width = min(_BAR, room // 3)
+    low = fit(scale.low, (room - width) // 2 - 8, size)
+    left = start + (length(low, size) + 8 if low else 0)
+    colors = [ImageColor.getrgb(color) for color in scale.colors]
+    places = np.linspace(0, len(colors) - 1, width)
+    levels = np.stack([np.interp(places, range(len(colors)), band) for band in zip(*colors, strict=True)], 1)
+    bar = Image.fromarray(np.tile(levels.round().astype(np.uint8), (line_height(size) - 2, 1, 1)))
+    sheet.paste(bar, (left, top + 1))
+    draw.rectangle((left - 1, top, left + width, top + bar.height + 1), outline=PENCIL)
+    write(draw, (start, top), low, size, PENCIL)
+    middle = f", {scale.middle} in the middle" if scale.middle else ""
+    right = left + width + 8
+    write(draw, (right, top), fit(scale.high + middle, start + room - right, size), size, PENCIL)
+
+
 def to_image(pixels: Tensor) -> Image.Image:
     """Make an image of PIL's from `(3, H, W)` uint8 pixels."""
     # NumPy reorders the axes: for so little data, torch's threads cost more than they gain.
@@ -147,21 +173,9 @@ def _draw_header(gallery: Gallery, title: str, plan: SheetPlan) -> Image.Image:
 
 def _with_color_bar(header: Image.Image, scale: ColorScale) -> Image.Image:
     """Add a line with what the colors of tiles stand for."""
-    below = line_height(_FIGURES) + 8
-    sheet = Image.new("RGB", (header.width, header.height + below), PAPER)
+    sheet = Image.new("RGB", (header.width, header.height + line_height(_FIGURES) + 8), PAPER)
     sheet.paste(header)
-    draw, top = ImageDraw.Draw(sheet), header.height - 10
-    left = EDGE + length(scale.low, _FIGURES) + 8
-    colors = [ImageColor.getrgb(color) for color in scale.colors]
-    places = np.linspace(0, len(colors) - 1, _BAR)
-    levels = np.stack([np.interp(places, range(len(colors)), band) for band in zip(*colors, strict=True)], 1)
-    bar = Image.fromarray(np.tile(levels.round().astype(np.uint8), (line_height(_FIGURES) - 2, 1, 1)))
-    sheet.paste(bar, (left, top + 1))
-    draw.rectangle((left - 1, top, left + _BAR, top + bar.height + 1), outline=PENCIL)
-    write(draw, (EDGE, top), scale.low, _FIGURES, PENCIL)
-    middle = f", {scale.middle} in the middle" if scale.middle else ""
-    right = left + _BAR + 8
-    write(draw, (right, top), fit(scale.high + middle, header.width - right - EDGE, _FIGURES), _FIGURES, PENCIL)
+    draw_color_bar(sheet, scale, (EDGE, header.height - 10), size=_FIGURES)
     return sheet
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,6 +18,7 @@ from lightning_cnnviz.render.figures import (
     PICTURE_WIDTH,
     class_color,
     class_label,
+    color_scale,
     figure_pixels,
     layer_notes,
     new_figure,
@@ -110,7 +112,8 @@ def _pixel_maps(
         seen = Tile(overlaid(image, p.nan_to_num(0), signed=False), f"p({target})", figures)
         rows.append(Row(f"image {index}: {target}", (Tile(image, "image", figures), seen), figures))
     caption = "p of the class that is followed, pixel by pixel: dark is 0, the brightest color 1"
-    return [Gallery("p by pixel", tuple(rows), caption=caption, enlarge=False, columns=2)]
+    scale = replace(color_scale("", signed=False), low="p 0", high="1")
+    return [Gallery("p by pixel", tuple(rows), caption=caption, enlarge=False, columns=2, scale=scale)]
 
 
 def occlusion_scalars(result: OcclusionMaps) -> list[Scalar]:

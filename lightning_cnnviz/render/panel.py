@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from PIL import Image, ImageDraw
 from torch import Tensor
 
 from lightning_cnnviz.render._text import INK, PAPER, PENCIL, fit, fit_numbers, line_height, wrap, write
-from lightning_cnnviz.render.image import from_image, to_image
-from lightning_cnnviz.report import Gallery, Row, Tile
+from lightning_cnnviz.render.image import draw_color_bar, from_image, to_image
+from lightning_cnnviz.report import ColorScale, Gallery, Number, Row, Tile
 
 __all__ = ["draw_panel", "overview", "places_evenly"]
 
@@ -64,12 +64,15 @@ def draw_panel(gallery: Gallery, *, title: str) -> Tensor:
         caption = f"First {plan.shown} of {len(gallery.rows)}. {caption}"
     room = _WIDTH - 2 * _EDGE
     lines = [line for line in wrap(caption, room, _CAPTION)[:2] if line]
-    header = _EDGE + line_height(_TITLE) + len(lines) * line_height(_CAPTION) + _GAP // 2
+    bar_at = _EDGE + line_height(_TITLE) + len(lines) * line_height(_CAPTION) + _GAP // 4
+    header = bar_at + _GAP // 4 + (0 if gallery.scale is None else line_height(_FIGURES) + _GAP // 2)
     sheet = Image.new("RGB", (_WIDTH, header + plan.height + _EDGE), PAPER)
     draw = ImageDraw.Draw(sheet)
     write(draw, (_EDGE, _EDGE - 4), fit(title, room, _TITLE, bold=True), _TITLE, INK, bold=True)
     for number, line in enumerate(lines):
         write(draw, (_EDGE, _EDGE + line_height(_TITLE) + number * line_height(_CAPTION)), line, _CAPTION, PENCIL)
+    if gallery.scale is not None:
+        draw_color_bar(sheet, gallery.scale, (_EDGE, bar_at), size=_FIGURES)
     for number, row in enumerate(gallery.rows[: plan.shown]):
         down, across = divmod(number, plan.across)
         corner = _EDGE + across * (plan.block[0] + _GAP), header + down * (plan.block[1] + _GAP)
@@ -89,11 +92,34 @@ def overview(galleries: Sequence[Gallery], *, name: str, caption: str = "", stri
     """
     chosen = [_chosen(gallery, strips) for gallery in galleries]
     side = 2 * _SIDE if max(map(len, chosen), default=0) == 1 else _SIDE
+    scale, of_layers = _common_scale([gallery.scale for gallery in galleries])
     rows = tuple(
-        Row(gallery.layer or gallery.name, tuple(Tile(_fitted(tile.pixels, side, gallery.enlarge)) for tile in tiles))
-        for gallery, tiles in zip(galleries, chosen, strict=True)
+        Row(
+            gallery.layer or gallery.name,
+            tuple(Tile(_fitted(tile.pixels, side, gallery.enlarge)) for tile in tiles),
+            {**_said(gallery, tiles), **({} if of_layer is None else {"scale": of_layer})},
+        )
+        for gallery, tiles, of_layer in zip(galleries, chosen, of_layers, strict=True)
     )
-    return Gallery(name, rows, caption=caption, enlarge=False)
+    return Gallery(name, rows, caption=caption, enlarge=False, scale=scale)
+
+
+def _said(gallery: Gallery, tiles: Sequence[Tile]) -> Mapping[str, Number]:
+    """What is said of the one row that stands for a layer: of an image, its label and its scale."""
+    row = next((row for row in gallery.rows if row.tiles), None)
+    return row.numbers if row is not None and row.channel is None and tiles[0] is row.tiles[0] else {}
+
+
+def _common_scale(scales: Sequence[ColorScale | None]) -> tuple[ColorScale | None, list[str | None]]:
+    """Return what the colors of all layers stand for, and of each what only its own do."""
+    known = [scale for scale in scales if scale is not None]
+    if not known or len(known) < len(scales) or len({scale.colors for scale in known}) > 1:
+        return None, [None if scale is None else f"{scale.low} to {scale.high}" for scale in scales]
+    if len(set(known)) == 1:
+        return known[0], [None] * len(scales)
+    middle = known[0].middle if len({scale.middle for scale in known}) == 1 else ""
+    common = ColorScale(known[0].colors, "least", "most, layer by layer", middle)
+    return common, [f"{scale.low} to {scale.high}" for scale in known]
 
 
 def _chosen(gallery: Gallery, strips: bool) -> list[Tile]:

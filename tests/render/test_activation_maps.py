@@ -32,12 +32,13 @@ def only(report: Report) -> Gallery:
 
 
 def test_a_row_for_each_image_with_the_image_first() -> None:
-    report = shown(torch.rand(2, 3, 4, 4), torch.tensor([1, 5]), ["cat", "dog"])
-    gallery = only(report)
+    maps = torch.rand(2, 3, 4, 4)
+    report = shown(maps, torch.tensor([1, 5]), ["cat", "dog"])
+    gallery, (white, other) = only(report), maps.flatten(1).amax(1).tolist()
     assert report.key(gallery) == "activation_maps/conv"
     first, second = gallery.rows
-    assert (first.caption, first.numbers) == ("image 7", {"label": "dog"})
-    assert (second.caption, second.numbers) == ("image 8", {"label": 5})  # a label without a name
+    assert (first.caption, first.numbers) == ("image 7", {"label": "dog", "white": white})
+    assert (second.caption, second.numbers) == ("image 8", {"label": 5, "white": other})  # a label without a name
     assert [tile.caption.split(":")[0] for tile in first.tiles] == ["image", "10", "11", "12"]
     assert gallery.caption.startswith("the 3 strongest of 32 feature maps of 4 x 4")
     assert {tuple(tile.pixels.shape) for tile in first.tiles} == {(3, 96, 96)}

@@ -34,8 +34,9 @@ def test_a_row_an_image_under_its_class() -> None:
     assert [tile.caption for tile in found.rows[0].tiles] == ["image", "Grad-CAM", "by itself"]
     assert torch.equal(found.rows[1].tiles[0].pixels, shown()[1])
     figures = {"p(true class)": pytest.approx(0.8), "most probable": "cock", "dataset index": 7}
-    assert dict(found.rows[0].numbers) == figures
-    assert found.rows[0].tiles[1].numbers["full color"] == pytest.approx(float(maps[0].flatten().kthvalue(191).values))
+    full = pytest.approx(float(maps[0].flatten().kthvalue(191).values))
+    assert dict(found.rows[0].numbers) == {**figures, "full color": full}
+    assert found.rows[0].tiles[1].numbers["full color"] == full
     assert report.notes[0].startswith("Brighter speaks for the class")
 
 

@@ -11,7 +11,7 @@ from lightning_cnnviz.core.top_patches.search import mine_top_patches
 from lightning_cnnviz.render.deconvnet import FirstRanked, deconvnet_report
 from lightning_cnnviz.render.normalization import Normalization
 from lightning_cnnviz.render.patches import MEAN_NOTE, to_gray_centered
-from lightning_cnnviz.report import Gallery, Report
+from lightning_cnnviz.report import ColorScale, Gallery, Report
 
 AS_IT_IS = Normalization((0.0,), (1.0,))
 MAPS = torch.rand(5, 2, 4, 4, generator=torch.Generator().manual_seed(0))
@@ -23,6 +23,9 @@ def mined(rank_by: RankBy) -> tuple[TopPatches, list[Tensor]]:
     """Units of the images themselves, and a projection of a color of its own for each."""
     result = mine_top_patches(nn.Sequential(nn.Identity()), [MAPS], "0", k=3, rank_by=rank_by)
     return result, [torch.tensor([1.0, -0.1 * number, 0.0]).view(3, 1, 1) for number in range(6)]
+
+
+GRAYS = ColorScale(("#000000", "#ffffff"), "less of it activates", "more of it activates", "no contribution")
 
 
 def galleries(report: Report) -> list[Gallery]:
@@ -66,6 +69,7 @@ def test_a_strip_grows_look_by_look() -> None:
     twice = deconvnet_report(result, projections, "guided", AS_IT_IS, {"0": {1: looks}})
     _, strip = galleries(twice)
     assert (strip.name, strip.columns) == ("0/evolution", 2)
+    assert strip.scale == galleries(twice)[0].scale == GRAYS
     assert "the strongest projection of each feature map" in strip.caption
     assert [row.caption for row in strip.rows] == ["feature 1"]
     assert [tile.numbers for tile in strip.rows[0].tiles] == [
