@@ -104,3 +104,13 @@ def test_a_network_of_signals(module: str, capsys: pytest.CaptureFixture[str]) -
     (row,) = (line for line in printed.splitlines() if line.startswith("2 "))
     assert row.split()[1:3] == ["Conv1d", "8x493"]
     assert row.split()[-3:] == ["2", "15", "7"]
+
+
+def test_a_network_of_clips(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["layers", "torchvision.models.video:r3d_18", "--input", "3", "8", "32", "32"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("VideoResNet on a volume of 3x8x32x32\n")
+    (row,) = (line for line in printed.splitlines() if line.startswith("stem.0 "))
+    assert row.split()[1:3] == ["Conv3d", "64x8x16x16"]
+    assert "1 x 2 x 2" in row
+    assert "3 x 7 x 7" in row
