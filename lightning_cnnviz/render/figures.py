@@ -49,6 +49,8 @@ __all__ = [
 # What is drawn in the house's own colors can be told by them, and has others on a dark page.
 INK, PENCIL, GRID = "#010101", "#606060", "#e4e4e4"
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", INK)
+# Over an image a color is itself in both themes, also in the legend beside it.
+_CLASS_COLORS = (*COLORS[:-1], "#303030")
 _DASHES = ("-", "--", ":", "-.")
 PICTURE_WIDTH, LEAST_FONT = 7.27, 10.5
 """Inches and points of figures of several panels: at half their width, 400 pixels, letters still have 8."""
@@ -167,7 +169,7 @@ def class_color(number: int) -> tuple[float, float, float]:
     """Return the color of the n-th class of a map, red, green and blue from 0 to 1."""
     from matplotlib.colors import to_rgb
 
-    return to_rgb(COLORS[number % len(COLORS)])
+    return to_rgb(_CLASS_COLORS[number % len(_CLASS_COLORS)])
 
 
 def show_pixels(axes: Axes, pixels: Tensor, title: str = "") -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from matplotlib.colors import to_hex
 
 from lightning_cnnviz.render._text import one_line
-from lightning_cnnviz.render.figures import COLORS, class_label, line_style, overlaid
+from lightning_cnnviz.render.figures import COLORS, GRID, INK, PENCIL, class_color, class_label, line_style, overlaid
 
 
 @pytest.mark.parametrize("signed", [False, True])
@@ -41,3 +42,9 @@ def test_folders_of_imagenet_are_read_as_classes(text: str, shown: str) -> None:
     assert one_line(text) == shown
     styles = [line_style(number) for number in range(2 * len(COLORS))]
     assert len({(style["color"], style["linestyle"]) for style in styles}) == 2 * len(COLORS)
+
+
+def test_a_class_has_the_same_color_over_an_image_and_in_the_legend_in_both_themes() -> None:
+    colors = [to_hex(class_color(number)) for number in range(len(COLORS))]
+    assert len({*colors}) == len(COLORS)
+    assert not {*colors} & {INK, PENCIL, GRID, "#ffffff"}  # the house's own follow the theme, and white is all others
