@@ -131,7 +131,7 @@ class _Trace:
         self.seen: list[tuple[str, tuple[int, ...] | None, ReceptiveField | None, str | None]] = []
         self.norms: list[str | None] = []
         self._last: Any = None  # kept alive, so that no other tensor can take its identity
-        self._entered: tuple[str, bool] = ("", False)
+        self._entered: tuple[str, int] = ("", -1)
 
     def on_layer(self, name: str, output: Any) -> None:
         self._last = output
@@ -162,12 +162,14 @@ class _Trace:
     def on_norm(self, name: str, value: Any) -> None:
         marker, _, key = name.partition(":")
         if marker == "in":
-            self._entered = (key, value is self._last)
+            # The layer just before it: a BatchNorm that was chosen, too, is seen itself before its result is read.
+            before = len(self.seen) - 1 if value is self._last else -1
+            self._entered = (key, before)
             return
         self.norms.append(name)
-        entered, directly = self._entered
-        if entered == key and directly and self.seen and self.seen[-1][1] is not None:
-            self.seen[-1] = (*self.seen[-1][:3], name)
+        entered, before = self._entered
+        if entered == key and before >= 0 and self.seen[before][1] is not None:
+            self.seen[before] = (*self.seen[before][:3], name)
         self._last = None
 
 

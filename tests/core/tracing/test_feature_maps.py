@@ -111,6 +111,13 @@ def test_which_norm_follows_directly(between: nn.Module | None, norm: nn.Module,
         assert [maps.site for maps in found] == [Site(norm) if behind else Site(model[0])]
 
 
+def test_a_norm_that_is_chosen_itself_is_behind_its_convolution_all_the_same() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.Conv2d(2, 2, 3), nn.BatchNorm2d(2))
+    found = trace_feature_maps(model, torch.zeros(1, 1, 9, 9), select_layers(model, ["conv", "1", "2"]))
+    sites = {"0": Site(model[1]), "1": Site(model[1]), "2": Site(model[2]), "3": Site(model[4])}
+    assert {maps.layer: maps.site for maps in found} == sites
+
+
 def test_layers_come_in_the_order_in_which_they_run() -> None:
     class Backwards(nn.Module):
         def __init__(self) -> None:
