@@ -35,7 +35,7 @@ _OF_LISTS = (
     ". Networks of lists of images, as those of detection are, can be looked at by their backbone, in passes of a "
     'monitor\'s own: data=<a loader>, model="<the backbone>", batch_fn=lambda batch: torch.stack(batch[0])'
 )
-_OF_AXES = {1: "signals (N, C, L)", 2: "images (N, C, H, W)", 3: "clips and volumes (N, C, D, H, W)"}
+_OF_AXES = {1: ("signals", "(N, C, L)"), 2: ("images", "(N, C, H, W)"), 3: ("clips and volumes", "(N, C, D, H, W)")}
 _LABEL_NAMES = ("label", "labels", "y", "target", "targets")
 
 
@@ -80,10 +80,12 @@ def read_batch(
             "image"
         )
     if images.ndim - 2 not in axes or not (images.is_floating_point() or images.dtype == torch.uint8):
-        kinds = " or ".join(_OF_AXES[number] for number in sorted(axes))
+        kinds, forms = (
+            " or ".join(words) for words in zip(*(_OF_AXES[number] for number in sorted(axes)), strict=True)
+        )
         raise TypeError(
-            f"the batch's input is {images.dtype} of shape {tuple(images.shape)}; {kinds} are float or uint8 tensors; "
-            "give batch_fn=... that returns (images, labels)"
+            f"the batch's input is {images.dtype} of shape {tuple(images.shape)}; {kinds} are float or uint8 tensors "
+            f"{forms}; give batch_fn=... that returns (images, labels)"
         )
     there = isinstance(labels, Tensor) and labels.shape[:1] == (len(images),) and not labels.is_complex()
     return images, labels if there else None

@@ -102,5 +102,5 @@ def test_images_of_other_axes_are_refused_with_the_reason() -> None:
         mine_top_patches(ecg_resnet().eval(), [torch.rand(2, 3, 9, 9)])
     with pytest.raises(ValueError, match=r"does not take images of shape .*its convolutions are Conv3d, of clips"):
         mine_top_patches(Branches3d().eval(), [torch.rand(2, 2, 9, 9)])
-    with pytest.raises(TypeError, match=r"signals \(N, C, L\) or images \(N, C, H, W\) are float or uint8 tensors"):
+    with pytest.raises(TypeError, match=r"signals or images are float or uint8 tensors \(N, C, L\) or \(N, C, H, W\)"):
         mine_top_patches(ecg_resnet().eval(), [torch.rand(2, 3)])
