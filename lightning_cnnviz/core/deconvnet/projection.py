@@ -544,10 +544,11 @@ class _Results:
             if pixels is not None:
                 kinds.setdefault(pixels.dtype, []).append((number, pixels))
         for members in kinds.values():
-            together = torch.cat([pixels.flatten() for _, pixels in members])
+            # Copied one by one: autocast does not join every kind of number.
+            together = members[0][1].new_empty(sum(pixels.numel() for _, pixels in members))
             parts = together.split([pixels.numel() for _, pixels in members])
             for (number, pixels), part in zip(members, parts, strict=True):
-                self.pixels[number] = part.view(pixels.shape)
+                self.pixels[number] = part.view(pixels.shape).copy_(pixels)
         self._loose = []
 
 

@@ -40,7 +40,6 @@ WITHOUT_RULE: dict[str, dict[str, str]] = {
         "BATCH_NORMS": "a row of kind norm comes of its parameters",
         "LAYER_NORMS": "a row of kind norm comes of its parameters",
         "GROUP_NORMS": "a row of kind norm comes of its parameters",
-        **dict.fromkeys(["POOLS_3D", "ADAPTIVE_POOLS_3D"], "in networks of images, over channels and not over maps"),
         **dict.fromkeys(["UNFOLDINGS", "FOLDINGS", "COMPLEX_VIEWS"], MOVES),
         **dict.fromkeys(["SAMPLERS", "FOURIER_TRANSFORMS", "RUNNING"], POINTWISE),
         "POOLS_BY_INDEX": "their windows lie where chance or other values say: no arithmetic",
