@@ -126,7 +126,7 @@ OF_MAPS = {"top_patches", "deconvnet", "correlation", "activation_maps", "maximi
             Dense,
             train_loader,
             val_loader,
-            {"layer_table"},
+            {"layer_table", "occlusion"},
             "Dense has no (Conv2d|layer that returns feature maps|convolution)",
         ),
         (Autoencoder, images_alone, images_alone, OF_WEIGHTS | OF_MAPS, "label|logits|class"),

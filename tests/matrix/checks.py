@@ -100,6 +100,16 @@ class Subject:
         names = list(self.maps)
         return list(dict.fromkeys([names[0], names[len(names) // 2], names[-1]]))
 
+    @property
+    def depth(self) -> int | None:
+        """That of the unit, of video networks alone."""
+        return 0 if self.network.kind == "video" else None
+
+    def place(self, layer: str) -> tuple[int, ...]:
+        """The unit's in maps `(N, C, H, W)`, or `(N, C, T, H, W)`, of one image: channel, depth, row and column."""
+        channel, row, column = self.unit(layer)
+        return (channel, row, column) if self.depth is None else (channel, self.depth, row, column)
+
     def unit(self, layer: str) -> tuple[int, int, int]:
         """A unit at the right border: channel, row and column."""
         if self.network.kind == "video":
@@ -184,7 +194,7 @@ def close(found: Tensor, expected: Tensor, tolerance: float = 1e-7) -> None:
 def check_table(subject: Subject) -> None:
     """Parameters and multiply-adds in all, and that fields are as wide as gradients reach, at three layers."""
     with subject.timed():
-        table = layer_table(subject.model, subject.images if subject.network.kind == "video" else subject.size)
+        table = layer_table(subject.model, tuple(subject.images.shape[1:]))
     assert table.parameters == sum(value.numel() for value in subject.model.parameters())
     counter = FlopCounterMode(display=False)
     fused = torch.backends.mha.get_fastpath_enabled()
@@ -197,13 +207,13 @@ def check_table(subject: Subject) -> None:
     assert 2 * sum(row.macs for row in table.rows) == counter.get_total_flops()
     rows = {row.layer: row for row in table.rows}
     for layer in subject.layers:
-        channel, row, column = subject.unit(layer)
-        value = subject.maps[layer][0, channel, row, column]
-        (gradient,) = torch.autograd.grad(value, subject.given, retain_graph=True)
-        field = rows[layer].receptive_field
+        (gradient,) = torch.autograd.grad(
+            subject.maps[layer][(0, *subject.place(layer))], subject.given, retain_graph=True
+        )
+        field, axes = rows[layer].receptive_field, range(gradient.ndim - 2)
         assert field is not None
-        for size, reached in zip(field, (gradient[0].abs().amax((0, 2)), gradient[0].abs().amax((0, 1))), strict=True):
-            places = reached.nonzero()[:, 0]
+        for axis, size in zip(axes, field, strict=True):
+            places = gradient[0].abs().movedim(1 + axis, 0).flatten(1).amax(1).nonzero()[:, 0]
             assert size is None or len(places) == 0 or int(places[-1] - places[0]) < size, layer
 
 
@@ -227,16 +237,14 @@ def check_mining(subject: Subject) -> None:
 
 def check_projection(subject: Subject, method: Method) -> None:
     """A shallow, a middle and a deep unit, against autograd through the whole network, rectified as the method says."""
-    depth = 0 if subject.network.kind == "video" else None
-    units = [Unit(1, layer, *subject.unit(layer), None, depth) for layer in subject.layers]
+    units = [Unit(1, layer, *subject.unit(layer), None, subject.depth) for layer in subject.layers]
     with subject.timed():
         projection = project(subject.model, subject.images, units, method=method)
     given = subject.images[1:].clone().requires_grad_()
     with RectifiedGradients(method):
         _, maps = maps_of(subject.model, given)
     for number, layer in enumerate(subject.layers):
-        channel, row, column = subject.unit(layer)
-        value = maps[layer][0, channel][row, column] if depth is None else maps[layer][0, channel][depth, row, column]
+        value = maps[layer][(0, *subject.place(layer))]
         (gradient,) = torch.autograd.grad(value, given, retain_graph=True)
         close(projection.on_image(number), gradient[0] * value.detach(), subject.network.tolerance)
 
@@ -254,7 +262,8 @@ def check_probe(subject: Subject) -> None:
         _, maps = maps_of(subject.model, images)
     for own in features.layers:
         assert own.values is not None
-        close(own.values, F.adaptive_avg_pool2d(maps[own.layer], own.pooled).flatten(1), 1e-6)
+        pooled = F.adaptive_avg_pool2d if subject.depth is None else F.adaptive_avg_pool3d
+        close(own.values, pooled(maps[own.layer], own.pooled).flatten(1), 1e-6)
     assert layer in {own.layer for own in features.layers}
 
 
@@ -334,14 +343,13 @@ def check_attribution(subject: Subject, method: AttributionMethod) -> None:
 def check_maximization(subject: Subject) -> None:
     """Two steps: the activations that are said to be reached, and more of them than at the start."""
     layer = subject.layers[0]
-    objective = UnitActivation(layer, *subject.unit(layer))
+    objective, size = UnitActivation(layer, *subject.unit(layer), depth=subject.depth), tuple(subject.images.shape[1:])
     with subject.timed():
-        climbed = maximize(subject.model, objective, subject.size, starts=1, steps=4, transforms=None)
-    start = maximize(subject.model, objective, subject.size, starts=1, steps=1, transforms=None, learning_rate=1e-9)
-    channel, row, column = subject.unit(layer)
+        climbed = maximize(subject.model, objective, size, starts=1, steps=4, transforms=None)
+    start = maximize(subject.model, objective, size, starts=1, steps=1, transforms=None, learning_rate=1e-9)
     with torch.no_grad():
         _, maps = maps_of(subject.model, climbed.images.double())
-    close(climbed.activations, maps[layer][:, channel, row, column], 1e-3)
+    close(climbed.activations, maps[layer][(slice(None), *subject.place(layer))], 1e-3)
     assert float(climbed.activations[0]) > float(start.activations[0])
 
 

@@ -67,10 +67,7 @@ _SCORED = ("invariance", "occlusion", "saliency", "Grad-CAM", "guided Grad-CAM")
 _TUNED = ("FineTuner head", "FineTuner staged", "FineTuner full")
 _NO_CLASSES = {**dict.fromkeys(_SCORED, NO_SCORES), **dict.fromkeys(_TUNED, "can be replaced|classif")}
 _NOT_TUNED = dict.fromkeys(_TUNED, "classif")
-_LAYERS = ("layer table", "top patches", "gradient", "deconvnet", "guided", "probe", "maximize")
-_CLIPS = dict.fromkeys(
-    (*_LAYERS, *_SCORED, *_TUNED), r"clips|volumes|images? .*\(N?1?,? ?C, H, W\)|feature maps|take images"
-)
+_CLIPS = dict.fromkeys((*_SCORED, *_TUNED), r"clips|volumes|images? .*\(N?1?,? ?C, H, W\)|feature maps|take images")
 
 CLASSIFICATION = [
     Network("alexnet"),
@@ -138,7 +135,7 @@ VIDEO = [
     Network("r3d_18", kind="video", refusals=_CLIPS),
     Network("mc3_18", kind="video", refusals=_CLIPS),
     Network("r2plus1d_18", kind="video", refusals=_CLIPS),
-    Network("s3d", kind="video", refusals=_CLIPS),
+    Network("s3d", kind="video", size=224, refusals=_CLIPS),
     Network("mvit_v1_b", kind="video", siblings=("mvit_v2_s",), size=224, refusals=_CLIPS),
     Network("swin3d_t", kind="video", siblings=("swin3d_s", "swin3d_b"), refusals=_CLIPS),
 ]
