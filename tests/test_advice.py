@@ -104,9 +104,16 @@ DEFINED, NAMES = _source()
 
 @cache
 def _calls(place: str) -> frozenset[str]:
-    """What of ours a function or class names."""
-    scope = NAMES[place.rpartition(".")[0]]
-    named = (scope.get(node.id, "") for node in ast.walk(DEFINED[place]) if isinstance(node, ast.Name))
+    """What of ours a function or class names, but for annotations: who is given an object has not made it."""
+    scope, notes = NAMES[place.rpartition(".")[0]], set[int]()
+    for node in ast.walk(DEFINED[place]):
+        for note in (getattr(node, "annotation", None), getattr(node, "returns", None)):
+            notes |= {id(part) for part in ast.walk(note)} if isinstance(note, ast.AST) else set()
+    named = (
+        scope.get(node.id, "")
+        for node in ast.walk(DEFINED[place])
+        if isinstance(node, ast.Name) and id(node) not in notes
+    )
     return frozenset(other for other in named if other in DEFINED)
 
 
