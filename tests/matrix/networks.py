@@ -136,7 +136,7 @@ VIDEO = [
     Network("mc3_18", kind="video", refusals=_CLIPS),
     Network("r2plus1d_18", kind="video", refusals=_CLIPS),
     Network("s3d", kind="video", size=224, refusals=_CLIPS),
-    Network("mvit_v1_b", kind="video", options={"spatial_size": (64, 64)}, siblings=("mvit_v2_s",), refusals=_CLIPS),
+    Network("mvit_v1_b", kind="video", siblings=("mvit_v2_s",), size=224, refusals=_CLIPS),
     Network("swin3d_t", kind="video", siblings=("swin3d_s", "swin3d_b"), refusals=_CLIPS),
 ]
 TRANSFORMERS = [

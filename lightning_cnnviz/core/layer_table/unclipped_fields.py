@@ -65,7 +65,12 @@ class UnclippedFields:
         own = range(self._axes) if image.ndim > 3 else (1,)
         self._size = {axis: image.shape[axis - self._axes] for axis in own}
         self._strips = dict[int, _Strip]()
+        # Attention within a long volume takes minutes to follow: a network of clips with tokens is measured as it is.
+        attends = image.ndim == 5 and any(operation.kind == "matmul" for operation in log.operations)
         for axis, size in self._size.items():
+            if attends:
+                self._strips[axis] = _Strip([], axis, size)
+                continue
             alike = axis == 1 and image.ndim == 4 and log.axes_alike and size == self._size.get(0)
             self._strips[axis] = self._strips[0] if alike else _strip(model, image, log.operations, values, axis)
 
